@@ -1,0 +1,223 @@
+"""Build of the optional extension ``largebatch._C``; all metadata is in pyproject.toml.
+
+The extension uses the libtorch stable ABI and, if it can, Python's limited API, so that one wheel
+serves every CPython >= 3.10 and every torch >= 2.11. Environment variables:
+
+- ``CXX``: the C++ compiler (default ``g++``, else ``c++``). None works: pure Python is installed.
+- ``LARGEBATCH_CUDA``: ``0`` leaves the CUDA kernels out, ``1`` makes their absence an error.
+  Otherwise they are built when ``nvcc`` is found (``CUDA_HOME``, else ``PATH``).
+- ``TORCH_CUDA_ARCH_LIST``: architectures as torch spells them, ``8.0;9.0;10.0`` by default.
+- ``LARGEBATCH_SANITIZE=1``: an instrumented CPU build (ASan and UBSan) for the tests.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+CSRC = ROOT / "csrc"
+OLDEST_PYTHON = (3, 10)
+TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the stable ABI that the sources may use
+CUDA_ARCHITECTURES = "8.0;9.0;10.0"
+
+
+class BuildFailed(Exception):
+    """One way to build did not work; the message says why."""
+
+
+def torch_includes() -> list[Path]:
+    """Return torch's header folders without importing torch, which would cost seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise BuildFailed("torch is not installed in the build environment")
+    return [Path(spec.origin).parent / "include"]
+
+
+def torch_libraries() -> Path:
+    """Return the folder of libtorch_cpu.so."""
+    return torch_includes()[0].parent / "lib"
+
+
+def find_cxx() -> str:
+    """Return the C++ compiler, having checked that it runs."""
+    named = os.environ.get("CXX")
+    for name in [named] if named else ["g++", "c++", "clang++"]:
+        command = name.split()
+        if shutil.which(command[0]):
+            probe = subprocess.run([*command, "--version"], capture_output=True, text=True)
+            if probe.returncode == 0:
+                return name
+    raise BuildFailed(f"no C++ compiler: {named or 'g++'} was not found or does not run")
+
+
+def find_nvcc() -> str | None:
+    """Return nvcc, or None where CUDA kernels are not to be built."""
+    wish = os.environ.get("LARGEBATCH_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"LARGEBATCH_CUDA={wish!r}: choose 0 or 1, or leave it unset")
+    if wish == "0" or os.environ.get("LARGEBATCH_SANITIZE") == "1":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    in_home = Path(home) / "bin" / "nvcc" if home else None
+    found = str(in_home) if in_home and in_home.exists() else shutil.which("nvcc")
+    if found is None and wish == "1":
+        raise SystemExit("LARGEBATCH_CUDA=1 but nvcc was not found: set CUDA_HOME or PATH")
+    return found
+
+
+def find_ninja() -> str:
+    """Return ninja: the package's own program, else the one on PATH."""
+    if importlib.util.find_spec("ninja"):
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    found = shutil.which("ninja")
+    if found is None:
+        raise BuildFailed("ninja is not installed in the build environment")
+    return found
+
+
+def architecture_flags() -> list[str]:
+    """Translate ``8.0;9.0+PTX`` into nvcc's flags; the last one always carries PTX."""
+    names = os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(" ", ";")
+    flags = []
+    entries = [name for name in names.split(";") if name]
+    for position, name in enumerate(entries):
+        number = name.removesuffix("+PTX").replace(".", "")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if name.endswith("+PTX") or position == len(entries) - 1:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def ninja_file(cxx: str, nvcc: str | None, target: Path) -> str:
+    """Return the text of build.ninja: one rule a compiler, one edge a source."""
+    sanitize = os.environ.get("LARGEBATCH_SANITIZE") == "1"
+    python_include = Path(sysconfig.get_paths()["include"])
+    includes = [f"-I{CSRC}", *(f"-isystem {path}" for path in torch_includes())]
+    if (python_include / "Python.h").exists():
+        includes.append(f"-isystem {python_include}")
+    version = f"0x{OLDEST_PYTHON[0]:02X}{OLDEST_PYTHON[1]:02X}0000"
+    # Without contraction every instruction set rounds alike, so AVX-512, AVX2 and NEON give one
+    # set of bits; the kernels wait for memory, not for multiply-adds.
+    common = [
+        "-std=c++17",
+        "-fPIC",
+        "-fvisibility=hidden",
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        f"-DPy_LIMITED_API={version}",
+        *(["-DLARGEBATCH_CUDA"] if nvcc else []),
+    ]
+    optimize = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra"]
+    if sanitize:
+        optimize = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+        optimize += ["-fno-sanitize-recover=all", "-ffp-contract=off", "-DLARGEBATCH_SANITIZE"]
+    link = [f"-L{torch_libraries()}", "-ltorch_cpu", "-ldl"]
+    lines = [
+        "ninja_required_version = 1.3",
+        f"cxx = {cxx}",
+        f"cxxflags = {' '.join([*common, *optimize, *includes])}",
+        "rule cxx",
+        "  command = $cxx -MMD -MF $out.d $cxxflags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+    if nvcc:
+        cuda_flags = ["-O3", "-std=c++17", "-Xcompiler -fPIC,-fvisibility=hidden", f"-I{CSRC}"]
+        cuda_flags += [*architecture_flags(), *os.environ.get("NVCC_APPEND", "").split()]
+        lines += [
+            f"nvcc = {nvcc}",
+            f"nvccflags = {' '.join(cuda_flags)}",
+            "rule nvcc",
+            "  command = $nvcc -ccbin $cxx -MD -MF $out.d $nvccflags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            "  command = $nvcc -ccbin $cxx -shared -cudart static $in -o $out " + " ".join(link),
+        ]
+    else:
+        shared = "-shared -fsanitize=address,undefined" if sanitize else "-shared"
+        lines += [
+            "rule link",
+            f"  command = $cxx {shared} $in -o $out " + " ".join(link),
+        ]
+    objects = []
+    for source in sorted(CSRC.rglob("*.cpp")) + (sorted(CSRC.rglob("*.cu")) if nvcc else []):
+        name = source.relative_to(CSRC).as_posix().replace("/", "_") + ".o"
+        lines.append(f"build {name}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
+        objects.append(name)
+    lines.append(f"build {target}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+class BuildStable(build_ext):
+    """Compile ``largebatch._C`` with ninja; fall back to no CUDA, then to no extension, aloud."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        try:
+            self.compile(target)
+        except BuildFailed as error:
+            banner(
+                f"largebatch is installed WITHOUT compiled ops: {error}\n"
+                "It works on the reference ops in plain PyTorch, only slower."
+            )
+
+    def compile(self, target: Path) -> None:
+        """Build with CUDA where it is wanted and possible, else for the CPU alone."""
+        cxx, nvcc = find_cxx(), find_nvcc()
+        if nvcc:
+            try:
+                return self.run_ninja(cxx, nvcc, target)
+            except BuildFailed as error:
+                if os.environ.get("LARGEBATCH_CUDA") == "1":
+                    raise SystemExit(f"LARGEBATCH_CUDA=1 but the CUDA build failed: {error}") from None
+                banner(f"the CUDA kernels of largebatch are left out: {error}")
+        return self.run_ninja(cxx, None, target)
+
+    def run_ninja(self, cxx: str, nvcc: str | None, target: Path) -> None:
+        folder = Path(self.build_temp).resolve() / ("cuda" if nvcc else "cpu")
+        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(ninja_file(cxx, nvcc, target))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        done = subprocess.run(
+            [find_ninja(), *jobs], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        text = done.stdout.decode(errors="replace")
+        if done.returncode != 0:
+            print(text, file=sys.stderr)
+            compiler = "the compiler" if nvcc is None else "nvcc or the compiler"
+            raise BuildFailed(f"{compiler} failed; its output is above")
+        print(text)
+
+    def get_outputs(self) -> list[str]:
+        # A build that fell back has no file: installing must not look for one.
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+    def copy_extensions_to_source(self) -> None:
+        for ext in self.extensions:
+            if Path(self.get_ext_fullpath(ext.name)).exists():
+                super().copy_extensions_to_source()
+
+
+def banner(text: str) -> None:
+    """Print what must not be missed among the build's other lines."""
+    print("\n".join(["*" * 78, *(f"* {line}" for line in text.splitlines()), "*" * 78]))
+    print(text, file=sys.stderr)
+
+
+setup(
+    ext_modules=[Extension("largebatch._C", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": BuildStable},
+    options={"bdist_wheel": {"py_limited_api": f"cp{OLDEST_PYTHON[0]}{OLDEST_PYTHON[1]}"}},
+)
