@@ -1,0 +1,42 @@
+"""Durations, batch plans and learning-rate curves: pure functions of samples seen.
+
+Samples are the clock: changing the batch or the number of ranks moves nothing that is keyed to
+samples. What does depend on steps (a length in ``st``, regime adaptation) says so.
+"""
+
+from largebatch.schedule.clock import Clock
+from largebatch.schedule.config import BatchConfig, PhaseConfig, ScheduleConfig
+from largebatch.schedule.constant import constant
+from largebatch.schedule.cosine import cosine
+from largebatch.schedule.curve import Curve, Timeline, curves
+from largebatch.schedule.cyclical import cyclical
+from largebatch.schedule.duration import Duration
+from largebatch.schedule.multistep import multistep
+from largebatch.schedule.plan import BatchPlan, Phase, Step
+from largebatch.schedule.poly import poly
+from largebatch.schedule.scaling import half_life_factor, scale_lr
+from largebatch.schedule.schedule import Schedule
+from largebatch.schedule.sgdr import sgdr
+
+__all__ = [
+    "BatchConfig",
+    "BatchPlan",
+    "Clock",
+    "Curve",
+    "Duration",
+    "Phase",
+    "PhaseConfig",
+    "Schedule",
+    "ScheduleConfig",
+    "Step",
+    "Timeline",
+    "constant",
+    "cosine",
+    "curves",
+    "cyclical",
+    "half_life_factor",
+    "multistep",
+    "poly",
+    "scale_lr",
+    "sgdr",
+]

@@ -1,0 +1,172 @@
+"""The learning rate of a run as a function of samples seen."""
+
+from __future__ import annotations
+
+from largebatch._errors import UserError
+from largebatch.schedule.clock import Clock
+from largebatch.schedule.config import BatchConfig, ScheduleConfig
+from largebatch.schedule.curve import Timeline, curves
+from largebatch.schedule.duration import Duration
+from largebatch.schedule.plan import Phase
+from largebatch.schedule.resolve import regime_factor, resolve_plan, stretch
+from largebatch.schedule.scaling import scale_lr
+from largebatch.schedule.sgdr import cycle_ends
+
+
+class Schedule:
+    """Batch plan, curve, warm-up, scaling and regime of one run, resolved to samples.
+
+    Attributes:
+        plan: the batch plan, whose steps the run takes.
+        clock: converts the run's other durations to samples.
+        total_samples: length of the run.
+        warmup_samples: length of the warm-up.
+        regime_factor: by how much regime adaptation has stretched the run.
+        cycle_ends: where the cycles of sgdr and cyclical end, in samples; else the run's end alone.
+
+    Args:
+        schedule: the config section.
+        batch: the config section.
+        lr: ``optim.lr``, tuned at ``batch.reference``.
+        scaling: ``optim.scaling``: none, linear or sqrt.
+        epoch_samples: training samples in an epoch.
+        minimum: the smallest step allowed, as in ``BatchPlan``.
+        cycles: ``snapshot.cycles``: that many equal cycles of curve sgdr or cyclical.
+
+    Raises:
+        UserError: a key out of range, or keys that contradict one another.
+    """
+
+    def __init__(
+        self,
+        schedule: ScheduleConfig,
+        batch: BatchConfig,
+        lr: float,
+        scaling: str,
+        epoch_samples: int,
+        minimum: int = 1,
+        cycles: int | None = None,
+    ) -> None:
+        batch.check()
+        schedule.check()
+        entry = curves.entry(schedule.curve)
+        if not 0 <= lr < float("inf"):
+            raise UserError(f"optim.lr={lr}: a number from 0 up")
+        self._config, self._batch, self._rate, self._rule = schedule, batch, lr, scaling
+        self._reference = batch.reference or batch.size
+        self.regime_factor = regime_factor(schedule, batch)
+        self.plan = resolve_plan(schedule, batch, epoch_samples, minimum)
+        assert self.plan.total_samples is not None
+        self.total_samples = self.plan.total_samples
+        self.clock = Clock(epoch_samples, self.total_samples, self.plan)
+        self._peaks = {phase: self._peak(phase.size) for phase in self.plan.phases}
+        self.warmup_samples = self._samples(schedule.warmup) if schedule.warmup else 0
+        if self.warmup_samples > self.total_samples:
+            raise UserError(
+                f"schedule.warmup={schedule.warmup}: {self.warmup_samples} samples, longer than "
+                f"the run's {self.total_samples}"
+            )
+        timeline = Timeline(
+            total=self.total_samples,
+            start=self.warmup_samples,
+            step=self._reference,
+            milestones=tuple(self._samples(milestone) for milestone in schedule.milestones),
+            cycle=self._cycle(cycles),
+        )
+        self._curve = entry.factory(schedule, timeline)
+        self.cycle_ends = self._cycle_ends(timeline.cycle)
+
+    def lr(self, samples: int, batch: int | None = None) -> float:
+        """Return the learning rate of the step that starts after ``samples``.
+
+        ``batch`` is the batch the rate is scaled to; None: its phase's, so that the short last step
+        of an epoch keeps its phase's rate.
+        """
+        phase = self.plan.phase_at(samples)
+        peak = self._peaks[phase] if batch is None else self._peak(batch)
+        rate = self._curve(samples, peak)
+        if samples < self.warmup_samples:
+            start = self._warmup_start
+            rate = start + (rate - start) * (samples / self.warmup_samples)
+        return rate * phase.lr_multiplier
+
+    def describe(self) -> list[str]:
+        """Return what was derived from the config and why, one line each."""
+        config, total = self._config, self.total_samples
+        first_of_size = {phase.size: phase for phase in reversed(self.plan.phases)}
+        lines = [self._describe_rate(first_of_size[size]) for size in sorted(first_of_size)]
+        if self.regime_factor > 1:
+            lines.append(
+                f"regime steps: epochs and samples x {self.regime_factor} "
+                f"= ceil({self.plan.phases[0].size}/{self._reference})"
+            )
+        lines.append(f"length {config.length} = {total:,} samples, {self.plan.total_steps:,} steps")
+        if self.warmup_samples:
+            steps = self.plan.steps_until(self.warmup_samples)
+            lines.append(
+                f"warm-up {config.warmup} from lr {self._warmup_start:.6g}: "
+                f"{self.warmup_samples:,} samples, {steps:,} steps"
+            )
+        lines.append(f"curve {config.curve}: {curves.entry(config.curve).summary}")
+        if len(self.plan.phases) > 1:
+            lines += [
+                f"phase {index} from sample {start:,}: batch {phase.size}"
+                + (f", image size {phase.image_size}" if phase.image_size else "")
+                + (f", lr x {phase.lr_multiplier:g}" if phase.lr_multiplier != 1 else "")
+                for index, (phase, start) in enumerate(self._starts())
+            ]
+        return lines
+
+    @property
+    def _warmup_start(self) -> float:
+        return self._rate if self._config.warmup_start == "reference" else 0.0
+
+    def _peak(self, batch: int) -> float:
+        return scale_lr(self._rate, batch, self._reference, self._rule)
+
+    def _samples(self, duration: Duration) -> int:
+        return stretch(duration, self.regime_factor).samples(self.clock)
+
+    def _cycle(self, cycles: int | None) -> int | None:
+        """Return the first cycle (sgdr) or half a cycle (cyclical) in samples."""
+        config = self._config
+        if cycles is None:
+            if config.cycle is None:
+                return None
+            cycle = self._samples(config.cycle)
+            if cycle < 1:
+                raise UserError(f"schedule.cycle={config.cycle}: less than one sample")
+            return cycle
+        if config.curve not in ("sgdr", "cyclical"):
+            raise UserError(
+                f"snapshot.cycles={cycles}: needs schedule.curve sgdr or cyclical, "
+                f"not {config.curve}"
+            )
+        if config.cycle is not None or config.cycle_mult != 1.0:
+            key = "cycle_mult" if config.cycle is None else "cycle"
+            raise UserError(f"snapshot.cycles={cycles}: sets the cycles; leave out schedule.{key}")
+        length = self.total_samples - self.warmup_samples
+        if not 1 <= cycles <= length:
+            raise UserError(f"snapshot.cycles={cycles}: from 1 to {length}")
+        return -(-length // (cycles if config.curve == "sgdr" else 2 * cycles))
+
+    def _cycle_ends(self, cycle: int | None) -> list[int]:
+        if cycle is None:
+            return [self.total_samples]
+        if self._config.curve == "cyclical":
+            return cycle_ends(0, self.total_samples, 2 * cycle, 1.0)
+        return cycle_ends(self.warmup_samples, self.total_samples, cycle, self._config.cycle_mult)
+
+    def _describe_rate(self, phase: Phase) -> str:
+        rate, size, reference = self._peaks[phase], phase.size, self._reference
+        if self._rule == "none" or size == reference:
+            if size != reference:
+                return f"lr {rate:.6g} for batch {size}: optim.scaling is none"
+            return f"lr {rate:.6g} for batch {size}"
+        ratio = f"{size}/{reference}"
+        ratio = f"sqrt({ratio})" if self._rule == "sqrt" else ratio
+        return f"lr {rate:.6g} = {self._rate:.6g} x {ratio}"
+
+    def _starts(self) -> list[tuple[Phase, int]]:
+        starts = [0] + [phase.end or 0 for phase in self.plan.phases[:-1]]
+        return list(zip(self.plan.phases, starts, strict=True))
