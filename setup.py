@@ -13,6 +13,7 @@ serves every CPython >= 3.10 and every torch >= 2.11. Environment variables:
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ CSRC = ROOT / "csrc"
 OLDEST_PYTHON = (3, 10)
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the stable ABI that the sources may use
 CUDA_ARCHITECTURES = "8.0;9.0;10.0"
+RECORD = "_build.json"  # beside the library: why a part was left out
 
 
 class BuildFailed(Exception):
@@ -59,19 +61,19 @@ def find_cxx() -> str:
     raise BuildFailed(f"no C++ compiler: {named or 'g++'} was not found or does not run")
 
 
-def find_nvcc() -> str | None:
-    """Return nvcc, or None where CUDA kernels are not to be built."""
+def find_nvcc() -> tuple[str | None, str]:
+    """Return nvcc, or None and the reason why CUDA kernels are not to be built."""
     wish = os.environ.get("LARGEBATCH_CUDA", "")
     if wish not in ("", "0", "1"):
         raise SystemExit(f"LARGEBATCH_CUDA={wish!r}: choose 0 or 1, or leave it unset")
     if wish == "0" or os.environ.get("LARGEBATCH_SANITIZE") == "1":
-        return None
+        return None, "LARGEBATCH_CUDA=0" if wish == "0" else "LARGEBATCH_SANITIZE=1"
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     in_home = Path(home) / "bin" / "nvcc" if home else None
     found = str(in_home) if in_home and in_home.exists() else shutil.which("nvcc")
     if found is None and wish == "1":
         raise SystemExit("LARGEBATCH_CUDA=1 but nvcc was not found: set CUDA_HOME or PATH")
-    return found
+    return found, "nvcc was not found"
 
 
 def find_ninja() -> str:
@@ -164,30 +166,37 @@ class BuildStable(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Reasons for what is left out; `largebatch doctor` shows them, since pip hides our output.
+        record = {}
         try:
-            self.compile(target)
+            record["cuda"] = self.compile(target)
         except BuildFailed as error:
+            record["compiled"] = f"not built: {error}"
             banner(
                 f"largebatch is installed WITHOUT compiled ops: {error}\n"
                 "It works on the reference ops in plain PyTorch, only slower."
             )
+        target.with_name(RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
-    def compile(self, target: Path) -> None:
-        """Build with CUDA where it is wanted and possible, else for the CPU alone."""
-        cxx, nvcc = find_cxx(), find_nvcc()
+    def compile(self, target: Path) -> str:
+        """Build with CUDA where it is wanted and possible; return why CUDA is left out, or ''."""
+        cxx, (nvcc, reason) = find_cxx(), find_nvcc()
         if nvcc:
             try:
-                return self.run_ninja(cxx, nvcc, target)
+                self.run_ninja(cxx, nvcc, target)
+                return ""
             except BuildFailed as error:
                 if os.environ.get("LARGEBATCH_CUDA") == "1":
-                    raise SystemExit(f"LARGEBATCH_CUDA=1 but the CUDA build failed: {error}") from None
+                    raise SystemExit(f"LARGEBATCH_CUDA=1, but CUDA: {error}") from None
+                reason = str(error)
                 banner(f"the CUDA kernels of largebatch are left out: {error}")
-        return self.run_ninja(cxx, None, target)
+        self.run_ninja(cxx, None, target)
+        return f"built without CUDA kernels: {reason}"
 
     def run_ninja(self, cxx: str, nvcc: str | None, target: Path) -> None:
         folder = Path(self.build_temp).resolve() / ("cuda" if nvcc else "cpu")
         folder.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file(cxx, nvcc, target))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         done = subprocess.run(
@@ -196,18 +205,21 @@ class BuildStable(build_ext):
         text = done.stdout.decode(errors="replace")
         if done.returncode != 0:
             print(text, file=sys.stderr)
-            compiler = "the compiler" if nvcc is None else "nvcc or the compiler"
-            raise BuildFailed(f"{compiler} failed; its output is above")
+            errors = [line for line in text.splitlines() if "error" in line.lower()]
+            raise BuildFailed(f"compilation failed: {(errors or ['its output is above'])[0]}")
         print(text)
 
     def get_outputs(self) -> list[str]:
-        # A build that fell back has no file: installing must not look for one.
-        return [path for path in super().get_outputs() if Path(path).exists()]
+        # A build that fell back has no library: installing must not look for one.
+        files = [Path(path) for path in super().get_outputs()]
+        files += [file.with_name(RECORD) for file in files]
+        return [str(file) for file in files if file.exists()]
 
     def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
         for ext in self.extensions:
-            if Path(self.get_ext_fullpath(ext.name)).exists():
-                super().copy_extensions_to_source()
+            source = Path(self.build_lib, *ext.name.split(".")).with_name(RECORD)
+            shutil.copyfile(source, Path(self.get_ext_fullpath(ext.name)).with_name(RECORD))
 
 
 def banner(text: str) -> None:
@@ -217,7 +229,7 @@ def banner(text: str) -> None:
 
 
 setup(
-    ext_modules=[Extension("largebatch._C", sources=[], py_limited_api=True)],
+    ext_modules=[Extension("largebatch._C", [], py_limited_api=True, optional=True)],
     cmdclass={"build_ext": BuildStable},
     options={"bdist_wheel": {"py_limited_api": f"cp{OLDEST_PYTHON[0]}{OLDEST_PYTHON[1]}"}},
 )

@@ -1,0 +1,46 @@
+// All operators of largebatch: their schemas and which function serves which device.
+//
+// The reference of each (its specification, and the fallback for other devices) and its fake kernel
+// are Python, in largebatch/_ops.py; a test holds the schemas here and there equal.
+
+#include <torch/csrc/stable/library.h>
+
+#include "optim/optim.h"
+
+STABLE_TORCH_LIBRARY(largebatch, library) {
+  // optim: multi-tensor SGD with momentum, and the global norm that clipping needs.
+  library.def(
+      "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, *, "
+      "Tensor? grad_factor, Tensor? found_inf, float lr, float momentum, float dampening, "
+      "float weight_decay, bool nesterov, bool maximize, bool lr_inside_momentum, "
+      "float buffer_factor) -> ()");
+  library.def("global_norm(Tensor[] tensors) -> Tensor");
+  library.def("clip_factor(Tensor[] tensors, float max_norm) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
+  library.impl("sgd_", TORCH_BOX(&largebatch::sgd_cpu));
+  library.impl("global_norm", TORCH_BOX(&largebatch::global_norm_cpu));
+  library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cpu));
+}
+
+#ifdef LARGEBATCH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
+  library.impl("sgd_", TORCH_BOX(&largebatch::sgd_cuda));
+  library.impl("global_norm", TORCH_BOX(&largebatch::global_norm_cuda));
+  library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cuda));
+}
+#endif
+
+// An empty module, so that `import largebatch._C` loads the operators. Where Python's headers are
+// not installed it is left out; _ops.py loads the file through torch and does not need it.
+#if __has_include(<Python.h>)
+#include <Python.h>
+
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", "Compiled operators of largebatch.", -1,
+      nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
+#endif
