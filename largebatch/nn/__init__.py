@@ -1,0 +1,28 @@
+"""Normalisation over samples: ghost batches, running statistics without communication.
+
+Needs torch and nothing else.
+"""
+
+from largebatch.nn.config import NormConfig
+from largebatch.nn.convert import apply_norm, check_norm, convert_batch_norm
+from largebatch.nn.ghost_batch_norm import GhostBatchNorm
+from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
+from largebatch.nn.place import ghost_place
+from largebatch.nn.registry import norms
+from largebatch.nn.running import discard_step, merge_running_stats, step_end
+
+__all__ = [
+    "GhostBatchNorm",
+    "NormConfig",
+    "apply_norm",
+    "check_norm",
+    "convert_batch_norm",
+    "discard_step",
+    "ghost_place",
+    "ghost_sizes",
+    "has_batch_norm",
+    "merge_running_stats",
+    "minimum_samples",
+    "norms",
+    "step_end",
+]

@@ -1,0 +1,25 @@
+"""The ``norm`` section of a run's config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Running = Literal["sequential", "averaged", "last"]
+
+
+@dataclass
+class NormConfig:
+    """Which normalisation takes the place of the model's batch norms."""
+
+    kind: str = "batch"
+    """batch (statistics per forward, as torch), ghost (per ghost batch) or none."""
+    ghost_size: int | None = None
+    """Samples that share their statistics; needed by, and only by, kind=ghost."""
+    running: Running = "sequential"
+    """How a step's ghosts enter the running statistics: one after the other, averaged, or alone
+    (last: no moving average)."""
+    momentum: float | None = None
+    """Weight of new running statistics, 0 to 1; unset keeps the model's own (0.1 in torch)."""
+    eps: float | None = None
+    """Added to the variance under the root; unset keeps the model's own (1e-5 in torch)."""

@@ -1,0 +1,51 @@
+"""Where a forward's samples lie in the global step: the bridge from the trainer to the norms.
+
+A step of the trainer is a sequence of ghost batches, of which each rank takes some, in one or more
+micro-batches. A norm inside a forward cannot know that by itself, and needs it to give every ghost
+the weight in the running statistics that it has when one process takes the whole step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """A forward whose ghosts are number ``first`` and following of the ``total`` of its step."""
+
+    first: int
+    total: int
+
+
+# One plain global: forwards of one process run one at a time, torch.compile can guard it, and
+# autograd's threads (recomputation under activation checkpointing) see it too.
+_current: Place | None = None
+
+
+@contextmanager
+def ghost_place(first: int, total: int) -> Iterator[None]:
+    """Tell the norms that forwards inside are ghosts ``first`` and following of ``total``.
+
+    Inside it, norms put their statistics aside until ``largebatch.nn.step_end(model, total)``,
+    which every rank calls once per optimizer step. A module must then run once per micro-batch.
+
+    Raises:
+        ValueError: ``first`` is not in ``[0, total)``.
+    """
+    if not 0 <= first < total:
+        raise ValueError(f"ghost_place: first={first} must lie in [0, total={total})")
+    global _current
+    before = _current
+    _current = Place(first, total)
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def current_place() -> Place | None:
+    """Return the place set by the innermost ``ghost_place``, or None outside of it."""
+    return _current

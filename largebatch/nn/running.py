@@ -1,0 +1,255 @@
+"""Running statistics that are a property of the step, not of who computed which part of it.
+
+Every supported update is affine in the ghosts' statistics: with ``T`` ghosts in a step,
+
+    running <- decay * running + sum_i weight_i * statistic_i,   decay + sum_i weight_i = 1,
+
+so ranks and micro-batches can add up their own terms in any grouping. A rank keeps
+
+- ``running_mean``, ``running_var``: torch's buffers. What all ranks agreed on at the last merge,
+  decayed, plus this rank's own terms: on one process always the true value;
+- ``local``: its own terms since the last merge, decayed alike;
+- ``pending``: its terms of the step under way.
+
+A merge sums ``local`` over the ranks and adds the others' part. Nothing is communicated between.
+
+| running    | decay      | weight of ghost i = 0 .. T-1  | source |
+|------------|------------|-------------------------------|--------|
+| sequential | (1-m)^T    | m (1-m)^(T-1-i)               | Hoffer et al. 2017, reference code |
+| averaged   | 1-m        | m / T                         | init2winit's VirtualBatchNorm |
+| last       | 0          | 1 / T                         | Akiba et al. 2017 |
+| m = None   | n / (n+T)  | 1 / (n+T), n ghosts before    | torch's cumulative average |
+
+The statistics of a ghost are its mean and its unbiased variance, with its own count. ``averaged``
+leaves the variance between the ghosts' means out: under shuffling the mean of unbiased variances
+is unbiased without it, and with it the update would not be affine.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from largebatch.nn.config import Running
+from largebatch.nn.place import Place, current_place
+
+
+class RunningStatistics(_BatchNorm):
+    """Base of the norms over samples: torch's parameters and buffers, updates by ghost and place.
+
+    A subclass normalises and calls ``record(mean, variance)`` with one row per ghost.
+    ``num_batches_tracked`` counts ghosts.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    pending: Tensor | None
+    local: Tensor | None
+    activation: Literal["relu"] | None
+    converted_from: type[_BatchNorm] | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        running: Running = "sequential",
+        activation: Literal["relu"] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if running not in get_args(Running):
+            allowed = ", ".join(get_args(Running))
+            raise ValueError(f"running={running!r}: choose from {allowed}")
+        if activation not in (None, "relu"):
+            raise ValueError(f"activation={activation!r}: choose from None, 'relu'")
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.running = running
+        self.activation = activation
+        self.register_buffer("pending", None, persistent=False)
+        self.register_buffer("local", None, persistent=False)
+        self.forget_terms()
+
+    def forget_terms(self) -> None:
+        """Take ``running_mean`` and ``running_var`` as what all ranks agree on."""
+        self._alone = False
+        if self.running_mean is not None and "local" in self._buffers:
+            self.pending = self.running_mean.new_zeros(2, self.num_features)
+            self.local = self.running_mean.new_zeros(2, self.num_features)
+
+    def reset_running_stats(self) -> None:
+        super().reset_running_stats()
+        self.forget_terms()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.forget_terms()
+
+    def decay(self, total: int) -> float | Tensor:
+        """Return the factor of the old running statistics after a step of ``total`` ghosts."""
+        if self.running == "last":
+            return 0.0
+        if self.momentum is None:
+            before = self._ghosts_before()
+            return before / (before + total)
+        return (1.0 - self.momentum) ** (total if self.running == "sequential" else 1)
+
+    def _weights(self, count: int, place: Place) -> float | Tensor:
+        """Return the weight of each of ``count`` ghosts at ``place``: one number or (count, 1)."""
+        if self.running == "last":
+            return 1.0 / place.total
+        if self.momentum is None:
+            return 1.0 / (self._ghosts_before() + place.total)
+        if self.running == "averaged":
+            return self.momentum / place.total
+        keep, after = 1.0 - self.momentum, place.total - place.first - count
+        if count == 1:
+            return float(self.momentum * keep**after)
+        assert self.running_mean is not None
+        later = torch.arange(
+            after + count - 1, after - 1, -1,
+            device=self.running_mean.device, dtype=self.running_mean.dtype,
+        )  # fmt: skip
+        return self.momentum * torch.pow(keep, later).unsqueeze(1)
+
+    def _ghosts_before(self) -> Tensor:
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        return self.num_batches_tracked.to(self.running_mean.dtype)
+
+    @torch.no_grad()
+    def record(self, mean: Tensor, variance: Tensor) -> None:
+        """Enter the statistics of a forward's ghosts, (ghosts, channels) each.
+
+        At a place they wait for ``step_end``; otherwise this forward is the whole step.
+        """
+        if self.running_mean is None or self.running_var is None or _recomputing():
+            return
+        count, place = mean.shape[0], current_place()
+        statistics = torch.stack((mean, variance)).to(self.running_mean.dtype)
+        terms = (statistics * self._weights(count, place or Place(0, count))).sum(1)
+        if place is not None:
+            assert self.pending is not None
+            self.pending.add_(terms)
+            return
+        self._alone = True
+        decay = self.decay(count)
+        # Not a plain product: in `last` the old statistics must vanish even if they are not finite.
+        for buffer, term in zip((self.running_mean, self.running_var), terms, strict=True):
+            buffer.copy_(term if self.running == "last" else buffer * decay + term)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(count)
+
+
+def _recomputing() -> bool:
+    # Activation checkpointing runs the forward again inside backward; those ghosts are counted.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+_norms_of: WeakKeyDictionary[nn.Module, list[RunningStatistics]] = WeakKeyDictionary()
+
+
+def running_norms(model: nn.Module) -> list[RunningStatistics]:
+    """Return the norms of ``model`` with running statistics (remembered: a step asks each time)."""
+    if model not in _norms_of:
+        _norms_of[model] = [
+            module
+            for module in model.modules()
+            if isinstance(module, RunningStatistics) and module.track_running_stats
+        ]
+    return _norms_of[model]
+
+
+def forget_norms() -> None:
+    """Drop what ``running_norms`` remembers: a model's modules have been exchanged."""
+    _norms_of.clear()
+
+
+@torch.no_grad()
+def step_end(model: nn.Module, total: int) -> None:
+    """Close a step of ``total`` ghosts over all ranks and micro-batches.
+
+    Every rank calls it once per optimizer step whose forwards ran in ``ghost_place``, also a rank
+    that had no sample. Afterwards the running statistics are right on one process; several merge.
+    """
+    groups: dict[float | int, tuple[float | Tensor, list[RunningStatistics]]] = {}
+    for norm in running_norms(model):
+        decay = norm.decay(total)
+        key = decay if isinstance(decay, float) else id(norm)
+        groups.setdefault(key, (decay, []))[1].append(norm)
+    for decay, norms in groups.values():
+        running = [t for n in norms for t in (n.running_mean, n.running_var) if t is not None]
+        local = [n.local for n in norms if n.local is not None]
+        pending = [n.pending for n in norms if n.pending is not None]
+        if isinstance(decay, float) and decay == 0.0:
+            torch._foreach_zero_(running + local)
+        else:
+            torch._foreach_mul_(running + local, decay)
+        torch._foreach_add_(running, [term for terms in pending for term in terms.unbind()])
+        torch._foreach_add_(local, pending)
+        torch._foreach_zero_(pending)
+        counts = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+        torch._foreach_add_(counts, total)
+
+
+@torch.no_grad()
+def discard_step(model: nn.Module) -> None:
+    """Drop the terms of a step that will not be closed (its micro-batches are tried again)."""
+    for norm in running_norms(model):
+        if norm.pending is not None:
+            norm.pending.zero_()
+
+
+@torch.no_grad()
+def merge_running_stats(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
+    """Make the running statistics global, in one all-reduce of all of them together.
+
+    Call it on every rank before evaluation or a checkpoint. Norms fed in ``ghost_place`` sum what
+    the ranks have added since the last merge. Norms used alone, and torch's own batch norms, take
+    the average over the ranks that saw data. Without a process group there is nothing to do.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    if not norms:
+        return
+    shares = [_share(norm) for norm in norms]
+    double = any(share.dtype == torch.float64 for _, share in shares)
+    dtype = torch.float64 if double else torch.float32
+    voters = torch.tensor([float(votes) for votes, _ in shares], device=shares[0][1].device)
+    packed = torch.cat([voters.to(dtype), *(share.flatten().to(dtype) for _, share in shares)])
+    dist.all_reduce(packed, group=group)
+    votes = packed[: len(norms)].tolist()
+    sums = packed[len(norms) :].split([share.numel() for _, share in shares])
+    for norm, count, total, (_, share) in zip(norms, votes, sums, shares, strict=True):
+        total = total.view_as(share)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        for buffer, new, own in zip(
+            (norm.running_mean, norm.running_var), total, share, strict=True
+        ):
+            buffer.copy_(new / count if count else buffer + (new - own))
+        if isinstance(norm, RunningStatistics):
+            norm.forget_terms()
+
+
+def _share(norm: _BatchNorm) -> tuple[bool, Tensor]:
+    """Return whether the ranks are to be averaged, and this rank's part, (2, channels)."""
+    if isinstance(norm, RunningStatistics) and not norm._alone:
+        assert norm.local is not None
+        return False, norm.local
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return True, torch.stack((norm.running_mean, norm.running_var))
