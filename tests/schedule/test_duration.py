@@ -35,7 +35,8 @@ def test_parse(text, value, unit):
 @pytest.mark.parametrize(
     "text",
     ["90", "ep", "", "-5ep", "nanep", "infsa", "1.5st", "0.3sa", "90epochs", "5Mep", "101%",
-     "1,000sa", "1e999999999ep", "9" * 50 + "sa", "٣ep", "90 e p", 30, None, 1.5, True, ["90ep"], b"90ep"],
+     "1,000sa", "1e999999999ep", "9" * 50 + "sa", "٣ep", "90 e p", 30,
+     None, 1.5, True, ["90ep"], b"90ep"],
 )  # fmt: skip
 def test_parse_refuses_in_one_line(text):
     with pytest.raises(UserError) as caught:

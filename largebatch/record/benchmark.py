@@ -1,0 +1,152 @@
+"""The record of a benchmark: what was divided by what, on which machine, by which command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from largebatch._errors import UserError
+from largebatch.record.files import write_atomically
+
+
+@dataclass
+class BenchmarkRecord:
+    """A measurement that someone else can repeat.
+
+    Args:
+        name: what was measured (``loop``, ``data``, ``allreduce``, ...).
+        formula: how each reported number is computed, in words and units.
+        rows: one mapping of names to values for each case, baselines among them.
+        environment: see ``environment``.
+        notes: what a reader must know to judge the numbers.
+    """
+
+    name: str
+    formula: str
+    rows: list[dict[str, Any]]
+    environment: dict[str, Any] = field(default_factory=lambda: environment())
+    notes: list[str] = field(default_factory=list)
+
+
+def environment(command: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return hardware, versions, command and date, without names or paths of this machine.
+
+    Args:
+        command: the command line; None: that of this process.
+    """
+    import torch
+
+    from largebatch import __version__
+
+    return {
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "memory_gib": memory_gib(),
+        "gpus": [
+            torch.cuda.get_device_name(index)
+            for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        ],
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "largebatch": __version__,
+        "git_commit": git_commit(),
+        "threads": torch.get_num_threads(),
+        "command": _without_folders(sys.argv if command is None else command),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write_record(path: str | Path, record: BenchmarkRecord) -> None:
+    """Write a record as JSON, whole or not at all.
+
+    Raises:
+        UserError: ``path`` cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), json.dumps(asdict(record), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def read_record(path: str | Path) -> BenchmarkRecord:
+    """Read a record.
+
+    Raises:
+        UserError: the file is absent or not a record.
+    """
+    try:
+        return BenchmarkRecord(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a benchmark record ({error})") from None
+
+
+def cpu_model() -> str:
+    """Return the name of the processor, or of its architecture where the kernel tells no more."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith(("model name", "Model")):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_gib() -> float:
+    """Return the machine's memory in GiB, or the container's where that is less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        memory = min(memory, int(limit))
+    except (OSError, ValueError):
+        pass  # no control group, or "max"
+    return round(memory / 2**30, 1)
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree, with ``+`` if it has changes; None outside one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", *arguments],
+                cwd=root,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changes else "")
+
+
+def _without_folders(command: Sequence[str]) -> str:
+    """Keep what a reader can repeat: absolute paths shrink to their last part."""
+    words = []
+    for word in command:
+        key, equals, value = word.rpartition("=")
+        words.append(key + equals + (Path(value).name if value.startswith("/") else value))
+    return shlex.join(words)

@@ -1,0 +1,71 @@
+"""A thin mirror of the metrics as TensorBoard events."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+IDENTITY = ("samples", "split", "step", "epoch", "order_hash")
+
+
+class TensorBoardMirror:
+    """Writes scalars ``split/name`` against samples seen.
+
+    An event costs a hundred times a line of metrics.jsonl, so training steps are thinned to one a
+    second of wall time; evaluations are all written. metrics.jsonl stays the exact record.
+
+    Args:
+        folder: where the events go.
+        resumed_at: samples at which the run goes on; TensorBoard hides older events past them.
+        every_seconds: least time between two training steps that are written.
+    """
+
+    def __init__(
+        self, folder: Path, resumed_at: int | None = None, every_seconds: float = 1.0
+    ) -> None:
+        self.folder = folder
+        self.every_seconds = every_seconds
+        self._resumed_at = resumed_at
+        self._writer: SummaryWriter | None = None
+        self._next = 0.0
+        self._absent = False
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Mirror one line of metrics, or pass over it when the last is less than a second old."""
+        if values["split"] == "train":
+            now = time.monotonic()
+            if now < self._next:
+                return
+            self._next = now + self.every_seconds
+        writer = self._open()
+        if writer is None:
+            return
+        for name, value in values.items():
+            if name not in IDENTITY and isinstance(value, (int, float)) and (math.isfinite(value)):
+                writer.add_scalar(f"{values['split']}/{name}", value, values["samples"])
+
+    def close(self) -> None:
+        """Flush what is left."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _open(self) -> SummaryWriter | None:
+        """Return the writer, made at the first event: importing TensorBoard takes a second."""
+        if self._writer is None and not self._absent:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                warnings.warn(f"no TensorBoard events: {error}", stacklevel=3)
+                self._absent = True
+                return None
+            purge = None if self._resumed_at is None else self._resumed_at + 1
+            self._writer = SummaryWriter(str(self.folder), purge_step=purge)
+        return self._writer

@@ -1,0 +1,101 @@
+"""metrics.jsonl: writing, resuming, reading."""
+
+import json
+import time
+
+import pytest
+
+from largebatch._errors import UserError
+from largebatch.record import MetricsWriter, read_metrics
+
+
+def line(samples, split="train", **values):
+    return {"samples": samples, "step": samples // 10, "epoch": 0, "split": split, **values}
+
+
+def fill(path, lines):
+    writer = MetricsWriter(path)
+    for values in lines:
+        writer.write(values)
+    writer.close()
+
+
+def test_lines_come_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        line(10, loss=0.1 + 0.2, order_hash="ab"),
+        line(10, "val", top1=1.0),
+        line(20, loss=1e-30),
+    ]
+    fill(path, lines)
+    assert read_metrics(path) == lines
+    assert [json.loads(text) for text in path.read_text().splitlines()] == lines
+
+
+def test_a_line_is_on_its_way_at_once(tmp_path):
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer.write(line(10))
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+    writer.close()
+
+
+def test_what_json_cannot_hold_becomes_null(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    fill(path, [line(10, loss=float("nan"), weight_norm=float("inf"), lr=0.5)])
+    assert read_metrics(path) == [line(10, loss=None, weight_norm=None, lr=0.5)]
+    assert "NaN" not in path.read_text()
+
+
+@pytest.mark.parametrize("torn", ["", '{"samples": 50, "sp', '{"samples": 50}\n', "\x00\x00\x00"])
+def test_a_run_goes_on_at_its_checkpoint(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    fill(path, [line(n) for n in (10, 20, 30, 40)])
+    with open(path, "a") as file:
+        file.write(torn)
+    assert [values["samples"] for values in read_metrics(path)] == [10, 20, 30, 40]
+    writer = MetricsWriter(path)
+    writer.truncate_after(20)
+    writer.write(line(35))
+    writer.close()
+    assert [values["samples"] for values in read_metrics(path)] == [10, 20, 35]
+
+
+def test_truncation_keeps_all_lines_when_none_is_past(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    fill(path, [line(10), line(20)])
+    with open(path, "a") as file:
+        file.write('{"samples": 30')
+    writer = MetricsWriter(path)
+    writer.truncate_after(100)
+    writer.close()
+    assert path.read_text().count("\n") == 2
+    assert path.read_text().endswith("}\n")
+
+
+def test_a_repeated_evaluation_counts_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    fill(path, [line(10), line(10, "val", top1=0.1), line(10, "val", top1=0.2), line(20)])
+    assert [values.get("top1") for values in read_metrics(path)] == [None, 0.2, None]
+
+
+def test_damage_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with pytest.raises(UserError, match=r"metrics\.jsonl: No such file"):
+        read_metrics(path)
+    fill(path, [line(10), line(20), line(30)])
+    path.write_text(path.read_text().replace('"samples": 20', '"samples": ?'))
+    with pytest.raises(UserError, match=r"line 2 is damaged"):
+        read_metrics(path)
+
+
+def test_a_line_is_cheap(tmp_path):
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    values = line(10, **{f"figure_{n}": 0.123456789 * n for n in range(10)})
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        for _ in range(100):
+            writer.write(values)
+        best = min(best, (time.perf_counter() - start) / 100)
+    writer.close()
+    assert best < 30e-6, f"{best * 1e6:.1f} microseconds a line"
