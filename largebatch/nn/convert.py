@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -42,6 +44,9 @@ def check_norm(config: NormConfig) -> None:
     norms.entry(config.kind)
     if config.ghost_size is not None and config.ghost_size < 1:
         raise UserError(f"norm.ghost_size={config.ghost_size}: must be at least 1 sample")
+    if config.running not in get_args(Running):
+        allowed = ", ".join(get_args(Running))
+        raise UserError(f"norm.running={config.running!r}: choose from {allowed}")
     if config.momentum is not None and not 0.0 <= config.momentum <= 1.0:
         raise UserError(f"norm.momentum={config.momentum}: must lie in 0 to 1")
     if config.eps is not None and not 0.0 < config.eps < float("inf"):
@@ -67,8 +72,8 @@ def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
             if module not in done:
                 done[module] = _replacement(module, factory, config)
             return done[module]
-        for name, child in list(module.named_children()):
-            new = exchange(child)
+        for name, child in list(module._modules.items()):  # named_children skips repetitions
+            new = None if child is None else exchange(child)
             if new is not child:
                 setattr(module, name, new)
         return module

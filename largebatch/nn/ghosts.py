@@ -22,7 +22,7 @@ def split_ghosts(
         limit: the most ghosts there can be; one more than that joins the one before it too (the
             step was cut by a stricter minimum, for a norm with fewer values per sample).
     """
-    full, tail = divmod(samples, ghost_size)
+    full, tail = samples // ghost_size, samples % ghost_size  # torch.compile knows no divmod
     short = tail < minimum or (limit is not None and full + 1 > limit)
     if full and tail and short:
         return full - 1, ghost_size + tail

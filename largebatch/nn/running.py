@@ -71,7 +71,9 @@ class RunningStatistics(_BatchNorm):
             raise ValueError(f"running={running!r}: choose from {allowed}")
         if activation not in (None, "relu"):
             raise ValueError(f"activation={activation!r}: choose from None, 'relu'")
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+        )
         self.running = running
         self.activation = activation
         self.register_buffer("pending", None, persistent=False)
