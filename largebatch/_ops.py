@@ -204,14 +204,14 @@ def is_compiled(name: str, device: torch.device) -> bool:
     return _kernel_exists(name, device.type.upper())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _kernel_exists(name: str, key: str) -> bool:
     return key in ("CPU", "CUDA") and bool(
         torch._C._dispatch_has_kernel_for_dispatch_key(f"largebatch::{name}", key)
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _say_once(device_type: str) -> None:
     reason = _ABSENT or str(build_record().get("cuda", "built without CUDA kernels"))
     if reason != "LARGEBATCH_OPS=reference":

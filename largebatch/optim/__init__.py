@@ -1,0 +1,22 @@
+"""Optimizers by name, parameter groups and gradient clipping."""
+
+from largebatch.optim.build import build_optimizer, set_step
+from largebatch.optim.clip import clip_grad_norm_, clip_gradients
+from largebatch.optim.config import OptimConfig
+from largebatch.optim.groups import describe_groups, param_groups
+from largebatch.optim.muon import MuonWithAuxiliary
+from largebatch.optim.registry import optimizers
+from largebatch.optim.sgd import SGD
+
+__all__ = [
+    "SGD",
+    "MuonWithAuxiliary",
+    "OptimConfig",
+    "build_optimizer",
+    "clip_grad_norm_",
+    "clip_gradients",
+    "describe_groups",
+    "optimizers",
+    "param_groups",
+    "set_step",
+]

@@ -1,0 +1,114 @@
+"""Config section ``optim``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from largebatch._errors import UserError
+from largebatch.schedule import Duration
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer, its rate and its averages."""
+
+    name: str = "sgd"
+    """Optimizer: sgd, adam, adamw, nadam, radam, adagrad, rmsprop, adadelta, adamax or muon."""
+    lr: float = 0.1
+    """Learning rate at batch.reference."""
+    scaling: Literal["none", "linear", "sqrt"] = "none"
+    """How the rate follows the batch: not at all, in proportion, or with its square root."""
+    momentum: float = 0.9
+    """sgd, rmsprop, muon: factor of the momentum buffer per step."""
+    nesterov: bool = False
+    """sgd: Nesterov's look-ahead, in PyTorch's form."""
+    dampening: float = 0.0
+    """sgd: the gradient enters the buffer times 1 - dampening; equal to momentum: an average."""
+    dampen_first_step: bool = False
+    """sgd: dampen the first step too (an average that starts at zero); PyTorch does not."""
+    lr_inside_momentum: bool = False
+    """sgd: the learning rate multiplies the gradient as it enters the buffer."""
+    momentum_correction: bool = False
+    """sgd: rescale a buffer that holds the rate when the rate changes (Goyal et al. 2017)."""
+    weight_decay: float = 0.0
+    """Weight decay: decoupled in adamw and muon, L2 in the others."""
+    decay_norm_and_bias: bool = False
+    """Decay biases and the parameters of norms too."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient; null: no clipping."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """adam, adamw, nadam, radam, adamax: factors of the first and second moment per step."""
+    eps: float | None = None
+    """Term that keeps denominators from zero; null: the optimizer's own default."""
+    momentum_half_life: Duration | None = None
+    """Half-life of the momentum or first moment; takes the place of the factor per step."""
+    beta2_half_life: Duration | None = None
+    """Half-life of the second moment; takes the place of the factor per step."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of the optimizer itself, such as amsgrad for adam."""
+
+    def check(self) -> None:
+        """Refuse what cannot be, naming the key.
+
+        Raises:
+            UserError: a number out of range, or a contradiction between keys.
+        """
+        _in_range("lr", self.lr, 0.0, math.inf)
+        _in_range("momentum", self.momentum, 0.0, 1.0)
+        _in_range("dampening", self.dampening, 0.0, 1.0)
+        _in_range("weight_decay", self.weight_decay, 0.0, math.inf)
+        for beta in self.betas:
+            if not 0.0 <= beta < 1.0:
+                raise UserError(f"optim.betas={list(self.betas)}: each from 0 up and below 1")
+        if self.clip_norm is not None and not 0.0 < self.clip_norm < math.inf:
+            raise UserError(f"optim.clip_norm={self.clip_norm}: a number above 0, or null")
+        if self.eps is not None:
+            _in_range("eps", self.eps, 0.0, math.inf)
+        for key in ("momentum_half_life", "beta2_half_life"):
+            half_life = getattr(self, key)
+            if half_life is not None and half_life.value == 0:
+                raise UserError(f"optim.{key}={half_life}: more than 0")
+        momentum = self.momentum > 0.0 or self.momentum_half_life is not None
+        if self.nesterov and (not momentum or self.dampening != 0.0):
+            raise UserError("optim.nesterov=true: needs optim.momentum above 0, optim.dampening=0")
+        if self.momentum_correction and not self.lr_inside_momentum:
+            raise UserError("optim.momentum_correction=true: needs optim.lr_inside_momentum=true")
+        if self.dampen_first_step and self.dampening == 0.0:
+            raise UserError("optim.dampen_first_step=true: needs optim.dampening above 0")
+
+    def refuse_unused(self, used: set[str]) -> None:
+        """Refuse keys of single optimizers that are set although the chosen one ignores them.
+
+        Args:
+            used: those that the optimizer takes, of the keys in ``SPECIAL``.
+
+        Raises:
+            UserError: naming the first such key.
+        """
+        defaults = {entry.name: getattr(OptimConfig(), entry.name) for entry in fields(self)}
+        for key in SPECIAL:
+            value = getattr(self, key)
+            if key not in used and value != defaults[key]:
+                raise UserError(f"optim.{key}={value}: optim.name={self.name} has no such setting")
+
+
+SPECIAL = (
+    "momentum",
+    "nesterov",
+    "dampening",
+    "dampen_first_step",
+    "lr_inside_momentum",
+    "momentum_correction",
+    "betas",
+    "eps",
+    "momentum_half_life",
+    "beta2_half_life",
+)
+
+
+def _in_range(key: str, value: float, low: float, high: float) -> None:
+    if not (low <= value <= high and value < math.inf):
+        bound = "from 0 up" if high == math.inf else f"from {low:g} to {high:g}"
+        raise UserError(f"optim.{key}={value}: a number {bound}")

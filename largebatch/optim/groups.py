@@ -1,0 +1,64 @@
+"""Parameter groups: which parameters decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
+
+
+def param_groups(
+    model: nn.Module, weight_decay: float, decay_norm_and_bias: bool = False
+) -> list[dict[str, Any]]:
+    """Return optimizer groups that keep biases and the parameters of norms from decaying.
+
+    A parameter is left without decay if it has at most one dimension or belongs to a norm: decay
+    there changes what the network can express and does not regularize it (Goyal et al. 2017, 5.1;
+    Nado et al. 2021).
+
+    Args:
+        model: whose parameters that require gradients are grouped, each once.
+        weight_decay: of the group ``decay``.
+        decay_norm_and_bias: decay all of them.
+
+    Returns:
+        Up to two groups with the keys ``name``, ``params`` (pairs of name and parameter) and
+        ``weight_decay``; one alone where nothing tells them apart.
+    """
+    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    if decay_norm_and_bias or weight_decay == 0.0:
+        return [{"name": "all", "params": named, "weight_decay": weight_decay}]
+    of_norms = {
+        id(param)
+        for module in model.modules()
+        if isinstance(module, NORMS)
+        for param in module.parameters(recurse=False)
+    }
+    decay = [(n, p) for n, p in named if p.ndim > 1 and id(p) not in of_norms]
+    rest = [(n, p) for n, p in named if p.ndim <= 1 or id(p) in of_norms]
+    groups: list[dict[str, Any]] = [
+        {"name": "decay", "params": decay, "weight_decay": weight_decay},
+        {"name": "no_decay", "params": rest, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return a line a group: its name, tensors, parameters and weight decay."""
+    lines = []
+    for index, group in enumerate(optimizer.param_groups):
+        count = sum(param.numel() for param in group["params"])
+        lines.append(
+            f"{group.get('name', index)}: {len(group['params'])} tensors, {count:,} parameters, "
+            f"weight decay {group.get('weight_decay', 0.0):g}"
+        )
+    return lines

@@ -1,0 +1,140 @@
+"""Muon for hidden matrices, AdamW for all other parameters, as one optimizer.
+
+Muon (Jordan et al. 2024) orthogonalizes the momentum of a matrix; torch's takes 2-D parameters
+only, and its authors leave embeddings, the classifier, biases and norms to AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Muon
+
+from largebatch._errors import UserError
+from largebatch.optim.config import OptimConfig
+from largebatch.optim.construct import construct
+from largebatch.optim.registry import optimizers
+from largebatch.optim.state import restore_exactly
+
+
+class MuonWithAuxiliary(torch.optim.Optimizer):
+    """torch's Muon and AdamW over one list of groups, with one ``state_dict``.
+
+    Both share the learning rate: Muon's updates are scaled to the root mean square of AdamW's
+    ("match_rms_adamw", Liu et al. 2025).
+
+    Args:
+        groups: parameter groups; those with ``muon=True`` hold 2-D parameters and go to Muon.
+        lr, weight_decay, momentum, nesterov, ns_steps, adjust_lr_fn: see ``torch.optim.Muon``.
+        betas, eps: of AdamW.
+
+    Raises:
+        UserError: a Muon group holds a parameter that is no matrix, or there is no such group.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        adjust_lr_fn: str = "match_rms_adamw",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        matrices = [group for group in groups if group.get("muon")]
+        others = [group for group in groups if not group.get("muon")]
+        if not matrices:
+            raise UserError("muon: no hidden matrix among the parameters; choose another optimizer")
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self._muon = Muon(
+            matrices,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_steps=ns_steps,
+            adjust_lr_fn=adjust_lr_fn,
+        )
+        self._adamw = (
+            AdamW(others, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+            if others
+            else None
+        )
+        self.param_groups = [group for inner in self._inner() for group in inner.param_groups]
+        self._share()
+
+    def _inner(self) -> list[torch.optim.Optimizer]:
+        return [self._muon] if self._adamw is None else [self._muon, self._adamw]
+
+    def _share(self) -> None:
+        """Let the two optimizers work on this one's groups and state."""
+        for inner in self._inner():
+            wanted = inner is self._muon
+            inner.param_groups = [g for g in self.param_groups if bool(g.get("muon")) == wanted]
+            inner.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load state bit by bit."""
+        super().load_state_dict(state_dict)
+        restore_exactly(self, state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; return the loss of ``closure``, which may compute it anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for inner in self._inner():
+            inner.step()
+        return loss
+
+
+def split_for_muon(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Divide named groups into hidden matrices (for Muon) and the rest (for AdamW).
+
+    Hidden matrices are the 2-D parameters but for embeddings (by name) and the last one in the
+    model's order, which is the classifier.
+    """
+    matrices = [
+        (name, param)
+        for group in groups
+        for name, param in group["params"]
+        if param.ndim == 2 and "embed" not in name.lower()
+    ]
+    hidden = {id(param) for _, param in matrices[:-1]}
+    result = []
+    for group in groups:
+        for muon in (True, False):
+            part = [(n, p) for n, p in group["params"] if (id(p) in hidden) == muon]
+            if part:
+                name = f"{group['name']} ({'muon' if muon else 'adamw'})"
+                result.append({**group, "name": name, "params": part, "muon": muon})
+    return result
+
+
+@optimizers.register(
+    "muon",
+    "Muon for hidden matrices, AdamW for embeddings, classifier, convolutions, norms and biases",
+    "Jordan et al. 2024; Liu et al. 2025",
+)
+def build_muon(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Build :class:`MuonWithAuxiliary` from the config."""
+    config.refuse_unused({"momentum", "betas", "eps", "momentum_half_life", "beta2_half_life"})
+    arguments: dict[str, Any] = {
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "betas": tuple(config.betas),
+    }
+    if config.eps is not None:
+        arguments["eps"] = config.eps
+    built: torch.optim.Optimizer = construct(
+        MuonWithAuxiliary, config, split_for_muon(groups), arguments
+    )
+    return built

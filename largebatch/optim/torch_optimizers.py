@@ -1,0 +1,105 @@
+"""torch's own optimizers by name, in their fastest implementation for the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from largebatch.optim.config import OptimConfig
+from largebatch.optim.construct import construct
+from largebatch.optim.registry import optimizers
+from largebatch.optim.state import load_exactly
+
+
+@dataclass(frozen=True)
+class TorchOptimizer:
+    """How config keys reach one of torch's optimizers: the factory of its registry entry.
+
+    Args:
+        kind: the class.
+        takes: the keys of ``OptimConfig`` that it has a use for, beside those that all have.
+        fused_op: the operator of its fused implementation; None if torch has none.
+    """
+
+    kind: type[torch.optim.Optimizer]
+    takes: frozenset[str]
+    fused_op: str | None = None
+
+    def __call__(self, config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Build the optimizer.
+
+        Raises:
+            UserError: a config key or one of ``optim.options`` that it does not take.
+        """
+        config.refuse_unused(set(self.takes))
+        arguments: dict[str, Any] = {"lr": config.lr, **_implementation(self.fused_op, groups)}
+        if "momentum" in self.takes:
+            arguments["momentum"] = config.momentum
+        if "betas" in self.takes:
+            arguments["betas"] = tuple(config.betas)
+        if config.eps is not None:
+            arguments["eps"] = config.eps
+        return load_exactly(construct(self.kind, config, groups, arguments))
+
+
+def _implementation(fused_op: str | None, groups: list[dict[str, Any]]) -> dict[str, bool]:
+    """Choose ``fused`` where torch has such a kernel for every parameter's device, else foreach."""
+    params = [param for group in groups for _, param in group["params"]]
+    if fused_op is not None and all(
+        param.is_floating_point()
+        and torch._C._dispatch_has_kernel_for_dispatch_key(fused_op, param.device.type.upper())
+        for param in params
+    ):
+        return {"fused": True}
+    return {"foreach": True}
+
+
+_BETAS = frozenset({"betas", "eps", "momentum_half_life", "beta2_half_life"})
+_ADAM = "Kingma and Ba 2015"
+
+for _name, _optimizer, _summary, _source in (
+    (
+        "adam",
+        TorchOptimizer(torch.optim.Adam, _BETAS, "aten::_fused_adam_"),
+        "Adam with L2 weight decay",
+        _ADAM,
+    ),
+    (
+        "adamw",
+        TorchOptimizer(torch.optim.AdamW, _BETAS, "aten::_fused_adamw_"),
+        "Adam with decoupled weight decay (times the rate)",
+        "Loshchilov and Hutter 2019",
+    ),
+    ("nadam", TorchOptimizer(torch.optim.NAdam, _BETAS), "Adam with Nesterov's step", "Dozat 2016"),
+    ("radam", TorchOptimizer(torch.optim.RAdam, _BETAS), "rectified Adam", "Liu et al. 2020"),
+    (
+        "adagrad",
+        TorchOptimizer(torch.optim.Adagrad, frozenset({"eps"}), "aten::_fused_adagrad_"),
+        "rate over the root of the sum of squared gradients",
+        "Duchi et al. 2011",
+    ),
+    (
+        "rmsprop",
+        TorchOptimizer(
+            torch.optim.RMSprop,
+            frozenset({"momentum", "eps", "momentum_half_life", "beta2_half_life"}),
+        ),
+        "gradient over the root of its running mean square, with momentum",
+        "Tieleman and Hinton 2012",
+    ),
+    (
+        "adadelta",
+        TorchOptimizer(torch.optim.Adadelta, frozenset({"eps", "beta2_half_life"})),
+        "running mean squares of gradients and of updates",
+        "Zeiler 2012",
+    ),
+    (
+        "adamax",
+        TorchOptimizer(torch.optim.Adamax, _BETAS),
+        "Adam with the largest gradient in place of the second moment",
+        _ADAM,
+    ),
+):
+    optimizers.register(_name, _summary, _source)(_optimizer)
