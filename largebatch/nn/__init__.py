@@ -7,9 +7,15 @@ from largebatch.nn.config import NormConfig
 from largebatch.nn.convert import apply_norm, check_norm, convert_batch_norm
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
+from largebatch.nn.merge import (
+    load_rank_statistics,
+    merge_running_stats,
+    merged_running_stats,
+    rank_statistics,
+)
 from largebatch.nn.place import ghost_place
 from largebatch.nn.registry import norms
-from largebatch.nn.running import discard_step, merge_running_stats, step_end
+from largebatch.nn.running import discard_step, step_end
 
 __all__ = [
     "GhostBatchNorm",
@@ -21,8 +27,11 @@ __all__ = [
     "ghost_place",
     "ghost_sizes",
     "has_batch_norm",
+    "load_rank_statistics",
     "merge_running_stats",
+    "merged_running_stats",
     "minimum_samples",
     "norms",
+    "rank_statistics",
     "step_end",
 ]

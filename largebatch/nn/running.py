@@ -31,7 +31,6 @@ from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -208,50 +207,3 @@ def discard_step(model: nn.Module) -> None:
     for norm in running_norms(model):
         if norm.pending is not None:
             norm.pending.zero_()
-
-
-@torch.no_grad()
-def merge_running_stats(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Make the running statistics global, in one all-reduce of all of them together.
-
-    Call it on every rank before evaluation or a checkpoint. Norms fed in ``ghost_place`` sum what
-    the ranks have added since the last merge. Norms used alone, and torch's own batch norms, take
-    the average over the ranks that saw data. Without a process group there is nothing to do.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
-        return
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
-    if not norms:
-        return
-    shares = [_share(norm) for norm in norms]
-    double = any(share.dtype == torch.float64 for _, share in shares)
-    dtype = torch.float64 if double else torch.float32
-    voters = torch.tensor([float(votes) for votes, _ in shares], device=shares[0][1].device)
-    packed = torch.cat([voters.to(dtype), *(share.flatten().to(dtype) for _, share in shares)])
-    dist.all_reduce(packed, group=group)
-    votes = packed[: len(norms)].tolist()
-    sums = packed[len(norms) :].split([share.numel() for _, share in shares])
-    for norm, count, total, (_, share) in zip(norms, votes, sums, shares, strict=True):
-        total = total.view_as(share)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        for buffer, new, own in zip(
-            (norm.running_mean, norm.running_var), total, share, strict=True
-        ):
-            buffer.copy_(new / count if count else buffer + (new - own))
-        if isinstance(norm, RunningStatistics):
-            norm.forget_terms()
-
-
-def _share(norm: _BatchNorm) -> tuple[bool, Tensor]:
-    """Return whether the ranks are to be averaged, and this rank's part, (2, channels)."""
-    if isinstance(norm, RunningStatistics) and not norm._alone:
-        assert norm.local is not None
-        return False, norm.local
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return True, torch.stack((norm.running_mean, norm.running_var))

@@ -1,0 +1,155 @@
+"""The command line: one function a verb, no logic of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from largebatch import __version__
+from largebatch._errors import RunFailure, UserError, nearest
+
+VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {}
+
+
+def _verb(name: str, summary: str) -> Callable[[Callable[[Sequence[str]], int]], object]:
+    def enter(function: Callable[[Sequence[str]], int]) -> object:
+        VERBS[name] = (function, summary)
+        return function
+
+    return enter
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, exit code 2."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{self.prog}: {message}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``largebatch VERB ...`` and return its exit code: 0, 2 on bad input, 1 on failure."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        # All ranks find the same mistake together, as a rule: then one of them says it.
+        silent = os.environ.get("RANK", "0") != "0" and not error.one_rank
+        return _complain("" if silent else str(error), 2)
+    except RunFailure as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"largebatch {__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UserError(f"{verb!r}: choose from {', '.join(VERBS)}{nearest(verb, VERBS)}")
+    return VERBS[verb][0](rest)
+
+
+def _complain(message: str, code: int) -> int:
+    if message:
+        print(f"largebatch: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _usage() -> str:
+    lines = [f"  {name:<9} {summary}" for name, (_, summary) in VERBS.items()]
+    return "\n".join(
+        ["usage: largebatch VERB [OPTIONS]", "", *lines, "", "largebatch VERB --help says more."]
+    )
+
+
+@_verb("train", "train a model; the same command continues an interrupted run")
+def train(arguments: Sequence[str]) -> int:
+    from largebatch.train.run import train as run
+
+    return run(arguments)
+
+
+@_verb("eval", "evaluate a run or a checkpoint on its validation set")
+def evaluate(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="largebatch eval")
+    parser.add_argument("run", type=Path, help="a run directory or a checkpoint folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(list(arguments))
+    from largebatch.train.assess import assess
+
+    result = assess(options.run)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print("  ".join(f"{name} {value:.6g}" for name, value in result.items()))
+    return 0
+
+
+@_verb("bench", "measure a claim: loop, data")
+def bench(arguments: Sequence[str]) -> int:
+    from largebatch.bench import run
+
+    return run(arguments)
+
+
+@_verb("report", "write one report over several runs")
+def report(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="largebatch report")
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
+    options = parser.parse_args(list(arguments))
+    from largebatch.report import write_report
+
+    write_report(options.runs, options.output)
+    print(f"report: {options.output}")
+    return 0
+
+
+@_verb("recipes", "list the named configs")
+def recipes(arguments: Sequence[str]) -> int:
+    _Parser(prog="largebatch recipes").parse_args(list(arguments))
+    from largebatch.train.parse import recipe_names, recipe_summary
+
+    for name in recipe_names():
+        print(f"{name:<32} {recipe_summary(name)}")
+    return 0
+
+
+@_verb("explain", "say what a named entry is and where it comes from")
+def explain(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="largebatch explain")
+    parser.add_argument("name", help="a model, data set, optimizer, norm, curve, task or engine")
+    options = parser.parse_args(list(arguments))
+    from largebatch.train.explain import explain as text
+
+    print(text(options.name))
+    return 0
+
+
+@_verb("doctor", "say what this machine has and, for what is absent, why")
+def doctor(arguments: Sequence[str]) -> int:
+    parser = _Parser(prog="largebatch doctor")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="decode every image below ROOT")
+    options = parser.parse_args(list(arguments))
+    if options.data is not None:
+        from largebatch.data.check import report_images
+
+        return report_images(options.data)
+    from largebatch.doctor import collect, print_table, to_json
+
+    checks = collect()
+    if options.json:
+        print(to_json(checks))
+    else:
+        print_table(checks)
+    return 0

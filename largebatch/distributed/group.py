@@ -1,0 +1,61 @@
+"""The process group of a run: made from a :class:`World`, ended in good order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from largebatch._errors import UserError
+from largebatch.distributed.environment import World, cores
+
+
+def choose_device(world: World) -> torch.device:
+    """Return this rank's device: its own GPU where there are GPUs, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def set_threads(world: World) -> None:
+    """Share the cores among the ranks of this host unless OMP_NUM_THREADS says otherwise."""
+    if world.world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // world.local_world_size))
+
+
+@contextmanager
+def process_group(
+    world: World, backend: str, timeout: float, device: torch.device
+) -> Iterator[None]:
+    """Join the ranks for the length of a ``with`` block; nothing to join when alone.
+
+    Args:
+        backend: ``gloo``, ``nccl`` or ``auto`` (NCCL on GPUs, gloo otherwise).
+        timeout: seconds that a collective may take before every rank fails.
+    """
+    if world.world_size == 1:
+        yield
+        return
+    if backend == "auto":
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl" and device.type != "cuda":
+        raise UserError("distributed.backend='nccl' needs a GPU on every rank; use gloo or auto")
+    dist.init_process_group(
+        backend,
+        init_method=f"tcp://{world.address}:{world.port}"
+        if world.launcher != "torchrun"
+        else "env://",
+        rank=world.rank,
+        world_size=world.world_size,
+        timeout=timedelta(seconds=timeout),
+        device_id=device if backend == "nccl" else None,
+    )
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

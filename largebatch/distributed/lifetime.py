@@ -1,0 +1,53 @@
+"""Ranks that never outlive their launcher, and signals that end a run in good order.
+
+torch's launcher puts every rank in a process session of its own, so a launcher killed with
+SIGKILL leaves them running and holding the run directory. The kernel's parent-death signal ends
+them however the launcher died.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+
+PR_SET_PDEATHSIG = 1
+LAUNCHER_VARIABLE = "LARGEBATCH_LAUNCHER_PID"
+
+
+def die_with_parent(expected_parent: int | None = None) -> bool:
+    """Ask the kernel to kill this process when its parent dies; return whether it will.
+
+    Args:
+        expected_parent: the launcher's process id where it is known: a launcher that died before
+            the request was made is noticed by it, and this process ends at once.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    asked = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
+    if expected_parent is not None and os.getppid() != expected_parent:
+        os._exit(1)
+    return asked
+
+
+class StopRequest:
+    """Set by SIGTERM or SIGINT; the trainer reads it between steps. A second SIGINT interrupts."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.name is not None
+
+    def install(self) -> StopRequest:
+        """Take over SIGTERM and SIGINT of this process (main thread only)."""
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.name == "SIGINT":
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name

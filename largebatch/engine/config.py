@@ -1,0 +1,20 @@
+"""The ``distributed`` section: who owns gradient exchange, and over what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class DistributedConfig:
+    """How ranks exchange gradients."""
+
+    engine: str = "ddp"
+    """Who owns gradient exchange."""
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """c10d back end; auto takes NCCL on GPUs and gloo on CPU."""
+    bucket_mb: float = 25.0
+    """Size of one gradient message in MB; larger ones overlap less with the backward pass."""
+    timeout: float = 1800.0
+    """Seconds a collective may take before every rank fails."""

@@ -1,0 +1,88 @@
+"""Classification: cross-entropy over classes, with label smoothing and mixed targets."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from largebatch.tasks.config import TaskConfig
+
+
+class Labelled(Protocol):
+    """What a classification step needs of a batch (``largebatch.data.Batch`` has it).
+
+    Attributes:
+        inputs: (N, ...) model inputs.
+        targets: (N,) class indices.
+        partners: (N,) class indices mixed in, or None.
+        shares: (N,) weight of ``targets`` against ``partners``, from 0 to 1, or None.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    partners: Tensor | None
+    shares: Tensor | None
+
+
+class Classification:
+    """Forward, loss and metrics of a classification step.
+
+    The loss is a *sum* over images: the trainer divides by the weight of the whole step, the number
+    of images over all ranks, so that uneven shares are exact. Label smoothing is
+    ``y (1 - s) + s / K`` (Szegedy et al. 2016, section 7); mixed targets are the convex combination
+    of two cross-entropies (Zhang et al. 2018, "mixup").
+
+    Args:
+        num_classes: K; top-5 is a metric where it exceeds 10.
+    """
+
+    def __init__(self, config: TaskConfig, num_classes: int) -> None:
+        self.smoothing = config.label_smoothing
+        self.metrics = ("top1", "top5") if num_classes > 10 else ("top1",)
+
+    def weight(self, batch: Labelled) -> int:
+        """Return what the loss sum is divided by: images."""
+        return batch.targets.shape[0]
+
+    def train(self, model: nn.Module, batch: Labelled) -> tuple[Tensor, Tensor]:
+        """Return (loss sum with gradient, metric sums ``[loss, top1, ...]`` in float64)."""
+        logits = self._wide(model(batch.inputs))
+        loss = cross_entropy(
+            logits, batch.targets, reduction="none", label_smoothing=self.smoothing
+        )
+        if batch.partners is not None and batch.shares is not None:
+            other = cross_entropy(
+                logits, batch.partners, reduction="none", label_smoothing=self.smoothing
+            )
+            share = batch.shares.to(loss.dtype)
+            loss = share * loss + (1 - share) * other
+        total = loss.sum()
+        return total, self._sums(total.detach(), logits.detach(), batch.targets)
+
+    def evaluate(self, model: nn.Module, batch: Labelled) -> Tensor:
+        """Return metric sums ``[loss, top1, ...]``, without smoothing, in float64."""
+        return self.score(self.outputs(model, batch), batch)
+
+    def outputs(self, model: nn.Module, batch: Labelled) -> Tensor:
+        """Return (N, K) log-probabilities, for ensembles to average."""
+        return self._wide(model(batch.inputs)).log_softmax(1)
+
+    def score(self, log_probabilities: Tensor, batch: Labelled) -> Tensor:
+        """Return the metric sums of (N, K) log-probabilities."""
+        total = cross_entropy(log_probabilities, batch.targets, reduction="sum")
+        return self._sums(total, log_probabilities, batch.targets)
+
+    def _wide(self, logits: Tensor) -> Tensor:
+        """Take the loss in float32 at least: softmax in half precision loses the small classes."""
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _sums(self, total: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        sums = torch.empty(1 + len(self.metrics), dtype=torch.float64, device=logits.device)
+        sums[0] = total
+        sums[1] = (logits.argmax(1) == targets).sum()
+        if "top5" in self.metrics:
+            sums[2] = (logits.topk(5, dim=1).indices == targets[:, None]).sum()
+        return sums

@@ -1,0 +1,177 @@
+"""From a config to the live parts of a run: data, model, optimizer, engine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from largebatch._errors import UserError
+from largebatch.data import EpochOrder, Pipeline, Source, build_source
+from largebatch.distributed import World
+from largebatch.engine import DataParallel, build_engine
+from largebatch.models import build_model
+from largebatch.nn import has_batch_norm
+from largebatch.optim import build_optimizer
+from largebatch.schedule import Schedule
+from largebatch.tasks import Classification, build_task
+from largebatch.train.config import Config
+from largebatch.train.evaluate import Evaluator, requests
+from largebatch.train.feed import Atoms, Feed
+from largebatch.train.micro import largest_micro, memory_free
+from largebatch.train.precision import Precision
+from largebatch.train.stepper import Stepper
+
+MIXING_GROUP = 32  # samples that mixup draws partners from where no ghost size is set
+EVALUATION_BATCH = 1024
+
+
+@dataclass
+class Parts:
+    """The live parts of a run on one rank."""
+
+    world: World
+    device: torch.device
+    source: Source
+    validation: Source
+    model: nn.Module
+    task: Classification
+    schedule: Schedule
+    optimizer: torch.optim.Optimizer
+    engine: DataParallel
+    precision: Precision
+    feed: Feed
+    stepper: Stepper
+    evaluator: Evaluator
+    caveats: list[str]
+
+
+def build(config: Config, world: World, device: torch.device) -> Parts:
+    """Make every part of the run that ``config`` describes.
+
+    Raises:
+        UserError: data are missing or damaged, or parts do not fit together.
+    """
+    precision = Precision(config.precision, device)
+    source = build_source(config.data, "train", config.model.num_classes)
+    validation = build_source(config.data, "val", config.model.num_classes)
+    model = make_model(config, source, precision, device)
+    atoms = make_atoms(config, model)
+    schedule = Schedule(
+        config.schedule,
+        config.batch,
+        config.optim.lr,
+        config.optim.scaling,
+        len(source),
+        atoms.minimum,
+        config.snapshot.cycles or None,
+    )
+    channels_last = config.model.channels_last and len(source.image_shape) == 3
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    task = build_task(config.task, source.num_classes)
+    engine = build_engine(model, world, config.distributed)
+    optimizer = build_optimizer(config.optim, model)
+    if config.model.compile:
+        model.compile()
+    train_pipeline, val_pipeline = (
+        Pipeline(part, config.data, config.run.seed, device, train, precision.dtype, channels_last)
+        for part, train in ((source, True), (validation, False))
+    )
+    micro = config.batch.micro
+    largest = max(phase.size for phase in schedule.plan.phases)
+    largest_share = math.ceil(math.ceil(largest / atoms.size) / world.world_size) * atoms.size
+    if micro == "auto":
+        probe = min(atoms.size, len(validation)) if atoms.size > 1 else min(8, len(validation))
+        sample = next(iter(val_pipeline.batches(requests(probe, probe, World()))))
+        free = memory_free(device, world.local_world_size)
+        micro = largest_micro(model, task, precision, sample, atoms.size, largest_share, free)
+    feed = Feed(
+        schedule.plan,
+        EpochOrder(len(source), config.run.seed),
+        train_pipeline,
+        world,
+        atoms,
+        micro,
+    )
+    stepper = Stepper(
+        model,
+        task,
+        engine,
+        optimizer,
+        precision,
+        device,
+        config.optim.clip_norm,
+        config.run.seed,
+        varying_weight=config.data.skip_corrupt > 0,
+    )
+    evaluation_batch = min(EVALUATION_BATCH, micro or largest_share, len(validation))
+    evaluator = Evaluator(
+        task, val_pipeline, len(validation), max(1, evaluation_batch), world, device
+    )
+    return Parts(
+        world,
+        device,
+        source,
+        validation,
+        model,
+        task,
+        schedule,
+        optimizer,
+        engine,
+        precision,
+        feed,
+        stepper,
+        evaluator,
+        _caveats(config, model),
+    )
+
+
+def _caveats(config: Config, model: nn.Module) -> list[str]:
+    """Say where the trajectory depends on the number of ranks after all."""
+    lines = []
+    if config.norm.kind == "batch" and has_batch_norm(model):
+        lines.append(
+            "norm.kind=batch takes statistics per forward pass: another number of ranks or another"
+            " batch.micro gives another run (norm.kind=ghost does not)"
+        )
+    random = (nn.modules.dropout._DropoutNd,)
+    if any(isinstance(m, random) and m.p > 0 for m in model.modules()) or config.model.drop_path:
+        lines.append("dropout is drawn per forward pass: it depends on ranks and batch.micro")
+    return lines
+
+
+def make_model(
+    config: Config, source: Source, precision: Precision, device: torch.device
+) -> nn.Module:
+    """Build the model from the run's seed: the same weights on every rank and in every session."""
+    torch.manual_seed(config.run.seed)
+    classes = config.model.num_classes or source.num_classes
+    model = build_model(config.model, config.norm, classes, source.image_shape)
+    return model.to(device=device, dtype=precision.dtype)
+
+
+def make_atoms(config: Config, model: nn.Module) -> Atoms:
+    """Return what a step may not divide: a ghost batch, or a sample where no norm reads a batch.
+
+    Raises:
+        UserError: ``batch.micro`` is not a multiple of the ghost size.
+    """
+    minimum = 2 if has_batch_norm(model) else 1
+    size = config.norm.ghost_size or 0
+    if size == 0:
+        mixing = config.data.mixup or config.data.cutmix
+        # Under statistics per forward a rank's share of one sample has none: two stay together.
+        size = MIXING_GROUP if mixing else minimum
+    for key, micro in [
+        ("batch.micro", config.batch.micro),
+        *((f"batch.plan[{i}].micro", phase.micro) for i, phase in enumerate(config.batch.plan)),
+    ]:
+        if config.norm.ghost_size and isinstance(micro, int) and micro % size:
+            near = max(size, round(micro / size) * size)
+            raise UserError(
+                f"{key}={micro}: a multiple of norm.ghost_size={size} is needed, such as {near}"
+            )
+    return Atoms(size, minimum)

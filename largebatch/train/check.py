@@ -1,0 +1,106 @@
+"""Contradictions between keys, found before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from largebatch._errors import UserError
+from largebatch.data import datasets
+from largebatch.engine import engines
+from largebatch.models import models
+from largebatch.nn import check_norm
+from largebatch.optim import optimizers
+from largebatch.tasks import tasks
+from largebatch.train.config import Config
+
+
+def check(config: Config) -> None:
+    """Refuse a config that cannot run, as far as that is known without the data.
+
+    Raises:
+        UserError: one line with the key, its value and what is allowed.
+    """
+    for entry_of, name in (
+        (models, config.model.name),
+        (datasets, config.data.name),
+        (optimizers, config.optim.name),
+        (tasks, config.task.name),
+        (engines, config.distributed.engine),
+    ):
+        entry_of.entry(name)
+    config.batch.check()
+    config.schedule.check()
+    config.task.check()
+    config.model.check()
+    config.data.check()
+    config.optim.check()
+    check_norm(config.norm)
+    for mistake in _numbers(config):
+        raise UserError(mistake)
+    for mistake in _contradictions(config):
+        raise UserError(mistake)
+
+
+def _numbers(config: Config) -> Iterator[str]:
+    run, ema, snapshot = config.run, config.ema, config.snapshot
+    if not 0 <= run.seed < 2**63:
+        yield f"run.seed={run.seed}: from 0 to 2^63 - 1"
+    if not 1 <= run.nproc <= 4096:
+        yield f"run.nproc={run.nproc}: from 1 to 4096 ranks"
+    if run.target_top1 is not None and not 0 < run.target_top1 <= 1:
+        yield f"run.target_top1={run.target_top1}: a fraction of 1, above 0"
+    scale = config.precision.loss_scale
+    if scale != "dynamic" and not (math.isfinite(float(scale)) and float(scale) > 0):
+        yield f"precision.loss_scale={scale}: dynamic or a number above 0"
+    if ema.half_life is not None and ema.half_life.value == 0:
+        yield f"ema.half_life={ema.half_life}: more than 0"
+    if not 0 <= snapshot.cycles <= 1000:
+        yield f"snapshot.cycles={snapshot.cycles}: from 0 to 1000"
+    if config.checkpoint.keep < 1:
+        yield f"checkpoint.keep={config.checkpoint.keep}: at least 1"
+    if not (math.isfinite(config.distributed.bucket_mb) and config.distributed.bucket_mb > 0):
+        yield f"distributed.bucket_mb={config.distributed.bucket_mb}: a number of MB above 0"
+    if not 1 <= config.distributed.timeout <= 10**7:
+        yield f"distributed.timeout={config.distributed.timeout}: from 1 to 10^7 seconds"
+    for key, every in (
+        ("telemetry.every", config.telemetry.every),
+        ("checkpoint.every", config.checkpoint.every),
+    ):
+        if every.value == 0:
+            yield f"{key}={every}: more than 0"
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    batch, norm, ghost = config.batch, config.norm, config.norm.ghost_size
+    for key, micro in [
+        ("batch.micro", batch.micro),
+        *((f"batch.plan[{i}].micro", phase.micro) for i, phase in enumerate(batch.plan)),
+    ]:
+        if isinstance(micro, int) and ghost and norm.kind == "ghost" and micro % ghost:
+            near = max(ghost, round(micro / ghost) * ghost)
+            yield f"{key}={micro}: a multiple of norm.ghost_size={ghost} is needed, such as {near}"
+    if config.precision.compute == "fp64" and config.distributed.backend == "nccl":
+        yield "precision.compute=fp64 runs on CPU: distributed.backend=nccl contradicts it"
+    if config.precision.loss_scale != "dynamic" and config.precision.compute != "fp16":
+        yield (
+            f"precision.loss_scale={config.precision.loss_scale}: only with precision.compute=fp16,"
+            f" not {config.precision.compute}"
+        )
+    if config.data.mixup and config.data.cutmix:
+        yield f"data.mixup={config.data.mixup} and data.cutmix={config.data.cutmix}: choose one"
+    if config.snapshot.cycles and config.schedule.curve not in ("sgdr", "cyclical"):
+        yield (
+            f"snapshot.cycles={config.snapshot.cycles}: needs schedule.curve sgdr or cyclical, not"
+            f" {config.schedule.curve}"
+        )
+    resume = config.checkpoint.resume
+    if resume not in ("auto", "never") and not Path(resume).is_dir():
+        yield f"checkpoint.resume={resume!r}: auto, never or the folder of a checkpoint"
+    if config.schedule.regime == "steps" and config.schedule.length.unit == "st":
+        yield "schedule.regime=steps stretches epochs and samples: schedule.length is in steps"
+    directory = config.run.dir
+    if directory is not None and Path(directory).exists() and not Path(directory).is_dir():
+        yield f"run.dir={directory!r}: a file stands there; name a folder"
+

@@ -1,0 +1,120 @@
+"""The whole configuration of a run: every room's section, under the names of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from largebatch.data.config import DataConfig
+from largebatch.engine.config import DistributedConfig
+from largebatch.models.config import ModelConfig
+from largebatch.nn.config import NormConfig
+from largebatch.optim.config import OptimConfig
+from largebatch.schedule import Duration
+from largebatch.schedule.config import BatchConfig, ScheduleConfig
+from largebatch.tasks.config import TaskConfig
+
+
+@dataclass
+class RunConfig:
+    """The run itself."""
+
+    dir: str | None = None
+    """Run directory; by default a new runs/NAME-DATE-TIME, or the unfinished run of this config."""
+    name: str | None = None
+    """Name of the run; by default MODEL-DATA."""
+    seed: int = 0
+    """Seed of initialisation, data order, augmentation and dropout."""
+    deterministic: bool = False
+    """Refuse operations whose result changes from run to run (on CPU there is none in use)."""
+    nproc: int = 1
+    """Start this many local ranks; not together with a launcher."""
+    target_top1: float | None = None
+    """Stop when validation top-1, a fraction of 1, reaches this; seconds, samples, steps are kept."""
+
+
+@dataclass
+class PrecisionConfig:
+    """Number formats."""
+
+    compute: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """Format of forward and backward: bf16 and fp16 by autocast; fp64 (CPU) for proofs."""
+    loss_scale: float | Literal["dynamic"] = "dynamic"
+    """Scale of the loss under fp16; a step whose gradients overflow is skipped."""
+
+
+@dataclass
+class EmaConfig:
+    """Exponential moving average of the weights."""
+
+    half_life: Duration | None = None
+    """Samples after which a weight counts half (2ep, 10ksa); none: no average is kept."""
+
+
+@dataclass
+class SnapshotConfig:
+    """Snapshot ensembles (Huang et al. 2017): one member at the end of every cosine cycle."""
+
+    cycles: int = 0
+    """Members; the softmax outputs of all are averaged in evaluation. 0: no ensemble."""
+
+
+@dataclass
+class TelemetryConfig:
+    """What is written to metrics.jsonl, and how often."""
+
+    every: Duration = field(default_factory=lambda: Duration.parse("1st"))
+    """Distance between train lines."""
+
+
+@dataclass
+class CheckpointConfig:
+    """When the run is saved, and how it continues."""
+
+    every: Duration = field(default_factory=lambda: Duration.parse("1ep"))
+    """Distance between checkpoints; the end of the run and a signal save as well."""
+    keep: int = 2
+    """Newest checkpoints kept; an older one goes after a newer one is complete."""
+    resume: str = "auto"
+    """auto (continue the run of this directory), never, or the path of a checkpoint to start from."""
+
+
+@dataclass
+class Config:
+    """Everything `largebatch train` needs to know."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+# Keys that may differ between a run and its continuation: they do not shape the trajectory.
+FREE_KEYS = (
+    "run.dir",
+    "run.name",
+    "run.nproc",
+    "run.target_top1",
+    "data.root",
+    "data.workers",
+    "batch.micro",
+    "telemetry",
+    "distributed",
+    "checkpoint",
+)
+
+
+def run_name(config: Config) -> str:
+    """Return the run's name: the one given, or MODEL-DATA."""
+    plain = (config.run.name or f"{config.model.name}-{config.data.name}").replace(":", ".")
+    return plain.replace("/", "_")

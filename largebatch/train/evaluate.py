@@ -1,0 +1,83 @@
+"""Evaluation: every sample exactly once over all ranks, and nothing changed by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.data import Batch, EpochOrder, Pipeline, Request
+from largebatch.distributed import World
+from largebatch.tasks import Classification
+
+
+@contextmanager
+def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put ``model`` in evaluation mode without gradients; restore flags and generators afterwards.
+
+    Each module's own flag is kept, since a user may have frozen some (a batch norm, say).
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def requests(count: int, batch: int, world: World) -> Iterator[Request]:
+    """Split ``count`` samples into this rank's contiguous share, in batches of ``batch``."""
+    order = EpochOrder(count, seed=0, shuffle=False)
+    begin = count * world.rank // world.world_size
+    end = count * (world.rank + 1) // world.world_size
+    for start in range(begin, end, batch):
+        stop = min(start + batch, end)
+        yield Request(epoch=0, indices=order.indices(0, start, stop), position=start)
+
+
+class Evaluator:
+    """Computes the task's metric sums over the validation set.
+
+    Args:
+        batch: samples per forward pass. autocast: a context for the forward pass.
+    """
+
+    def __init__(
+        self,
+        task: Classification,
+        pipeline: Pipeline,
+        count: int,
+        batch: int,
+        world: World,
+        device: torch.device,
+    ) -> None:
+        self.task, self.pipeline, self.count = task, pipeline, count
+        self.batch, self.world, self.device = batch, world, device
+
+    def batches(self) -> Iterator[Batch]:
+        """Walk this rank's share of the validation set."""
+        return iter(self.pipeline.batches(requests(self.count, self.batch, self.world)))
+
+    def sums(self, model: nn.Module, stopped: object = None) -> Tensor:
+        """Return this rank's float64 ``[loss, metrics..., weight]``.
+
+        A true ``stopped`` ends the pass early: the caller then throws the sums of all ranks away.
+        """
+        total = torch.zeros(2 + len(self.task.metrics), dtype=torch.float64, device=self.device)
+        with evaluating(model, self.device):
+            for batch in self.batches():
+                total[:-1] += self.task.evaluate(model, batch)
+                total[-1] += self.task.weight(batch)
+                if stopped:
+                    break
+        return total

@@ -1,0 +1,96 @@
+"""The plan's steps turned into batches: this rank's share of each, fetched ahead."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from largebatch.data import Batch, EpochOrder, Pipeline, Request
+from largebatch.distributed import World
+from largebatch.schedule import BatchPlan, Step
+from largebatch.train.share import Micro, ghost_count, share
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """What may not be divided: ``size`` samples of a ghost, none below ``minimum`` samples."""
+
+    size: int
+    minimum: int
+
+
+class Feed:
+    """Yields every step of the plan with this rank's micro-batches, in order.
+
+    The order of samples, the division into ghosts and ranks and the pixels are functions of the
+    position in the run alone, so that starting in the middle needs no replay.
+
+    Args:
+        micro: samples per forward pass; None for the whole share.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        order: EpochOrder,
+        pipeline: Pipeline,
+        world: World,
+        atoms: Atoms,
+        micro: int | None,
+    ) -> None:
+        self.plan, self.order, self.pipeline = plan, order, pipeline
+        self.world, self.atoms, self.micro = world, atoms, micro
+        self._hashes: deque[str] = deque()
+
+    def micros(self, step: Step) -> tuple[Micro, ...]:
+        """Return this rank's forward passes of ``step``."""
+        micro = self.micro if step.phase.micro in (None, "auto") else step.phase.micro
+        assert micro is None or isinstance(micro, int)
+        return share(
+            step.size,
+            self.atoms.size,
+            micro,
+            self.world.rank,
+            self.world.world_size,
+            self.atoms.minimum,
+        )
+
+    def ghosts(self, step: Step) -> int:
+        """Return the number of ghosts of ``step`` over all ranks."""
+        return ghost_count(step.size, self.atoms.size, self.atoms.minimum)
+
+    def steps(self, samples: int) -> Iterator[tuple[Step, tuple[Micro, ...], Iterator[Batch]]]:
+        """Walk the steps from ``samples`` on, each with its forward passes and their source."""
+        self._hashes.clear()
+        batches = iter(self.pipeline.batches(self._requests(samples)))
+        try:
+            for step in self.plan.steps(samples):
+                yield step, self.micros(step), batches
+        finally:
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+
+    def take_hash(self) -> str:
+        """Return the hash of the sample ids, in order, of the step just taken (rank 0 only)."""
+        return self._hashes.popleft()
+
+    def _requests(self, samples: int) -> Iterator[Request]:
+        for step in self.plan.steps(samples):
+            if self.world.is_main:
+                # Rank 0 hashes the ids of all ranks, so that the hash tells worlds apart by nothing.
+                ids = self.order.indices(step.epoch, step.position, step.position + step.size)
+                self._hashes.append(hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest())
+            for micro in self.micros(step):
+                begin, end = step.position + micro.start, step.position + micro.stop
+                yield Request(
+                    epoch=step.epoch,
+                    indices=ids[micro.start : micro.stop]
+                    if self.world.is_main
+                    else self.order.indices(step.epoch, begin, end),
+                    position=begin,
+                    ghosts=micro.sizes if self.atoms.size > 1 else None,
+                    image_size=step.phase.image_size,
+                )

@@ -1,0 +1,70 @@
+"""Who takes which samples of a step: whole ghost batches, in contiguous blocks (idea 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One forward pass of one rank: samples ``start`` to ``stop`` of the step's order.
+
+    Attributes:
+        first_ghost, ghosts: its first ghost's index in the step, and how many it holds.
+        ghost_size: samples of each ghost but the last, which takes what is left.
+    """
+
+    start: int
+    stop: int
+    first_ghost: int
+    ghosts: int
+    ghost_size: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each ghost, in order."""
+        full = self.ghosts - 1
+        return [self.ghost_size] * full + [self.stop - self.start - full * self.ghost_size]
+
+
+def ghost_count(size: int, ghost_size: int, minimum: int = 1) -> int:
+    """Count the ghosts of ``size`` samples: torch.split's rule, a last one below ``minimum`` joins.
+
+    >>> ghost_count(70, 32), ghost_count(65, 32), ghost_count(65, 32, minimum=2)
+    (3, 3, 2)
+    """
+    full, rest = divmod(size, ghost_size)
+    return full + (rest >= minimum or (rest > 0 and full == 0))
+
+
+@lru_cache(maxsize=64)
+def share(
+    size: int,
+    ghost_size: int,
+    micro: int | None,
+    rank: int,
+    world_size: int,
+    minimum: int = 1,
+) -> tuple[Micro, ...]:
+    """Return the forward passes of ``rank`` in a step of ``size`` samples.
+
+    Ghosts go to ranks in contiguous blocks as even as can be, the first ranks taking one more; with
+    fewer ghosts than ranks the last ranks have none.
+
+    Args:
+        ghost_size: samples of a ghost batch; 1 where no norm reads a batch.
+        micro: samples of a forward pass, a multiple of ``ghost_size``; None for the whole share.
+        minimum: samples a ghost needs to have statistics: 2 with a batch norm.
+    """
+    total = ghost_count(size, ghost_size, minimum)
+    each, more = divmod(total, world_size)
+    first = rank * each + min(rank, more)
+    end = first + each + (rank < more)
+    per_pass = max(1, end - first if micro is None else micro // ghost_size)
+    passes = []
+    for at in range(first, end, per_pass):
+        until = min(at + per_pass, end)
+        stop = size if until == total else until * ghost_size
+        passes.append(Micro(at * ghost_size, stop, at, until - at, ghost_size))
+    return tuple(passes)

@@ -1,0 +1,142 @@
+"""The lines of metrics.jsonl: what they hold, and when they are worth their cost."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.record import MetricsWriter, TensorBoardMirror
+from largebatch.schedule import Clock, Duration, Step
+from largebatch.train.progress import Progress
+
+SPACING = 1.1  # ratio of the steps at which weights are measured: distances go with log steps
+
+
+class WeightDistance:
+    """Norm of the weights and of their way from the start, ``|w|`` and ``|w - w_0|``.
+
+    Over all parameters (Hoffer et al. 2017, section 4, found ``|w - w_0|`` to grow with the log of
+    the steps), measured at steps spaced by a constant ratio, since each is a pass over all weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = [p.detach() for p in model.parameters()]
+        self._start = [p.clone() for p in self._weights]
+
+    @staticmethod
+    def due(step: int) -> bool:
+        """Whether ``step`` (from 1) is one of the spaced ones."""
+        power = 1.0
+        while round(power) < step:
+            power *= SPACING
+        return round(power) == step
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Return ``weight_norm`` and ``weight_distance``."""
+        moved = torch._foreach_sub(self._weights, self._start)
+        return {"weight_norm": _norm(self._weights), "weight_distance": _norm(list(moved))}
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.stack([n.double() for n in torch._foreach_norm(tensors)]).norm())
+
+
+class Telemetry:
+    """Writes train and validation lines on rank 0.
+
+    Args:
+        writers: where lines go, on rank 0.
+        names: of the metric sums after the loss, as the task gives them.
+    """
+
+    def __init__(
+        self,
+        writers: tuple[MetricsWriter, TensorBoardMirror] | tuple[()],
+        progress: Progress,
+        distance: WeightDistance | None,
+        names: tuple[str, ...],
+        every: Duration,
+        clock: Clock,
+    ) -> None:
+        self._writers, self.progress, self.distance = writers, progress, distance
+        self.names = names
+        self._clock = clock
+        self._steps = int(every.value) if every.unit == "st" else None
+        self._samples = max(1, every.samples(clock))
+        self._seconds = 0.0
+        self._last_time = time.perf_counter()
+        self._last_samples: int | None = None
+        self.train_seconds = 0.0
+        self.train_samples = 0
+
+    def due(self, step: Step, number: int) -> bool:
+        """Whether the step that was the ``number``-th (from 1) gets a train line."""
+        if self._steps is not None:
+            return number % max(1, self._steps) == 0
+        return step.end // self._samples > step.start // self._samples
+
+    def train(self, step: Step, number: int, sums: list[float], extra: dict[str, Any]) -> None:
+        """Write the train line of a step.
+
+        Args:
+            sums: loss sum, metric sums and weight over all ranks, in this order.
+        """
+        weight = max(sums[-1], 1.0)
+        now = time.perf_counter()
+        since = step.end - (step.start if self._last_samples is None else self._last_samples)
+        record: dict[str, Any] = {
+            "split": "train",
+            "samples": step.end,
+            "step": number,
+            "epoch": round(step.end / self._clock.epoch_samples, 6),
+            "loss": sums[0] / weight,
+            **{name: value / weight for name, value in zip(self.names, sums[1:], strict=False)},
+            **extra,
+            "batch_size": step.size,
+            "samples_per_second": since / max(now - self._last_time, 1e-9),
+        }
+        self._last_time, self._last_samples = now, step.end
+        self.train_seconds += since / record["samples_per_second"]
+        self.train_samples += since
+        if self.distance is not None and self.distance.due(number):
+            record.update(self.distance.measure())
+        self._write(record)
+        if self.progress.due:
+            self.progress.train(record)
+
+    def validation(
+        self, samples: int, number: int, sums: list[float], extra: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Write the validation line after ``samples``; the time until now is not training time."""
+        weight = max(sums[-1], 1.0)
+        record: dict[str, Any] = {
+            "split": "val",
+            "samples": samples,
+            "step": number,
+            "epoch": round(samples / self._clock.epoch_samples, 6),
+            "loss": sums[0] / weight,
+            **{name: value / weight for name, value in zip(self.names, sums[1:], strict=False)},
+            "count": int(weight),
+            **extra,
+        }
+        if self.distance is not None:
+            record.update(self.distance.measure())
+        self._write(record)
+        self.progress.validation(record)
+        self._last_time = time.perf_counter()
+        return record
+
+    def sync(self) -> None:
+        """Put the lines on disk: a checkpoint counts on those before it."""
+        if self._writers:
+            self._writers[0].sync()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._writers:
+            metrics, mirror = self._writers
+            metrics.write(**record)
+            mirror.write(record)

@@ -1,0 +1,239 @@
+"""One run from its first sample to its summary; it can stop after any step and go on later."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from largebatch._errors import RunFailure
+from largebatch.distributed.lifetime import StopRequest
+from largebatch.nn import merged_running_stats
+from largebatch.optim import set_step
+from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
+from largebatch.schedule import Duration, Step
+from largebatch.train import checkpoint
+from largebatch.train.averages import WeightAverage, swapped_in
+from largebatch.train.build import Parts
+from largebatch.train.config import Config
+from largebatch.train.micro import halved, is_out_of_memory
+from largebatch.train.progress import Progress, say
+from largebatch.train.snapshot import SnapshotEnsemble
+from largebatch.train.state import RunState
+from largebatch.train.telemetry import Telemetry, WeightDistance
+
+
+@dataclass
+class Position:
+    """How far the run is.
+
+    Attributes:
+        samples, steps: seen and taken.
+        evaluated: samples at the last validation.
+        seconds: of all sessions of the run together.
+        last: the last validation line.
+    """
+
+    samples: int = 0
+    steps: int = 0
+    evaluated: int = 0
+    seconds: float = 0.0
+    last: dict[str, Any] | None = None
+    reached: dict[str, Any] | None = None
+
+
+class Trainer:
+    """Trains what :func:`~largebatch.train.build.build` made.
+
+    Args:
+        directory: where results go; only rank 0 writes.
+        stop: set by a signal; the ranks agree on the step after which they stop.
+    """
+
+    def __init__(
+        self, config: Config, parts: Parts, directory: RunDirectory, stop: StopRequest
+    ) -> None:
+        self.config, self.parts, self.directory, self.stop = config, parts, directory, stop
+        self.world, self.schedule = parts.world, parts.schedule
+        self.plan, self.clock = parts.schedule.plan, parts.schedule.clock
+        self.position = Position()
+        self.average: WeightAverage | None = None
+        if config.ema.half_life is not None:
+            half_life = config.ema.half_life.samples(self.clock)
+            self.average = WeightAverage(parts.model, half_life)
+        self.snapshots: SnapshotEnsemble | None = None
+        if config.snapshot.cycles:
+            self.snapshots = SnapshotEnsemble(parts.schedule.cycle_ends)
+        self.state = RunState(
+            parts.model, parts.optimizer, parts.precision, self.average, self.snapshots, self.world
+        )
+        self._distance = WeightDistance(parts.model) if self.world.is_main else None
+
+    def resume(self, state: dict[str, Any] | None) -> None:
+        """Continue from a checkpoint's state; from the start if there is none."""
+        if state is not None:
+            self.position = Position(**self.state.restore(state))
+
+    def run(self, writers: tuple[MetricsWriter, TensorBoardMirror] | tuple[()]) -> bool:
+        """Train to the end and return True, or False if a signal stopped the run before.
+
+        Args:
+            writers: of the metrics, on rank 0 only.
+
+        Raises:
+            RunFailure: a checkpoint cannot be written, or memory ran out at the smallest batch.
+        """
+        begun = time.monotonic()
+        before = self.position.seconds
+        progress = Progress(
+            self.schedule.total_samples, self.position.samples, self.world.is_main
+        )
+        self.telemetry = Telemetry(
+            writers,
+            progress,
+            self._distance,
+            self.parts.task.metrics,
+            self.config.telemetry.every,
+            self.clock,
+        )
+        try:
+            return self._loop(begun - before)
+        finally:
+            progress.close()
+
+    def _loop(self, since: float) -> bool:
+        position, total = self.position, self.schedule.total_samples
+        if position.evaluated < position.samples and self._evaluation_due(
+            max(0, position.samples - 1), position.samples
+        ) and self._evaluate(position.samples):
+            self._save()
+            return False
+        while position.samples < total and position.reached is None:
+            for step, micros, batches in self.parts.feed.steps(position.samples):
+                stopping = self._step(step, micros, batches)
+                if stopping is None:  # out of memory: begin again here with smaller passes
+                    break
+                position.seconds = time.monotonic() - since
+                if not stopping and self._evaluation_due(step.start, step.end):
+                    stopping = self._evaluate(step.end)
+                if stopping:
+                    self._save()
+                    return False
+                if position.reached is not None:
+                    break
+                if self._due(self.config.checkpoint.every, step) and step.end < total:
+                    self._save()
+        self._save()
+        return True
+
+    def _step(self, step: Step, micros: Any, batches: Any) -> bool | None:
+        """Take a step; return whether to stop after it, or None if memory ran out."""
+        parts, position = self.parts, self.position
+        rate = self.schedule.lr(step.start)
+        set_step(parts.optimizer, self.config.optim, rate, step.size, self.clock)
+        try:
+            sums = parts.stepper.run(
+                step, parts.feed.ghosts(step), micros, batches, bool(self.stop)
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._back_off(error)
+            return None
+        position.samples, position.steps = step.end, position.steps + 1
+        if self.average is not None:
+            self.average.update(step.size)
+        if self.snapshots is not None and self.snapshots.due(step.start, step.end):
+            self.snapshots.add(
+                {**dict(parts.model.named_parameters()), **merged_running_stats(parts.model)}
+            )
+        order_hash = parts.feed.take_hash() if self.world.is_main else ""
+        values = sums.tolist()
+        if self.world.is_main and self.telemetry.due(step, position.steps):
+            extra: dict[str, Any] = {"lr": rate, "order_hash": order_hash}
+            if parts.stepper.clip_factor is not None:
+                extra["clip_factor"] = float(parts.stepper.clip_factor)
+            if parts.precision.scaler is not None:
+                extra["loss_scale"] = parts.precision.scaler.get_scale()
+            self.telemetry.train(step, position.steps, values[:-1], extra)
+        return values[-1] > 0
+
+    def _back_off(self, error: BaseException) -> None:
+        feed = self.parts.feed
+        smaller = halved(feed.micro, feed.atoms.size) if self.config.batch.micro == "auto" else None
+        if smaller is None or self.world.world_size > 1:
+            raise RunFailure(
+                f"memory ran out at batch.micro={feed.micro}: set batch.micro to less ({error})"
+            ) from error
+        say(f"memory ran out: batch.micro {feed.micro} -> {smaller}")
+        feed.micro = smaller
+        self.parts.stepper.retry()
+
+    def _evaluation_due(self, start: int, end: int) -> bool:
+        epoch = self.clock.epoch_samples
+        return end // epoch > start // epoch or end >= self.schedule.total_samples
+
+    def _due(self, every: Duration, step: Step) -> bool:
+        if every.unit == "st":
+            return self.position.steps % max(1, int(every.value)) == 0
+        distance = max(1, every.samples(self.clock))
+        return step.end // distance > step.start // distance
+
+    def _evaluate(self, samples: int) -> bool:
+        """Write the validation line; return True if a signal came before it was complete."""
+        parts, position = self.parts, self.position
+        with swapped_in(parts.model, merged_running_stats(parts.model)):
+            sums = parts.evaluator.sums(parts.model, self.stop)
+            extra_sums = {}
+            if self.average is not None and not self.stop:
+                with swapped_in(parts.model, self.average.tensors):
+                    extra_sums["ema"] = parts.evaluator.sums(parts.model, self.stop)
+        if self.snapshots is not None and len(self.snapshots.members) > 1 and not self.stop:
+            extra_sums["ensemble"] = self.snapshots.sums(parts.model, parts.evaluator)
+        names = [
+            name
+            for name, wanted in (
+                ("ema", self.average is not None),
+                ("ensemble", self.snapshots is not None and len(self.snapshots.members) > 1),
+            )
+            if wanted
+        ]
+        empty = torch.zeros_like(sums)
+        every = torch.stack(
+            [sums, *(extra_sums.get(n, empty) for n in names), torch.full_like(sums, bool(self.stop))]
+        )
+        if self.world.world_size > 1:
+            dist.all_reduce(every)
+        rows = every.tolist()
+        if rows[-1][0] > 0:
+            return True
+        extra: dict[str, Any] = {}
+        for name, row in zip(names, rows[1:-1], strict=True):
+            extra[f"{name}_loss"] = row[0] / max(row[-1], 1.0)
+            for metric, value in zip(parts.task.metrics, row[1:], strict=False):
+                extra[f"{name}_{metric}"] = value / max(row[-1], 1.0)
+        position.evaluated = samples
+        position.last = self.telemetry.validation(samples, position.steps, rows[0], extra)
+        target = self.config.run.target_top1
+        if target is not None and position.reached is None and position.last["top1"] >= target:
+            position.reached = {
+                "top1": position.last["top1"],
+                "seconds": position.seconds,
+                "samples": samples,
+                "steps": position.steps,
+            }
+        return False
+
+    def _save(self) -> None:
+        state = self.state.capture(vars(self.position))
+        if state is not None:
+            self.telemetry.sync()
+            checkpoint.save(
+                self.directory.checkpoints,
+                self.position.samples,
+                state,
+                self.config.checkpoint.keep,
+            )
