@@ -135,7 +135,7 @@ def ninja_file(cxx: str, nvcc: str | None, target: Path) -> str:
     ]
     if nvcc:
         cuda_flags = ["-O3", "-std=c++17", "-Xcompiler -fPIC,-fvisibility=hidden", f"-I{CSRC}"]
-        cuda_flags += [*architecture_flags(), *os.environ.get("NVCC_APPEND", "").split()]
+        cuda_flags += architecture_flags()
         lines += [
             f"nvcc = {nvcc}",
             f"nvccflags = {' '.join(cuda_flags)}",

@@ -1,0 +1,151 @@
+// CUDA back end of the optimizer family, host side: arguments checked, tables filled, launched.
+
+#ifdef LARGEBATCH_CUDA
+
+#include "optim/cuda.h"
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include <array>
+
+#include "common/cuda_stream.h"
+#include "common/tensors.h"
+#include "optim/check.h"
+#include "optim/optim.h"
+
+namespace largebatch {
+namespace {
+
+constexpr std::array<Element, 4> kElements = {
+    Element::kFloat, Element::kDouble, Element::kHalf, Element::kBFloat16};
+
+Element element_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Element::kFloat;
+    case ScalarType::Double: return Element::kDouble;
+    case ScalarType::Half: return Element::kHalf;
+    default: return Element::kBFloat16;
+  }
+}
+
+// Kernels read raw pointers: all of a call must be on one device.
+void check_device(const TensorList& tensors, int32_t device) {
+  for (const Tensor& tensor : tensors) {
+    STD_TORCH_CHECK(
+        tensor.is_cuda() && tensor.get_device_index() == device,
+        "largebatch: all tensors of a call must be on one CUDA device");
+  }
+}
+
+DeviceScalar device_scalar(const std::optional<Tensor>& scalar, int32_t device) {
+  if (!scalar) return {nullptr, false};
+  check_device({*scalar}, device);
+  return {scalar->const_data_ptr(), scalar->scalar_type() == ScalarType::Double};
+}
+
+void check_launch(const char* error, const char* name) {
+  STD_TORCH_CHECK(error == nullptr, name, ": ", error == nullptr ? "" : error);
+}
+
+// Enqueues norm and, unless null, clip factor; the chunks of one element type follow another's.
+void enqueue_norm(TensorList& tensors, const Tensor& norm, const Tensor* factor, double max_norm) {
+  const int32_t device = tensors[0].get_device_index();
+  check_device(tensors, device);
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* const stream = current_cuda_stream(device);
+  std::array<std::vector<NormRow>, kElements.size()> rows;
+  int64_t count = 0;
+  for (Tensor& tensor : tensors) {
+    if (!is_dense(tensor)) tensor = torch::stable::contiguous(tensor);
+    if (tensor.numel() == 0) continue;
+    rows[static_cast<size_t>(element_of(tensor))].push_back(
+        {tensor.const_data_ptr(), tensor.numel()});
+    count += square_sum_count(tensor.numel());
+  }
+  const Tensor partial = torch::stable::new_empty(tensors[0], {count}, ScalarType::Double);
+  auto* next = static_cast<double*>(partial.mutable_data_ptr());
+  for (const Element element : kElements) {
+    const auto& of_type = rows[static_cast<size_t>(element)];
+    check_launch(
+        launch_square_sums(element, of_type.data(), of_type.size(), next, stream),
+        "largebatch::global_norm");
+    for (const NormRow& row : of_type) next += square_sum_count(row.length);
+  }
+  check_launch(
+      launch_finish_norm(
+          static_cast<const double*>(partial.const_data_ptr()), count, norm.mutable_data_ptr(),
+          factor == nullptr ? nullptr : factor->mutable_data_ptr(),
+          norm.scalar_type() == ScalarType::Double, max_norm, stream),
+      "largebatch::global_norm");
+}
+
+}  // namespace
+
+void sgd_cuda(
+    TensorList params,
+    TensorList grads,
+    TensorList momentum_buffers,
+    std::optional<Tensor> grad_factor,
+    std::optional<Tensor> found_inf,
+    double lr,
+    double momentum,
+    double dampening,
+    double weight_decay,
+    bool nesterov,
+    bool maximize,
+    bool lr_inside_momentum,
+    double buffer_factor) {
+  check_sgd(params, grads, momentum_buffers, momentum);
+  check_scalar(grad_factor, "grad_factor");
+  check_scalar(found_inf, "found_inf");
+  if (params.empty()) return;
+  const int32_t device = params[0].get_device_index();
+  check_device(params, device);
+  check_device(grads, device);
+  check_device(momentum_buffers, device);
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  void* const stream = current_cuda_stream(device);
+  const bool has_buffers = momentum != 0.0;
+
+  std::vector<TensorList*> lists = {&params};
+  if (has_buffers) lists.push_back(&momentum_buffers);
+  lists.push_back(&grads);
+  Rows flat(lists, has_buffers ? 2 : 1);
+
+  std::array<std::vector<SgdRow>, kElements.size()> rows;
+  for (size_t index = 0; index < params.size(); ++index) {
+    if (params[index].numel() == 0) continue;
+    rows[static_cast<size_t>(element_of(params[index]))].push_back(
+        {params[index].mutable_data_ptr(), grads[index].const_data_ptr(),
+         has_buffers ? momentum_buffers[index].mutable_data_ptr() : nullptr,
+         params[index].numel()});
+  }
+  const SgdCall call = {
+      lr, momentum, dampening, weight_decay, nesterov, maximize, lr_inside_momentum, buffer_factor,
+      device_scalar(grad_factor, device), device_scalar(found_inf, device)};
+  for (const Element element : kElements) {
+    const auto& of_type = rows[static_cast<size_t>(element)];
+    check_launch(
+        launch_sgd(element, of_type.data(), of_type.size(), call, stream), "largebatch::sgd_");
+  }
+  flat.write_back();
+}
+
+Tensor global_norm_cuda(TensorList tensors) {
+  const ScalarType type = norm_type(tensors);
+  const Tensor norm = torch::stable::new_empty(tensors[0], {}, type);
+  enqueue_norm(tensors, norm, nullptr, 0.0);
+  return norm;
+}
+
+std::tuple<Tensor, Tensor> clip_factor_cuda(TensorList tensors, double max_norm) {
+  const ScalarType type = norm_type(tensors);
+  const Tensor norm = torch::stable::new_empty(tensors[0], {}, type);
+  const Tensor factor = torch::stable::new_empty(tensors[0], {}, type);
+  enqueue_norm(tensors, norm, &factor, max_norm);
+  return {norm, factor};
+}
+
+}  // namespace largebatch
+
+#endif  // LARGEBATCH_CUDA

@@ -1,0 +1,319 @@
+// CUDA kernels of the optimizer family. One block takes one chunk of one tensor; the table of
+// tensors travels in the kernel's arguments, so that a model of a few hundred tensors is one launch
+// and nothing is copied to the device beforehand.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "optim/cuda.h"
+#include "optim/math.h"
+
+namespace largebatch {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kChunk = 8192;  // elements of a block: 8 rounds of 16-byte loads of float32
+constexpr int kVectorBytes = 16;
+
+// Tables of two sizes: small models do not pay for 27 KiB of arguments (the limit is 32764 bytes).
+constexpr int kSmall = 64;
+constexpr int kLarge = 768;
+
+__device__ __forceinline__ float widen(float value) { return value; }
+__device__ __forceinline__ double widen(double value) { return value; }
+__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
+__device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+__device__ __forceinline__ void narrow(float value, float& out) { out = value; }
+__device__ __forceinline__ void narrow(double value, double& out) { out = value; }
+__device__ __forceinline__ void narrow(float value, __half& out) { out = __float2half_rn(value); }
+__device__ __forceinline__ void narrow(float value, __nv_bfloat16& out) {
+  out = __float2bfloat16_rn(value);
+}
+
+template <typename T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+
+template <typename T, int Count>
+struct alignas(kVectorBytes) Pack {
+  T values[Count];
+};
+
+__device__ __forceinline__ double read(DeviceScalar scalar) {
+  return scalar.is_double ? *static_cast<const double*>(scalar.data)
+                          : static_cast<double>(*static_cast<const float*>(scalar.data));
+}
+
+__device__ __forceinline__ bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0;
+}
+
+// The row that a block works on: the last whose first chunk is not after it.
+__device__ __forceinline__ int find_row(const int* first_chunk, int count, int chunk) {
+  int low = 0, high = count - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (first_chunk[middle] <= chunk) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+template <int Capacity>
+struct SgdTable {
+  SgdRow rows[Capacity];
+  int first_chunk[Capacity];
+  int count;
+};
+
+template <typename T, bool Momentum, int Capacity>
+__global__ void __launch_bounds__(kThreads) sgd_kernel(
+    const __grid_constant__ SgdTable<Capacity> table,
+    const SgdScalars<typename Accumulate<T>::type> scalars,
+    const double sign,
+    const DeviceScalar grad_factor,
+    const DeviceScalar found_inf) {
+  using Acc = typename Accumulate<T>::type;
+  constexpr int kVector = kVectorBytes / sizeof(T);
+  if (found_inf.data != nullptr && read(found_inf) != 0.0) return;
+  const Acc factor = static_cast<Acc>(sign * (grad_factor.data ? read(grad_factor) : 1.0));
+
+  const int chunk = static_cast<int>(blockIdx.x);
+  const int index = find_row(table.first_chunk, table.count, chunk);
+  const SgdRow& row = table.rows[index];
+  const int64_t begin = (chunk - table.first_chunk[index]) * kChunk;
+  const int length = static_cast<int>(min(kChunk, row.length - begin));
+  T* const param = static_cast<T*>(row.param) + begin;
+  const T* const grad = static_cast<const T*>(row.grad) + begin;
+  Acc* const buffer = Momentum ? static_cast<Acc*>(row.buffer) + begin : nullptr;
+
+  int done = 0;
+  if (is_aligned(param) && is_aligned(grad) && is_aligned(buffer)) {
+    done = length - length % kVector;
+    for (int i = threadIdx.x * kVector; i < done; i += kThreads * kVector) {
+      auto p = *reinterpret_cast<const Pack<T, kVector>*>(param + i);
+      const auto g = *reinterpret_cast<const Pack<T, kVector>*>(grad + i);
+      Pack<Acc, kVector> b = {};
+      if (Momentum) b = *reinterpret_cast<const Pack<Acc, kVector>*>(buffer + i);
+#pragma unroll
+      for (int lane = 0; lane < kVector; ++lane) {
+        Acc value = widen(p.values[lane]);
+        sgd_element<Momentum>(value, Acc(widen(g.values[lane])), b.values[lane], factor, scalars);
+        narrow(value, p.values[lane]);
+      }
+      *reinterpret_cast<Pack<T, kVector>*>(param + i) = p;
+      if (Momentum) *reinterpret_cast<Pack<Acc, kVector>*>(buffer + i) = b;
+    }
+  }
+  for (int i = done + threadIdx.x; i < length; i += kThreads) {
+    Acc value = widen(param[i]);
+    Acc velocity = Momentum ? buffer[i] : Acc(0);
+    sgd_element<Momentum>(value, Acc(widen(grad[i])), velocity, factor, scalars);
+    narrow(value, param[i]);
+    if (Momentum) buffer[i] = velocity;
+  }
+}
+
+template <int Capacity>
+struct NormTable {
+  NormRow rows[Capacity];
+  int first_chunk[Capacity];
+  int count;
+};
+
+// Adds one number a thread in an order that depends on the block's size alone; valid in thread 0.
+template <int Threads>
+__device__ __forceinline__ double block_sum(double value) {
+  __shared__ double of_warps[32];
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value += __shfl_down_sync(0xffffffffu, value, offset);
+  }
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    value = threadIdx.x < Threads / 32 ? of_warps[threadIdx.x] : 0.0;
+    for (int offset = 16; offset > 0; offset /= 2) {
+      value += __shfl_down_sync(0xffffffffu, value, offset);
+    }
+  }
+  return value;
+}
+
+// Sums are float64, as on the CPU: the square of any float32 is in range and nothing is lost to
+// cancellation in long sums; reading the gradients takes longer than adding them.
+template <typename T, int Capacity>
+__global__ void __launch_bounds__(kThreads) square_sum_kernel(
+    const __grid_constant__ NormTable<Capacity> table, double* const partial) {
+  constexpr int kVector = kVectorBytes / sizeof(T);
+  const int chunk = static_cast<int>(blockIdx.x);
+  const int index = find_row(table.first_chunk, table.count, chunk);
+  const NormRow& row = table.rows[index];
+  const int64_t begin = (chunk - table.first_chunk[index]) * kChunk;
+  const int length = static_cast<int>(min(kChunk, row.length - begin));
+  const T* const data = static_cast<const T*>(row.data) + begin;
+
+  double sum = 0.0;
+  int done = 0;
+  if (is_aligned(data)) {
+    done = length - length % kVector;
+    for (int i = threadIdx.x * kVector; i < done; i += kThreads * kVector) {
+      const auto pack = *reinterpret_cast<const Pack<T, kVector>*>(data + i);
+#pragma unroll
+      for (int lane = 0; lane < kVector; ++lane) {
+        const double value = static_cast<double>(widen(pack.values[lane]));
+        sum += value * value;
+      }
+    }
+  }
+  for (int i = done + threadIdx.x; i < length; i += kThreads) {
+    const double value = static_cast<double>(widen(data[i]));
+    sum += value * value;
+  }
+  sum = block_sum<kThreads>(sum);
+  if (threadIdx.x == 0) partial[chunk] = sum;
+}
+
+constexpr int kFinishThreads = 1024;
+
+__global__ void __launch_bounds__(kFinishThreads) finish_norm_kernel(
+    const double* const partial,
+    const int64_t count,
+    void* const norm,
+    void* const factor,
+    const bool is_double,
+    const double max_norm) {
+  double sum = 0.0;
+  for (int64_t i = threadIdx.x; i < count; i += kFinishThreads) sum += partial[i];
+  sum = block_sum<kFinishThreads>(sum);
+  if (threadIdx.x != 0) return;
+  const double root = sqrt(sum);
+  const double clip = clip_factor_of(root, max_norm);
+  if (is_double) {
+    *static_cast<double*>(norm) = root;
+    if (factor != nullptr) *static_cast<double*>(factor) = clip;
+  } else {
+    *static_cast<float*>(norm) = static_cast<float>(root);
+    if (factor != nullptr) *static_cast<float*>(factor) = static_cast<float>(clip);
+  }
+}
+
+int64_t chunks_of(int64_t length) { return (length + kChunk - 1) / kChunk; }
+
+const char* last_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <typename T, bool Momentum, int Capacity>
+const char* run_sgd(const SgdRow* rows, size_t count, const SgdCall& call, cudaStream_t stream) {
+  using Acc = typename Accumulate<T>::type;
+  const auto scalars = sgd_scalars<Acc>(
+      call.lr, call.momentum, call.dampening, call.weight_decay, call.nesterov,
+      call.lr_inside_momentum, call.buffer_factor);
+  SgdTable<Capacity> table;
+  for (size_t start = 0; start < count; start += Capacity) {
+    table.count = static_cast<int>(std::min<size_t>(Capacity, count - start));
+    int64_t blocks = 0;
+    for (int index = 0; index < table.count; ++index) {
+      table.rows[index] = rows[start + index];
+      table.first_chunk[index] = static_cast<int>(blocks);
+      blocks += chunks_of(table.rows[index].length);
+    }
+    sgd_kernel<T, Momentum, Capacity><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
+        table, scalars, call.maximize ? -1.0 : 1.0, call.grad_factor, call.found_inf);
+    if (const char* error = last_error()) return error;
+  }
+  return nullptr;
+}
+
+template <typename T, bool Momentum>
+const char* fit_sgd(const SgdRow* rows, size_t count, const SgdCall& call, cudaStream_t stream) {
+  return count <= kSmall ? run_sgd<T, Momentum, kSmall>(rows, count, call, stream)
+                         : run_sgd<T, Momentum, kLarge>(rows, count, call, stream);
+}
+
+template <typename T>
+const char* any_sgd(const SgdRow* rows, size_t count, const SgdCall& call, cudaStream_t stream) {
+  return call.momentum != 0.0 ? fit_sgd<T, true>(rows, count, call, stream)
+                              : fit_sgd<T, false>(rows, count, call, stream);
+}
+
+template <typename T, int Capacity>
+const char* run_square_sums(
+    const NormRow* rows, size_t count, double* partial, cudaStream_t stream) {
+  NormTable<Capacity> table;
+  for (size_t start = 0; start < count; start += Capacity) {
+    table.count = static_cast<int>(std::min<size_t>(Capacity, count - start));
+    int64_t blocks = 0;
+    for (int index = 0; index < table.count; ++index) {
+      table.rows[index] = rows[start + index];
+      table.first_chunk[index] = static_cast<int>(blocks);
+      blocks += chunks_of(table.rows[index].length);
+    }
+    square_sum_kernel<T, Capacity>
+        <<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(table, partial);
+    if (const char* error = last_error()) return error;
+    partial += blocks;
+  }
+  return nullptr;
+}
+
+template <typename T>
+const char* fit_square_sums(
+    const NormRow* rows, size_t count, double* partial, cudaStream_t stream) {
+  return count <= kSmall ? run_square_sums<T, kSmall>(rows, count, partial, stream)
+                         : run_square_sums<T, kLarge>(rows, count, partial, stream);
+}
+
+}  // namespace
+
+const char* launch_sgd(
+    Element element, const SgdRow* rows, size_t count, const SgdCall& call, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  switch (element) {
+    case Element::kFloat: return any_sgd<float>(rows, count, call, queue);
+    case Element::kDouble: return any_sgd<double>(rows, count, call, queue);
+    case Element::kHalf: return any_sgd<__half>(rows, count, call, queue);
+    default: return any_sgd<__nv_bfloat16>(rows, count, call, queue);
+  }
+}
+
+int64_t square_sum_count(int64_t length) { return chunks_of(length); }
+
+const char* launch_square_sums(
+    Element element, const NormRow* rows, size_t count, double* partial, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  switch (element) {
+    case Element::kFloat: return fit_square_sums<float>(rows, count, partial, queue);
+    case Element::kDouble: return fit_square_sums<double>(rows, count, partial, queue);
+    case Element::kHalf: return fit_square_sums<__half>(rows, count, partial, queue);
+    default: return fit_square_sums<__nv_bfloat16>(rows, count, partial, queue);
+  }
+}
+
+const char* launch_finish_norm(
+    const double* partial,
+    int64_t count,
+    void* norm,
+    void* factor,
+    bool is_double,
+    double max_norm,
+    void* stream) {
+  finish_norm_kernel<<<1, kFinishThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      partial, count, norm, factor, is_double, max_norm);
+  return last_error();
+}
+
+}  // namespace largebatch
