@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from largebatch.data import Batch
 from largebatch.tasks.config import TaskConfig
-
-
-class Labelled(Protocol):
-    """What a classification step needs of a batch (``largebatch.data.Batch`` has it).
-
-    Attributes:
-        inputs: (N, ...) model inputs.
-        targets: (N,) class indices.
-        partners: (N,) class indices mixed in, or None.
-        shares: (N,) weight of ``targets`` against ``partners``, from 0 to 1, or None.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    partners: Tensor | None
-    shares: Tensor | None
 
 
 class Classification:
@@ -43,37 +26,37 @@ class Classification:
         self.smoothing = config.label_smoothing
         self.metrics = ("top1", "top5") if num_classes > 10 else ("top1",)
 
-    def weight(self, batch: Labelled) -> int:
+    def weight(self, batch: Batch) -> int:
         """Return what the loss sum is divided by: images."""
         return batch.targets.shape[0]
 
-    def train(self, model: nn.Module, batch: Labelled) -> tuple[Tensor, Tensor]:
+    def train(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return (loss sum with gradient, metric sums ``[loss, top1, ...]`` in float64)."""
         logits = self._wide(model(batch.inputs))
-        loss = cross_entropy(
-            logits, batch.targets, reduction="none", label_smoothing=self.smoothing
-        )
-        if batch.partners is not None and batch.shares is not None:
-            other = cross_entropy(
-                logits, batch.partners, reduction="none", label_smoothing=self.smoothing
-            )
-            share = batch.shares.to(loss.dtype)
-            loss = share * loss + (1 - share) * other
+        loss = self._losses(logits, batch.targets)
+        if batch.mixed is not None:
+            share = batch.mixed.weight.to(loss.dtype)
+            loss = share * loss + (1 - share) * self._losses(logits, batch.mixed.partners)
         total = loss.sum()
         return total, self._sums(total.detach(), logits.detach(), batch.targets)
 
-    def evaluate(self, model: nn.Module, batch: Labelled) -> Tensor:
+    def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return metric sums ``[loss, top1, ...]``, without smoothing, in float64."""
         return self.score(self.outputs(model, batch), batch)
 
-    def outputs(self, model: nn.Module, batch: Labelled) -> Tensor:
+    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return (N, K) log-probabilities, for ensembles to average."""
         return self._wide(model(batch.inputs)).log_softmax(1)
 
-    def score(self, log_probabilities: Tensor, batch: Labelled) -> Tensor:
+    def score(self, log_probabilities: Tensor, batch: Batch) -> Tensor:
         """Return the metric sums of (N, K) log-probabilities."""
         total = cross_entropy(log_probabilities, batch.targets, reduction="sum")
         return self._sums(total, log_probabilities, batch.targets)
+
+    def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(
+            logits, targets, reduction="none", label_smoothing=self.smoothing
+        )
 
     def _wide(self, logits: Tensor) -> Tensor:
         """Take the loss in float32 at least: softmax in half precision loses the small classes."""

@@ -88,8 +88,6 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"precision.loss_scale={config.precision.loss_scale}: only with precision.compute=fp16,"
             f" not {config.precision.compute}"
         )
-    if config.data.mixup and config.data.cutmix:
-        yield f"data.mixup={config.data.mixup} and data.cutmix={config.data.cutmix}: choose one"
     if config.snapshot.cycles and config.schedule.curve not in ("sgdr", "cyclical"):
         yield (
             f"snapshot.cycles={config.snapshot.cycles}: needs schedule.curve sgdr or cyclical, not"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +43,7 @@ def requests(count: int, batch: int, world: World) -> Iterator[Request]:
     end = count * (world.rank + 1) // world.world_size
     for start in range(begin, end, batch):
         stop = min(start + batch, end)
-        yield Request(epoch=0, indices=order.indices(0, start, stop), position=start)
+        yield Request(0, order.indices(0, start, stop), np.arange(start, stop))
 
 
 class Evaluator:

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from largebatch.data import Batch, EpochOrder, Pipeline, Request
 from largebatch.distributed import World
 from largebatch.schedule import BatchPlan, Step
@@ -90,7 +92,7 @@ class Feed:
                     indices=ids[micro.start : micro.stop]
                     if self.world.is_main
                     else self.order.indices(step.epoch, begin, end),
-                    position=begin,
-                    ghosts=micro.sizes if self.atoms.size > 1 else None,
+                    positions=np.arange(begin, end),
                     image_size=step.phase.image_size,
+                    ghosts=micro.sizes,
                 )

@@ -267,3 +267,9 @@ def _plain(value: Any) -> Any:
 def _short(value: Any, limit: int = 100) -> str:
     text = " ".join((value if isinstance(value, str) else repr(value)).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def recipe_summary(name: str) -> str:
+    """Return the comment that heads a recipe, in one line."""
+    first = _recipe(name).read_text(encoding="utf-8").splitlines()[0]
+    return first.lstrip("# ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Micro:
     ghosts: int
     ghost_size: int
 
-    @property
-    def sizes(self) -> list[int]:
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
         """Samples of each ghost, in order."""
         full = self.ghosts - 1
-        return [self.ghost_size] * full + [self.stop - self.start - full * self.ghost_size]
+        return (*[self.ghost_size] * full, self.stop - self.start - full * self.ghost_size)
 
 
 def ghost_count(size: int, ghost_size: int, minimum: int = 1) -> int:

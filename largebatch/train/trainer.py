@@ -113,7 +113,7 @@ class Trainer:
             return False
         while position.samples < total and position.reached is None:
             for step, micros, batches in self.parts.feed.steps(position.samples):
-                stopping = self._step(step, micros, batches)
+                stopping = self.step(step, micros, batches)
                 if stopping is None:  # out of memory: begin again here with smaller passes
                     break
                 position.seconds = time.monotonic() - since
@@ -129,7 +129,7 @@ class Trainer:
         self._save()
         return True
 
-    def _step(self, step: Step, micros: Any, batches: Any) -> bool | None:
+    def step(self, step: Step, micros: Any, batches: Any) -> bool | None:
         """Take a step; return whether to stop after it, or None if memory ran out."""
         parts, position = self.parts, self.position
         rate = self.schedule.lr(step.start)

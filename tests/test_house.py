@@ -1,0 +1,83 @@
+"""The house by floors: a room imports only from rooms on floors below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "largebatch"
+
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("_errors", "_registry", "_ops", "schedule", "record"),
+    ("distributed", "report", "doctor"),
+    ("nn", "simulate"),
+    ("models", "optim", "data"),
+    ("engine", "tasks", "probes"),
+    ("train",),
+    ("study", "bench", "lab"),
+    ("cli", "recipes"),
+    ("__main__",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# Floor 0 holds what its own rooms stand on: the mistakes, the registry and the operators.
+GROUND = {"_errors", "_registry"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Return the rooms that a file names in its imports, wherever they stand in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "largebatch" and len(parts) > 1 and parts[1] in FLOOR:
+                found.append((parts[1], node.lineno))
+    return found
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    room = room_of(path)
+    assert room in FLOOR, f"{room} is no room of the house: give it a floor here and in the design"
+    for other, line in imports(path):
+        down = FLOOR[other] < FLOOR[room] or (FLOOR[room] == 0 and other in GROUND)
+        assert other == room or down, f"{path}:{line}: {room} imports {other}, not on a floor below"
+
+
+def test_an_import_that_climbs_is_seen(tmp_path: Path) -> None:
+    climbing = tmp_path / "x.py"
+    climbing.write_text("def f():\n    from largebatch.train.run import train\n")
+    assert imports(climbing) == [("train", 2)]
+
+
+@pytest.mark.parametrize("module", ["largebatch", "largebatch.optim", "largebatch.nn",
+                                    "largebatch._ops", "largebatch.schedule"])  # fmt: skip
+def test_light_imports_need_torch_alone(module: str) -> None:
+    """`import largebatch.optim` must work where nothing but torch is installed."""
+    import subprocess
+    import sys
+
+    heavy = "torchvision,jsonargparse,rich,plotly,jinja2,tensorboard,safetensors,sklearn,yaml,psutil"
+    code = (
+        f"import sys\nfor name in {heavy!r}.split(','): sys.modules[name] = None\n"
+        f"import {module}\nprint({module}.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == module
