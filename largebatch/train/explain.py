@@ -1,0 +1,56 @@
+"""`largebatch explain NAME`: the method card of a registered entry."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from largebatch._errors import UserError, nearest
+from largebatch._registry import Registry
+from largebatch.data import datasets
+from largebatch.engine import engines
+from largebatch.models import models
+from largebatch.nn import norms
+from largebatch.optim import optimizers
+from largebatch.schedule import curves
+from largebatch.tasks import tasks
+
+REGISTRIES: tuple[Registry[Any], ...] = (
+    models,
+    datasets,
+    optimizers,
+    norms,
+    curves,
+    tasks,
+    engines,
+)
+
+
+def explain(name: str) -> str:
+    """Return what ``name`` is under each config key that knows it.
+
+    Raises:
+        UserError: no registry has it.
+    """
+    cards = list(_cards(name))
+    if not cards:
+        every = [entry.name for registry in REGISTRIES for entry in registry]
+        raise UserError(
+            f"{name!r}: no entry of that name{nearest(name, every)}; there are {', '.join(every)}"
+        )
+    return "\n\n".join(cards)
+
+
+def _cards(name: str) -> Iterator[str]:
+    for registry in REGISTRIES:
+        if name not in registry:
+            continue
+        entry = registry.entry(name)
+        lines = [f"{registry.key}: {entry.name}", entry.summary]
+        if entry.source:
+            lines.append(f"source: {entry.source}")
+        documentation = inspect.getdoc(entry.factory)
+        if documentation:
+            lines += ["", documentation]
+        yield "\n".join(lines)
