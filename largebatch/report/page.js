@@ -1,0 +1,188 @@
+(() => {
+  "use strict";
+  const data = JSON.parse(document.getElementById("largebatch-data").textContent);
+  const many = data.runs.length > 1;
+  const state = { x: "epoch", log: false, hidden: new Set() };
+  const axisNames = { epoch: "epochs", samples: "samples", step: "steps" };
+  const dashes = ["solid", "dash", "dot", "dashdot"];
+  const touch = matchMedia("(pointer: coarse)").matches;
+
+  const color = (name) =>
+    getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const runColor = (index) => color(`run${index % 8}`);
+  const dash = (index) => dashes[Math.floor(index / 8) % dashes.length];
+
+  // Run names are free text: plotly reads a little HTML in its labels.
+  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+  function quantile(sorted, share) {
+    return sorted[Math.round(share * (sorted.length - 1))];
+  }
+
+  function traces(chart) {
+    const x = chart.log_steps ? "step" : state.x;
+    const drawn = [];
+    for (const split of ["train", "val"]) {
+      data.runs.forEach((run, index) => {
+        const series = (run.series[split] || {})[chart.key];
+        if (!series) return;
+        const alone = !data.runs.some((other) => (other.series.val || {})[chart.key]);
+        const strong = split === "val" || alone;
+        const value = chart.unit === "percent" ? "%{y:.2%}" : "%{y:,.4~g}";
+        const label = [many ? plain(run.name) : "", alone ? "" : split].filter(Boolean).join(" · ");
+        drawn.push({
+          type: "scatter",
+          mode: strong && !chart.steps && series.value.length <= 60 ? "lines+markers" : "lines",
+          x: series[x],
+          y: series.value,
+          name: label || plain(chart.title),
+          visible: !state.hidden.has(index),
+          hovertemplate: `${value}<extra>${label}</extra>`,
+          opacity: strong ? 1 : many ? 0.45 : 0.85,
+          line: {
+            color: strong || many ? runColor(index) : color("train"),
+            width: strong ? 2.2 : 1.2,
+            dash: dash(index),
+            shape: chart.steps ? "hv" : "linear",
+            simplify: false,
+          },
+          marker: { size: 5 },
+        });
+      });
+    }
+    return drawn;
+  }
+
+  // The range that shows how runs end: a first point far off must not flatten all others.
+  function range(chart, drawn) {
+    const seen = drawn.filter((trace) => trace.visible);
+    const values = seen.flatMap((trace) => trace.y).sort((a, b) => a - b);
+    if (!values.length) return null;
+    let low = values[0];
+    let high = values[values.length - 1];
+    if (chart.unit === "percent") {
+      const strong = seen.filter((trace) => trace.line.width > 2);
+      const points = (strong.length ? strong : seen).flatMap((trace) => trace.y);
+      low = Math.min(quantile(points.sort((a, b) => a - b), 0.1), high - 0.04);
+    } else if (chart.key === "loss" || chart.key === "samples_per_second") {
+      high = quantile(values, 0.985);
+    }
+    const logarithmic = chart.log_choice && state.log;
+    if (logarithmic) {
+      const positive = values.filter((value) => value > 0);
+      if (!positive.length) return null;
+      const top = positive[positive.length - 1];
+      return [Math.log10(Math.max(positive[0], top / 1e4)) - 0.1, Math.log10(top) + 0.1];
+    }
+    if (chart.floor && low >= 0) low = 0;
+    const pad = (high - low || Math.abs(high) || 1) * 0.08;
+    if (chart.unit === "percent") return [Math.max(0, low - pad), Math.min(1, high + pad / 2) + 0.004];
+    return [low === 0 && chart.floor ? 0 : low - pad, high + pad];
+  }
+
+  // One horizontal range for all charts, so that they can be read one above the other.
+  function span(chart) {
+    const key = chart.log_steps ? "step" : state.x;
+    let last = 0;
+    for (const run of data.runs) {
+      for (const split of Object.values(run.series)) {
+        for (const series of Object.values(split)) last = Math.max(last, series[key].at(-1));
+      }
+    }
+    return chart.log_steps ? [-0.05, Math.log10(Math.max(last, 2)) + 0.05] : [0, last * 1.015];
+  }
+
+  function layout(chart, drawn) {
+    const logarithmic = chart.log_choice && state.log;
+    const vertical = range(chart, drawn);
+    const decades = logarithmic && vertical ? vertical[1] - vertical[0] : 0;
+    const axis = {
+      gridcolor: color("grid"),
+      linecolor: color("edge"),
+      zeroline: false,
+      tickcolor: color("edge"),
+      automargin: true,
+      fixedrange: touch,
+    };
+    const name = chart.log_steps ? "steps, log" : axisNames[state.x];
+    return {
+      margin: { l: 44, r: 12, t: 12, b: 40 },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: "system-ui, sans-serif", size: 12, color: color("soft") },
+      showlegend: false,
+      hovermode: "x unified",
+      hoverlabel: {
+        bgcolor: color("card"), bordercolor: color("edge"), font: { color: color("ink"), size: 12 },
+        namelength: 40,
+      },
+      dragmode: touch ? false : "zoom",
+      xaxis: {
+        ...axis,
+        title: { text: name, standoff: 6 },
+        type: chart.log_steps ? "log" : "linear",
+        range: span(chart),
+        hoverformat: ",.6~g",
+        tickformat: state.x === "epoch" && !chart.log_steps ? "" : "~s",
+        dtick: chart.log_steps ? 1 : undefined,
+        unifiedhovertitle: { text: `${chart.log_steps ? "steps" : axisNames[state.x]} %{x}` },
+        showgrid: false,
+        ticks: "outside",
+        showline: true,
+      },
+      yaxis: {
+        ...axis,
+        type: logarithmic ? "log" : "linear",
+        range: vertical,
+        tickformat: { percent: "~%", count: "~s" }[chart.unit] || "~g",
+        ...(logarithmic ? { dtick: decades > 2.5 ? 1 : "D2" } : { nticks: 6 }),
+      },
+    };
+  }
+
+  const options = {
+    displaylogo: false,
+    responsive: true,
+    plotlyServerURL: "",
+    topojsonURL: "",
+    doubleClick: "reset+autosize",
+    displayModeBar: false,
+  };
+
+  function draw() {
+    for (const chart of data.charts) {
+      const drawn = traces(chart);
+      Plotly.react(`chart-${chart.key}`, drawn, layout(chart, drawn), options);
+    }
+    for (const swatch of document.querySelectorAll(".swatch")) {
+      swatch.style.background = runColor(Number(swatch.dataset.run));
+    }
+  }
+
+  function press(buttons, pressed) {
+    for (const button of buttons) button.setAttribute("aria-pressed", String(button === pressed));
+  }
+
+  for (const attribute of ["x", "log"]) {
+    const buttons = document.querySelectorAll(`[data-${attribute}]`);
+    for (const button of buttons) {
+      button.addEventListener("click", () => {
+        state[attribute] = attribute === "x" ? button.dataset.x : Boolean(button.dataset.log);
+        press(buttons, button);
+        draw();
+      });
+    }
+  }
+
+  for (const button of document.querySelectorAll("[data-toggle]")) {
+    button.addEventListener("click", () => {
+      const run = Number(button.dataset.toggle);
+      if (!state.hidden.delete(run)) state.hidden.add(run);
+      button.setAttribute("aria-pressed", String(!state.hidden.has(run)));
+      draw();
+    });
+  }
+
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  draw();
+})();

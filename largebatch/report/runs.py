@@ -1,0 +1,175 @@
+"""What a report shows of a run: its series, its figures and its config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from largebatch._errors import UserError
+from largebatch.record import RunDirectory, read_metrics
+from largebatch.report.thinning import thin
+
+MOST_POINTS = 2000
+PLACES = ("samples", "step", "epoch")
+IDENTITY = (*PLACES, "split", "order_hash", "count")
+
+Series = dict[str, list[float]]
+
+
+@dataclass
+class Run:
+    """One run, ready to be drawn.
+
+    Args:
+        name: shown in tables and legends; the directory's name.
+        series: ``series[split][key]`` holds ``samples``, ``step``, ``epoch`` and ``value``, lists
+            of one length. Training series are thinned, evaluations are exact.
+        row: the run's line in the table of runs, as text.
+        config: the resolved config as written; empty if there is none.
+        keys: the config with dotted keys.
+        finished: whether the run has left its summary.
+    """
+
+    name: str
+    series: dict[str, dict[str, Series]]
+    row: dict[str, str]
+    config: str
+    keys: dict[str, str]
+    finished: bool
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: there is no such run, it has no metrics yet, or a file of it is damaged.
+    """
+    directory = RunDirectory(path)
+    if not directory.path.is_dir():
+        raise UserError(f"{path}: no such run directory")
+    lines = read_metrics(directory.metrics)
+    if not lines:
+        raise UserError(f"{directory.metrics}: no whole line yet")
+    text, config = _read_config(directory)
+    summary = directory.read_summary()
+    keys = dict(_flat(config))
+    return Run(
+        name=Path(os.path.abspath(directory.path)).name,
+        series={split: _series(lines, split) for split in ("train", "val")},
+        row=_row(keys, config, summary or {}, lines),
+        config=text,
+        keys=keys,
+        finished=summary is not None,
+    )
+
+
+def _series(lines: list[dict[str, Any]], split: str) -> dict[str, Series]:
+    """Return every numeric key of a split over its places."""
+    found: dict[str, list[tuple[float, ...]]] = {}
+    for line in lines:
+        if line["split"] != split:
+            continue
+        place = tuple(line.get(key, 0) for key in PLACES)
+        for key, value in line.items():
+            if key not in IDENTITY and isinstance(value, (int, float)):
+                found.setdefault(key, []).append((*place, value))
+    series = {}
+    for key, points in found.items():
+        points = _without_short_steps(points) if key == "batch_size" else points
+        kept = range(len(points))
+        if split == "train":
+            kept = thin([point[-1] for point in points], MOST_POINTS)  # type: ignore[assignment]
+        columns = zip(*(points[index] for index in kept), strict=True)
+        series[key] = {
+            name: list(column) for name, column in zip((*PLACES, "value"), columns, strict=True)
+        }
+    return series
+
+
+def _without_short_steps(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """Leave out the short last step of each epoch, which would draw a comb."""
+    sizes = [point[-1] for point in points]
+    following = [*sizes[1:], sizes[-2] if len(sizes) > 1 else sizes[-1]]
+    before = [sizes[0], *sizes[:-1]]
+    return [
+        point
+        for point, last, size, following_size in zip(points, before, sizes, following, strict=True)
+        if not (size < last and size < following_size)
+    ]
+
+
+def _row(
+    keys: dict[str, str],
+    config: dict[str, Any],
+    summary: dict[str, Any],
+    lines: list[dict[str, Any]],
+) -> dict[str, str]:
+    """Return the table's cells; a run still under way shows its last evaluation."""
+    evaluations = [line for line in lines if line["split"] == "val"]
+    last = evaluations[-1] if evaluations else {}
+    rates = [line["samples_per_second"] for line in lines if line.get("samples_per_second")]
+    figures = {
+        "top1": last.get("top1"),
+        "loss": last.get("loss"),
+        "samples_per_second": sorted(rates)[len(rates) // 2] if rates else None,
+        **{key: value for key, value in summary.items() if value is not None},
+    }
+    return {
+        "model": keys.get("model.name", "–"),
+        "data": keys.get("data.name", "–"),
+        "batch": _batch(config, figures),
+        "ranks": _number(figures.get("world_size"), ",.0f"),
+        "top-1": _number(figures["top1"], ".2%"),
+        "loss": _number(figures["loss"], ".4g"),
+        "samples/s": _number(figures["samples_per_second"], ",.0f"),
+        "wall time": _duration(figures.get("wall_seconds")),
+    }
+
+
+def _batch(config: dict[str, Any], figures: dict[str, Any]) -> str:
+    """Return the batch, or the batches of the plan's phases in order."""
+    section = config.get("batch") or {}
+    size = section.get("size", figures.get("global_batch"))
+    sizes = [phase.get("size") or size for phase in section.get("plan") or []] or [size]
+    changes = [new for old, new in zip([None, *sizes], sizes, strict=False) if new != old]
+    return " → ".join(_number(size, ",.0f") for size in changes) or "–"
+
+
+def _number(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, (int, float)) else "–"
+
+
+def _duration(seconds: Any) -> str:
+    if not isinstance(seconds, (int, float)):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _read_config(directory: RunDirectory) -> tuple[str, dict[str, Any]]:
+    import yaml
+
+    try:
+        text = directory.config.read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
+    except FileNotFoundError:
+        return "", {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{directory.config}: damaged ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{directory.config}: damaged (no sections)")
+    return text, config
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", "null" if value is None else str(value)

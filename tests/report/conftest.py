@@ -1,0 +1,82 @@
+"""Run directories as the trainer leaves them, made up."""
+
+import json
+import math
+import random
+
+import pytest
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Return a function that writes a run directory and returns its path."""
+
+    def make(name="digits", epochs=10, batch=128, samples=1437, seed=0, finished=True, **config):
+        rng = random.Random(seed)
+        path = tmp_path / name
+        path.mkdir()
+        lines, seen, step = [], 0, 0
+        rate = 0.1 * math.sqrt(batch / 128)
+        due = 1.0
+        for epoch in range(epochs):
+            position = 0
+            while position < samples:
+                size = min(batch, samples - position)
+                position, seen, step = position + size, seen + size, step + 1
+                progress = seen / (epochs * samples)
+                loss = 2.3 * math.exp(-6 * progress) + 0.05 + abs(rng.gauss(0, 0.05))
+                line = {
+                    "samples": seen,
+                    "step": step,
+                    "epoch": round(seen / samples, 6),
+                    "split": "train",
+                    "loss": loss,
+                    "top1": max(0.1, min(1.0, 1 - loss / 2.5)),
+                    "lr": rate * 0.5 * (1 + math.cos(math.pi * progress)),
+                    "batch_size": size,
+                    "samples_per_second": 5000 + rng.gauss(0, 150) + batch,
+                    "clip_factor": min(1.0, 0.4 + progress + rng.random() * 0.3),
+                    "order_hash": f"{rng.getrandbits(64):016x}",
+                }
+                if step >= due:
+                    due = max(step + 1, step * 1.1)
+                    line["weight_norm"] = 40 + 2 * progress
+                    line["weight_distance"] = 1.3 * math.log(step + 1) * math.sqrt(batch / 128)
+                lines.append(line)
+            top1 = 0.985 - 0.6 * math.exp(-1.1 * (epoch + 1)) + rng.gauss(0, 0.002)
+            lines.append(
+                {
+                    "samples": seen,
+                    "step": step,
+                    "epoch": epoch + 1,
+                    "split": "val",
+                    "loss": 0.06 + 1.2 * math.exp(-0.9 * (epoch + 1)),
+                    "top1": top1,
+                    "count": 360,
+                }
+            )
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        sections = {"model": "c_digits", "data": "digits", "lr": 0.1, "scaling": "sqrt", **config}
+        (path / "config.yaml").write_text(
+            "model:\n  name: {model}\ndata:\n  name: {data}\nbatch:\n  size: {batch}\n  plan: []\n"
+            "norm:\n  kind: ghost\n  ghost_size: 32\noptim:\n  name: sgd\n  lr: {lr}\n"
+            "  scaling: {scaling}\nschedule:\n  length: {epochs}ep\n  curve: cosine\n".format(
+                batch=batch, epochs=epochs, **sections
+            )
+        )
+        if finished:
+            summary = {
+                "top1": lines[-1]["top1"],
+                "loss": lines[-1]["loss"],
+                "samples": seen,
+                "steps": step,
+                "epochs": epochs,
+                "global_batch": batch,
+                "world_size": 2,
+                "samples_per_second": 5123.4,
+                "wall_seconds": 83.4,
+            }
+            (path / "summary.json").write_text(json.dumps(summary))
+        return path
+
+    return make

@@ -1,0 +1,207 @@
+"""The page in headless Chromium, opened as a file."""
+
+import json
+import shutil
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.support.ui import WebDriverWait
+
+from largebatch.report import write_report
+
+chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    chromium is None or driver is None, reason="chromium and chromedriver are not installed"
+)
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1400,1000",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """One Chromium for all tests of this file, with a profile of its own."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+def requested(browser):
+    """Return every address asked for since the last call, as the network layer saw it."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+
+
+def opened(browser, tmp_path, runs):
+    """Write and open a report; fail on any console message or request but for the page itself."""
+    page = tmp_path / "report.html"
+    write_report(runs, page)
+    browser.get_log("browser")
+    requested(browser)
+    browser.get(page.as_uri())
+    return page
+
+
+def clean(browser, page):
+    """Assert that the console stayed silent and the network unused."""
+    assert browser.get_log("browser") == []
+    outside = [url for url in requested(browser) if not url.startswith(("data:", "blob:"))]
+    assert outside == [page.as_uri()]
+    loaded = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    )
+    assert [name for name in loaded if not name.startswith(("data:", "blob:"))] == []
+
+
+def drawn(browser, key):
+    """Return the traces that plotly has drawn in a chart."""
+    return browser.execute_script(
+        f"return document.getElementById('chart-{key}').data.map(trace => "
+        "({x: Array.from(trace.x), y: Array.from(trace.y), name: trace.name, "
+        "visible: trace.visible}))"
+    )
+
+
+def lines_of(run, split, key):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split and key in line]
+
+
+def press(browser, selector):
+    browser.execute_script(f"document.querySelector('{selector}').click()")
+
+
+def test_figures_are_those_of_the_metrics(browser, tmp_path, make_run):
+    run = make_run()
+    page = opened(browser, tmp_path, [run])
+    for key in ("top1", "loss"):
+        train, validation = drawn(browser, key)
+        expected = lines_of(run, "val", key)
+        assert validation["name"] == "val"
+        assert validation["y"] == [line[key] for line in expected]
+        assert validation["x"] == [line["epoch"] for line in expected]
+        assert train["y"] == [line[key] for line in lines_of(run, "train", key)]
+    for key in ("lr", "samples_per_second", "weight_norm", "clip_factor"):
+        (trace,) = drawn(browser, key)
+        assert trace["y"] == [line[key] for line in lines_of(run, "train", key)]
+    (distance,) = drawn(browser, "weight_distance")
+    expected = lines_of(run, "train", "weight_distance")
+    assert distance["x"] == [line["step"] for line in expected]
+    assert distance["y"] == [line["weight_distance"] for line in expected]
+    axis = "return document.getElementById('chart-weight_distance').layout.xaxis.type"
+    assert browser.execute_script(axis) == "log"
+    assert browser.execute_script("return document.querySelectorAll('.main-svg').length") >= 8
+    clean(browser, page)
+
+
+def test_every_line_is_within_its_axes(browser, tmp_path, make_run):
+    opened(browser, tmp_path, [make_run()])
+    for key in ("lr", "batch_size", "weight_norm", "weight_distance", "clip_factor"):
+        low, high = browser.execute_script(
+            f"return document.getElementById('chart-{key}').layout.yaxis.range"
+        )
+        values = [value for trace in drawn(browser, key) for value in trace["y"]]
+        assert low <= min(values) <= max(values) <= high
+    low, high = browser.execute_script(
+        "return document.getElementById('chart-top1').layout.yaxis.range"
+    )
+    assert low < drawn(browser, "top1")[1]["y"][-1] < high
+
+
+def test_axes_follow_the_buttons(browser, tmp_path, make_run):
+    run = make_run()
+    page = opened(browser, tmp_path, [run])
+    for key in ("samples", "step", "epoch"):
+        press(browser, f'[data-x="{key}"]')
+        expected = [line[key] for line in lines_of(run, "val", "top1")]
+        assert drawn(browser, "top1")[1]["x"] == expected
+        pressed = browser.execute_script(
+            "return [...document.querySelectorAll('[data-x][aria-pressed=true]')]"
+            ".map(button => button.dataset.x)"
+        )
+        assert pressed == [key]
+    press(browser, '[data-log="1"]')
+    kind = "return document.getElementById('chart-{}').layout.yaxis.type"
+    assert browser.execute_script(kind.format("loss")) == "log"
+    assert browser.execute_script(kind.format("top1")) == "linear"
+    clean(browser, page)
+
+
+def test_hovering_shows_the_value(browser, tmp_path, make_run):
+    run = make_run()
+    page = opened(browser, tmp_path, [run])
+    # Move the mouse over the fifth evaluation.
+    x, y = browser.execute_script(
+        "const chart = document.getElementById('chart-top1');"
+        "chart.scrollIntoView();"
+        "const box = chart.querySelector('.nsewdrag').getBoundingClientRect();"
+        "return [box.x + chart._fullLayout.xaxis.d2p(5), box.y + box.height / 2]"
+    )
+    mouse = ActionBuilder(browser)
+    mouse.pointer_action.move_to_location(round(x) - 3, round(y))
+    mouse.pointer_action.move_to_location(round(x), round(y))
+    mouse.perform()
+    shown = WebDriverWait(browser, 10).until(
+        lambda _: browser.execute_script(
+            "return document.querySelector('#chart-top1 .hoverlayer').textContent"
+        )
+    )
+    assert f"{lines_of(run, 'val', 'top1')[4]['top1']:.2%}" in shown
+    assert "epochs 5" in shown
+    clean(browser, page)
+
+
+def test_runs_can_be_hidden(browser, tmp_path, make_run):
+    runs = [make_run("small"), make_run("<b>large", batch=1024, seed=1)]
+    page = opened(browser, tmp_path, runs)
+    names = [trace["name"] for trace in drawn(browser, "top1")]
+    assert len(names) == 4
+    press(browser, '[data-toggle="1"]')
+    assert [trace["visible"] for trace in drawn(browser, "loss")] == [True, False, True, False]
+    press(browser, '[data-toggle="1"]')
+    assert all(trace["visible"] for trace in drawn(browser, "loss"))
+    clean(browser, page)
+
+
+def test_a_long_run_is_drawn_thinned_with_exact_evaluations(browser, tmp_path, make_run):
+    run = make_run(epochs=300, samples=6000, batch=128)
+    page = opened(browser, tmp_path, [run])
+    train, validation = drawn(browser, "loss")
+    everything = [line["loss"] for line in lines_of(run, "train", "loss")]
+    assert len(everything) > 10_000
+    assert len(train["y"]) <= 2002
+    assert (min(train["y"]), max(train["y"])) == (min(everything), max(everything))
+    assert validation["y"] == [line["loss"] for line in lines_of(run, "val", "loss")]
+    clean(browser, page)
+
+
+@pytest.mark.parametrize("width", [360, 768, 1400])
+def test_nothing_overflows_sideways(browser, tmp_path, make_run, width):
+    device = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    try:
+        opened(browser, tmp_path, [make_run("a-run-with-quite-a-long-name-20260102-030405")])
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        chart = "return document.getElementById('chart-loss').getBoundingClientRect().width"
+        assert 250 < browser.execute_script(chart) <= width
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

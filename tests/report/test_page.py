@@ -1,0 +1,167 @@
+"""The page, read as text."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from largebatch._errors import UserError
+from largebatch.report import read_run, write_report
+from largebatch.report.page import json_for_html, plotly_without_addresses
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, the data block and the visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.text, self.blocks, self._inside = [], [], {}, None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.addresses += [named[key] for key in ("src", "href", "data") if named.get(key)]
+        self._inside = (tag, named.get("id")) if tag in ("script", "style") else None
+
+    def handle_endtag(self, tag):
+        self._inside = None
+
+    def handle_data(self, data):
+        if self._inside is None:
+            self.text.append(data)
+        elif self._inside[1]:
+            self.blocks[self._inside[1]] = data
+
+
+def written(tmp_path, runs):
+    write_report(runs, tmp_path / "out" / "report.html")
+    return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_data_is_the_metrics(tmp_path, make_run):
+    run = make_run()
+    page = Page(written(tmp_path, [run]))
+    data = json.loads(page.blocks["largebatch-data"])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    series = data["runs"][0]["series"]
+    for split, key in (("val", "top1"), ("val", "loss"), ("train", "loss"), ("train", "lr")):
+        expected = [line for line in lines if line["split"] == split]
+        assert series[split][key]["value"] == [line[key] for line in expected]
+        assert series[split][key]["samples"] == [line["samples"] for line in expected]
+        assert series[split][key]["step"] == [line["step"] for line in expected]
+    distances = [line for line in lines if "weight_distance" in line]
+    assert 5 < len(distances) < len(lines) / 2
+    assert series["train"]["weight_distance"]["step"] == [line["step"] for line in distances]
+    assert [chart["key"] for chart in data["charts"]] == [
+        "top1",
+        "loss",
+        "lr",
+        "batch_size",
+        "samples_per_second",
+        "weight_norm",
+        "weight_distance",
+        "clip_factor",
+    ]
+
+
+def test_nothing_points_outside(tmp_path, make_run):
+    text = written(tmp_path, [make_run()])
+    assert set(Page(text).addresses) <= {"data:,"}
+    hosts = set(re.findall(r"(?:https?|wss?|ftp):/+([^/\"'\s]+)", text))
+    assert hosts <= {"www.w3.org"}
+    assert not re.search(r"[\"'(]//[a-z]+\.[a-z]", text)
+    assert "default-src 'none'" in text
+
+
+def test_plotly_keeps_its_notice_and_the_names_of_xml():
+    plotly = plotly_without_addresses()
+    assert "Licensed under the MIT license" in plotly
+    assert "http://www.w3.org/2000/svg" in plotly
+
+
+def test_table_and_differences(tmp_path, make_run):
+    runs = [make_run("small"), make_run("large", batch=1024, finished=False, model="f1")]
+    text = " ".join("".join(Page(written(tmp_path, runs)).text).split())
+    for cell in ("small", "large", "c_digits", "1,024", "5,123", "1 min 23 s", "unfinished"):
+        assert cell in text
+    top1 = json.loads((runs[0] / "summary.json").read_text())["top1"]
+    assert f"{top1:.2%}" in text
+    assert "What differs batch.size" not in text  # the header row lies between
+    assert [key for key in ("batch.size", "model.name") if key in text] == [
+        "batch.size",
+        "model.name",
+    ]
+    assert "schedule.curve" not in text  # alike in both
+    assert "curve: cosine" in text  # but in the config
+
+
+def test_a_plan_shows_its_batches(make_run):
+    run = make_run()
+    (run / "config.yaml").write_text("batch: {size: 64, plan: [{size: 32}, {}, {size: 4096}]}")
+    assert read_run(run).row["batch"] == "32 → 64 → 4,096"
+
+
+def test_other_figures_get_a_chart(tmp_path, make_run):
+    run = make_run()
+    with open(run / "metrics.jsonl", "a") as file:
+        line = {"samples": 10**6, "step": 999, "epoch": 11, "split": "train", "gradient_norm": 2.5}
+        file.write(json.dumps(line) + "\n")
+    page = Page(written(tmp_path, [run]))
+    assert json.loads(page.blocks["largebatch-data"])["charts"][-1]["title"] == "Gradient norm"
+
+
+def test_batch_size_is_drawn_without_short_last_steps(make_run):
+    sizes = read_run(make_run(batch=128)).series["train"]["batch_size"]["value"]
+    assert set(sizes) == {128}
+
+
+def test_a_diverged_run_can_be_shown(tmp_path, make_run):
+    run = make_run()
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(re.sub(r'"loss": 0\.1\d*', '"loss": null', text))
+    loss = read_run(run).series["train"]["loss"]
+    assert 0 < len(loss["value"]) < len(read_run(run).series["train"]["lr"]["value"])
+    assert "NaN" not in Page(written(tmp_path, [run])).blocks["largebatch-data"]
+
+
+def test_names_cannot_write_html(tmp_path, make_run):
+    run = make_run("<img src=x onerror=alert(1)>", model="</script><b>")
+    text = written(tmp_path, [run, run])
+    assert "<img" not in text
+    page = Page(text)
+    assert "x" not in page.addresses
+    assert json.loads(page.blocks["largebatch-data"])["runs"][1]["name"].endswith("(2)")
+
+
+def test_json_cannot_end_its_element():
+    text = json_for_html({"name": "</script><!--&"})
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"name": "</script><!--&"}
+
+
+def test_refusals(tmp_path, make_run):
+    run = make_run()
+    with pytest.raises(UserError, match=r"at least one"):
+        write_report([], tmp_path / "report.html")
+    with pytest.raises(UserError, match=r"nowhere: no such run"):
+        write_report([run, tmp_path / "nowhere"], tmp_path / "report.html")
+    with pytest.raises(UserError, match=r"cannot be written"):
+        write_report([run], run / "config.yaml" / "report.html")
+    for name, content, match in (
+        ("config.yaml", "a: [", r"config\.yaml: damaged"),
+        ("config.yaml", "- a", r"config\.yaml: damaged"),
+        ("summary.json", "{", r"summary\.json: damaged"),
+        ("metrics.jsonl", '{"torn', r"no whole line"),
+        ("metrics.jsonl", "", r"no whole line"),
+        ("metrics.jsonl", "junk\n" * 3, r"line 1 is damaged"),
+    ):
+        whole = (run / name).read_text()
+        (run / name).write_text(content)
+        with pytest.raises(UserError, match=match):
+            write_report([run], tmp_path / "report.html")
+        (run / name).write_text(whole)
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl: No such file"):
+        write_report([run], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
