@@ -1,0 +1,49 @@
+"""The ``model`` section of a run's config."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from largebatch._errors import UserError
+
+
+@dataclass
+class ModelConfig:
+    """The network and how it starts."""
+
+    name: str = "digits_cnn"
+    """A registered model, or package.module:callable that returns one."""
+    num_classes: int | None = None
+    """Outputs; unset takes the number of classes of the data."""
+    init_from: str | None = None
+    """A .safetensors file of weights to start from, such as a run's weights.safetensors."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    channels_last: bool = True
+    """Keep images and convolution weights in channels-last memory order."""
+    residual_gamma: float | None = None
+    """Initial scale of the last norm of every residual block (Goyal et al. 2017: 0); unset: 1."""
+    init: Literal["default", "kaiming", "xavier"] = "default"
+    """Initial weights of linear and convolution layers: the model's own, N(0, 2/fan_in), or
+    uniform within sqrt(6/(fan_in + fan_out)); biases are 0 in the last two."""
+    drop: float | None = None
+    """Probability to drop an activation where the model has dropout; unset: the model's own."""
+    drop_path: float = 0.0
+    """Probability to drop the last residual block for a sample; in proportion to depth before."""
+
+    def check(self) -> None:
+        """Check what can be known without building the model.
+
+        Raises:
+            UserError: a key is out of range.
+        """
+        if self.num_classes is not None and self.num_classes < 2:
+            raise UserError(f"model.num_classes={self.num_classes}: must be at least 2")
+        for key in ("drop", "drop_path"):
+            value = getattr(self, key)
+            if value is not None and not 0.0 <= value < 1.0:
+                raise UserError(f"model.{key}={value}: must lie in 0 to 1, below 1")
+        if self.residual_gamma is not None and not math.isfinite(self.residual_gamma):
+            raise UserError(f"model.residual_gamma={self.residual_gamma}: must be finite")

@@ -1,0 +1,33 @@
+"""The models a config can name.
+
+A factory is called with those of ``num_classes``, ``image_shape`` (channels, height, width),
+``residual_gamma``, ``drop`` and ``drop_path`` that its signature names. An option that is set in
+the config and not named there is refused, so a signature says what a model understands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from largebatch._errors import UserError
+from largebatch._registry import Registry
+
+ImageShape = tuple[int, int, int]
+
+models: Registry[Callable[..., nn.Module]] = Registry("model.name", importable=True)
+
+
+def need_size(name: str, image_shape: ImageShape, least: int) -> None:
+    """Refuse images smaller than ``least`` pixels a side.
+
+    Raises:
+        UserError: naming the keys and what the model takes.
+    """
+    _, height, width = image_shape
+    if min(height, width) < least:
+        raise UserError(
+            f"data.image_size: model.name={name} takes images of at least {least}x{least}, "
+            f"not {height}x{width}"
+        )
