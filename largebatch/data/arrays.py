@@ -1,0 +1,152 @@
+"""``arrays``: any data set in one .npz file with x_train, y_train, x_test and y_test."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from largebatch._errors import UserError
+from largebatch.data.config import DataConfig
+from largebatch.data.source import ArraySource, Split, datasets, limited, required_root
+
+_NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+@datasets.register("arrays", "x_train, y_train, x_test, y_test of an .npz file")
+def arrays(config: DataConfig, split: Split, num_classes: int | None = None) -> ArraySource:
+    """Build the source from the .npz file that ``data.root`` names.
+
+    Images are uint8 or float, (n, height, width), NHWC or NCHW with 1, 3 or 4 channels; features
+    are (n, features) and become images of one pixel with as many channels. Labels are integers in
+    [0, classes). Mean and std per channel are those of x_train. The standard augmentation (pad by
+    an eighth, crop, flip) applies to images of 3 channels and at least 16 pixels a side.
+    """
+    path = required_root(config, "an .npz file with " + ", ".join(_NAMES))
+    loaded = _load(path, *_identity(path))
+    train = _images(path, "x_train", loaded["x_train"])
+    images = train if split == "train" else _images(path, "x_test", loaded["x_test"])
+    if images.shape[1:] != train.shape[1:]:
+        raise UserError(
+            f"data.root={path!r}: images of x_test are {tuple(images.shape[1:])}, "
+            f"of x_train {tuple(train.shape[1:])} (channels, height, width)"
+        )
+    y_train = _labels(path, "y_train", loaded["y_train"], len(train), num_classes)
+    classes = num_classes if num_classes is not None else int(y_train.max()) + 1
+    labels = y_train
+    if split == "val":
+        labels = _labels(path, "y_test", loaded["y_test"], len(images), classes)
+    count = limited(len(labels), config, split)
+    scale = 1 / 255 if train.dtype == np.uint8 else 1.0
+    mean, std = _statistics(path, _identity(path), scale)
+    height, width = images.shape[2:]
+    return ArraySource(
+        torch.from_numpy(images[:count]),
+        torch.from_numpy(labels[:count]),
+        num_classes=classes,
+        mean=mean,
+        std=std,
+        scale=scale,
+        crop_and_flip=images.shape[1] == 3 and min(height, width) >= 16,
+        image_size=config.image_size,
+    )
+
+
+def _identity(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(f"data.root={path!r}: {error.strerror}; expected an .npz file") from None
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=1)
+def _load(path: str, modified: int, size: int) -> dict[str, NDArray[Any]]:
+    """Read the four arrays once for both splits; the cache is keyed to the file's identity."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise UserError(f"data.root={path!r}: a single array; expected an .npz file")
+            missing = [name for name in _NAMES if name not in file.files]
+            if missing:
+                raise UserError(
+                    f"data.root={path!r}: no array {missing[0]!r}; it holds "
+                    + (", ".join(file.files) or "none")
+                )
+            return {name: file[name] for name in _NAMES}
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"data.root={path!r}: cannot be read as .npz: {error}") from None
+
+
+def _images(path: str, name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return images as uint8 or float32 (n, channels, height, width)."""
+    where = f"data.root={path!r}: {name}"
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise UserError(f"{where} is {array.dtype}; expected uint8 or float")
+    if array.ndim not in (2, 3, 4) or array.size == 0:
+        raise UserError(f"{where} has shape {array.shape}; expected 2 to 4 non-empty dimensions")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise UserError(f"{where} has values that are not finite")
+        array = array.astype(np.float32, copy=False)
+    if array.ndim == 2:
+        return np.ascontiguousarray(array)[:, :, None, None]
+    if array.ndim == 3:
+        return np.ascontiguousarray(array)[:, None]
+    first, last = array.shape[1] in (1, 3, 4), array.shape[3] in (1, 3, 4)
+    if first == last:
+        raise UserError(
+            f"{where} has shape {array.shape}: cannot tell NHWC from NCHW; exactly one of the "
+            "second and last sizes must be 1, 3 or 4 (channels)"
+        )
+    return np.ascontiguousarray(array if first else array.transpose(0, 3, 1, 2))
+
+
+def _labels(
+    path: str, name: str, array: NDArray[Any], count: int, num_classes: int | None
+) -> NDArray[np.int64]:
+    where = f"data.root={path!r}: {name}"
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UserError(
+            f"{where} is {array.dtype} of shape {array.shape}; expected integers of shape (n,)"
+        )
+    if len(array) != count:
+        raise UserError(f"{where} has {len(array)} labels for {count} images")
+    high = np.iinfo(np.int64).max if num_classes is None else num_classes
+    wrong = np.flatnonzero((array < 0) | (array >= high))
+    if wrong.size:
+        allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
+        raise UserError(
+            f"{where}[{wrong[0]}]={array[wrong[0]]} is out of range; labels are {allowed}"
+        )
+    return array.astype(np.int64)
+
+
+@lru_cache(maxsize=1)
+def _statistics(
+    path: str, identity: tuple[int, int], scale: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of each channel of x_train in float64, over blocks to spare memory."""
+    images = _images(path, "x_train", _load(path, *identity)["x_train"])
+    channels = images.shape[1]
+    total, squares = np.zeros(channels), np.zeros(channels)
+    # Shifted by the first image's mean, so that the squares do not cancel.
+    shift = images[0].astype(np.float64).mean(axis=(1, 2))
+    for start in range(0, len(images), 4096):
+        block = images[start : start + 4096].astype(np.float64) - shift[:, None, None]
+        total += block.sum(axis=(0, 2, 3))
+        squares += np.square(block).sum(axis=(0, 2, 3))
+    number = images.size // channels
+    mean = total / number
+    std = np.sqrt(np.maximum(squares / number - mean**2, 0.0))
+    std[std == 0] = 1 / scale
+    return tuple(((mean + shift) * scale).tolist()), tuple((std * scale).tolist())

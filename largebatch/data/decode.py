@@ -1,0 +1,165 @@
+"""Bytes of a photograph to uint8 pixels of the size wanted, as fast as the CPU allows.
+
+The crop is a view, so only the pixels that are used get resized, in uint8, with the antialiased
+bilinear filter that Pillow uses too. JPEGs are decoded by simplejpeg where it is installed (it
+writes straight into an array), else by Pillow; both are libjpeg-turbo and give the same bits. A
+JPEG at least twice as large as needed is decoded at a half, a quarter or an eighth of its size,
+which skips most of the inverse cosine transform.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from largebatch.data.draws import SampleDraws
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+Box = tuple[int, int, int, int]
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def is_image(name: str) -> bool:
+    """Say whether a file's name has the ending of an image (torchvision's ImageFolder's list)."""
+    return name.lower().endswith(_EXTENSIONS)
+
+
+def random_box(draws: SampleDraws, height: int, width: int) -> Box:
+    """Draw the box of RandomResizedCrop: (top, left, height, width).
+
+    A share of the area from 0.08 to 1 and an aspect ratio from 3/4 to 4/3 on a log scale; after ten
+    misfits, the largest centred box of the nearest allowed ratio (Szegedy et al. 2015,
+    arXiv:1409.4842, as torchvision implements it).
+    """
+    log_ratio = float(np.log(4 / 3))
+    for _ in range(10):
+        area = height * width * draws.uniform(0.08, 1.0)
+        ratio = float(np.exp(draws.uniform(-log_ratio, log_ratio)))
+        box_width, box_height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = draws.integer(height - box_height + 1)
+            left = draws.integer(width - box_width + 1)
+            return top, left, box_height, box_width
+    box_height, box_width = height, width
+    if width / height < 3 / 4:
+        box_height = max(1, round(width / (3 / 4)))
+    elif width / height > 4 / 3:
+        box_width = max(1, round(height * (4 / 3)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def evaluation_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Return (height, width) of an image whose shorter side is resized to size * 256 / 224."""
+    shorter = round(size * 256 / 224)
+    if height <= width:
+        return shorter, max(shorter, int(shorter * width / height))
+    return max(shorter, int(shorter * height / width)), shorter
+
+
+def training_view(data: bytes, size: int, crop: SampleDraws, flip: SampleDraws) -> Tensor:
+    """Decode, take a random box, resize it to a square and mirror half of the images.
+
+    Args:
+        data: the file's bytes.
+        size: side of the square, in pixels.
+        crop: draws for the box.
+        flip: draws for the mirroring.
+
+    Returns:
+        uint8 (3, size, size).
+
+    Raises:
+        OSError, ValueError: the bytes are not an image that can be read whole.
+    """
+    image = Photograph(data)
+    box = random_box(crop, image.height, image.width)
+    view = _resize(image.pixels(box, size, size), size, size)
+    return view.flip(-1) if flip.uniform() < 0.5 else view
+
+
+def evaluation_view(data: bytes, size: int) -> Tensor:
+    """Decode, resize the shorter side to size * 256 / 224 and crop the centre.
+
+    Returns:
+        uint8 (3, size, size).
+
+    Raises:
+        OSError, ValueError: the bytes are not an image that can be read whole.
+    """
+    image = Photograph(data)
+    height, width = evaluation_size(image.height, image.width, size)
+    pixels = image.pixels((0, 0, image.height, image.width), height, width)
+    resized = _resize(pixels, height, width)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return resized[:, top : top + size, left : left + size]
+
+
+class Photograph:
+    """An encoded image whose size is known before its pixels are decoded."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._opened: Any = None
+        if simplejpeg is not None and simplejpeg.is_jpeg(data):
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+            # CMYK has no agreed way to RGB: Pillow's serves.
+            if space in ("YCbCr", "Gray", "RGB", "YUV", "GRAY"):
+                self.height, self.width = height, width
+                return
+        from PIL import Image
+
+        self._opened = Image.open(io.BytesIO(data))
+        self.width, self.height = self._opened.size
+
+    def pixels(self, box: Box, height: int, width: int) -> NDArray[np.uint8]:
+        """Decode the pixels inside a box that will be resized to ``height`` x ``width``.
+
+        Returns:
+            uint8 (rows, columns, 3): the box's pixels, or those of the image decoded at a fraction
+            of its size that still has at least as many of them as wanted.
+        """
+        top, left, box_height, box_width = box
+        factor = 1
+        while factor < 8 and min(box_height / height, box_width / width) >= 2 * factor:
+            factor *= 2
+        if self._opened is not None:
+            array, factor = self._pillow(factor)
+        else:
+            array = simplejpeg.decode_jpeg(
+                self._data,
+                min_height=-(-self.height // factor),
+                min_width=-(-self.width // factor),
+            )
+        if factor > 1:
+            rows, columns = array.shape[:2]
+            top, left = top // factor, left // factor
+            box_height = max(1, min(round(box_height / factor), rows - top))
+            box_width = max(1, min(round(box_width / factor), columns - left))
+        return array[top : top + box_height, left : left + box_width]
+
+    def _pillow(self, factor: int) -> tuple[NDArray[np.uint8], int]:
+        if self._opened.format != "JPEG" or self._opened.mode not in ("RGB", "L"):
+            factor = 1
+        elif factor > 1:
+            self._opened.draft("RGB", (self.width // factor, self.height // factor))
+        return np.array(self._opened.convert("RGB")), factor
+
+
+def _resize(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
+    """Resize uint8 (rows, columns, 3) to a channels-last uint8 (3, height, width)."""
+    # A contiguous copy of the box takes torch's vectorised path for channels-last bytes.
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
+    if image.shape[-2:] == (height, width):
+        return image[0]
+    return torch.nn.functional.interpolate(image, (height, width), mode="bilinear", antialias=True)[
+        0
+    ]

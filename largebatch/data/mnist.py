@@ -1,0 +1,96 @@
+"""MNIST and Fashion-MNIST, read from the IDX files in torchvision's layout."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from largebatch._errors import UserError
+from largebatch.data.config import DataConfig
+from largebatch.data.source import ArraySource, Split, datasets, limited, required_root
+
+
+@datasets.register(
+    "mnist",
+    "28x28 handwritten digits, 60,000 + 10,000, 10 classes",
+    "LeCun, Bottou, Bengio and Haffner 1998",
+)
+def mnist(config: DataConfig, split: Split, num_classes: int | None = None) -> ArraySource:
+    """Build MNIST from ``data.root/MNIST/raw``."""
+    return _idx_source(config, split, "MNIST", mean=0.1307, std=0.3081)
+
+
+@datasets.register(
+    "fashion_mnist",
+    "28x28 articles of clothing, 60,000 + 10,000, 10 classes",
+    "Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747",
+)
+def fashion_mnist(config: DataConfig, split: Split, num_classes: int | None = None) -> ArraySource:
+    """Build Fashion-MNIST from ``data.root/FashionMNIST/raw``."""
+    return _idx_source(config, split, "FashionMNIST", mean=0.2860, std=0.3530)
+
+
+def _idx_source(
+    config: DataConfig, split: Split, folder: str, mean: float, std: float
+) -> ArraySource:
+    root = required_root(
+        config, f"the folder that holds {folder}/raw/train-images-idx3-ubyte and its siblings"
+    )
+    raw = Path(root) / folder / "raw"
+    prefix = "train" if split == "train" else "t10k"
+    images = read_idx(raw / f"{prefix}-images-idx3-ubyte", dimensions=3)
+    labels = read_idx(raw / f"{prefix}-labels-idx1-ubyte", dimensions=1)
+    if len(images) != len(labels):
+        raise UserError(
+            f"data.root={root!r}: {len(images)} {prefix} images but {len(labels)} labels"
+        )
+    count = limited(len(labels), config, split)
+    return ArraySource(
+        torch.from_numpy(images[:count]).unsqueeze(1),
+        torch.from_numpy(labels[:count].astype(np.int64)),
+        num_classes=10,
+        mean=(mean,),
+        std=(std,),
+        image_size=config.image_size,
+    )
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes, plain or with ``.gz`` appended to its name.
+
+    Args:
+        path: the file without ``.gz``.
+        dimensions: how many dimensions the array must have.
+
+    Raises:
+        UserError: the file is absent, is not IDX, or is shorter or longer than its header says.
+    """
+    packed = path.with_name(path.name + ".gz")
+    try:
+        if path.exists():
+            content = path.read_bytes()
+        else:
+            with gzip.open(packed) as file:
+                content = file.read()
+    except FileNotFoundError:
+        raise UserError(
+            f"data.root: no file {path} (nor {packed.name}); it is not downloaded"
+        ) from None
+    except (OSError, EOFError) as error:
+        raise UserError(f"data.root: cannot read {path}: {error}") from None
+    # Header: two zero bytes, 8 for unsigned bytes, the number of dimensions, each size big-endian.
+    start = 4 + 4 * dimensions
+    if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
+        raise UserError(f"data.root: {path} is not an IDX file of {dimensions}-D bytes")
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
+    if len(content) - start != math.prod(shape):
+        raise UserError(
+            f"data.root: {path} holds {len(content) - start} values, its header says "
+            f"{math.prod(shape)}"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()

@@ -1,0 +1,179 @@
+"""From requests to normalised batches on the device, in order and ahead of time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from largebatch._errors import UserError
+from largebatch.data.config import DataConfig
+from largebatch.data.memory import ArrayReader
+from largebatch.data.mixing import mix_batch
+from largebatch.data.normalize import Normalizer
+from largebatch.data.request import Batch, Request, Samples
+from largebatch.data.source import ArraySource, SampleSource, Source
+from largebatch.data.workers import WorkerReader
+
+_MOST_WORKERS = 16
+
+
+class Pipeline:
+    """Reads, augments and normalises the samples of requests.
+
+    The pixels of a sample depend on (seed, epoch, sample index) alone, and mixing on (seed, epoch,
+    position): the number of workers and ranks and the sizes of the requests change nothing.
+
+    Args:
+        source: the samples.
+        config: the ``data`` section.
+        seed: the run's seed.
+        device: where the batches are wanted.
+        train: whether to augment and mix (training) or to read plainly (evaluation).
+        dtype: of the inputs.
+        channels_last: memory format of the inputs.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        seed: int,
+        device: torch.device | str = "cpu",
+        train: bool = True,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> None:
+        self.device = torch.device(device)
+        self._config, self._seed, self._train = config, seed, train
+        self._size = None if config.image_size is None else source.image_shape[1:]
+        self._normalize = Normalizer(source, self.device, dtype, channels_last)
+        augment = train and config.augment == "standard"
+        self._reader: ArrayReader | WorkerReader
+        if isinstance(source, ArraySource):
+            self._reader = ArrayReader(source, seed, self.device, augment, channels_last)
+        else:
+            assert isinstance(source, SampleSource)
+            workers = default_workers() if config.workers is None else config.workers
+            cuda = self.device.type == "cuda"
+            self._reader = WorkerReader(source, seed, workers, augment, pin_memory=cuda)
+        self.skipped: set[str] = set()
+        """Names of the unreadable samples left out so far (``data.skip_corrupt`` allows them)."""
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        """Yield the batch of each request, in order; requests are drawn ahead of their batches.
+
+        One iteration at a time: a second call ends the first.
+
+        Raises:
+            UserError: more samples are unreadable than ``data.skip_corrupt`` allows, or one is
+                not what it should be.
+        """
+        read = self._reader.read(requests)
+        if self.device.type == "cuda":
+            return self._copied_ahead(read)
+        return (self._batch(request, pieces) for request, pieces in read)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._reader.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _copied_ahead(self, read: Iterator[tuple[Request, list[Samples]]]) -> Iterator[Batch]:
+        """Prepare each batch on a stream of its own while the one before it is in use."""
+        side = torch.cuda.Stream(self.device)
+        ready: Batch | None = None
+        for request, pieces in read:
+            with torch.cuda.stream(side):
+                following = self._batch(request, pieces)
+            if ready is not None:
+                yield _handed_over(ready, self.device)
+            # The next batch was queued before the one just used: wait for both cost nothing.
+            torch.cuda.current_stream(self.device).wait_stream(side)
+            ready = following
+        if ready is not None:
+            yield _handed_over(ready, self.device)
+
+    def _batch(self, request: Request, pieces: list[Samples]) -> Batch:
+        inputs = self._normalize([piece.images for piece in pieces])
+        labels = [piece.labels for piece in pieces]
+        targets = labels[0] if len(labels) == 1 else torch.cat(labels)
+        targets = targets.to(self.device, non_blocking=True)
+        size = (request.image_size,) * 2 if request.image_size else self._size
+        if size is not None and tuple(inputs.shape[-2:]) != tuple(size) and len(inputs):
+            inputs = torch.nn.functional.interpolate(
+                inputs, list(size), mode="bilinear", antialias=True
+            )
+        ghosts = request.ghosts or (len(request.indices),)
+        indices, kept = request.indices, ghosts
+        if any(piece.failures for piece in pieces):
+            readable = self._readable(request, pieces)
+            indices = indices[readable]
+            ends = np.cumsum(ghosts)[:-1]
+            kept = tuple(int(part.sum()) for part in np.split(readable, ends))
+        batch = Batch(inputs, targets, indices, tuple(size for size in kept if size))
+        if self._train and (self._config.mixup > 0 or self._config.cutmix > 0) and len(batch):
+            starts = np.cumsum((0, *ghosts[:-1]))
+            firsts = [
+                int(request.positions[start])
+                for start, size in zip(starts, kept, strict=True)
+                if size
+            ]
+            batch.inputs, batch.mixed = mix_batch(
+                inputs,
+                targets,
+                batch.ghosts,
+                firsts,
+                self._seed,
+                request.epoch,
+                self._config.mixup,
+                self._config.cutmix,
+            )
+        return batch
+
+    def _readable(self, request: Request, pieces: list[Samples]) -> np.ndarray:
+        """Return which samples of the request were read: bool (n,); count the others."""
+        readable = np.ones(len(request.indices), dtype=bool)
+        start = 0
+        for piece in pieces:
+            for place, name, reason in piece.failures:
+                self.skipped.add(name)
+                if len(self.skipped) > self._config.skip_corrupt:
+                    raise UserError(
+                        f"unreadable image {reason}; data.skip_corrupt="
+                        f"{self._config.skip_corrupt} allows no more"
+                    )
+                readable[start + place] = False
+            start += len(piece.labels) + len(piece.failures)
+        return readable
+
+
+def _handed_over(batch: Batch, device: torch.device) -> Batch:
+    """Tell the allocator that the current stream uses what the side stream made."""
+    current = torch.cuda.current_stream(device)
+    tensors: list[Tensor] = [batch.inputs, batch.targets]
+    if batch.mixed is not None:
+        tensors += [batch.mixed.partners, batch.mixed.weight]
+    for tensor in tensors:
+        tensor.record_stream(current)
+    return batch
+
+
+def default_workers() -> int:
+    """Return this rank's share of the cores that the process may use, from 1 to 16."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max(len(os.sched_getaffinity(0)) // local_ranks, 1), _MOST_WORKERS)
