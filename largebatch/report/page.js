@@ -43,7 +43,7 @@
             color: strong || many ? runColor(index) : color("train"),
             width: strong ? 2.2 : 1.2,
             dash: dash(index),
-            shape: chart.steps ? "hv" : "linear",
+            shape: chart.steps ? "vh" : "linear",
             simplify: false,
           },
           marker: { size: 5 },
@@ -104,7 +104,8 @@
       automargin: true,
       fixedrange: touch,
     };
-    const name = chart.log_steps ? "steps, log" : axisNames[state.x];
+    const x = chart.log_steps ? "step" : state.x;
+    const name = chart.log_steps ? "steps, log" : axisNames[x];
     return {
       margin: { l: 44, r: 12, t: 12, b: 40 },
       paper_bgcolor: "rgba(0,0,0,0)",
@@ -122,10 +123,10 @@
         title: { text: name, standoff: 6 },
         type: chart.log_steps ? "log" : "linear",
         range: span(chart),
-        hoverformat: ",.6~g",
-        tickformat: state.x === "epoch" && !chart.log_steps ? "" : "~s",
+        hoverformat: x === "epoch" ? ".4~g" : ",d",
+        tickformat: x === "epoch" ? "" : "~s",
         dtick: chart.log_steps ? 1 : undefined,
-        unifiedhovertitle: { text: `${chart.log_steps ? "steps" : axisNames[state.x]} %{x}` },
+        unifiedhovertitle: { text: x === "samples" ? "%{x} samples" : `${x} %{x}` },
         showgrid: false,
         ticks: "outside",
         showline: true,

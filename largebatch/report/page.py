@@ -27,7 +27,7 @@ class Chart:
         title: above the chart.
         unit: how its axis is written: ``percent``, ``number`` or ``count``.
         floor: whether its axis begins at zero.
-        steps: whether a value holds until the next.
+        steps: whether a value holds for the whole step that ends at its point.
         log_steps: whether it is drawn against the logarithm of steps, whatever the page shows.
         log_choice: whether the page's choice of a logarithmic axis holds for it.
         note: below the title.

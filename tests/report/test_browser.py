@@ -166,7 +166,7 @@ def test_hovering_shows_the_value(browser, tmp_path, make_run):
         )
     )
     assert f"{lines_of(run, 'val', 'top1')[4]['top1']:.2%}" in shown
-    assert "epochs 5" in shown
+    assert "epoch 5" in shown
     clean(browser, page)
 
 
