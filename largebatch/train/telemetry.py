@@ -138,5 +138,5 @@ class Telemetry:
     def _write(self, record: dict[str, Any]) -> None:
         if self._writers:
             metrics, mirror = self._writers
-            metrics.write(**record)
+            metrics.write(record)
             mirror.write(record)
