@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from largebatch._errors import UserError
-from largebatch.record.tensorboard import TensorBoardMirror
 
 Value: TypeAlias = float | int | str | None
 
@@ -24,12 +23,10 @@ class MetricsWriter:
 
     Args:
         path: the file, made if absent.
-        mirror: gets every line too.
     """
 
-    def __init__(self, path: Path, mirror: TensorBoardMirror | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._mirror = mirror
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def write(self, values: Mapping[str, Value]) -> None:
@@ -50,8 +47,6 @@ class MetricsWriter:
         if written != len(data):
             # The disk has filled up within the line: the next write reports why.
             os.write(self._file, data[written:])
-        if self._mirror is not None:
-            self._mirror.write(values)
 
     def truncate_after(self, samples: int) -> None:
         """Drop the lines of steps past ``samples``, and a torn last line: the run goes on there."""
@@ -69,11 +64,9 @@ class MetricsWriter:
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Put all lines on disk and close the file and the mirror; to be called once."""
+        """Put all lines on disk and close the file; to be called once."""
         os.fsync(self._file)
         os.close(self._file)
-        if self._mirror is not None:
-            self._mirror.close()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

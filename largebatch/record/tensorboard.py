@@ -23,7 +23,8 @@ class TensorBoardMirror:
 
     Args:
         folder: where the events go.
-        resumed_at: samples at which the run goes on; TensorBoard hides older events past them.
+        resumed_at: samples at which the run goes on, None for its start; TensorBoard hides older
+            events past them.
         every_seconds: least time between two training steps that are written.
     """
 
@@ -32,7 +33,7 @@ class TensorBoardMirror:
     ) -> None:
         self.folder = folder
         self.every_seconds = every_seconds
-        self._resumed_at = resumed_at
+        self._resumed_at = resumed_at or 0
         self._writer: SummaryWriter | None = None
         self._next = 0.0
         self._absent = False
@@ -66,6 +67,5 @@ class TensorBoardMirror:
                 warnings.warn(f"no TensorBoard events: {error}", stacklevel=3)
                 self._absent = True
                 return None
-            purge = None if self._resumed_at is None else self._resumed_at + 1
-            self._writer = SummaryWriter(str(self.folder), purge_step=purge)
+            self._writer = SummaryWriter(str(self.folder), purge_step=self._resumed_at + 1)
         return self._writer

@@ -2,7 +2,7 @@
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from largebatch.record import MetricsWriter, TensorBoardMirror
+from largebatch.record import TensorBoardMirror
 
 
 def scalars(folder, tag):
@@ -17,11 +17,10 @@ def line(samples, split="train", **values):
 
 def test_training_is_thinned_and_evaluation_is_not(tmp_path):
     mirror = TensorBoardMirror(tmp_path / "tensorboard")
-    writer = MetricsWriter(tmp_path / "metrics.jsonl", mirror)
     for samples in range(10, 110, 10):
-        writer.write(line(samples, loss=0.5))
-        writer.write(line(samples, "val", top1=samples / 1000))
-    writer.close()
+        mirror.write(line(samples, loss=0.5))
+        mirror.write(line(samples, "val", top1=samples / 1000))
+    mirror.close()
     assert len(scalars(mirror.folder, "train/loss")) < 5
     assert scalars(mirror.folder, "val/top1") == [(n, n / 1000) for n in range(10, 110, 10)]
 
@@ -33,6 +32,14 @@ def test_resumption_hides_what_was_undone(tmp_path):
             mirror.write(line(n, loss=float(n)))
         mirror.close()
     assert scalars(tmp_path, "train/loss") == [(10, 10), (20, 20), (25, 25), (35, 35)]
+
+
+def test_a_run_that_starts_again_hides_its_first_start(tmp_path):
+    for value in (1.0, 2.0):
+        mirror = TensorBoardMirror(tmp_path)
+        mirror.write(line(10, "val", loss=value))
+        mirror.close()
+    assert scalars(tmp_path, "val/loss") == [(10, 2.0)]
 
 
 def test_nothing_is_imported_or_made_before_the_first_event(tmp_path):
