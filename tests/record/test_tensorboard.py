@@ -1,4 +1,10 @@
-"""The TensorBoard mirror, read back by TensorBoard."""
+"""The TensorBoard mirror, read back by TensorBoard.
+
+Event files are read in the order of their names, which hold whole seconds: a mirror that goes on
+after another is made a second later.
+"""
+
+import time
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,6 +37,7 @@ def test_resumption_hides_what_was_undone(tmp_path):
         for n in samples:
             mirror.write(line(n, loss=float(n)))
         mirror.close()
+        time.sleep(1.1)
     assert scalars(tmp_path, "train/loss") == [(10, 10), (20, 20), (25, 25), (35, 35)]
 
 
@@ -39,6 +46,7 @@ def test_a_run_that_starts_again_hides_its_first_start(tmp_path):
         mirror = TensorBoardMirror(tmp_path)
         mirror.write(line(10, "val", loss=value))
         mirror.close()
+        time.sleep(1.1)
     assert scalars(tmp_path, "val/loss") == [(10, 2.0)]
 
 
