@@ -1,0 +1,91 @@
+"""Every registered model builds, learns, converts, and has the size that it is known for."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from largebatch._errors import UserError
+from largebatch.models import ModelConfig, build_model, models
+from largebatch.nn import GhostBatchNorm, NormConfig, ghost_place, step_end
+
+SMALLEST = {"digits_cnn": (1, 8, 8), "f1": (1, 28, 28)}
+SLOW = {"resnet34", "resnet50", "resnet101", "resnet152", "cifar_resnet32", "cifar_resnet44"}
+NAMES = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in models.names()]
+
+COUNTS = {
+    "cifar_resnet56": (855_770, 10),
+    "f1": (1_462_794, 10),
+    "c1": (1_757_834, 10),
+    "c3": (1_775_204, 100),
+    "vgg_cifar": (14_724_042, 10),
+    "wrn16_4": (2_748_890, 10),
+    "resnet18": (11_689_512, 1000),
+    "resnet50": (25_557_032, 1000),
+}
+
+
+def shape_of(name):
+    return SMALLEST.get(name, (3, 32, 32))
+
+
+def build(name, norm=None, **options):
+    config = ModelConfig(name=name, **options)
+    return build_model(config, norm or NormConfig(), 7, shape_of(name), seed=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_lowers_the_loss(name):
+    model = build(name)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(14, *shape_of(name), generator=generator)
+    targets = torch.arange(14) % 7
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(3):
+        torch.manual_seed(0)  # the same units dropped, so that the losses can be compared
+        loss = F.cross_entropy(model(x), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ghost_norm_everywhere(name):
+    model = build(name, NormConfig(kind="ghost", ghost_size=4))
+    assert not any(type(m) in (nn.BatchNorm1d, nn.BatchNorm2d) for m in model.modules())
+    norms = [m for m in model.modules() if isinstance(m, GhostBatchNorm)]
+    with ghost_place(0, 2):
+        model(torch.randn(8, *shape_of(name))).sum().backward()
+    step_end(model, 2)
+    assert norms
+    assert all(int(norm.num_batches_tracked) == 2 for norm in norms)
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_parameter_counts(name, count):
+    parameters, classes = count
+    with torch.device("meta"):
+        model = models.entry(name).factory(num_classes=classes)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("entry", list(models), ids=lambda entry: entry.name)
+def test_cards_are_written(entry):
+    assert 20 < len(entry.summary) < 100
+    assert entry.source or entry.name == "digits_cnn"
+
+
+@pytest.mark.parametrize("name", ["c1", "cifar_resnet20", "digits_cnn", "resnet18", "vgg_cifar"])
+def test_images_that_do_not_fit_are_refused(name):
+    with pytest.raises(UserError, match=rf"data.image_size: model.name={name} takes .* not 3x3"):
+        build_model(ModelConfig(name=name), NormConfig(), 10, (3, 3, 3))
+
+
+@pytest.mark.parametrize("name", ["c1", "f1", "cifar_resnet20", "resnet18", "wrn16_4"])
+def test_one_channel_and_odd_sizes(name):
+    model = build_model(ModelConfig(name=name), NormConfig(), 10, (1, 33, 35), seed=0)
+    assert model(torch.randn(2, 1, 33, 35)).shape == (2, 10)
