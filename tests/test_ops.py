@@ -347,7 +347,9 @@ def test_reference_face_can_be_forced() -> None:
     assert "reference ops" not in done.stderr  # asked for, so nothing to say
     here = run_python(STEP, None)
     numbers = [re.findall(r"[-\d.e]+", out.split("[")[1]) for out in (done.stdout, here.stdout)]
-    assert [float(x) for x in numbers[0]] == pytest.approx([float(x) for x in numbers[1]], rel=1e-14)
+    assert [float(x) for x in numbers[0]] == pytest.approx(
+        [float(x) for x in numbers[1]], rel=1e-14
+    )
 
 
 def test_without_the_library_the_reference_serves_and_says_so_once(pure_package: Path) -> None:
@@ -372,7 +374,7 @@ def test_unknown_face_is_refused() -> None:
 def test_import_needs_torch_alone() -> None:
     code = (
         "import sys, largebatch._ops; "
-        "print(sorted({'torchvision', 'jsonargparse', 'rich', 'plotly', 'yaml'} & set(sys.modules)))"
+        "print(sorted({'torchvision', 'jsonargparse', 'rich', 'plotly', 'yaml'} & {*sys.modules}))"
     )
     done = run_python(code, None)
     assert done.stdout.strip() == "[]", done.stderr

@@ -22,6 +22,8 @@ from largebatch.optim.construct import construct
 from largebatch.optim.registry import optimizers
 from largebatch.optim.state import restore_exactly
 
+OWN_SETTINGS = ("lr_inside_momentum", "momentum_correction", "dampen_first_step", "previous_lr")
+
 
 class SGD(torch.optim.Optimizer):
     """Multi-tensor SGD; takes the place of ``torch.optim.SGD``.
@@ -55,8 +57,6 @@ class SGD(torch.optim.Optimizer):
     """
 
     grad_factor: Tensor | None = None
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -101,8 +101,8 @@ class SGD(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:  # state of torch.optim.SGD lacks our settings
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
+            for key in OWN_SETTINGS:
+                group.setdefault(key, self.defaults[key])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load state bit by bit, also that of ``torch.optim.SGD``."""
@@ -123,8 +123,10 @@ class SGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         factor, self.grad_factor = self.grad_factor, None
-        if self.grad_scale is not None:
-            unscale = self.grad_scale.double().reciprocal().float()
+        # GradScaler sets and deletes these two attributes around its call.
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        if grad_scale is not None:
+            unscale = grad_scale.double().reciprocal().float()
             factor = unscale if factor is None else factor * unscale
         for group in self.param_groups:
             self._step_group(group, factor)
@@ -137,7 +139,7 @@ class SGD(torch.optim.Optimizer):
         lr, momentum, dampening = float(group["lr"]), group["momentum"], group["dampening"]
         starts_undamped = momentum != 0.0 and dampening != 0.0 and not group["dampen_first_step"]
         fresh = [param for param in params if momentum != 0.0 and not self.state[param]]
-        found_inf = self.found_inf
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
         # Only what the host keeps count of, the first step and the previous rate, has to know
         # whether this step is skipped; everything else leaves that to the device.
         if found_inf is not None and (group["momentum_correction"] or (starts_undamped and fresh)):
