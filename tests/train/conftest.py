@@ -1,0 +1,154 @@
+"""Runs of the real command, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from largebatch.record import read_metrics
+
+@dataclass
+class Finished:
+    """What a command left."""
+
+    directory: Path
+    code: int
+    output: str
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_metrics(self.directory / "metrics.jsonl")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.directory / "summary.json").read_text())
+        return loaded
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return load_file(self.directory / "weights.safetensors")
+
+    def lines(self, split: str) -> list[dict[str, Any]]:
+        return [line for line in self.metrics if line["split"] == split]
+
+
+class Running:
+    """A training command under way.
+
+    Args:
+        directory: its run directory. process: the command, which is the launcher where nproc > 1.
+    """
+
+    def __init__(self, directory: Path, process: subprocess.Popen[str]) -> None:
+        self.directory, self.process = directory, process
+
+    def steps(self) -> int:
+        """Return the last step in the metrics so far."""
+        path = self.directory / "metrics.jsonl"
+        lines = read_metrics(path) if path.exists() else []
+        return max((line["step"] for line in lines), default=0)
+
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        """Poll until ``condition`` holds; fail if the run ends or time is up before."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended before {what}:\n{self.end()}")
+            assert time.monotonic() < deadline, f"never came: {what}"
+            time.sleep(0.002)
+
+    def ranks(self) -> list[psutil.Process]:
+        """Return the processes of the ranks, in order of rank."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                rank = child.environ().get("RANK")
+            except psutil.Error:
+                continue
+            if rank is not None and child.ppid() == self.process.pid:
+                found[int(rank)] = child
+        return [found[rank] for rank in sorted(found)]
+
+    def end(self, seconds: float = 120) -> str:
+        """Wait for the end and return what was printed."""
+        return self.process.communicate(timeout=seconds)[0]
+
+
+Train = Callable[..., Finished]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return an environment for ranks that does not fight over two cores."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**clean, "OMP_NUM_THREADS": "1", **changes}
+
+
+def command(directory: Path, *arguments: str, nproc: int = 1) -> list[str]:
+    """Return the command line of a training run."""
+    return [
+        sys.executable,
+        "-m",
+        "largebatch",
+        "train",
+        f"--run.dir={directory}",
+        f"--run.nproc={nproc}",
+        *arguments,
+    ]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Train:
+    """Return a function that trains to the end and checks the exit code."""
+
+    def run(
+        name: str, *arguments: str, nproc: int = 1, code: int = 0, **changes: str
+    ) -> Finished:
+        directory = tmp_path / name
+        done = subprocess.run(
+            command(directory, *arguments, nproc=nproc),
+            capture_output=True,
+            text=True,
+            env=environment(**changes),
+            timeout=300,
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == code, output
+        return Finished(directory, done.returncode, output)
+
+    return run
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Return a function that starts a run; what still runs at the end of a test is killed."""
+    started: list[Running] = []
+
+    def run(name: str, *arguments: str, nproc: int = 1, **changes: str) -> Running:
+        process = subprocess.Popen(
+            command(tmp_path / name, *arguments, nproc=nproc),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(**changes),
+        )
+        started.append(Running(tmp_path / name, process))
+        return started[-1]
+
+    yield run
+    for one in started:
+        if one.process.poll() is None:
+            for process in [*one.ranks(), psutil.Process(one.process.pid)]:
+                process.kill()
+            one.process.communicate()
