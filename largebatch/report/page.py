@@ -128,8 +128,8 @@ def charts_for(runs: Sequence[Run]) -> list[Chart]:
 
 
 def differing_keys(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Return the config keys in which runs differ, with each run's value."""
-    keys = {key: None for run in runs for key in run.keys}
+    """Return the config keys in which runs differ, their place aside, with each run's value."""
+    keys = {key: None for run in runs for key in run.keys if key != "run.dir"}
     rows = [(key, [run.keys.get(key, "–") for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 

@@ -15,6 +15,7 @@ from largebatch.report.thinning import thin
 MOST_POINTS = 2000
 PLACES = ("samples", "step", "epoch")
 IDENTITY = (*PLACES, "split", "order_hash", "count")
+OF_THE_MODEL = ("weight_norm", "weight_distance")  # of no split, whichever line they stand on
 
 Series = dict[str, list[float]]
 
@@ -26,7 +27,8 @@ class Run:
     Args:
         name: shown in tables and legends; the directory's name.
         series: ``series[split][key]`` holds ``samples``, ``step``, ``epoch`` and ``value``, lists
-            of one length. Training series are thinned, evaluations are exact.
+            of one length. Training series are thinned, evaluations are exact. Figures of the
+            model itself, such as its weights' norm, are with training.
         row: the run's line in the table of runs, as text.
         config: the resolved config as written; empty if there is none.
         keys: the config with dotted keys.
@@ -70,11 +72,10 @@ def _series(lines: list[dict[str, Any]], split: str) -> dict[str, Series]:
     """Return every numeric key of a split over its places."""
     found: dict[str, list[tuple[float, ...]]] = {}
     for line in lines:
-        if line["split"] != split:
-            continue
         place = tuple(line.get(key, 0) for key in PLACES)
         for key, value in line.items():
-            if key not in IDENTITY and isinstance(value, (int, float)):
+            belongs = "train" if key in OF_THE_MODEL else line["split"]
+            if belongs == split and key not in IDENTITY and isinstance(value, (int, float)):
                 found.setdefault(key, []).append((*place, value))
     series = {}
     for key, points in found.items():

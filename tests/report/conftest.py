@@ -53,15 +53,18 @@ def make_run(tmp_path):
                     "loss": 0.06 + 1.2 * math.exp(-0.9 * (epoch + 1)),
                     "top1": top1,
                     "count": 360,
+                    "weight_norm": 42.0,
+                    "weight_distance": 1.3 * math.log(step + 1.5) * math.sqrt(batch / 128),
                 }
             )
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         sections = {"model": "c_digits", "data": "digits", "lr": 0.1, "scaling": "sqrt", **config}
         (path / "config.yaml").write_text(
-            "model:\n  name: {model}\ndata:\n  name: {data}\nbatch:\n  size: {batch}\n  plan: []\n"
+            "run:\n  dir: {path}\nmodel:\n  name: {model}\ndata:\n  name: {data}\n"
+            "batch:\n  size: {batch}\n  plan: []\n"
             "norm:\n  kind: ghost\n  ghost_size: 32\noptim:\n  name: sgd\n  lr: {lr}\n"
             "  scaling: {scaling}\nschedule:\n  length: {epochs}ep\n  curve: cosine\n".format(
-                batch=batch, epochs=epochs, **sections
+                path=path, batch=batch, epochs=epochs, **sections
             )
         )
         if finished:

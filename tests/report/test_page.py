@@ -51,8 +51,9 @@ def test_data_is_the_metrics(tmp_path, make_run):
         assert series[split][key]["samples"] == [line["samples"] for line in expected]
         assert series[split][key]["step"] == [line["step"] for line in expected]
     distances = [line for line in lines if "weight_distance" in line]
-    assert 5 < len(distances) < len(lines) / 2
+    assert {line["split"] for line in distances} == {"train", "val"}
     assert series["train"]["weight_distance"]["step"] == [line["step"] for line in distances]
+    assert "weight_distance" not in series["val"]
     assert [chart["key"] for chart in data["charts"]] == [
         "top1",
         "loss",
@@ -93,6 +94,7 @@ def test_table_and_differences(tmp_path, make_run):
         "model.name",
     ]
     assert "schedule.curve" not in text  # alike in both
+    assert "run.dir" not in text
     assert "curve: cosine" in text  # but in the config
 
 
