@@ -48,8 +48,20 @@ class Parts:
     caveats: list[str]
 
 
-def build(config: Config, world: World, device: torch.device) -> Parts:
-    """Make every part of the run that ``config`` describes.
+@dataclass
+class Plan:
+    """What a config and its data say before any rank works: nothing here is shared."""
+
+    source: Source
+    validation: Source
+    model: nn.Module
+    precision: Precision
+    atoms: Atoms
+    schedule: Schedule
+
+
+def prepare(config: Config, device: torch.device) -> Plan:
+    """Open the data, make the model and resolve the schedule.
 
     Raises:
         UserError: data are missing or damaged, or parts do not fit together.
@@ -68,6 +80,18 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         atoms.minimum,
         config.snapshot.cycles or None,
     )
+    return Plan(source, validation, model, precision, atoms, schedule)
+
+
+def build(config: Config, world: World, device: torch.device) -> Parts:
+    """Make every part of the run that ``config`` describes.
+
+    Raises:
+        UserError: data are missing or damaged, or parts do not fit together.
+    """
+    plan = prepare(config, device)
+    source, validation, model = plan.source, plan.validation, plan.model
+    precision, atoms, schedule = plan.precision, plan.atoms, plan.schedule
     channels_last = config.model.channels_last and len(source.image_shape) == 3
     if channels_last:
         model = model.to(memory_format=torch.channels_last)

@@ -6,12 +6,15 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from torch import nn
+
 from largebatch._errors import UserError
 from largebatch.data import datasets
 from largebatch.engine import engines
 from largebatch.models import models
 from largebatch.nn import check_norm
-from largebatch.optim import optimizers
+from largebatch.optim import build_optimizer
+from largebatch.schedule import curves
 from largebatch.tasks import tasks
 from largebatch.train.config import Config
 
@@ -25,9 +28,9 @@ def check(config: Config) -> None:
     for entry_of, name in (
         (models, config.model.name),
         (datasets, config.data.name),
-        (optimizers, config.optim.name),
         (tasks, config.task.name),
         (engines, config.distributed.engine),
+        (curves, config.schedule.curve),
     ):
         entry_of.entry(name)
     config.batch.check()
@@ -35,8 +38,8 @@ def check(config: Config) -> None:
     config.task.check()
     config.model.check()
     config.data.check()
-    config.optim.check()
     check_norm(config.norm)
+    build_optimizer(config.optim, nn.Linear(2, 2))  # finds what only the optimizer itself knows
     for mistake in _numbers(config):
         raise UserError(mistake)
     for mistake in _contradictions(config):

@@ -214,7 +214,7 @@ def _one_line(message: str) -> str:
         for kind in _dataclasses_in(hint):
             hint = get_type_hints(kind).get(name, hint)
     found = re.search(r"(?:Got|Given) value: (.*?)(?:\s*\n|$)", message)
-    value = found[1] if found else (re.search(r"duration ('.*?'):", message) or ("", "?"))[1]
+    value = found[1] if found else (re.search(r"duration (.*?): ", message) or ("", "?"))[1]
     return f"{'.'.join([key, *inner])}={_short(value)}: expected {_expected(hint)}"
 
 
@@ -241,9 +241,10 @@ def _expected(hint: Any) -> str:
             words.append(f"a duration ({DURATION_FORM})")
         elif get_origin(option) in (list, tuple):
             item = get_args(option)[0]
+            count = f"{len(get_args(option))} of them, " if get_origin(option) is tuple else ""
             names = [f.name for f in dataclasses.fields(item)] if item in _dataclasses_in(item) else ()
             words.append(
-                f"a list of {{{', '.join(names)}}}" if names else f"a list, each {_expected(item)}"
+                f"a list of {{{', '.join(names)}}}" if names else f"a list, {count}each {_expected(item)}"
             )
         elif get_origin(option) is dict or option is dict:
             words.append("a mapping of names to values")

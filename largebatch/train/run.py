@@ -22,7 +22,7 @@ from largebatch.distributed.memory import keep_freed_memory
 from largebatch.nn import merged_running_stats
 from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
 from largebatch.train import checkpoint, parse
-from largebatch.train.build import build
+from largebatch.train.build import build, prepare
 from largebatch.train.check import check
 from largebatch.train.config import FREE_KEYS, Config, run_name
 from largebatch.train.progress import say
@@ -47,6 +47,7 @@ def train(arguments: Sequence[str]) -> int:
             " ranks, not both"
         )
     if config.run.nproc > 1:
+        prepare(config, torch.device("cpu"))  # a mistake shows before any rank starts
         directory = RunDirectory(_directory(config))
         directory.acquire()
         directory.release()
