@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ CSRC = ROOT / "csrc"
 OLDEST_PYTHON = (3, 10)
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the stable ABI that the sources may use
 CUDA_ARCHITECTURES = "8.0;9.0;10.0"
+LIBRARY = "_C.abi3.so"
 RECORD = "_build.json"  # beside the library: why a part was left out
 
 
@@ -101,13 +103,23 @@ def architecture_flags() -> list[str]:
     return flags
 
 
-def ninja_file(cxx: str, nvcc: str | None, target: Path) -> str:
+def quote(path: Path) -> str:
+    """Write a path for the shell inside a ninja file."""
+    return shlex.quote(str(path)).replace("$", "$$")
+
+
+def escape(path: Path) -> str:
+    """Write a path for ninja itself."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def ninja_file(cxx: str, nvcc: str | None) -> str:
     """Return the text of build.ninja: one rule a compiler, one edge a source."""
     sanitize = os.environ.get("LARGEBATCH_SANITIZE") == "1"
     python_include = Path(sysconfig.get_paths()["include"])
-    includes = [f"-I{CSRC}", *(f"-isystem {path}" for path in torch_includes())]
+    includes = [f"-I{quote(CSRC)}", *(f"-isystem {quote(path)}" for path in torch_includes())]
     if (python_include / "Python.h").exists():
-        includes.append(f"-isystem {python_include}")
+        includes.append(f"-isystem {quote(python_include)}")
     version = f"0x{OLDEST_PYTHON[0]:02X}{OLDEST_PYTHON[1]:02X}0000"
     # Without contraction every instruction set rounds alike, so AVX-512, AVX2 and NEON give one
     # set of bits; the kernels wait for memory, not for multiply-adds.
@@ -123,7 +135,7 @@ def ninja_file(cxx: str, nvcc: str | None, target: Path) -> str:
     if sanitize:
         optimize = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
         optimize += ["-fno-sanitize-recover=all", "-ffp-contract=off", "-DLARGEBATCH_SANITIZE"]
-    link = [f"-L{torch_libraries()}", "-ltorch_cpu", "-ldl"]
+    link = [f"-L{quote(torch_libraries())}", "-ltorch_cpu", "-ldl"]
     lines = [
         "ninja_required_version = 1.3",
         f"cxx = {cxx}",
@@ -134,17 +146,23 @@ def ninja_file(cxx: str, nvcc: str | None, target: Path) -> str:
         "  deps = gcc",
     ]
     if nvcc:
-        cuda_flags = ["-O3", "-std=c++17", "-Xcompiler -fPIC,-fvisibility=hidden", f"-I{CSRC}"]
+        host = [word for word in cxx.split() if not word.startswith("-")][-1]  # not its launcher
+        cuda_flags = [
+            "-O3",
+            "-std=c++17",
+            "-Xcompiler -fPIC,-fvisibility=hidden",
+            f"-I{quote(CSRC)}",
+        ]
         cuda_flags += architecture_flags()
         lines += [
-            f"nvcc = {nvcc}",
+            f"nvcc = {quote(Path(nvcc))} -ccbin {host}",
             f"nvccflags = {' '.join(cuda_flags)}",
             "rule nvcc",
-            "  command = $nvcc -ccbin $cxx -MD -MF $out.d $nvccflags -c $in -o $out",
+            "  command = $nvcc -MD -MF $out.d $nvccflags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
-            "  command = $nvcc -ccbin $cxx -shared -cudart static $in -o $out " + " ".join(link),
+            "  command = $nvcc -shared -cudart static $in -o $out " + " ".join(link),
         ]
     else:
         shared = "-shared -fsanitize=address,undefined" if sanitize else "-shared"
@@ -155,9 +173,10 @@ def ninja_file(cxx: str, nvcc: str | None, target: Path) -> str:
     objects = []
     for source in sorted(CSRC.rglob("*.cpp")) + (sorted(CSRC.rglob("*.cu")) if nvcc else []):
         name = source.relative_to(CSRC).as_posix().replace("/", "_") + ".o"
-        lines.append(f"build {name}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
+        rule = "nvcc" if source.suffix == ".cu" else "cxx"
+        lines.append(f"build {name}: {rule} {escape(source)}")
         objects.append(name)
-    lines.append(f"build {target}: link {' '.join(objects)}")
+    lines.append(f"build {LIBRARY}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
 
@@ -172,6 +191,9 @@ class BuildStable(build_ext):
         try:
             record["cuda"] = self.compile(target)
         except BuildFailed as error:
+            if os.environ.get("LARGEBATCH_CUDA") == "1":
+                raise SystemExit(f"LARGEBATCH_CUDA=1, but the build failed: {error}") from None
+            target.unlink(missing_ok=True)  # an older build would not fit the package
             record["compiled"] = f"not built: {error}"
             banner(
                 f"largebatch is installed WITHOUT compiled ops: {error}\n"
@@ -188,16 +210,17 @@ class BuildStable(build_ext):
                 return ""
             except BuildFailed as error:
                 if os.environ.get("LARGEBATCH_CUDA") == "1":
-                    raise SystemExit(f"LARGEBATCH_CUDA=1, but CUDA: {error}") from None
+                    raise
                 reason = str(error)
                 banner(f"the CUDA kernels of largebatch are left out: {error}")
         self.run_ninja(cxx, None, target)
         return f"built without CUDA kernels: {reason}"
 
     def run_ninja(self, cxx: str, nvcc: str | None, target: Path) -> None:
+        """Compile in a folder of its own for each kind of build, and put the library in place."""
         folder = Path(self.build_temp).resolve() / ("cuda" if nvcc else "cpu")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(ninja_file(cxx, nvcc, target))
+        (folder / "build.ninja").write_text(ninja_file(cxx, nvcc))
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         done = subprocess.run(
             [find_ninja(), *jobs], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -206,8 +229,10 @@ class BuildStable(build_ext):
         if done.returncode != 0:
             print(text, file=sys.stderr)
             errors = [line for line in text.splitlines() if "error" in line.lower()]
-            raise BuildFailed(f"compilation failed: {(errors or ['its output is above'])[0]}")
+            reason = (errors or text.splitlines() or ["no output"])[0]
+            raise BuildFailed(f"compilation failed: {reason.strip()[:200]}")
         print(text)
+        shutil.copy(folder / LIBRARY, target)
 
     def get_outputs(self) -> list[str]:
         # A build that fell back has no library: installing must not look for one.
@@ -216,10 +241,11 @@ class BuildStable(build_ext):
         return [str(file) for file in files if file.exists()]
 
     def copy_extensions_to_source(self) -> None:
-        super().copy_extensions_to_source()
         for ext in self.extensions:
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             source = Path(self.build_lib, *ext.name.split(".")).with_name(RECORD)
             shutil.copyfile(source, Path(self.get_ext_fullpath(ext.name)).with_name(RECORD))
+        super().copy_extensions_to_source()
 
 
 def banner(text: str) -> None:

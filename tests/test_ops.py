@@ -1,6 +1,6 @@
 """The operators against their float64 references, on every layout and type, and their registration.
 
-This file needs torch, pytest and hypothesis alone: benchmarks/check_wheel.py runs it against an
+This file needs torch, pytest and hypothesis alone: tests/check_wheel.py runs it against an
 installed wheel under several versions of torch.
 """
 
