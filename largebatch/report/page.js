@@ -76,7 +76,9 @@
     }
     if (chart.floor && low >= 0) low = 0;
     const pad = (high - low || Math.abs(high) || 1) * 0.08;
-    if (chart.unit === "percent") return [Math.max(0, low - pad), Math.min(1, high + pad / 2) + 0.004];
+    if (chart.unit === "percent") {
+      return [Math.max(0, low - pad), Math.min(1, high + pad / 2) + 0.004];
+    }
     return [low === 0 && chart.floor ? 0 : low - pad, high + pad];
   }
 
