@@ -102,8 +102,6 @@ class Telemetry:
         self._last_time, self._last_samples = now, step.end
         self.train_seconds += since / record["samples_per_second"]
         self.train_samples += since
-        if self.distance is not None and self.distance.due(number):
-            record.update(self.distance.measure())
         self._write(record)
         if self.progress.due:
             self.progress.train(record)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from largebatch._errors import RunFailure
 from largebatch.distributed.lifetime import StopRequest
@@ -45,6 +46,19 @@ class Position:
     reached: dict[str, Any] | None = None
 
 
+@dataclass
+class Taken:
+    """A step whose sums may still be on their way from the device."""
+
+    step: Step
+    number: int
+    lr: float
+    order_hash: str
+    sums: Tensor
+    clip_factor: Tensor | None
+    weights: dict[str, float]
+
+
 class Trainer:
     """Trains what :func:`~largebatch.train.build.build` made.
 
@@ -70,6 +84,7 @@ class Trainer:
         self.state = RunState(
             parts.model, parts.optimizer, parts.precision, self.average, self.snapshots, self.world
         )
+        self._taken: Taken | None = None
         self._distance = WeightDistance(parts.model) if self.world.is_main else None
 
     def resume(self, state: dict[str, Any] | None) -> None:
@@ -117,14 +132,19 @@ class Trainer:
                 if stopping is None:  # out of memory: begin again here with smaller passes
                     break
                 position.seconds = time.monotonic() - since
-                if not stopping and self._evaluation_due(step.start, step.end):
+                evaluate = self._evaluation_due(step.start, step.end)
+                save = step.end < total and self._due(self.config.checkpoint.every, step)
+                if evaluate or save:
+                    stopping = self._read_all() or stopping
+                if evaluate and not stopping:
                     stopping = self._evaluate(step.end)
                 if stopping:
+                    self._read_all()
                     self._save()
                     return False
                 if position.reached is not None:
                     break
-                if self._due(self.config.checkpoint.every, step) and step.end < total:
+                if save:
                     self._save()
         self._save()
         return True
@@ -147,19 +167,50 @@ class Trainer:
         if self.average is not None:
             self.average.update(step.size)
         if self.snapshots is not None and self.snapshots.due(step.start, step.end):
-            self.snapshots.add(
-                {**dict(parts.model.named_parameters()), **merged_running_stats(parts.model)}
-            )
-        order_hash = parts.feed.take_hash() if self.world.is_main else ""
-        values = sums.tolist()
-        if self.world.is_main and self.telemetry.due(step, position.steps):
-            extra: dict[str, Any] = {"lr": rate, "order_hash": order_hash}
-            if parts.stepper.clip_factor is not None:
-                extra["clip_factor"] = float(parts.stepper.clip_factor)
-            if parts.precision.scaler is not None:
-                extra["loss_scale"] = parts.precision.scaler.get_scale()
-            self.telemetry.train(step, position.steps, values[:-1], extra)
-        return values[-1] > 0
+            state = {**parts.model.state_dict(), **merged_running_stats(parts.model)}
+            self.snapshots.add({n: t for n, t in state.items() if t.is_floating_point()})
+        taken = Taken(
+            step,
+            position.steps,
+            rate,
+            parts.feed.take_hash() if self.world.is_main else "",
+            sums,
+            parts.stepper.clip_factor,
+            self._measure(position.steps),
+        )
+        # The step before is read while this one runs, so that a GPU never waits for the host; a
+        # request to stop is met one step later for it, on all ranks alike.
+        before, self._taken = self._taken, taken
+        return self._read(before)
+
+    def _measure(self, number: int) -> dict[str, float]:
+        """Return the weights' norm and distance where this step is one of those measured."""
+        if self._distance is None or not self._distance.due(number):
+            return {}
+        return self._distance.measure()
+
+    def _read(self, taken: Taken | None) -> bool:
+        """Write the line of a step taken; return whether a rank was asked to stop by then."""
+        if taken is None:
+            return False
+        values = taken.sums.tolist()
+        if self.world.is_main and self.telemetry.due(taken.step, taken.number):
+            extra: dict[str, Any] = {
+                "lr": taken.lr,
+                "order_hash": taken.order_hash,
+                **taken.weights,
+            }
+            if taken.clip_factor is not None:
+                extra["clip_factor"] = float(taken.clip_factor)
+            if self.parts.precision.scaler is not None:
+                extra["loss_scale"] = self.parts.precision.scaler.get_scale()
+            self.telemetry.train(taken.step, taken.number, values[:-1], extra)
+        return bool(values[-1] > 0)
+
+    def _read_all(self) -> bool:
+        """Write the line still owed before anything that comes after it."""
+        taken, self._taken = self._taken, None
+        return self._read(taken)
 
     def _back_off(self, error: BaseException) -> None:
         feed = self.parts.feed
