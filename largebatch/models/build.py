@@ -50,7 +50,7 @@ def build_model(
         model = _construct(entry, config, classes, image_shape)
         initialize(model, config.init)
     if entry.name not in models:
-        _try(model, config.name, classes, image_shape)
+        try_images(model, config.name, classes, image_shape)
     model = apply_norm(model, norm)
     if config.init_from is not None:
         load_weights(model, config.init_from)
@@ -93,13 +93,21 @@ def _construct(
     return model
 
 
-def _try(model: nn.Module, name: str, num_classes: int, image_shape: ImageShape) -> None:
-    """Run a model that is not ours once, so that a misfit is found before any work."""
+def try_images(model: nn.Module, name: str, num_classes: int, image_shape: ImageShape) -> None:
+    """Run two blank images through ``model`` in evaluation; the model is as before afterwards.
+
+    For models that are not ours, and for image sizes that a later phase brings (f1, c1 and c3 are
+    built for one size), so that a misfit is found before any work.
+
+    Raises:
+        UserError: naming the model, when it cannot take (channels, height, width), or does not
+            return (N, num_classes) logits.
+    """
     training = [(module, module.training) for module in model.modules()]
     first = next(model.parameters(), torch.zeros(()))
     try:
         with torch.no_grad():
-            out = model.eval()(torch.zeros(2, *image_shape, dtype=first.dtype))
+            out = model.eval()(torch.zeros(2, *image_shape, dtype=first.dtype, device=first.device))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape = "x".join(map(str, image_shape))
         raise UserError(f"model.name={name}: cannot take images of {shape}: {error}") from error

@@ -9,7 +9,7 @@ from largebatch.models.registry import ImageShape, models, need_size
 
 
 @models.register(
-    "digits_cnn", "four 3x3 convolutions with batch norm for small images, 66 k parameters"
+    "digits_cnn", "four 3x3 convolutions with batch norm for small images, 26 k parameters"
 )
 def digits_cnn(
     num_classes: int = 10, image_shape: ImageShape = (1, 8, 8), drop: float = 0.0
@@ -18,7 +18,7 @@ def digits_cnn(
     need_size("digits_cnn", image_shape, 4)
     layers: list[nn.Module] = []
     channels = image_shape[0]
-    for out, pool in ((32, False), (32, True), (64, False), (64, True)):
+    for out, pool in ((16, False), (16, True), (32, False), (64, True)):
         layers += [conv3x3(channels, out), nn.BatchNorm2d(out), nn.ReLU()]
         if pool:
             layers.append(nn.MaxPool2d(2))

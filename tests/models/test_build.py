@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.models import ModelConfig, build_model
+from largebatch.models import ModelConfig, build_model, try_images
 from largebatch.nn import GhostBatchNorm, NormConfig
 
 
@@ -107,3 +107,13 @@ def test_misfits_of_ones_own(config, message):
 def test_images_that_a_model_of_ones_own_cannot_take():
     with pytest.raises(UserError, match="own_models:fixed: cannot take images of 3x9x9"):
         build(ModelConfig(name="own_models:fixed"), shape=(3, 9, 9))
+
+
+def test_a_later_image_size_is_tried_ahead():
+    fixed, free = build(ModelConfig(name="f1")), build(ModelConfig(name="digits_cnn"))
+    fixed[2].eval()
+    with pytest.raises(UserError, match="model.name=f1: cannot take images of 1x16x16"):
+        try_images(fixed, "f1", 10, (1, 16, 16))
+    try_images(free, "digits_cnn", 10, (1, 16, 16))
+    assert fixed.training
+    assert not fixed[2].training
