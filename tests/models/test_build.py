@@ -112,7 +112,7 @@ def test_images_that_a_model_of_ones_own_cannot_take():
 def test_a_later_image_size_is_tried_ahead():
     fixed, free = build(ModelConfig(name="f1")), build(ModelConfig(name="digits_cnn"))
     fixed[2].eval()
-    with pytest.raises(UserError, match="model.name=f1: cannot take images of 1x16x16"):
+    with pytest.raises(UserError, match=r"model\.name=f1: cannot take images of 1x16x16"):
         try_images(fixed, "f1", 10, (1, 16, 16))
     try_images(free, "digits_cnn", 10, (1, 16, 16))
     assert fixed.training
