@@ -35,9 +35,7 @@ class Registry(Generic[Factory]):
         self.importable = importable
         self._entries: dict[str, Entry[Factory]] = {}
 
-    def register(
-        self, name: str, summary: str, source: str = ""
-    ) -> Callable[[Factory], Factory]:
+    def register(self, name: str, summary: str, source: str = "") -> Callable[[Factory], Factory]:
         """Return a decorator that enters its function or class under ``name``."""
         assert name not in self._entries, f"{self.key}: {name!r} is registered twice"
 
@@ -77,7 +75,9 @@ class Registry(Generic[Factory]):
         try:
             found = getattr(importlib.import_module(module_name), attribute)
         except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"{self.key}={name!r}: {error}; write package.module:callable") from None
+            raise UserError(
+                f"{self.key}={name!r}: {error}; write package.module:callable"
+            ) from None
         if not callable(found):
             raise UserError(f"{self.key}={name!r}: {attribute} is not callable")
         return found

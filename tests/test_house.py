@@ -73,7 +73,9 @@ def test_light_imports_need_torch_alone(module: str) -> None:
     import subprocess
     import sys
 
-    heavy = "torchvision,jsonargparse,rich,plotly,jinja2,tensorboard,safetensors,sklearn,yaml,psutil"
+    heavy = (
+        "torchvision,jsonargparse,rich,plotly,jinja2,tensorboard,safetensors,sklearn,yaml,psutil"
+    )
     code = (
         f"import sys\nfor name in {heavy!r}.split(','): sys.modules[name] = None\n"
         f"import {module}\nprint({module}.__name__)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -130,7 +130,7 @@ def _compare(
     for number in range(rounds):
         order = list(contenders) if number % 2 == 0 else list(contenders)[::-1]
         for name in order:
-            speeds[name].append(_speed(lambda n=name: islice(contenders[n], count)))
+            speeds[name].append(_speed(islice(contenders[name], count)))
     ratios = [a / b for a, b in zip(speeds["largebatch"], speeds["bare"], strict=True)]
     return {
         "model": "f1",
@@ -156,11 +156,11 @@ def _calibrate(steps: Iterator[int], seconds: float) -> int:
     return max(2, round(count * seconds / max(0.5, seconds / 4)))
 
 
-def _speed(steps: Callable[[], Iterator[int]]) -> float:
+def _speed(steps: Iterator[int]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     begun = time.perf_counter()
-    samples = sum(steps())
+    samples = sum(steps)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return samples / (time.perf_counter() - begun)

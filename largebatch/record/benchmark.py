@@ -36,6 +36,17 @@ class BenchmarkRecord:
     environment: dict[str, Any] = field(default_factory=lambda: environment())
     notes: list[str] = field(default_factory=list)
 
+    def table(self) -> str:
+        """Return formula, rows and notes as plain text for a terminal."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        cells = [names] + [[str(row.get(name, "")) for name in names] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in cells
+        ]
+        return "\n".join([self.formula, *lines, *self.notes])
+
 
 def environment(command: Sequence[str] | None = None) -> dict[str, Any]:
     """Return hardware, versions, command and date, without names or paths of this machine.

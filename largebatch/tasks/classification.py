@@ -54,9 +54,7 @@ class Classification:
         return self._sums(total, log_probabilities, batch.targets)
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(
-            logits, targets, reduction="none", label_smoothing=self.smoothing
-        )
+        return cross_entropy(logits, targets, reduction="none", label_smoothing=self.smoothing)
 
     def _wide(self, logits: Tensor) -> Tensor:
         """Take the loss in float32 at least: softmax in half precision loses the small classes."""

@@ -97,11 +97,10 @@ def _contradictions(config: Config) -> Iterator[str]:
             f" {config.schedule.curve}"
         )
     resume = config.checkpoint.resume
-    if resume not in ("auto", "never") and not Path(resume).is_dir():
+    if resume not in ("auto", "never") and not (resume and Path(resume).is_dir()):
         yield f"checkpoint.resume={resume!r}: auto, never or the folder of a checkpoint"
     if config.schedule.regime == "steps" and config.schedule.length.unit == "st":
         yield "schedule.regime=steps stretches epochs and samples: schedule.length is in steps"
     directory = config.run.dir
     if directory is not None and Path(directory).exists() and not Path(directory).is_dir():
         yield f"run.dir={directory!r}: a file stands there; name a folder"
-

@@ -139,9 +139,7 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def newest_valid(
-    folder: Path, report: Callable[[str], None], set_aside: bool = True
-) -> str | None:
+def newest_valid(folder: Path, report: Callable[[str], None], set_aside: bool = True) -> str | None:
     """Return the newest valid checkpoint's path; a damaged one is reported and passed over.
 
     Set aside, under ``damaged-...``, it neither counts among those kept nor is met again.

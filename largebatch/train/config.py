@@ -76,7 +76,7 @@ class CheckpointConfig:
     keep: int = 2
     """Newest checkpoints kept; an older one goes after a newer one is complete."""
     resume: str = "auto"
-    """auto (continue the run of this directory), never, or the path of a checkpoint to start from."""
+    """auto (continue the run of this directory), never, or a checkpoint's path to start from."""
 
 
 @dataclass

@@ -82,7 +82,7 @@ class Feed:
     def _requests(self, samples: int) -> Iterator[Request]:
         for step in self.plan.steps(samples):
             if self.world.is_main:
-                # Rank 0 hashes the ids of all ranks, so that the hash tells worlds apart by nothing.
+                # Rank 0 hashes the ids of all ranks: the hash does not depend on their number.
                 ids = self.order.indices(step.epoch, step.position, step.position + step.size)
                 self._hashes.append(hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest())
             for micro in self.micros(step):

@@ -144,7 +144,9 @@ def _recipe(name: str) -> Path:
     path = _recipe_folder() / f"{name}.yaml"
     if name not in recipe_names():
         choices = recipe_names()
-        raise UserError(f"recipe={name!r}: choose from {', '.join(choices)}{nearest(name, choices)}")
+        raise UserError(
+            f"recipe={name!r}: choose from {', '.join(choices)}{nearest(name, choices)}"
+        )
     return path
 
 
@@ -242,9 +244,13 @@ def _expected(hint: Any) -> str:
         elif get_origin(option) in (list, tuple):
             item = get_args(option)[0]
             count = f"{len(get_args(option))} of them, " if get_origin(option) is tuple else ""
-            names = [f.name for f in dataclasses.fields(item)] if item in _dataclasses_in(item) else ()
+            names = (
+                [f.name for f in dataclasses.fields(item)] if item in _dataclasses_in(item) else ()
+            )
             words.append(
-                f"a list of {{{', '.join(names)}}}" if names else f"a list, {count}each {_expected(item)}"
+                f"a list of {{{', '.join(names)}}}"
+                if names
+                else f"a list, {count}each {_expected(item)}"
             )
         elif get_origin(option) is dict or option is dict:
             words.append("a mapping of names to values")

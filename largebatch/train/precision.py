@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from largebatch._errors import UserError
 from largebatch.train.config import PrecisionConfig
 
+T = TypeVar("T")
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,7 +35,11 @@ class Precision:
             raise UserError(
                 "precision.compute='fp64' is for proofs on CPU; on a GPU choose fp32, bf16 or fp16"
             )
-        if config.compute == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        if (
+            config.compute == "bf16"
+            and device.type == "cuda"
+            and not torch.cuda.is_bf16_supported()
+        ):
             raise UserError(
                 "precision.compute='bf16': this GPU has no bfloat16; choose fp32 or fp16"
             )
@@ -56,12 +62,12 @@ class Precision:
         """Scale the loss under fp16."""
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def wrap(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def wrap(self, forward: Callable[..., T]) -> Callable[..., T]:
         """Return ``forward`` under autocast, or itself where there is none."""
         if self._low is None:
             return forward
 
-        def cast(*arguments: Tensor) -> Tensor:
+        def cast(*arguments: Any) -> T:
             with self.autocast():
                 return forward(*arguments)
 

@@ -77,13 +77,12 @@ def _session(config: Config, world: World, device: torch.device, stop: StopReque
     if world.is_main:
         directory.acquire()
     try:
-        found = _together(
-            lambda: _what_is_there(config, directory) if world.is_main else {}, world
-        )
+        found = _together(lambda: _what_is_there(config, directory) if world.is_main else {}, world)
         found = _agreed(found, world)
         if found["finished"]:
             if world.is_main:
-                say(f"{path}: this run is finished (top1 {found['top1']}); report: {directory.report}")
+                say(f"{path}: this run is finished (top1 {found['top1']})")
+                say(f"report: {directory.report}")
             return 0
         parts = _together(lambda: build(config, world, device), world)
         trainer = Trainer(config, parts, directory, stop)
@@ -186,8 +185,8 @@ def _lost_peer(error: RuntimeError, world: World) -> RuntimeError:
     if world.world_size == 1 or not any(sign in text for sign in signs):
         return error
     return RunFailure(
-        f"rank {world.rank}: another rank has ended or is out of reach ({text.splitlines()[0][:120]});"
-        " the same command continues from the last checkpoint"
+        f"rank {world.rank}: another rank has ended or is out of reach; the same command continues"
+        f" from the last checkpoint ({text.splitlines()[0][:120]})"
     )
 
 
@@ -281,5 +280,3 @@ def _conclude(
     top1 = f"top1 {100 * last['top1']:.2f}%" if "top1" in last else "no validation"
     say(f"finished: {top1} after {position.samples:,} samples in {position.seconds:.1f} s")
     say(f"report: {directory.report}")
-
-

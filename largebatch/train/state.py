@@ -66,7 +66,9 @@ class RunState:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"the checkpoint does not fit this model or optimizer: {error}") from None
+            raise UserError(
+                f"the checkpoint does not fit this model or optimizer: {error}"
+            ) from None
         if self.precision.scaler is not None and state["scaler"]:
             self.precision.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

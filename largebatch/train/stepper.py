@@ -55,7 +55,12 @@ class Stepper:
         )
 
     def run(
-        self, step: Step, ghosts: int, micros: tuple[Micro, ...], batches: Iterator[Batch], stop: bool
+        self,
+        step: Step,
+        ghosts: int,
+        micros: tuple[Micro, ...],
+        batches: Iterator[Batch],
+        stop: bool,
     ) -> Tensor:
         """Take ``step``; return the float64 sums of all ranks ``[loss, metrics..., weight, stop]``.
 

@@ -79,14 +79,16 @@ class Telemetry:
             return number % max(1, self._steps) == 0
         return step.end // self._samples > step.start // self._samples
 
-    def train(self, step: Step, number: int, sums: list[float], extra: dict[str, Any]) -> None:
+    def train(
+        self, step: Step, number: int, sums: list[float], extra: dict[str, Any], now: float
+    ) -> None:
         """Write the train line of a step.
 
         Args:
             sums: loss sum, metric sums and weight over all ranks, in this order.
+            now: when the step was taken, by ``time.perf_counter``.
         """
         weight = max(sums[-1], 1.0)
-        now = time.perf_counter()
         since = step.end - (step.start if self._last_samples is None else self._last_samples)
         record: dict[str, Any] = {
             "split": "train",

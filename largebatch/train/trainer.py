@@ -57,6 +57,7 @@ class Taken:
     sums: Tensor
     clip_factor: Tensor | None
     weights: dict[str, float]
+    at: float
 
 
 class Trainer:
@@ -103,9 +104,7 @@ class Trainer:
         """
         begun = time.monotonic()
         before = self.position.seconds
-        progress = Progress(
-            self.schedule.total_samples, self.position.samples, self.world.is_main
-        )
+        progress = Progress(self.schedule.total_samples, self.position.samples, self.world.is_main)
         self.telemetry = Telemetry(
             writers,
             progress,
@@ -121,12 +120,14 @@ class Trainer:
 
     def _loop(self, since: float) -> bool:
         position, total = self.position, self.schedule.total_samples
-        if position.evaluated < position.samples and self._evaluation_due(
-            max(0, position.samples - 1), position.samples
-        ) and self._evaluate(position.samples):
+        if (
+            position.evaluated < position.samples
+            and self._evaluation_due(max(0, position.samples - 1), position.samples)
+            and self._evaluate(position.samples)
+        ):
             self._save()
             return False
-        while position.samples < total and position.reached is None:
+        while position.samples < total and not position.reached:
             for step, micros, batches in self.parts.feed.steps(position.samples):
                 stopping = self.step(step, micros, batches)
                 if stopping is None:  # out of memory: begin again here with smaller passes
@@ -142,7 +143,7 @@ class Trainer:
                     self._read_all()
                     self._save()
                     return False
-                if position.reached is not None:
+                if position.reached:
                     break
                 if save:
                     self._save()
@@ -177,6 +178,7 @@ class Trainer:
             sums,
             parts.stepper.clip_factor,
             self._measure(position.steps),
+            time.perf_counter(),
         )
         # The step before is read while this one runs, so that a GPU never waits for the host; a
         # request to stop is met one step later for it, on all ranks alike.
@@ -204,7 +206,7 @@ class Trainer:
                 extra["clip_factor"] = float(taken.clip_factor)
             if self.parts.precision.scaler is not None:
                 extra["loss_scale"] = self.parts.precision.scaler.get_scale()
-            self.telemetry.train(taken.step, taken.number, values[:-1], extra)
+            self.telemetry.train(taken.step, taken.number, values[:-1], extra, taken.at)
         return bool(values[-1] > 0)
 
     def _read_all(self) -> bool:
@@ -254,7 +256,11 @@ class Trainer:
         ]
         empty = torch.zeros_like(sums)
         every = torch.stack(
-            [sums, *(extra_sums.get(n, empty) for n in names), torch.full_like(sums, bool(self.stop))]
+            [
+                sums,
+                *(extra_sums.get(n, empty) for n in names),
+                torch.full_like(sums, bool(self.stop)),
+            ]
         )
         if self.world.world_size > 1:
             dist.all_reduce(every)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from largebatch.record import read_metrics
 
+
 @dataclass
 class Finished:
     """What a command left."""
@@ -112,9 +113,7 @@ def command(directory: Path, *arguments: str, nproc: int = 1) -> list[str]:
 def train(tmp_path: Path) -> Train:
     """Return a function that trains to the end and checks the exit code."""
 
-    def run(
-        name: str, *arguments: str, nproc: int = 1, code: int = 0, **changes: str
-    ) -> Finished:
+    def run(name: str, *arguments: str, nproc: int = 1, code: int = 0, **changes: str) -> Finished:
         directory = tmp_path / name
         done = subprocess.run(
             command(directory, *arguments, nproc=nproc),

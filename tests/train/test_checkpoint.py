@@ -15,10 +15,16 @@ from largebatch.train import checkpoint
 STATE = {
     "position": {"samples": 12, "seconds": 0.1 + 0.2, "last": None, "reached": None},
     "optimizer": {
-        "state": {0: {"momentum_buffer": torch.randn(3, 4).to(memory_format=torch.preserve_format)}},
+        "state": {
+            0: {"momentum_buffer": torch.randn(3, 4).to(memory_format=torch.preserve_format)}
+        },
         "param_groups": [{"params": [0], "betas": (0.9, 0.999), "lr": math.pi, "nesterov": True}],
     },
-    "model": {"w": torch.randn(2, 3, dtype=torch.float64), "n": torch.tensor(7), "e": torch.empty(0)},
+    "model": {
+        "w": torch.randn(2, 3, dtype=torch.float64),
+        "n": torch.tensor(7),
+        "e": torch.empty(0),
+    },
     "half": torch.randn(5).bfloat16(),
 }
 

@@ -160,7 +160,7 @@ def misspelt(key: str, rng: random.Random) -> str:
             return f"{section}.{wrong}"
 
 
-# --- ways to hand a config over --------------------------------------------------------------------
+# --- ways to hand a config over -----------------------------------------------------------
 
 
 def tree(flat: dict[str, Any]) -> dict[str, Any]:
@@ -320,7 +320,7 @@ def test_twenty_thousand_malformed_configs(tmp_path: Path) -> None:
     print(f"{sum(seen.values())} malformed configs refused")
 
 
-# --- well-formed configs -----------------------------------------------------------------------------
+# --- well-formed configs --------------------------------------------------------------------
 
 DURATIONS = ["1ep", "0.5ep", "30ep", "1.28Msa", "500ksa", "12345sa", "500st", "1st", "5%", "100%"]
 LENGTHS = ["1ep", "0.5ep", "90ep", "1.28Msa", "500st", "7sa"]

@@ -1,0 +1,176 @@
+"""Gradient exchange on three real ranks against the sum computed by one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from largebatch.distributed import World
+from largebatch.engine import DataParallel, DistributedConfig, build_engine
+from largebatch.engine.bucket import make_buckets
+
+RANKS = 3
+SHARES = {"even": (4, 4, 4), "uneven": (7, 4, 1), "a rank without": (9, 3, 0)}
+
+
+class Net(nn.Module):
+    """A convolution in channels_last, a layer never used and one used in some steps only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.unused = nn.Linear(5, 5)
+        self.sometimes = nn.Linear(8, 8)
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor, sometimes: bool) -> torch.Tensor:
+        h = self.conv(x).relu().mean((2, 3))
+        return self.out(self.sometimes(h) if sometimes else h)
+
+
+def make(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return Net().double().to(memory_format=torch.channels_last)
+
+
+def samples() -> torch.Tensor:
+    return torch.randn(12, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+def loss(model: nn.Module, x: torch.Tensor, sometimes: bool) -> torch.Tensor:
+    return model(x, sometimes).square().sum() / 12
+
+
+def step(engine: DataParallel, x: torch.Tensor, micro: int, sometimes: bool) -> None:
+    engine.begin()
+    parts = list(x.split(micro)) if len(x) else []
+    for number, part in enumerate(parts, 1):
+        if number == len(parts):
+            engine.last()
+        loss(engine.model, part, sometimes).backward()
+    engine.finish()
+
+
+def rank_main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=RANKS
+    )
+    # Every rank starts from other weights: rank 0's are to win.
+    engine = build_engine(
+        make(seed=rank), World(rank, RANKS, rank, RANKS), DistributedConfig(bucket_mb=0.001)
+    )
+    found: dict[str, list[torch.Tensor]] = {
+        "weights": [p.detach().clone() for p in engine.model.parameters()]
+    }
+    launched: list[int] = []
+    original = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, *args: object, **options: object) -> object:
+        launched.append(tensor.numel())
+        return original(tensor, *args, **options)
+
+    for name, shares in SHARES.items():
+        start = sum(shares[:rank])
+        mine = samples()[start : start + shares[rank]]
+        for micro in (12, 2):
+            dist.all_reduce = counted  # type: ignore[assignment]
+            launched.clear()
+            step(engine, mine, micro, sometimes=True)
+            dist.all_reduce = original
+            found[f"{name} {micro}"] = [p.grad.clone() for p in engine.model.parameters()]
+            found[f"{name} {micro} messages"] = [torch.tensor(launched)]
+    step(engine, samples()[4 * rank : 4 * rank + 4], 2, sometimes=False)
+    found["left out"] = [p.grad.clone() for p in engine.model.parameters()]
+    engine.register_comm_hook("twice", twice)
+    step(engine, samples()[4 * rank : 4 * rank + 4], 12, sometimes=True)
+    found["hook"] = [p.grad.clone() for p in engine.model.parameters()]
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def twice(state: object, bucket: object) -> torch.futures.Future:
+    assert state == "twice"
+    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()  # type: ignore[attr-defined]
+    return future.then(lambda done: done.value()[0] * 2)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[torch.Tensor]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(rank_main, (folder,), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def expected(sometimes: bool = True) -> list[torch.Tensor]:
+    model = make(seed=0)
+    loss(model, samples(), sometimes).backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def test_all_ranks_start_from_rank_zero(found):
+    for rank in found:
+        for tensor, parameter in zip(rank["weights"], make(0).parameters(), strict=True):
+            assert torch.equal(tensor, parameter)
+
+
+@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("micro", [12, 2])
+def test_gradients_are_the_sum_over_ranks(found, name, micro):
+    for rank in found:
+        for gradient, reference in zip(rank[f"{name} {micro}"], expected(), strict=True):
+            torch.testing.assert_close(gradient, reference, rtol=1e-12, atol=1e-14)
+            assert gradient.stride() == reference.stride()
+
+
+@pytest.mark.parametrize("key", [f"{n} {m}" for n in SHARES for m in (12, 2)] + ["hook"])
+def test_all_ranks_hold_the_same_bits(found, key):
+    for rank in found[1:]:
+        assert all(map(torch.equal, rank[key], found[0][key]))
+
+
+def test_one_message_a_bucket_whatever_the_micro_batches(found):
+    parameters = list(make(0).parameters())
+    sizes = [bucket.buffer().numel() for bucket in make_buckets(parameters, 0.001)]
+    assert len(sizes) > 2
+    for rank in found:
+        for name in SHARES:
+            for micro in (12, 2):
+                assert rank[f"{name} {micro} messages"][0].tolist() == sizes
+
+
+def test_a_layer_left_out_has_zero_gradients(found):
+    for rank in found:
+        for gradient, reference in zip(rank["left out"], expected(False), strict=True):
+            torch.testing.assert_close(gradient, reference, rtol=1e-12, atol=1e-14)
+
+
+def test_a_hook_exchanges_in_place_of_the_sum(found):
+    for gradient, reference in zip(found[0]["hook"], expected(), strict=True):
+        torch.testing.assert_close(gradient, 2 * reference, rtol=1e-12, atol=1e-14)
+
+
+def test_alone_it_is_plain_autograd():
+    engine = DataParallel(make(0), World())
+    step(engine, samples(), 5, sometimes=True)
+    for parameter, reference in zip(engine.model.parameters(), expected(), strict=True):
+        torch.testing.assert_close(parameter.grad, reference, rtol=1e-12, atol=1e-14)
+
+
+def test_buckets_hold_every_parameter_once_last_first():
+    parameters = [nn.Parameter(torch.zeros(n)) for n in (10, 300, 5, 5, 700, 1)]
+    frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
+    half = nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    buckets = make_buckets([*parameters, frozen, half], 0.002)
+    held = [p for bucket in buckets for p in bucket.parameters()]
+    assert {id(p) for p in held} == {id(p) for p in [*parameters, half]}
+    assert len(held) == len(parameters) + 1
+    for bucket in buckets:
+        assert len({p.dtype for p in bucket.parameters()}) == 1
+        assert bucket.buffer().nbytes <= 2000 or len(bucket.parameters()) == 1
+    assert [bucket.is_last() for bucket in buckets] == [False] * (len(buckets) - 1) + [True]

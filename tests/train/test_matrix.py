@@ -1,0 +1,156 @@
+"""What is listed is covered: every optimizer, norm and curve trains, resumes and compiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from largebatch.data import DataConfig
+from largebatch.distributed import World
+from largebatch.distributed.lifetime import StopRequest
+from largebatch.models import ModelConfig
+from largebatch.nn import NormConfig, norms
+from largebatch.optim import OptimConfig, optimizers
+from largebatch.record import RunDirectory
+from largebatch.schedule import BatchConfig, Duration, ScheduleConfig, curves
+from largebatch.train import checkpoint
+from largebatch.train.build import build
+from largebatch.train.config import Config, EmaConfig, PrecisionConfig, SnapshotConfig
+from largebatch.train.progress import Progress
+from largebatch.train.telemetry import Telemetry
+from largebatch.train.trainer import Trainer
+
+CPU = torch.device("cpu")
+GHOST = NormConfig(kind="ghost", ghost_size=16)
+RATES = {
+    "adagrad": 0.01,
+    "adadelta": 1.0,
+    "rmsprop": 0.001,
+    "muon": 0.02,
+    "radam": 0.02,
+    "sgd": 0.05,
+}
+
+
+def make(**sections: Any) -> Config:
+    return Config(
+        **{
+            "data": DataConfig(limit=320),
+            "batch": BatchConfig(size=64),
+            "schedule": ScheduleConfig(length=Duration.parse("4ep"), curve="constant"),
+            **sections,
+        }
+    )
+
+
+def trainer_of(config: Config, folder: Path) -> Trainer:
+    trainer = Trainer(config, build(config, World(), CPU), RunDirectory(folder), StopRequest())
+    trainer.telemetry = Telemetry(
+        (),
+        Progress(trainer.schedule.total_samples, 0, shown=False),
+        None,
+        trainer.parts.task.metrics,
+        config.telemetry.every,
+        trainer.clock,
+    )
+    return trainer
+
+
+def advance(trainer: Trainer, steps: int) -> list[float]:
+    """Take steps and return their losses."""
+    losses = []
+    walk = trainer.parts.feed.steps(trainer.position.samples)
+    for _ in range(steps):
+        step, micros, batches = next(walk)
+        trainer.step(step, micros, batches)
+        assert trainer._taken is not None
+        losses.append(float(trainer._taken.sums[0] / trainer._taken.sums[-2]))
+    walk.close()
+    return losses
+
+
+def check_learns_and_resumes(config: Config, folder: Path, learns: bool = True) -> None:
+    whole = trainer_of(config, folder)
+    losses = advance(whole, 14)
+    if learns:
+        assert sum(losses[-3:]) < 0.95 * sum(losses[:3]), losses
+    first = trainer_of(config, folder)
+    advance(first, 7)
+    state = first.state.capture(vars(first.position))
+    assert state is not None
+    path = checkpoint.save(folder / "checkpoints", first.position.samples, state, keep=1)
+    second = trainer_of(config, folder)
+    second.resume(checkpoint.load(path))
+    assert advance(second, 7) == losses[7:]
+    expected, found = whole.parts.model.state_dict(), second.parts.model.state_dict()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    for name, tensor in (whole.average.tensors if whole.average else {}).items():
+        assert second.average is not None
+        assert torch.equal(tensor, second.average.tensors[name]), name
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in optimizers])
+def test_every_optimizer_learns_and_resumes(name: str, tmp_path: Path) -> None:
+    optim = OptimConfig(name=name, lr=RATES.get(name, 0.002), weight_decay=1e-3, clip_norm=5.0)
+    check_learns_and_resumes(make(optim=optim, norm=GHOST, model=ModelConfig(name="f1")), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [entry.name for entry in norms])
+@pytest.mark.parametrize("running", ["sequential", "averaged", "last"])
+def test_every_norm_learns_and_resumes(kind: str, running: Any, tmp_path: Path) -> None:
+    if kind in ("batch", "none"):
+        norm = NormConfig(kind=kind)
+    else:
+        norm = NormConfig(kind=kind, ghost_size=16, running=running)
+    rate = 0.01 if kind == "none" else 0.05
+    check_learns_and_resumes(
+        make(norm=norm, optim=OptimConfig(lr=rate)), tmp_path, learns=kind != "none"
+    )
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in curves])
+def test_every_curve_trains_and_resumes(name: str, tmp_path: Path) -> None:
+    schedule = ScheduleConfig(length=Duration.parse("4ep"), curve=name)
+    if name == "multistep":
+        schedule.milestones = [Duration.parse("1ep")]
+    if name in ("sgdr", "cyclical"):
+        schedule.cycle = Duration.parse("1ep")
+    check_learns_and_resumes(
+        make(schedule=schedule, optim=OptimConfig(lr=0.05), norm=GHOST), tmp_path
+    )
+
+
+@pytest.mark.parametrize("compute", ["fp32", "bf16", "fp16", "fp64"])
+def test_every_precision_learns_and_resumes(compute: Any, tmp_path: Path) -> None:
+    config = make(
+        precision=PrecisionConfig(compute=compute), norm=GHOST, optim=OptimConfig(lr=0.05)
+    )
+    check_learns_and_resumes(config, tmp_path)
+
+
+def test_everything_kept_besides_the_weights_resumes(tmp_path: Path) -> None:
+    config = make(
+        model=ModelConfig(drop=0.2),
+        data=DataConfig(limit=320, mixup=0.2),
+        norm=GHOST,
+        batch=BatchConfig(size=64, micro=32),
+        optim=OptimConfig(lr=0.05, momentum_half_life=Duration.parse("1ep")),
+        ema=EmaConfig(half_life=Duration.parse("1ep")),
+        schedule=ScheduleConfig(length=Duration.parse("4ep"), curve="sgdr"),
+        snapshot=SnapshotConfig(cycles=2),
+    )
+    check_learns_and_resumes(config, tmp_path, learns=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [entry.name for entry in norms])
+def test_every_norm_compiles(kind: str, tmp_path: Path) -> None:
+    norm = NormConfig(kind=kind, ghost_size=None if kind in ("batch", "none") else 16)
+    plain = make(norm=norm, optim=OptimConfig(lr=0.02))
+    compiled = make(norm=norm, optim=OptimConfig(lr=0.02), model=ModelConfig(compile=True))
+    expected = advance(trainer_of(plain, tmp_path), 4)
+    assert advance(trainer_of(compiled, tmp_path), 4) == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,168 @@
+"""The trainer's smaller parts, in this process."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from largebatch._errors import UserError
+from largebatch.data import DataConfig
+from largebatch.distributed import World
+from largebatch.models import ModelConfig
+from largebatch.nn import NormConfig
+from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
+from largebatch.train.averages import WeightAverage, swapped_in
+from largebatch.train.build import build
+from largebatch.train.config import Config, PrecisionConfig
+from largebatch.train.evaluate import evaluating
+from largebatch.train.micro import halved, is_out_of_memory
+from largebatch.train.precision import Precision
+from largebatch.train.telemetry import WeightDistance
+
+CPU = torch.device("cpu")
+
+
+def small(**sections: object) -> Config:
+    return Config(
+        data=DataConfig(limit=200),
+        batch=BatchConfig(size=64),
+        schedule=ScheduleConfig(length=Duration.parse("2ep")),
+        **sections,  # type: ignore[arg-type]
+    )
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_evaluation_changes_nothing():
+    torch.manual_seed(0)
+    parts = build(small(model=ModelConfig(drop=0.3)), World(), CPU)
+    next(m for m in parts.model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
+    parts.model.zero_grad()
+    steps = parts.feed.steps(0)
+    step, micros, batches = next(steps)
+    parts.stepper.run(step, parts.feed.ghosts(step), micros, batches, stop=False)
+    before = snapshot(parts.model)
+    flags = [m.training for m in parts.model.modules()]
+    assert True in flags and False in flags
+    gradients = [p.grad.clone() for p in parts.model.parameters()]
+    generator = torch.default_generator.get_state()
+    sums = parts.evaluator.sums(parts.model)
+    assert sums[-1] == len(parts.validation)
+    assert [m.training for m in parts.model.modules()] == flags
+    assert torch.equal(torch.default_generator.get_state(), generator)
+    assert all(map(torch.equal, before.values(), parts.model.state_dict().values()))
+    assert all(map(torch.equal, gradients, (p.grad for p in parts.model.parameters())))
+
+
+def test_evaluation_restores_after_an_error():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+
+    def fail() -> None:
+        assert not any(m.training for m in model.modules())
+        raise KeyError
+
+    with pytest.raises(KeyError), evaluating(model, CPU):
+        fail()
+    assert all(m.training for m in model.modules())
+
+
+def test_the_average_follows_samples_not_steps():
+    """Weights that stand still give one average however 600 samples are cut into steps."""
+    averages = []
+    for batches in ([600], [300, 300], [50] * 12):
+        model = nn.Linear(3, 2)
+        torch.nn.init.zeros_(model.weight)
+        average = WeightAverage(model, half_life=200)
+        torch.nn.init.ones_(model.weight)
+        for batch in batches:
+            average.update(batch)
+        averages.append(average.tensors["weight"])
+    torch.testing.assert_close(averages[0], torch.full((2, 3), 1 - 0.5**3))
+    torch.testing.assert_close(averages[1], averages[0])
+    torch.testing.assert_close(averages[2], averages[0])
+
+
+def test_swapped_in_gives_back_the_same_memory():
+    model = nn.BatchNorm1d(4)
+    weight, mean = model.weight.data_ptr(), model.running_mean.data_ptr()
+    other = {"weight": torch.full((4,), 5.0), "running_mean": torch.full((4,), 7.0)}
+    with swapped_in(model, other):
+        assert model.weight[0] == 5 and model.running_mean[0] == 7
+    assert (model.weight.data_ptr(), model.running_mean.data_ptr()) == (weight, mean)
+    assert model.weight[0] == 1 and model.running_mean[0] == 0
+
+
+def test_weights_are_measured_at_steps_of_constant_ratio():
+    due = [step for step in range(1, 2000) if WeightDistance.due(step)]
+    assert due[:5] == [1, 2, 3, 4, 5] and 60 < len(due) < 80
+    model = nn.Linear(3, 1, bias=False)
+    distance = WeightDistance(model)
+    model.weight.data += torch.tensor([[3.0, 4.0, 0.0]])
+    assert distance.measure()["weight_distance"] == pytest.approx(5.0)
+    assert distance.measure()["weight_norm"] == pytest.approx(float(model.weight.detach().norm()))
+
+
+def test_an_overflow_under_fp16_changes_no_state():
+    parts = build(small(precision=PrecisionConfig(compute="fp16")), World(), CPU)
+    steps = parts.feed.steps(0)
+    step, micros, batches = next(steps)
+    parts.stepper.run(step, parts.feed.ghosts(step), micros, batches, stop=False)
+    before = copy.deepcopy(
+        {"model": dict(parts.model.named_parameters()), "optimizer": parts.optimizer.state_dict()}
+    )
+    scaler = parts.precision.scaler
+    assert scaler is not None
+    scale = scaler.get_scale()
+    hook = next(parts.model.parameters()).register_hook(lambda g: g * float("inf"))
+    step, micros, batches = next(steps)
+    parts.stepper.run(step, parts.feed.ghosts(step), micros, batches, stop=False)
+    hook.remove()
+    assert scaler.get_scale() < scale
+    for name, parameter in parts.model.named_parameters():
+        assert torch.equal(parameter, before["model"][name])
+    assert same_state(parts.optimizer.state_dict(), before["optimizer"])
+    step, micros, batches = next(steps)
+    parts.stepper.run(step, parts.feed.ghosts(step), micros, batches, stop=False)
+    assert not torch.equal(next(parts.model.parameters()), next(iter(before["model"].values())))
+
+
+def same_state(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)  # type: ignore[arg-type]
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a)  # type: ignore
+    if isinstance(a, (list, tuple)):
+        return all(map(same_state, a, b))  # type: ignore[arg-type]
+    return a == b
+
+
+def test_fp64_is_for_cpu():
+    assert Precision(PrecisionConfig(compute="fp64"), CPU).dtype == torch.float64
+    with pytest.raises(UserError, match=r"precision\.compute='fp64'.*CPU"):
+        Precision(PrecisionConfig(compute="fp64"), torch.device("cuda"))
+
+
+def test_auto_takes_whole_ghosts_and_no_more_than_the_share(monkeypatch):
+    from largebatch.train import build as module
+
+    config = small(norm=NormConfig(kind="ghost", ghost_size=16))
+    config.batch.micro = "auto"
+    assert build(config, World(), CPU).feed.micro == 64
+    monkeypatch.setattr(module, "memory_free", lambda *_: 2_000_000)
+    micro = build(config, World(), CPU).feed.micro
+    assert micro is not None and 16 <= micro < 64 and micro % 16 == 0
+    monkeypatch.setattr(module, "memory_free", lambda *_: 1)
+    assert build(config, World(), CPU).feed.micro == 16
+
+
+def test_backing_off_halves_in_whole_ghosts():
+    assert [halved(m, 16) for m in (160, 64, 48, 32, 16, None)] == [80, 32, 16, 16, None, None]
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
