@@ -49,7 +49,7 @@ class MuonWithAuxiliary(torch.optim.Optimizer):
         matrices = [group for group in groups if group.get("muon")]
         others = [group for group in groups if not group.get("muon")]
         if not matrices:
-            raise UserError("muon: no hidden matrix among the parameters; choose another optimizer")
+            raise UserError("muon: no matrix among the parameters; choose another optimizer")
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self._muon = Muon(
             matrices,
@@ -100,7 +100,7 @@ def split_for_muon(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Divide named groups into hidden matrices (for Muon) and the rest (for AdamW).
 
     Hidden matrices are the 2-D parameters but for embeddings (by name) and the last one in the
-    model's order, which is the classifier.
+    model's order, which is the classifier; a model's only matrix goes to Muon all the same.
     """
     matrices = [
         (name, param)
@@ -108,7 +108,7 @@ def split_for_muon(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name, param in group["params"]
         if param.ndim == 2 and "embed" not in name.lower()
     ]
-    hidden = {id(param) for _, param in matrices[:-1]}
+    hidden = {id(param) for _, param in matrices[:-1] or matrices}
     result = []
     for group in groups:
         for muon in (True, False):

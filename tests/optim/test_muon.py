@@ -64,10 +64,14 @@ def test_hidden_matrices_go_to_muon_and_the_rest_to_adamw() -> None:
     assert decays["norm.weight"] == decays["hidden.bias"] == 0.0
 
 
-def test_a_model_without_hidden_matrices_is_refused() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(UserError, match="no hidden matrix"):
-        build_optimizer(OptimConfig(name="muon"), model)
+def test_the_only_matrix_goes_to_muon_and_a_model_without_one_is_refused() -> None:
+    config = OptimConfig(name="muon")
+    conv = nn.Conv2d(3, 4, 3)
+    optimizer = build_optimizer(config, nn.Sequential(conv, nn.Flatten(), nn.Linear(4, 2)))
+    matrices = [name for g in optimizer.param_groups if g["muon"] for name in g["param_names"]]
+    assert matrices == ["2.weight"]
+    with pytest.raises(UserError, match="no matrix among the parameters"):
+        build_optimizer(config, conv)
 
 
 def test_rates_set_on_the_groups_reach_both() -> None:
