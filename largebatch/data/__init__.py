@@ -8,7 +8,7 @@ from largebatch.data.config import DataConfig
 from largebatch.data.mixing import Mixed
 from largebatch.data.order import EpochOrder, Permutation
 from largebatch.data.pipeline import Pipeline
-from largebatch.data.request import Batch, Request, sequential_requests
+from largebatch.data.request import Batch, Request
 from largebatch.data.source import Source, build_source, datasets
 
 __all__ = [
@@ -27,6 +27,5 @@ __all__ = [
     "digits",
     "imagefolder",
     "mnist",
-    "sequential_requests",
     "synthetic",
 ]

@@ -28,9 +28,9 @@ def arrays(config: DataConfig, split: Split, num_classes: int | None = None) -> 
     an eighth, crop, flip) applies to images of 3 channels and at least 16 pixels a side.
     """
     path = required_root(config, "an .npz file with " + ", ".join(_NAMES))
-    loaded = _load(path, *_identity(path))
-    train = _images(path, "x_train", loaded["x_train"])
-    images = train if split == "train" else _images(path, "x_test", loaded["x_test"])
+    loaded = _load(path, _identity(path))
+    train = loaded["x_train"]
+    images = train if split == "train" else loaded["x_test"]
     if images.shape[1:] != train.shape[1:]:
         raise UserError(
             f"data.root={path!r}: images of x_test are {tuple(images.shape[1:])}, "
@@ -66,8 +66,11 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=1)
-def _load(path: str, modified: int, size: int) -> dict[str, NDArray[Any]]:
-    """Read the four arrays once for both splits; the cache is keyed to the file's identity."""
+def _load(path: str, identity: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    """Read the four arrays, images as (n, channels, height, width), once for both splits.
+
+    The cache is keyed to the file's time and size.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             if not hasattr(file, "files"):
@@ -78,11 +81,14 @@ def _load(path: str, modified: int, size: int) -> dict[str, NDArray[Any]]:
                     f"data.root={path!r}: no array {missing[0]!r}; it holds "
                     + (", ".join(file.files) or "none")
                 )
-            return {name: file[name] for name in _NAMES}
+            loaded = {name: file[name] for name in _NAMES}
     except UserError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"data.root={path!r}: cannot be read as .npz: {error}") from None
+    for name in ("x_train", "x_test"):
+        loaded[name] = _images(path, name, loaded[name])
+    return loaded
 
 
 def _images(path: str, name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -136,15 +142,16 @@ def _statistics(
     path: str, identity: tuple[int, int], scale: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of each channel of x_train in float64, over blocks to spare memory."""
-    images = _images(path, "x_train", _load(path, *identity)["x_train"])
+    images = _load(path, identity)["x_train"]
     channels = images.shape[1]
     total, squares = np.zeros(channels), np.zeros(channels)
-    # Shifted by the first image's mean, so that the squares do not cancel.
+    # Shifted by the first image's mean, so that the squares do not cancel; in blocks that stay in
+    # the cache.
     shift = images[0].astype(np.float64).mean(axis=(1, 2))
-    for start in range(0, len(images), 4096):
-        block = images[start : start + 4096].astype(np.float64) - shift[:, None, None]
+    for start in range(0, len(images), 64):
+        block = images[start : start + 64] - shift[:, None, None]
         total += block.sum(axis=(0, 2, 3))
-        squares += np.square(block).sum(axis=(0, 2, 3))
+        squares += np.einsum("nchw,nchw->c", block, block)
     number = images.size // channels
     mean = total / number
     std = np.sqrt(np.maximum(squares / number - mean**2, 0.0))

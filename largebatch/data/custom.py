@@ -19,10 +19,10 @@ from largebatch.data.source import SampleSource, Split, UnreadableSample, limite
 class DatasetSource(SampleSource):
     """A map-style data set that returns (image, label).
 
-    Images are PIL images, uint8 or float tensors (channels, height, width), or numpy arrays (height,
-    width, channels) as torchvision's transforms take them. Bytes are scaled to [0, 1]; ``mean`` and
-    ``std`` attributes of the data set, per channel, normalise after that. Before each sample the
-    generators of torch, numpy and ``random`` are seeded from (seed, epoch, index).
+    Images are PIL images, numpy arrays (height, width, channels) or tensors (channels, height,
+    width), uint8 or float. Bytes are scaled to [0, 1]; ``mean`` and ``std`` attributes of the data
+    set, per channel, normalise after that. Before each sample the generators of torch, numpy and
+    ``random`` are seeded from (seed, epoch, index).
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class _Seeded:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
+    # ruff: noqa: NPY002 - the user's data set draws from the global generators, so they are seeded.
     def __enter__(self) -> None:
         self._states = torch.get_rng_state(), np.random.get_state(), random.getstate()
         torch.default_generator.manual_seed(self._seed)

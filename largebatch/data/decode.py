@@ -3,8 +3,8 @@
 The crop is a view, so only the pixels that are used get resized, in uint8, with the antialiased
 bilinear filter that Pillow uses too. JPEGs are decoded by simplejpeg where it is installed (it
 writes straight into an array), else by Pillow; both are libjpeg-turbo and give the same bits. A
-JPEG at least twice as large as needed is decoded at a half, a quarter or an eighth of its size,
-which skips most of the inverse cosine transform.
+training view at least twice as large as needed is decoded at a half, a quarter or an eighth of its
+size, which skips most of the inverse cosine transform; evaluation decodes in full.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from largebatch.data.draws import SampleDraws
 
 try:
-    import simplejpeg
+    import simplejpeg  # type: ignore[import-not-found, import-untyped, unused-ignore]
 except ImportError:
     simplejpeg = None
 
@@ -82,7 +82,11 @@ def training_view(data: bytes, size: int, crop: SampleDraws, flip: SampleDraws) 
     """
     image = Photograph(data)
     box = random_box(crop, image.height, image.width)
-    view = _resize(image.pixels(box, size, size), size, size)
+    factor = 1
+    while factor < 8 and min(box[2:]) >= 2 * factor * size:
+        factor *= 2
+    top, left, height, width = (edge // factor * factor for edge in box)
+    view = _resize(image.pixels((top, left, height, width), factor), size, size)
     return view.flip(-1) if flip.uniform() < 0.5 else view
 
 
@@ -97,8 +101,7 @@ def evaluation_view(data: bytes, size: int) -> Tensor:
     """
     image = Photograph(data)
     height, width = evaluation_size(image.height, image.width, size)
-    pixels = image.pixels((0, 0, image.height, image.width), height, width)
-    resized = _resize(pixels, height, width)
+    resized = _resize(image.pixels((0, 0, image.height, image.width)), height, width)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return resized[:, top : top + size, left : left + size]
 
@@ -120,17 +123,14 @@ class Photograph:
         self._opened = Image.open(io.BytesIO(data))
         self.width, self.height = self._opened.size
 
-    def pixels(self, box: Box, height: int, width: int) -> NDArray[np.uint8]:
-        """Decode the pixels inside a box that will be resized to ``height`` x ``width``.
+    def pixels(self, box: Box, factor: int = 1) -> NDArray[np.uint8]:
+        """Decode the pixels inside a box: uint8 (rows, columns, 3).
 
-        Returns:
-            uint8 (rows, columns, 3): the box's pixels, or those of the image decoded at a fraction
-            of its size that still has at least as many of them as wanted.
+        Args:
+            box: (top, left, height, width) in pixels of the whole image.
+            factor: 1, 2, 4 or 8: decode a JPEG at that fraction of its size, box and all; divides
+                every edge of the box.
         """
-        top, left, box_height, box_width = box
-        factor = 1
-        while factor < 8 and min(box_height / height, box_width / width) >= 2 * factor:
-            factor *= 2
         if self._opened is not None:
             array, factor = self._pillow(factor)
         else:
@@ -139,12 +139,8 @@ class Photograph:
                 min_height=-(-self.height // factor),
                 min_width=-(-self.width // factor),
             )
-        if factor > 1:
-            rows, columns = array.shape[:2]
-            top, left = top // factor, left // factor
-            box_height = max(1, min(round(box_height / factor), rows - top))
-            box_width = max(1, min(round(box_width / factor), columns - left))
-        return array[top : top + box_height, left : left + box_width]
+        top, left, height, width = (edge // factor for edge in box)
+        return array[top : top + height, left : left + width]
 
     def _pillow(self, factor: int) -> tuple[NDArray[np.uint8], int]:
         if self._opened.format != "JPEG" or self._opened.mode not in ("RGB", "L"):

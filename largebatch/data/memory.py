@@ -87,4 +87,4 @@ class ArrayReader:
         else:
             cropped = windows[across[0], :, across[1], across[2]]
         flipped = self._at_home(np.flatnonzero(uniform(*keyed, Stream.FLIP)[:, 0] < 0.5))
-        return cropped.index_copy(0, flipped, cropped.index_select(0, flipped).flip(columns))
+        return cropped.index_copy_(0, flipped, cropped.index_select(0, flipped).flip(columns))

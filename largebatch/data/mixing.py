@@ -58,7 +58,8 @@ def mix_batch(
     Returns:
         the mixed inputs and the partners' labels with their weights.
     """
-    assert sum(ghosts) == len(inputs) and len(first_positions) == len(ghosts)
+    assert sum(ghosts) == len(inputs)
+    assert len(first_positions) == len(ghosts)
     assert mixup > 0 or cutmix > 0
     partners = np.empty(len(inputs), dtype=np.int64)
     weights = np.empty(len(inputs), dtype=np.float64)

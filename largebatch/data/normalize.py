@@ -11,7 +11,7 @@ from largebatch.data.source import Source
 
 
 class Normalizer:
-    """Computes (pixel * scale - mean) / std, in float32 (float64 for float64), as one
+    """Computes (pixel * scale - mean) / std, in float32 (float64 for float64), as a
     multiply-add over the memory in its own order.
 
     Args:
@@ -31,6 +31,7 @@ class Normalizer:
         self._work = torch.float64 if dtype == torch.float64 else torch.float32
         mean = torch.tensor(source.mean, dtype=torch.float64)
         std = torch.tensor(source.std, dtype=torch.float64)
+        self._scalars = float(source.scale / std[0]), float(-mean[0] / std[0])
         factor = (source.scale / std).to(device, self._work)
         offset = (-mean / std).to(device, self._work)
         self._plane = factor.view(-1, 1), offset.view(-1, 1)
@@ -55,13 +56,16 @@ class Normalizer:
             piece = piece.to(self.device, non_blocking=True)
             inputs[start : start + len(piece)].copy_(piece)
             start += len(piece)
-        if self._last:
+        if channels == 1:
+            memory.mul_(self._scalars[0]).add_(self._scalars[1])
+        elif self._last:
             factor, offset = self._row(width)
             rows = memory.view(count * height, width * channels)
+            torch.addcmul(offset, rows, factor, out=rows)
         else:
             factor, offset = self._plane
             rows = memory.view(count, channels, height * width)
-        torch.addcmul(offset, rows, factor, out=rows)
+            torch.addcmul(offset, rows, factor, out=rows)
         return inputs.to(self.dtype)
 
     def _row(self, width: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,21 +67,3 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.indices)
-
-
-def sequential_requests(
-    n: int,
-    size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    image_size: int | None = None,
-) -> Iterator[Request]:
-    """Ask for samples 0 to n - 1 exactly once over all ranks: the requests of an evaluation.
-
-    Each rank takes a contiguous share, as even as can be, in order and ``size`` at a time; the last
-    request of a rank may be shorter, and a rank without samples makes none.
-    """
-    start, stop = n * rank // world_size, n * (rank + 1) // world_size
-    for first in range(start, stop, size):
-        indices = np.arange(first, min(first + size, stop), dtype=np.int64)
-        yield Request(0, indices, indices, image_size)

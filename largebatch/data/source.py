@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,7 +68,8 @@ class ArraySource(Source):
         crop_and_flip: bool = False,
         image_size: int | None = None,
     ) -> None:
-        assert images.ndim == 4 and labels.dtype == torch.int64 and len(images) == len(labels)
+        assert images.ndim == 4
+        assert len(images) == len(labels)
         channels, height, width = images.shape[1:]
         shape = (channels, image_size or height, image_size or width)
         super().__init__(num_classes, shape, mean, std, scale)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import multiprocessing
+import multiprocessing.process
 import os
 import signal
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +29,7 @@ from largebatch.data.source import SampleSource, UnreadableSample
 _PIECE = 32
 _PR_SET_PDEATHSIG = 1
 _SHARED_MEMORY = "/dev/shm"
+_LEFT_TO_PARENT = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,14 @@ class WorkerReader:
         self, source: SampleSource, seed: int, workers: int, augment: bool, pin_memory: bool
     ) -> None:
         self._pieces = _Pieces()
-        self._dataset = _Dataset(source, seed, augment, os.getpid())
+        self._dataset = _Dataset(source, seed, augment)
         self._workers, self._pin_memory = workers, pin_memory
         self._loader: DataLoader[Any] | None = None
+        self._processes: list[multiprocessing.process.BaseProcess] = []
         self._ahead = 0
+        # multiprocessing ends workers at exit by SIGTERM, which ours leave to the parent: end them
+        # before it waits for them.
+        atexit.register(_close, weakref.ref(self))
 
     def read(self, requests: Iterable[Request]) -> Iterator[tuple[Request, list[Samples]]]:
         """Yield each request with its samples, in order.
@@ -68,7 +77,7 @@ class WorkerReader:
         pending: deque[tuple[Request, int]] = deque()
         self._pieces.source = _cut(chain([first], remaining), pending)
         parts: list[Samples] = []
-        for result in loader:
+        for result in _received(self._started(loader)):
             if isinstance(result, str):
                 raise UserError(result)
             images, labels, failures = result
@@ -85,6 +94,23 @@ class WorkerReader:
         if iterator is not None:
             iterator._shutdown_workers()
         self._loader = None
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes = []
+
+    def _started(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        """Begin an iteration, which starts the workers the first time."""
+        self._dataset.parent = os.getpid()
+        before = multiprocessing.active_children()
+        # A worker answers signals as `begin` says from its first instruction on.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+        try:
+            results = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._processes += [p for p in multiprocessing.active_children() if p not in before]
+        return results
 
     def _loader_for(self, request: Request) -> DataLoader[Any]:
         """Return the loader, rebuilt if it cannot hold a request of this size ahead."""
@@ -94,8 +120,7 @@ class WorkerReader:
             return self._loader
         self.close()
         self._ahead = ahead
-        if self._workers:
-            self._check_shared_memory(request)
+        depth = self._affordable(request, ahead) if self._workers else None
         self._loader = DataLoader(
             self._dataset,
             batch_size=None,
@@ -103,7 +128,7 @@ class WorkerReader:
             num_workers=self._workers,
             collate_fn=_same,
             worker_init_fn=self._dataset.begin if self._workers else None,
-            prefetch_factor=ahead if self._workers else None,
+            prefetch_factor=depth,
             persistent_workers=self._workers > 0,
             pin_memory=self._pin_memory,
             # Its own generator: reading data leaves the global one as it was.
@@ -111,22 +136,24 @@ class WorkerReader:
         )
         return self._loader
 
-    def _check_shared_memory(self, request: Request) -> None:
+    def _affordable(self, request: Request, ahead: int) -> int:
+        """Return how many pieces a worker may read ahead: ``ahead``, or what half of the shared
+        memory holds (containers often have 64 MiB of it)."""
         channels, height, width = self._dataset.source.image_shape
         side = request.image_size
         piece = _PIECE * channels * (side * side if side else height * width)
-        wanted = piece * self._ahead * self._workers
         try:
             status = os.statvfs(_SHARED_MEMORY)
         except OSError:
-            return
+            return ahead
         free = status.f_bavail * status.f_frsize
-        if wanted > free:
+        if piece * self._workers > free:
             raise UserError(
-                f"data.workers={self._workers}: {wanted >> 20} MiB of images in flight do not fit "
-                f"in the {free >> 20} MiB free in {_SHARED_MEMORY}; lower data.workers or "
-                "batch.micro, or start the container with a larger --shm-size"
+                f"data.workers={self._workers}: their images, {piece >> 20} MiB each, do not fit "
+                f"in the {free >> 20} MiB free in {_SHARED_MEMORY}; lower data.workers or start "
+                "the container with a larger --shm-size"
             )
+        return min(ahead, max(1, free // (2 * piece * self._workers)))
 
 
 class _Pieces(Sampler[_Piece]):
@@ -155,18 +182,20 @@ def _cut(requests: Iterable[Request], pending: deque[tuple[Request, int]]) -> It
 class _Dataset(Dataset[Any]):
     """What runs in a worker: pieces to samples."""
 
-    def __init__(self, source: SampleSource, seed: int, augment: bool, parent: int) -> None:
+    def __init__(self, source: SampleSource, seed: int, augment: bool) -> None:
         self.source = source
-        self._seed, self._augment, self._parent = seed, augment, parent
+        self._seed, self._augment = seed, augment
+        self.parent = 0
         self._share = False
 
     def begin(self, worker: int) -> None:
         """Tie the worker's life to its parent's."""
         # Signals to the whole process group are the parent's to answer: it finishes its step first.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in _LEFT_TO_PARENT:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_PARENT)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != self._parent:
+        if os.getppid() != self.parent:
             os._exit(1)
         torch.set_num_threads(1)
         self._share = True
@@ -208,6 +237,24 @@ class _Dataset(Dataset[Any]):
         if self._share:
             images.share_memory_()
         return images.permute(0, 3, 1, 2)
+
+
+def _received(results: Iterator[Any]) -> Iterator[Any]:
+    """Pass results on; whichever way the death of a worker shows, say that."""
+    while True:
+        try:
+            result = next(results, None)
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            raise RuntimeError("a data worker was killed by signal (out of memory?)") from error
+        if result is None:
+            return
+        yield result
+
+
+def _close(reference: weakref.ref[WorkerReader]) -> None:
+    reader = reference()
+    if reader is not None:
+        reader.close()
 
 
 def _same(sample: Any) -> Any:
