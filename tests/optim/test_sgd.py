@@ -339,3 +339,22 @@ def test_torch_schedulers_drive_it() -> None:
         optimizer.step()
         scheduler.step()
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_compile_traces_clip_and_step_without_a_break() -> None:
+    params, others = random_params(), random_params()
+    compiled, plain = SGD(params, lr=0.1, momentum=0.9), SGD(others, lr=0.1, momentum=0.9)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def step() -> None:
+        clip_gradients(compiled, 1.0)
+        compiled.step()
+
+    for index in range(3):
+        set_grads(params, index)
+        set_grads(others, index)
+        step()
+        clip_gradients(plain, 1.0)
+        plain.step()
+    for a, b in zip(params, others, strict=True):
+        assert torch.equal(a, b)
