@@ -22,7 +22,7 @@ class UserError(ValueError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the allowed name closest to ``name``, else an empty string."""
+    """Return a hint at the allowed name closest to ``name``; empty if none is close."""
     close = get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

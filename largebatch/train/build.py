@@ -12,7 +12,7 @@ from largebatch._errors import UserError
 from largebatch.data import EpochOrder, Pipeline, Source, build_source
 from largebatch.distributed import World
 from largebatch.engine import DataParallel, build_engine
-from largebatch.models import build_model
+from largebatch.models import build_model, try_images
 from largebatch.nn import has_batch_norm
 from largebatch.optim import build_optimizer
 from largebatch.schedule import Schedule
@@ -80,6 +80,10 @@ def prepare(config: Config, device: torch.device) -> Plan:
         atoms.minimum,
         config.snapshot.cycles or None,
     )
+    channels = source.image_shape[0]
+    for size in {phase.image_size for phase in schedule.plan.phases} - {None}:
+        assert size is not None
+        try_images(model, config.model.name, source.num_classes, (channels, size, size))
     return Plan(source, validation, model, precision, atoms, schedule)
 
 

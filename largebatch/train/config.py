@@ -30,7 +30,7 @@ class RunConfig:
     nproc: int = 1
     """Start this many local ranks; not together with a launcher."""
     target_top1: float | None = None
-    """Stop when validation top-1, a fraction of 1, reaches this; seconds, samples, steps are kept."""
+    """Stop when validation top-1, a fraction of 1, reaches this; summary.json tells when."""
 
 
 @dataclass

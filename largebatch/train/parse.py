@@ -78,6 +78,8 @@ def known_keys() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _parser() -> Any:
+    from argparse import SUPPRESS
+
     from jsonargparse import ArgumentParser
     from jsonargparse.typing import register_type
 
@@ -89,7 +91,9 @@ def _parser() -> Any:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file; later options override it.")
-    parser.add_argument("--recipe", help="A named config; see `largebatch recipes`.")
+    parser.add_argument(
+        "--recipe", default=SUPPRESS, help="A named config; see `largebatch recipes`."
+    )
     parser.add_class_arguments(Config)
     return parser
 

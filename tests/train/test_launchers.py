@@ -1,0 +1,78 @@
+"""The same run started by each launcher's environment: same samples, same losses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from largebatch.record import read_metrics
+
+RUN = [
+    "--data.limit=200",
+    "--batch.size=64",
+    "--norm.kind=ghost",
+    "--norm.ghost_size=16",
+    "--precision.compute=fp64",
+    "--optim.lr=0.05",
+    "--schedule.length=6st",
+]
+
+
+def mpirun(rank: int) -> dict[str, str]:
+    return {
+        "OMPI_COMM_WORLD_RANK": str(rank),
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        "PMIX_NAMESPACE": f"job-{os.getpid()}@1",
+    }
+
+
+def srun(rank: int) -> dict[str, str]:
+    return {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": str(rank),
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_LOCALID": str(rank),
+        "SLURM_NODEID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+    }
+
+
+def start(command: list[str], directory: Path, variables: dict[str, str]) -> subprocess.Popen[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.Popen(
+        [sys.executable, "-m", *command, "largebatch", "train", f"--run.dir={directory}", *RUN],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**clean, "OMP_NUM_THREADS": "1", **variables},
+    )
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "mpirun", "srun"])
+def test_a_launcher_changes_nothing(train, tmp_path, launcher):
+    alone = train("alone", *RUN)
+    directory = tmp_path / launcher
+    if launcher == "torchrun":
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+        started = [start(torchrun, directory, {})]
+    else:
+        variables = {"mpirun": mpirun, "srun": srun}[launcher]
+        started = [start([], directory, variables(rank)) for rank in range(2)]
+    for process in started:
+        output = process.communicate(timeout=240)[0]
+        assert process.returncode == 0, output
+    lines = [
+        [line for line in read_metrics(path / "metrics.jsonl") if line["split"] == "train"]
+        for path in (alone.directory, directory)
+    ]
+    assert [a["order_hash"] for a in lines[0]] == [b["order_hash"] for b in lines[1]]
+    for a, b in zip(*lines, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-9)
