@@ -40,8 +40,6 @@ def assess(path: Path) -> dict[str, float]:
         model.load_state_dict(_weights(path, directory))
     except RuntimeError as error:
         raise UserError(f"{path}: its weights do not fit model.name: {error}") from None
-    if config.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)
     task = build_task(config.task, source.num_classes)
     pipeline = Pipeline(
         source,

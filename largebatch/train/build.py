@@ -96,9 +96,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
     plan = prepare(config, device)
     source, validation, model = plan.source, plan.validation, plan.model
     precision, atoms, schedule = plan.precision, plan.atoms, plan.schedule
-    channels_last = config.model.channels_last and len(source.image_shape) == 3
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    channels_last = config.model.channels_last
     task = build_task(config.task, source.num_classes)
     engine = build_engine(model, world, config.distributed)
     optimizer = build_optimizer(config.optim, model)
@@ -175,10 +173,14 @@ def make_model(
     config: Config, source: Source, precision: Precision, device: torch.device
 ) -> nn.Module:
     """Build the model from the run's seed: the same weights on every rank and in every session."""
-    torch.manual_seed(config.run.seed)
-    classes = config.model.num_classes or source.num_classes
-    model = build_model(config.model, config.norm, classes, source.image_shape)
-    return model.to(device=device, dtype=precision.dtype)
+    return build_model(
+        config.model,
+        config.norm,
+        source.num_classes,
+        source.image_shape,
+        precision.dtype,
+        config.run.seed,
+    ).to(device)
 
 
 def make_atoms(config: Config, model: nn.Module) -> Atoms:

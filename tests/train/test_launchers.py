@@ -56,23 +56,21 @@ def start(command: list[str], directory: Path, variables: dict[str, str]) -> sub
     )
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "mpirun", "srun"])
-def test_a_launcher_changes_nothing(train, tmp_path, launcher):
-    alone = train("alone", *RUN)
-    directory = tmp_path / launcher
-    if launcher == "torchrun":
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-        started = [start(torchrun, directory, {})]
-    else:
-        variables = {"mpirun": mpirun, "srun": srun}[launcher]
-        started = [start([], directory, variables(rank)) for rank in range(2)]
-    for process in started:
-        output = process.communicate(timeout=240)[0]
-        assert process.returncode == 0, output
-    lines = [
-        [line for line in read_metrics(path / "metrics.jsonl") if line["split"] == "train"]
-        for path in (alone.directory, directory)
-    ]
-    assert [a["order_hash"] for a in lines[0]] == [b["order_hash"] for b in lines[1]]
-    for a, b in zip(*lines, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-9)
+def test_a_launcher_changes_nothing(train, tmp_path):
+    alone = train("alone", *RUN).lines("train")
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    for launcher, processes in (
+        ("torchrun", [(torchrun, {})]),
+        ("mpirun", [([], mpirun(rank)) for rank in range(2)]),
+        ("srun", [([], srun(rank)) for rank in range(2)]),
+    ):
+        directory = tmp_path / launcher
+        started = [start(command, directory, variables) for command, variables in processes]
+        for process in started:
+            output = process.communicate(timeout=240)[0]
+            assert process.returncode == 0, output
+        metrics = read_metrics(directory / "metrics.jsonl")
+        lines = [line for line in metrics if line["split"] == "train"]
+        assert [a["order_hash"] for a in alone] == [b["order_hash"] for b in lines]
+        for a, b in zip(alone, lines, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-9)
