@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from largebatch import __version__
 from largebatch._errors import RunFailure, UserError, nearest
+from largebatch.distributed import detect
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {}
 
@@ -36,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except UserError as error:
-        # All ranks find the same mistake together, as a rule: then one of them says it.
-        silent = os.environ.get("RANK", "0") != "0" and not error.one_rank
-        return _complain("" if silent else str(error), 2)
+        return _complain(str(error) if error.one_rank or _first() else "", 2)
     except RunFailure as error:
         return _complain(str(error), 1)
     except KeyboardInterrupt:
@@ -56,6 +54,14 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"{verb!r}: choose from {', '.join(VERBS)}{nearest(verb, VERBS)}")
     return VERBS[verb][0](rest)
+
+
+def _first() -> bool:
+    """Whether this is rank 0: all ranks find a mistake together, as a rule, and one says it."""
+    try:
+        return detect().is_main
+    except UserError:
+        return True
 
 
 def _complain(message: str, code: int) -> int:

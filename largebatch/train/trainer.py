@@ -88,10 +88,9 @@ class Trainer:
         self._taken: Taken | None = None
         self._distance = WeightDistance(parts.model) if self.world.is_main else None
 
-    def resume(self, state: dict[str, Any] | None) -> None:
-        """Continue from a checkpoint's state; from the start if there is none."""
-        if state is not None:
-            self.position = Position(**self.state.restore(state))
+    def resume(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        self.position = Position(**self.state.restore(state))
 
     def run(self, writers: tuple[MetricsWriter, TensorBoardMirror] | tuple[()]) -> bool:
         """Train to the end and return True, or False if a signal stopped the run before.

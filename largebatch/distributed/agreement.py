@@ -1,0 +1,50 @@
+"""What the ranks settle together before and after training: small objects, rare messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from largebatch._errors import RunFailure, UserError
+from largebatch.distributed.environment import World
+
+T = TypeVar("T")
+SIGNS_OF_LOSS = ("closed by peer", "reset by peer", "Broken pipe", "Timed out")
+
+
+def agreed(value: Any, world: World) -> Any:
+    """Return rank 0's value on every rank."""
+    if world.world_size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def together(work: Callable[[], T], world: World) -> T:
+    """Do ``work`` on every rank; if it is a user's mistake on any, all ranks raise the first."""
+    mistake: UserError | None = None
+    try:
+        result = work()
+    except UserError as error:
+        mistake = error
+    if world.world_size > 1:
+        mistakes: list[Any] = [None] * world.world_size
+        dist.all_gather_object(mistakes, mistake)
+        mistake = next((found for found in mistakes if found is not None), None)
+    if mistake is not None:
+        raise mistake
+    return result
+
+
+def lost_peer(error: RuntimeError, world: World) -> RuntimeError:
+    """Say in one line that another rank is gone, where that is what ``error`` means."""
+    text = str(error)
+    if world.world_size == 1 or not any(sign in text for sign in SIGNS_OF_LOSS):
+        return error
+    return RunFailure(
+        f"rank {world.rank}: another rank has ended or is out of reach; the same command continues"
+        f" from the last checkpoint ({text.splitlines()[0][:120]})"
+    )

@@ -1,0 +1,79 @@
+"""Whether a command starts a run, continues one, or finds it finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from largebatch._errors import UserError
+from largebatch.record import RunDirectory
+from largebatch.train import checkpoint, parse
+from largebatch.train.config import FREE_KEYS, Config, run_name
+from largebatch.train.progress import say
+
+
+def choose_directory(config: Config) -> Path:
+    """Return the run directory: the one given, this config's unfinished run, or a new one."""
+    if config.run.dir is not None:
+        return Path(config.run.dir)
+    new = RunDirectory.default_path(run_name(config))
+    if config.checkpoint.resume != "auto":
+        return new
+    for path in sorted(new.parent.glob(f"{new.name[:-16]}-*"), reverse=True):
+        directory = RunDirectory(path)
+        if directory.finished() or checkpoint.latest_name(directory.checkpoints) == "none":
+            continue
+        try:
+            saved = parse.read_config(directory.config)
+            directory.acquire(wait=0)
+            directory.release()
+        except UserError:
+            continue
+        if not differences(config, saved):
+            return path
+    return new
+
+
+def what_is_there(config: Config, directory: RunDirectory) -> dict[str, Any]:
+    """Decide what this command does with the run directory, which it owns.
+
+    Returns:
+        ``finished``; if not, ``checkpoint``: the path to continue from, or None to start; if so,
+        ``top1``.
+
+    Raises:
+        UserError: the directory holds another run, or may not be continued.
+    """
+    resume = config.checkpoint.resume
+    found: dict[str, Any] = {"finished": False, "checkpoint": None}
+    if directory.config.exists():
+        different = differences(config, parse.read_config(directory.config))
+        if different:
+            key, (now, before) = next(iter(different.items()))
+            raise UserError(
+                f"{key}={now!r}: the run in {directory.path} was started with {before!r}; use that"
+                " or another run.dir"
+            )
+        if resume == "never":
+            raise UserError(
+                f"checkpoint.resume=never: {directory.path} holds a run; choose another run.dir or"
+                " resume=auto"
+            )
+        summary = directory.read_summary()
+        if summary is not None:
+            return {"finished": True, "checkpoint": None, "top1": summary.get("top1")}
+        found["checkpoint"] = checkpoint.newest_valid(directory.checkpoints, say)
+    if found["checkpoint"] is None and resume not in ("auto", "never"):
+        checkpoint.load(Path(resume))
+        found["checkpoint"] = str(Path(resume).resolve())
+    return found
+
+
+def differences(config: Config, saved: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the keys that shape the trajectory and differ, with both values."""
+    now, before = parse.flat(config), parse.flat(saved)
+    return {
+        key: (value, before[key])
+        for key, value in now.items()
+        if value != before[key] and key not in FREE_KEYS and key.partition(".")[0] not in FREE_KEYS
+    }

@@ -1,0 +1,86 @@
+"""What a run writes and says when it begins and when it ends."""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor
+
+import largebatch
+from largebatch import _ops
+from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
+from largebatch.report import write_report
+from largebatch.train import checkpoint, parse
+from largebatch.train.config import Config, run_name
+from largebatch.train.progress import say
+from largebatch.train.trainer import Trainer
+
+
+def begin(
+    config: Config, directory: RunDirectory, trainer: Trainer
+) -> tuple[MetricsWriter, TensorBoardMirror]:
+    """Write the config, open the metrics where the run goes on, and say what it will do."""
+    position, schedule, parts = trainer.position, trainer.schedule, trainer.parts
+    if not directory.config.exists():
+        directory.write_config(parse.dump(config))
+    writer = MetricsWriter(directory.metrics)
+    writer.truncate_after(position.samples)
+    say(f"largebatch {largebatch.__version__}: {run_name(config)} in {directory.path}")
+    say(
+        f"{len(parts.source):,} training and {len(parts.validation):,} validation samples, "
+        f"{sum(p.numel() for p in parts.model.parameters()):,} parameters, "
+        f"{trainer.world.world_size} rank(s) on {parts.device.type}, {_ops.face()} ops"
+    )
+    for line in schedule.describe():
+        say(line)
+    for warning in parts.caveats:
+        say(warning)
+    if position.samples:
+        say(f"continuing at {position.samples:,} of {schedule.total_samples:,} samples")
+    resumed_at = position.samples or None
+    return writer, TensorBoardMirror(directory.tensorboard, resumed_at)
+
+
+def conclude(
+    config: Config,
+    directory: RunDirectory,
+    trainer: Trainer,
+    weights: dict[str, Tensor] | None,
+) -> None:
+    """Write what a finished run leaves, its weights among it; or say how a stopped one goes on."""
+    position, parts = trainer.position, trainer.parts
+    if weights is None:
+        say(
+            f"stopped by {trainer.stop.name or 'a signal to another rank'} at "
+            f"{position.samples:,} samples; the same command with --run.dir={directory.path} "
+            "continues"
+        )
+        return
+    checkpoint.save_weights(directory.weights, weights)
+    if trainer.average is not None:
+        averaged = {**weights, **trainer.average.tensors}
+        checkpoint.save_weights(directory.path / "weights_ema.safetensors", averaged)
+    last = position.last or {}
+    summary = {
+        "name": run_name(config),
+        **{k: v for k, v in last.items() if k not in ("split", "samples", "step", "epoch")},
+        "samples": position.samples,
+        "steps": position.steps,
+        "epochs": position.samples / trainer.clock.epoch_samples,
+        "global_batch": config.batch.size,
+        "world_size": trainer.world.world_size,
+        "samples_per_second": trainer.telemetry.train_samples
+        / max(trainer.telemetry.train_seconds, 1e-9),
+        "wall_seconds": position.seconds,
+        "pipeline": config.data.pipeline,
+        "ops": _ops.face(),
+        "device": parts.device.type,
+        "target": position.reached,
+        "weights_sha256": checkpoint.weights_sha256(weights),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    directory.write_summary(summary)
+    write_report([directory.path], directory.report)
+    top1 = f"top1 {100 * last['top1']:.2f}%" if "top1" in last else "no validation"
+    say(f"finished: {top1} after {position.samples:,} samples in {position.seconds:.1f} s")
+    say(f"report: {directory.report}")
