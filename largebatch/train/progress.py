@@ -84,6 +84,7 @@ class Progress:
             f"loss {record['loss']:.4f}{extra}"
         )
         if self._bar is not None:
+            self._bar.update(0, completed=record["samples"])
             self._bar.console.print(text)
         else:
             say(text)
