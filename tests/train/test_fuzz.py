@@ -413,7 +413,7 @@ def run_well_formed(count: int, folder: Path) -> Counter[str]:
         flat = {key: rng.choice(WELL_FORMED[key]) for key in sorted(keys)} | group
         arguments = rng.choice([as_file, as_options])(folder, flat)
         check(parse(arguments))
-        seen.update(flat)
+        seen.update(list(flat))
         seen[""] += 1
 
     while seen[""] < count:
