@@ -1,8 +1,8 @@
 """Bytes of a photograph to uint8 pixels of the size wanted, as fast as the CPU allows.
 
 The crop is a view, so only the pixels that are used get resized, in uint8, with the antialiased
-bilinear filter that Pillow uses too. JPEGs are decoded by simplejpeg where it is installed (it
-writes straight into an array), else by Pillow; both are libjpeg-turbo and give the same bits. A
+bilinear filter that Pillow uses too. JPEGs are decoded by nvImageCodec or simplejpeg where they are
+installed, else by Pillow; all three are libjpeg-turbo within and give the same bits. A
 training view at least twice as large as needed is decoded at a half, a quarter or an eighth of its
 size, which skips most of the inverse cosine transform; evaluation decodes in full.
 """
@@ -10,6 +10,7 @@ size, which skips most of the inverse cosine transform; evaluation decodes in fu
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from largebatch.data.draws import SampleDraws
+from largebatch.data.region import decode_region
 
 try:
     import simplejpeg  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -113,15 +115,13 @@ class Photograph:
         self._data = data
         self._opened: Any = None
         if simplejpeg is not None and simplejpeg.is_jpeg(data):
-            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-            # CMYK has no agreed way to RGB: Pillow's serves.
-            if space in ("YCbCr", "Gray", "RGB", "YUV", "GRAY"):
-                self.height, self.width = height, width
-                return
-        from PIL import Image
-
-        self._opened = Image.open(io.BytesIO(data))
-        self.width, self.height = self._opened.size
+            with suppress(ValueError):
+                height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+                # CMYK has no agreed way to RGB: Pillow's serves.
+                if space in ("YCbCr", "Gray", "RGB"):
+                    self.height, self.width = height, width
+                    return
+        self._open()
 
     def pixels(self, box: Box, factor: int = 1) -> NDArray[np.uint8]:
         """Decode the pixels inside a box: uint8 (rows, columns, 3).
@@ -130,24 +130,39 @@ class Photograph:
             box: (top, left, height, width) in pixels of the whole image.
             factor: 1, 2, 4 or 8: decode a JPEG at that fraction of its size, box and all; divides
                 every edge of the box.
-        """
-        if self._opened is not None:
-            array, factor = self._pillow(factor)
-        else:
-            array = simplejpeg.decode_jpeg(
-                self._data,
-                min_height=-(-self.height // factor),
-                min_width=-(-self.width // factor),
-            )
-        top, left, height, width = (edge // factor for edge in box)
-        return array[top : top + height, left : left + width]
 
-    def _pillow(self, factor: int) -> tuple[NDArray[np.uint8], int]:
+        Raises:
+            OSError, ValueError: the image cannot be read whole; Pillow's verdict counts.
+        """
+        if self._opened is None:
+            part = decode_region(self._data, box) if factor == 1 else None
+            if part is not None:
+                return part
+            try:
+                whole = simplejpeg.decode_jpeg(
+                    self._data,
+                    min_height=-(-self.height // factor),
+                    min_width=-(-self.width // factor),
+                )
+                return _inside(whole, box, factor)
+            except ValueError:
+                self._open()
         if self._opened.format != "JPEG" or self._opened.mode not in ("RGB", "L"):
             factor = 1
         elif factor > 1:
             self._opened.draft("RGB", (self.width // factor, self.height // factor))
-        return np.array(self._opened.convert("RGB")), factor
+        return _inside(np.array(self._opened.convert("RGB")), box, factor)
+
+    def _open(self) -> None:
+        from PIL import Image
+
+        self._opened = Image.open(io.BytesIO(self._data))
+        self.width, self.height = self._opened.size
+
+
+def _inside(array: NDArray[np.uint8], box: Box, factor: int) -> NDArray[np.uint8]:
+    top, left, height, width = (edge // factor for edge in box)
+    return array[top : top + height, left : left + width]
 
 
 def _resize(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:

@@ -233,9 +233,14 @@ class _Dataset(Dataset[Any]):
     def _empty(self, count: int, image: torch.Tensor) -> torch.Tensor:
         """Allocate a piece's images, pixels last as decoders write them, where they can be sent."""
         channels, height, width = image.shape
-        images = torch.empty((count, height, width, channels), dtype=image.dtype)
+        shape = (count, height, width, channels)
         if self._share:
-            images.share_memory_()
+            # As torch's own collate does: filling shared memory in place spares a copy.
+            size = count * image.numel() * image.element_size()
+            storage = torch.UntypedStorage._new_shared(size)
+            images = torch.empty(0, dtype=image.dtype).set_(storage).view(shape)
+        else:
+            images = torch.empty(shape, dtype=image.dtype)
         return images.permute(0, 3, 1, 2)
 
 

@@ -59,15 +59,15 @@ def test_mistakes_in_the_layout_are_named(folder: Path, tmp_path: Path) -> None:
         build(folder, "val")
 
 
-@pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
+@pytest.mark.parametrize("decoder", ["fastest", "simplejpeg", "pillow"])
 def test_views_match_the_pillow_pipeline(
     folder: Path, monkeypatch: pytest.MonkeyPatch, decoder: str
 ) -> None:
     """The reference crops and resizes with Pillow, as torchvision's standard transforms do."""
+    if decoder != "fastest":
+        monkeypatch.setattr(decode, "decode_region", lambda data, box: None)
     if decoder == "pillow":
         monkeypatch.setattr(decode, "simplejpeg", None)
-    else:
-        pytest.importorskip("simplejpeg")
     source, _ = build(folder)
     for index in range(14):
         with Image.open(source.path(index)) as opened:
@@ -94,15 +94,46 @@ def test_views_match_the_pillow_pipeline(
 def test_decoders_give_the_same_bits_at_every_scale(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("simplejpeg")
+    """Whichever of the decoders are installed: each in turn is taken away."""
     source, _ = build(folder)
-    sizes = (8, 16, 24, 80)
-    fast = [source.load(i, 0, 0, size, train)[0] for i in range(6) for size in sizes
-            for train in (True, False)]  # fmt: skip
+
+    def views() -> torch.Tensor:
+        return torch.cat(
+            [
+                source.load(index, 0, 0, size, train)[0].flatten()
+                for index in range(14)
+                for size in (8, 16, 24, 80)
+                for train in (True, False)
+            ]
+        )
+
+    found = [views()]
+    monkeypatch.setattr(decode, "decode_region", lambda data, box: None)
+    found.append(views())
     monkeypatch.setattr(decode, "simplejpeg", None)
-    slow = [source.load(i, 0, 0, size, train)[0] for i in range(6) for size in sizes
-            for train in (True, False)]  # fmt: skip
-    assert all(torch.equal(a, b) for a, b in zip(fast, slow, strict=True))
+    found.append(views())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[1], found[2])
+
+
+def test_a_file_cut_below_the_box_is_unreadable_all_the_same(folder: Path) -> None:
+    data = (folder / "train" / "ant" / "06.jpg").read_bytes()
+    box = (0, 0, 8, 8)
+    assert decode.Photograph(data).pixels(box).shape == (8, 8, 3)
+    for kept in (len(data) - 2, len(data) // 2, 200):
+        with pytest.raises((OSError, ValueError)):
+            decode.Photograph(data[:kept]).pixels(box)
+
+
+def test_what_the_fast_decoder_only_warns_of_is_left_to_pillow(folder: Path) -> None:
+    data = (folder / "train" / "ant" / "00.jpg").read_bytes()
+    box = (10, 20, 30, 40)
+    # Stray bytes before a marker, as some photographs of ImageNet have them.
+    at = data.index(b"\xff\xdb")
+    stray = data[:at] + b"\0\0\0" + data[at:]
+    with Image.open(io.BytesIO(stray)) as opened:
+        expected = np.asarray(opened.convert("RGB"))[10:40, 20:60]
+    assert np.array_equal(decode.Photograph(stray).pixels(box), expected)
 
 
 def test_decoding_at_a_fraction_keeps_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
