@@ -4,12 +4,13 @@ Importing this package registers every data set that a config can name.
 """
 
 from largebatch.data import arrays, cifar, digits, imagefolder, mnist, synthetic
+from largebatch.data.build import build_source
 from largebatch.data.config import DataConfig
 from largebatch.data.mixing import Mixed
 from largebatch.data.order import EpochOrder, Permutation
 from largebatch.data.pipeline import Pipeline
 from largebatch.data.request import Batch, Request
-from largebatch.data.source import Source, build_source, datasets
+from largebatch.data.source import Source, datasets
 
 __all__ = [
     "Batch",

@@ -1,4 +1,4 @@
-"""What a data set is to the pipeline: the two kinds of source, and how one is built by name."""
+"""What a data set is to the pipeline: the two kinds of source."""
 
 from __future__ import annotations
 
@@ -121,35 +121,6 @@ class UnreadableSample(Exception):
 
     def __str__(self) -> str:
         return f"{self.args[0]}: {self.args[1]}"
-
-
-def build_source(config: DataConfig, split: Split, num_classes: int | None = None) -> Source:
-    """Build the source that ``data.name`` names.
-
-    Args:
-        config: the ``data`` section.
-        split: "train" or "val".
-        num_classes: ``model.num_classes`` where the config sets it: labels are checked against it,
-            and `Source.num_classes` returns it; otherwise the data set decides.
-
-    Raises:
-        UserError: the name is unknown, the data are absent or malformed.
-    """
-    entry = datasets.entry(config.name)
-    if config.name in datasets:
-        source: Source = entry.factory(config, split, num_classes)
-    else:
-        from largebatch.data.custom import custom_source
-
-        source = custom_source(entry.factory, config, split, num_classes)
-    if num_classes is not None and num_classes < source.num_classes:
-        raise UserError(
-            f"model.num_classes={num_classes}: data.name={config.name!r} has "
-            f"{source.num_classes} classes"
-        )
-    if num_classes is not None:
-        source.num_classes = num_classes
-    return source
 
 
 def required_root(config: DataConfig, expected: str) -> str:

@@ -54,6 +54,7 @@ def train(arguments: Sequence[str]) -> int:
     if world.launcher != "alone":
         launcher = os.environ.get(LAUNCHER_VARIABLE)
         die_with_parent(int(launcher) if launcher else None)
+        os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_world_size))  # data workers ask
     stop = StopRequest().install()
     device = choose_device(world)
     set_threads(world)
