@@ -11,8 +11,10 @@ from torch import nn
 from largebatch._errors import UserError
 from largebatch.data import DataConfig
 from largebatch.distributed import World
+from largebatch.distributed.lifetime import StopRequest
 from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig
+from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train.averages import WeightAverage, swapped_in
 from largebatch.train.build import build
@@ -21,6 +23,7 @@ from largebatch.train.evaluate import evaluating
 from largebatch.train.micro import halved, is_out_of_memory
 from largebatch.train.precision import Precision
 from largebatch.train.telemetry import WeightDistance
+from largebatch.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -166,3 +169,34 @@ def test_backing_off_halves_in_whole_ghosts():
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_run_that_meets_the_end_of_memory_goes_on_with_smaller_passes(tmp_path, capsys):
+    """A step that runs out of memory is taken again; the trajectory is as if it never had."""
+    finals = []
+    for limit in (10_000, 40):
+        config = small(
+            norm=NormConfig(kind="ghost", ghost_size=16),
+            precision=PrecisionConfig(compute="fp64"),
+        )
+        config.batch.micro = "auto"
+        parts = build(config, World(), CPU)
+        train = parts.stepper._train
+
+        def limited(model, batch, train=train, limit=limit):
+            loss = train(model, batch)  # the forward pass has left its traces in the norms
+            if len(batch) > limit:
+                raise torch.OutOfMemoryError("out of memory")
+            return loss
+
+        parts.stepper._train = limited
+        directory = RunDirectory(tmp_path / str(limit))
+        directory.create()
+        trainer = Trainer(config, parts, directory, StopRequest())
+        assert trainer.run(())
+        assert trainer.position.samples == 400 and trainer.position.steps == 8
+        finals.append((parts.feed.micro, parts.model.state_dict()))
+    assert [micro for micro, _ in finals] == [64, 32]
+    assert "batch.micro 64 -> 32" in capsys.readouterr().out
+    for name, tensor in finals[0][1].items():
+        torch.testing.assert_close(finals[1][1][name], tensor, rtol=1e-9, atol=1e-12, msg=name)
