@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from largebatch._errors import UserError
+from largebatch._errors import RunFailure, UserError
 from largebatch.distributed.agreement import agreed, lost_peer, together
 from largebatch.distributed.environment import World, detect
 from largebatch.distributed.group import choose_device, process_group, set_threads
@@ -65,8 +65,18 @@ def train(arguments: Sequence[str]) -> int:
     if config.run.deterministic:
         torch.use_deterministic_algorithms(True)
     backend, timeout = config.distributed.backend, config.distributed.timeout
-    with process_group(world, backend, timeout, device):
-        return _session(config, world, device, stop)
+    try:
+        with process_group(world, backend, timeout, device):
+            return _session(config, world, device, stop)
+    except OSError as error:
+        raise RunFailure(
+            f"rank {world.rank}: {error}; mend that and run the same command again, the last"
+            " checkpoint stands"
+        ) from error
+    except RunFailure:
+        raise
+    except RuntimeError as error:
+        raise lost_peer(error, world) from error
 
 
 def _session(config: Config, world: World, device: torch.device, stop: StopRequest) -> int:
@@ -95,8 +105,6 @@ def _session(config: Config, world: World, device: torch.device, stop: StopReque
         except UserError as error:
             error.one_rank = True
             raise
-        except RuntimeError as error:
-            raise lost_peer(error, world) from error
         finally:
             for writer in writers:
                 writer.close()
