@@ -47,7 +47,7 @@ def test_a_signal_saves_and_the_same_command_ends_bit_identical(train, begin, np
     stopped_at = run.steps()
     assert 16 <= stopped_at < 60
     finished = train("stopped", *RUN, nproc=nproc)
-    assert f"continuing at {samples(stopped_at)}" in finished.output
+    assert f"continuing at {samples(stopped_at):,}" in finished.output
     assert finished.summary["weights_sha256"] == undisturbed.summary["weights_sha256"]
     timeless = [
         [{k: v for k, v in line.items() if k != "samples_per_second"} for line in run_.metrics]
