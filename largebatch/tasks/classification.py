@@ -31,7 +31,7 @@ class Classification:
         return batch.targets.shape[0]
 
     def train(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return (loss sum with gradient, metric sums ``[loss, top1, ...]`` in float64)."""
+        """Return (loss sum with gradient, float64 ``[loss, top1, ..., weight]`` sums)."""
         logits = self._wide(model(batch.inputs))
         loss = self._losses(logits, batch.targets)
         if batch.mixed is not None:
@@ -41,7 +41,7 @@ class Classification:
         return total, self._sums(total.detach(), logits.detach(), batch.targets)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return metric sums ``[loss, top1, ...]``, without smoothing, in float64."""
+        """Return the float64 sums ``[loss, top1, ..., weight]``, without smoothing."""
         return self.score(self.outputs(model, batch), batch)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -49,7 +49,7 @@ class Classification:
         return self._wide(model(batch.inputs)).log_softmax(1)
 
     def score(self, log_probabilities: Tensor, batch: Batch) -> Tensor:
-        """Return the metric sums of (N, K) log-probabilities."""
+        """Return the float64 sums ``[loss, top1, ..., weight]`` of (N, K) log-probabilities."""
         total = cross_entropy(log_probabilities, batch.targets, reduction="sum")
         return self._sums(total, log_probabilities, batch.targets)
 
@@ -61,9 +61,8 @@ class Classification:
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _sums(self, total: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        sums = torch.empty(1 + len(self.metrics), dtype=torch.float64, device=logits.device)
-        sums[0] = total
-        sums[1] = (logits.argmax(1) == targets).sum()
+        right = [(logits.argmax(1) == targets).sum()]
         if "top5" in self.metrics:
-            sums[2] = (logits.topk(5, dim=1).indices == targets[:, None]).sum()
-        return sums
+            right.append((logits.topk(5, dim=1).indices == targets[:, None]).sum())
+        weight = torch.full((), float(len(targets)), device=logits.device)
+        return torch.stack([value.double() for value in (total, *right, weight)])

@@ -77,8 +77,7 @@ class Evaluator:
         total = torch.zeros(2 + len(self.task.metrics), dtype=torch.float64, device=self.device)
         with evaluating(model, self.device):
             for batch in self.batches():
-                total[:-1] += self.task.evaluate(model, batch)
-                total[-1] += self.task.weight(batch)
+                total += self.task.evaluate(model, batch)
                 if stopped:
                     break
         return total

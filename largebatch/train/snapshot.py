@@ -44,6 +44,5 @@ class SnapshotEnsemble:
                         votes.append(task.outputs(model, batch))
                 # The mean of probabilities, taken in logarithms so that small ones survive.
                 mean = torch.stack(votes).logsumexp(0) - torch.tensor(float(len(votes))).log()
-                total[:-1] += task.score(mean, batch)
-                total[-1] += task.weight(batch)
+                total += task.score(mean, batch)
         return total

@@ -86,8 +86,7 @@ class Stepper:
             self._generator.manual_seed(key(self.seed, DROPOUT, step.start, micro.first_ghost))
             with ghost_place(micro.first_ghost, ghosts):
                 loss, values = self._train(self.model, batch)
-            sums[: len(values)] += values
-            sums[-2] += self.task.weight(batch)
+            sums[:-1] += values
             if micro is micros[-1]:
                 # The sums travel while the backward pass runs.
                 work = self.engine.sum(sums)

@@ -59,10 +59,10 @@ def test_evaluation_ignores_smoothing_and_counts_top5():
     one = batch()
     task = Classification(TaskConfig(label_smoothing=0.3), CLASSES)
     assert task.metrics == ("top1", "top5")
-    loss, top1, top5 = task.evaluate(nn.Identity(), one).tolist()
+    loss, top1, top5, weight = task.evaluate(nn.Identity(), one).tolist()
     assert loss == pytest.approx(float(cross_entropy(one.inputs, one.targets, reduction="sum")))
     ranks = (one.inputs > one.inputs.gather(1, one.targets[:, None])).sum(1)
-    assert (top1, top5) == (int((ranks < 1).sum()), int((ranks < 5).sum()))
+    assert (top1, top5, weight) == (int((ranks < 1).sum()), int((ranks < 5).sum()), N)
     assert Classification(TaskConfig(), 10).metrics == ("top1",)
 
 
