@@ -61,3 +61,31 @@ def check_same(one, many):
             assert distance(found[name], tensor) < 1e-9, name
         else:
             assert torch.equal(found[name], tensor), name
+
+
+def apart(a, b) -> float:
+    """Return the norm of the difference of all weights over their norm."""
+    gap = sum(float((a[n].double() - b[n].double()).square().sum()) for n in a)
+    return (gap / sum(float(t.double().square().sum()) for t in b.values())) ** 0.5
+
+
+@pytest.mark.slow
+def test_in_float32_ranks_differ_no_more_than_threads(train):
+    single = [a for a in DOUBLE if "precision" not in a and "length" not in a]
+    first, fifty = [*single, "--schedule.length=1st"], [*single, "--schedule.length=50st"]
+    start = train("start", *single, "--schedule.length=1st", "--optim.lr=0").weights
+    parameters = [n for n in start if "running" not in n and "tracked" not in n]
+    updates = []
+    for nproc in (1, 2):
+        moved = train(f"first-{nproc}", *first, nproc=nproc).weights
+        updates.append({n: moved[n] - start[n] for n in parameters})
+    first_step = apart(updates[1], updates[0])
+    one = train("one", *fifty).weights
+    threads = apart(train("threads", *fifty, OMP_NUM_THREADS="2").weights, one)
+    ranks = apart(train("ranks", *fifty, nproc=2).weights, one)
+    print(
+        f"\nfirst update {first_step:.2e}; after 50 steps: threads {threads:.2e}, ranks {ranks:.2e}"
+    )
+    assert first_step < 1e-5
+    # Rounding grows by about a quarter a step here, so both distances are draws of one size.
+    assert ranks < 3 * threads
