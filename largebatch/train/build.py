@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from largebatch._errors import UserError
 from largebatch.data import EpochOrder, Pipeline, Source, build_source
 from largebatch.distributed import World
 from largebatch.engine import DataParallel, build_engine
 from largebatch.models import build_model, try_images
-from largebatch.nn import has_batch_norm
+from largebatch.nn import has_batch_norm, minimum_samples
 from largebatch.optim import build_optimizer
 from largebatch.schedule import Schedule
 from largebatch.tasks import Classification, build_task
@@ -184,24 +183,11 @@ def make_model(
 
 
 def make_atoms(config: Config, model: nn.Module) -> Atoms:
-    """Return what a step may not divide: a ghost batch, or a sample where no norm reads a batch.
-
-    Raises:
-        UserError: ``batch.micro`` is not a multiple of the ghost size.
-    """
-    minimum = 2 if has_batch_norm(model) else 1
+    """Return what a step may not divide: a ghost batch, or a sample where no norm reads a batch."""
+    minimum = minimum_samples(model)
     size = config.norm.ghost_size or 0
     if size == 0:
         mixing = config.data.mixup or config.data.cutmix
         # Under statistics per forward a rank's share of one sample has none: two stay together.
         size = MIXING_GROUP if mixing else minimum
-    for key, micro in [
-        ("batch.micro", config.batch.micro),
-        *((f"batch.plan[{i}].micro", phase.micro) for i, phase in enumerate(config.batch.plan)),
-    ]:
-        if config.norm.ghost_size and isinstance(micro, int) and micro % size:
-            near = max(size, round(micro / size) * size)
-            raise UserError(
-                f"{key}={micro}: a multiple of norm.ghost_size={size} is needed, such as {near}"
-            )
     return Atoms(size, minimum)

@@ -73,7 +73,7 @@ class Trainer:
     ) -> None:
         self.config, self.parts, self.directory, self.stop = config, parts, directory, stop
         self.world, self.schedule = parts.world, parts.schedule
-        self.plan, self.clock = parts.schedule.plan, parts.schedule.clock
+        self.clock = parts.schedule.clock
         self.position = Position()
         self.average: WeightAverage | None = None
         if config.ema.half_life is not None:

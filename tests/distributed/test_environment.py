@@ -106,4 +106,6 @@ def test_free_port_is_free():
     import socket
 
     with socket.socket() as server:
-        server.bind(("127.0.0.1", free_port()))
+        port = free_port()
+        server.bind(("127.0.0.1", port))
+        assert server.getsockname()[1] == port

@@ -1,5 +1,6 @@
 """RunDirectory: names, lock and summary."""
 
+import json
 import os
 import re
 import signal
@@ -79,6 +80,7 @@ def test_a_child_does_not_inherit_the_lock(tmp_path):
         os.kill(int(child), 0)  # it lives, and holds nothing
         run = RunDirectory(tmp_path)
         run.acquire(wait=5)
+        assert json.loads(run.lock.read_text())["pid"] == os.getpid()
         run.release()
     finally:
         process.kill()
