@@ -9,7 +9,8 @@ from difflib import get_close_matches
 class UserError(ValueError):
     """A mistake the user can mend: one line that names the key, the value and what is allowed.
 
-    The command line prints it without a traceback and exits with 2.
+    The command line prints it without a traceback and exits with 2; an empty one (said by another
+    rank already) only exits with 2.
 
     Attributes:
         one_rank: only this rank met it, so this rank has to say it; otherwise rank 0 does.

@@ -11,6 +11,7 @@ from largebatch._errors import RunFailure, UserError
 from largebatch.distributed.environment import World
 
 T = TypeVar("T")
+MISTAKE = "largebatch/mistake"  # a key of the rendezvous store, which outlives a lost connection
 SIGNS_OF_LOSS = ("closed by peer", "reset by peer", "Broken pipe", "Timed out")
 
 
@@ -39,12 +40,31 @@ def together(work: Callable[[], T], world: World) -> T:
     return result
 
 
-def lost_peer(error: RuntimeError, world: World) -> RuntimeError:
-    """Say in one line that another rank is gone, where that is what ``error`` means."""
+def announce(mistake: UserError, world: World) -> None:
+    """Tell the other ranks, before this one ends, that a user's mistake ends the run."""
+    if world.world_size > 1:
+        dist.distributed_c10d._get_default_store().set(MISTAKE, str(mistake))
+
+
+def lost_peer(error: RuntimeError, world: World) -> Exception:
+    """Say in one line that another rank is gone, where that is what ``error`` means.
+
+    A rank that ended over a user's mistake has announced it and says it itself: then the answer is
+    an empty :class:`UserError`, so that every rank exits with 2 whichever is first.
+    """
     text = str(error)
     if world.world_size == 1 or not any(sign in text for sign in SIGNS_OF_LOSS):
         return error
+    if _announced():
+        return UserError("")
     return RunFailure(
         f"rank {world.rank}: another rank has ended or is out of reach; the same command continues"
         f" from the last checkpoint ({text.splitlines()[0][:120]})"
     )
+
+
+def _announced() -> bool:
+    try:
+        return bool(dist.distributed_c10d._get_default_store().check([MISTAKE]))
+    except (RuntimeError, ValueError):  # the store went with the rank that held it
+        return False

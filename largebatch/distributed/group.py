@@ -10,7 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from largebatch._errors import UserError
+from largebatch._errors import RunFailure, UserError
+from largebatch.distributed.agreement import lost_peer
 from largebatch.distributed.environment import World, cores
 
 
@@ -36,6 +37,9 @@ def process_group(
     Args:
         backend: ``gloo``, ``nccl`` or ``auto`` (NCCL on GPUs, gloo otherwise).
         timeout: seconds that a collective may take before every rank fails.
+
+    Raises:
+        RunFailure: another rank is lost, see :func:`lost_peer`.
     """
     if world.world_size == 1:
         yield
@@ -44,18 +48,23 @@ def process_group(
         backend = "nccl" if device.type == "cuda" else "gloo"
     if backend == "nccl" and device.type != "cuda":
         raise UserError("distributed.backend='nccl' needs a GPU on every rank; use gloo or auto")
-    dist.init_process_group(
-        backend,
-        init_method=f"tcp://{world.address}:{world.port}"
-        if world.launcher != "torchrun"
-        else "env://",
-        rank=world.rank,
-        world_size=world.world_size,
-        timeout=timedelta(seconds=timeout),
-        device_id=device if backend == "nccl" else None,
-    )
     try:
+        dist.init_process_group(
+            backend,
+            init_method=f"tcp://{world.address}:{world.port}"
+            if world.launcher != "torchrun"
+            else "env://",
+            rank=world.rank,
+            world_size=world.world_size,
+            timeout=timedelta(seconds=timeout),
+            device_id=device if backend == "nccl" else None,
+        )
         yield
         dist.barrier()
+    except RunFailure:
+        raise
+    except RuntimeError as error:
+        raise lost_peer(error, world) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed.agreement import agreed, lost_peer, together
+from largebatch.distributed.agreement import agreed, announce, together
 from largebatch.distributed.environment import World, detect
 from largebatch.distributed.group import choose_device, process_group, set_threads
 from largebatch.distributed.launch import launch_local_ranks
@@ -73,10 +73,6 @@ def train(arguments: Sequence[str]) -> int:
             f"rank {world.rank}: {error}; mend that and run the same command again, the last"
             " checkpoint stands"
         ) from error
-    except RunFailure:
-        raise
-    except RuntimeError as error:
-        raise lost_peer(error, world) from error
 
 
 def _session(config: Config, world: World, device: torch.device, stop: StopRequest) -> int:
@@ -104,6 +100,7 @@ def _session(config: Config, world: World, device: torch.device, stop: StopReque
             finished = trainer.run(writers)
         except UserError as error:
             error.one_rank = True
+            announce(error, world)
             raise
         finally:
             for writer in writers:
