@@ -7,8 +7,6 @@ the weight in the running statistics that it has when one process takes the whol
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -25,8 +23,7 @@ class Place:
 _current: Place | None = None
 
 
-@contextmanager
-def ghost_place(first: int, total: int) -> Iterator[None]:
+class ghost_place:
     """Tell the norms that forwards inside are ghosts ``first`` and following of ``total``.
 
     Inside it, norms put their statistics aside until ``largebatch.nn.step_end(model, total)``,
@@ -35,15 +32,19 @@ def ghost_place(first: int, total: int) -> Iterator[None]:
     Raises:
         ValueError: ``first`` is not in ``[0, total)``.
     """
-    if not 0 <= first < total:
-        raise ValueError(f"ghost_place: first={first} must lie in [0, total={total})")
-    global _current
-    before = _current
-    _current = Place(first, total)
-    try:
-        yield
-    finally:
-        _current = before
+
+    def __init__(self, first: int, total: int) -> None:
+        if not 0 <= first < total:
+            raise ValueError(f"ghost_place: first={first} must lie in [0, total={total})")
+        self._place = Place(first, total)
+
+    def __enter__(self) -> None:
+        global _current
+        self._before, _current = _current, self._place
+
+    def __exit__(self, *raised: object) -> None:
+        global _current
+        _current = self._before
 
 
 def current_place() -> Place | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -31,17 +33,20 @@ class Classification:
         return batch.targets.shape[0]
 
     def train(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return (loss sum with gradient, float64 ``[loss, top1, ..., weight]`` sums)."""
+        """Return (loss sum with gradient, the batch's sums ``[loss, top1, ..., weight]``)."""
         logits = self._wide(model(batch.inputs))
-        loss = self._losses(logits, batch.targets)
-        if batch.mixed is not None:
-            share = batch.mixed.weight.to(loss.dtype)
-            loss = share * loss + (1 - share) * self._losses(logits, batch.mixed.partners)
-        total = loss.sum()
-        return total, self._sums(total.detach(), logits.detach(), batch.targets)
+        if batch.mixed is None:
+            total = self._loss(logits, batch.targets, "sum")
+        else:
+            own = self._loss(logits, batch.targets, "none")
+            share = batch.mixed.weight.to(own.dtype)
+            total = (
+                share * own + (1 - share) * self._loss(logits, batch.mixed.partners, "none")
+            ).sum()
+        return total, self._sums(total.detach(), logits, batch.targets)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the float64 sums ``[loss, top1, ..., weight]``, without smoothing."""
+        """Return the batch's sums ``[loss, top1, ..., weight]``, without smoothing."""
         return self.score(self.outputs(model, batch), batch)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -49,20 +54,25 @@ class Classification:
         return self._wide(model(batch.inputs)).log_softmax(1)
 
     def score(self, log_probabilities: Tensor, batch: Batch) -> Tensor:
-        """Return the float64 sums ``[loss, top1, ..., weight]`` of (N, K) log-probabilities."""
+        """Return the batch's sums ``[loss, top1, ..., weight]`` of (N, K) log-probabilities."""
         total = cross_entropy(log_probabilities, batch.targets, reduction="sum")
         return self._sums(total, log_probabilities, batch.targets)
 
-    def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(logits, targets, reduction="none", label_smoothing=self.smoothing)
+    def _loss(self, logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        return cross_entropy(logits, targets, reduction=reduction, label_smoothing=self.smoothing)
 
     def _wide(self, logits: Tensor) -> Tensor:
         """Take the loss in float32 at least: softmax in half precision loses the small classes."""
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _sums(self, total: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        right = [(logits.argmax(1) == targets).sum()]
+        right = [(logits.argmax(1) == targets).count_nonzero()]
         if "top5" in self.metrics:
             right.append((logits.topk(5, dim=1).indices == targets[:, None]).sum())
-        weight = torch.full((), float(len(targets)), device=logits.device)
-        return torch.stack([value.double() for value in (total, *right, weight)])
+        weight = _constant(float(len(targets)), total.dtype, total.device)
+        return torch.stack((total, *right, weight))  # in the loss's type: counts are exact in it
+
+
+@lru_cache(maxsize=16)
+def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((), value, dtype=dtype, device=device)

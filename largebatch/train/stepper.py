@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,8 @@ class Stepper:
         self.optimizer, self.precision, self.device = optimizer, precision, device
         self.clip_norm, self.seed, self.varying_weight = clip_norm, seed, varying_weight
         self.clip_factor: Tensor | None = None
+        self._none = torch.zeros(2 + len(task.metrics), dtype=torch.float64, device=device)
+        self._asked = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device=device).unbind()
         self._train = precision.wrap(task.train)
         self._generator = (
             torch.cuda.default_generators[device.index or 0]
@@ -73,31 +76,33 @@ class Stepper:
             batches: yields the samples of each.
         """
         self.engine.begin()
-        sums = torch.zeros(3 + len(self.task.metrics), dtype=torch.float64, device=self.device)
-        if stop:
-            sums[-1] = 1.0
         weight = float(step.size)
         if self.varying_weight:
             held = [next(batches) for _ in micros]
             weight, batches = self._global_weight(held), iter(held)
-        work = None if micros else self.engine.sum(sums)
+        sums, work = self._none, None
+        if not micros:
+            sums, work = self._send(sums, stop)
         for micro in micros:
             batch = next(batches)
             self._generator.manual_seed(key(self.seed, DROPOUT, step.start, micro.first_ghost))
             with ghost_place(micro.first_ghost, ghosts):
                 loss, values = self._train(self.model, batch)
-            sums[:-1] += values
+            sums = values if micro is micros[0] else sums + values.double()
             if micro is micros[-1]:
-                # The sums travel while the backward pass runs.
-                work = self.engine.sum(sums)
+                sums, work = self._send(sums, stop)  # they travel while the backward pass runs
                 self.engine.last()
-            self.precision.scale(loss / weight).backward()
+            self.precision.scale(loss).backward(torch.full_like(loss, 1.0 / weight))
         self.engine.finish()
         self._update()
         step_end(self.model, ghosts)
         if work is not None:
             work.wait()
         return sums
+
+    def _send(self, sums: Tensor, stop: bool) -> tuple[Tensor, Any]:
+        sums = torch.cat((sums, self._asked[stop]))
+        return sums, self.engine.sum(sums)
 
     def retry(self) -> None:
         """Drop what a step that ran out of memory has left behind."""

@@ -6,13 +6,15 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from largebatch import _ops
 from largebatch.record import MetricsWriter, TensorBoardMirror
 from largebatch.schedule import Clock, Duration, Step
 from largebatch.train.progress import Progress
 
-SPACING = 1.1  # ratio of the steps at which weights are measured: distances go with log steps
+HELD_SECONDS = 0.25  # train lines are written together this often: formatting one costs more
+SPACING = 1.2  # ratio of the steps at which weights are measured: distances go with log steps
 
 
 class WeightDistance:
@@ -25,24 +27,22 @@ class WeightDistance:
     def __init__(self, model: nn.Module) -> None:
         self._weights = [p.detach() for p in model.parameters()]
         self._start = [p.clone() for p in self._weights]
+        self._spaced = 1.0
 
-    @staticmethod
-    def due(step: int) -> bool:
-        """Whether ``step`` (from 1) is one of the spaced ones."""
-        power = 1.0
-        while round(power) < step:
-            power *= SPACING
-        return round(power) == step
+    def due(self, step: int) -> bool:
+        """Whether ``step`` (from 1, never less than at the call before) is one of the spaced."""
+        while round(self._spaced) < step:
+            self._spaced *= SPACING
+        return round(self._spaced) == step
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Return ``weight_norm`` and ``weight_distance``."""
         moved = torch._foreach_sub(self._weights, self._start)
-        return {"weight_norm": _norm(self._weights), "weight_distance": _norm(list(moved))}
-
-
-def _norm(tensors: list[Tensor]) -> float:
-    return float(torch.stack([n.double() for n in torch._foreach_norm(tensors)]).norm())
+        return {
+            "weight_norm": float(_ops.global_norm(self._weights)),
+            "weight_distance": float(_ops.global_norm(moved)),
+        }
 
 
 class Telemetry:
@@ -70,6 +70,8 @@ class Telemetry:
         self._seconds = 0.0
         self._last_time = time.perf_counter()
         self._last_samples: int | None = None
+        self._held: list[tuple[Step, int, list[float], dict[str, Any], float]] = []
+        self._written = 0.0
         self.train_seconds = 0.0
         self.train_samples = 0
 
@@ -82,12 +84,26 @@ class Telemetry:
     def train(
         self, step: Step, number: int, sums: list[float], extra: dict[str, Any], now: float
     ) -> None:
-        """Write the train line of a step.
+        """Take the train line of a step; it is written with others a moment later.
 
         Args:
             sums: loss sum, metric sums and weight over all ranks, in this order.
             now: when the step was taken, by ``time.perf_counter``.
         """
+        self._held.append((step, number, sums, extra, now))
+        if now - self._written > HELD_SECONDS:
+            self.flush()
+            self._written = now
+
+    def flush(self) -> None:
+        """Write the train lines that are held back."""
+        held, self._held = self._held, []
+        for line in held:
+            self._train(*line)
+
+    def _train(
+        self, step: Step, number: int, sums: list[float], extra: dict[str, Any], now: float
+    ) -> None:
         weight = max(sums[-1], 1.0)
         since = step.end - (step.start if self._last_samples is None else self._last_samples)
         record: dict[str, Any] = {
@@ -112,6 +128,7 @@ class Telemetry:
         self, samples: int, number: int, sums: list[float], extra: dict[str, Any]
     ) -> dict[str, Any]:
         """Write the validation line after ``samples``; the time until now is not training time."""
+        self.flush()
         weight = max(sums[-1], 1.0)
         record: dict[str, Any] = {
             "split": "val",
@@ -132,6 +149,7 @@ class Telemetry:
 
     def sync(self) -> None:
         """Put the lines on disk: a checkpoint counts on those before it."""
+        self.flush()
         if self._writers:
             self._writers[0].sync()
 

@@ -115,6 +115,7 @@ class Trainer:
         try:
             return self._loop(begun - before)
         finally:
+            self.telemetry.flush()
             progress.close()
 
     def _loop(self, since: float) -> bool:
