@@ -1,7 +1,7 @@
 // All operators of largebatch: their schemas and which function serves which device.
 //
 // The reference of each (its specification, and the fallback for other devices) and its fake kernel
-// are Python, in largebatch/_ops.py; a test holds the schemas here and there equal.
+// are Python, in largebatch/_ops; a test holds the schemas here and there equal.
 
 #include <torch/csrc/stable/library.h>
 
@@ -33,7 +33,7 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
 #endif
 
 // An empty module, so that `import largebatch._C` loads the operators. Where Python's headers are
-// not installed it is left out; _ops.py loads the file through torch and does not need it.
+// not installed it is left out; _ops loads the file through torch and does not need it.
 #if __has_include(<Python.h>)
 #include <Python.h>
 

@@ -150,7 +150,7 @@ def test_without_a_compiler_the_package_installs_and_trains(tmp_path: Path) -> N
     assert "/nonexistent/g++ was not found" in record(target)["compiled"]
     done = run_step(target)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["reference", str(target / "largebatch" / "_ops.py")]
+    assert done.stdout.split() == ["reference", str(target / "largebatch" / "_ops" / "__init__.py")]
     assert done.stderr.count("largebatch uses its reference ops on cpu") == 1
     assert "/nonexistent/g++ was not found" in done.stderr
 

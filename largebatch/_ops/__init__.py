@@ -1,0 +1,47 @@
+"""The operators of largebatch: schemas, loading of the compiled kernels, references, fake kernels.
+
+Every operator lives in ``torch.ops.largebatch`` and has up to three faces: its reference here
+(plain PyTorch: the specification, and the fallback for every device without a kernel), a CPU kernel
+and a CUDA kernel (``csrc``, in ``largebatch._C``). ``LARGEBATCH_OPS=compiled|reference`` forces a
+face; ``compiled`` raises where the library is absent.
+
+The functions of this package call the operators; they are traced whole by ``torch.compile`` and
+never wait for the device.
+"""
+
+from largebatch._ops.dtypes import accumulate_dtype
+from largebatch._ops.gradient_norm import (
+    clip_factor,
+    global_norm,
+    reference_clip_factor,
+    reference_global_norm,
+)
+from largebatch._ops.library import (
+    BUILD_RECORD,
+    LIBRARY,
+    OPERATORS,
+    Operator,
+    backends,
+    build_record,
+    face,
+    is_compiled,
+)
+from largebatch._ops.sgd import reference_sgd_, sgd_
+
+__all__ = [
+    "BUILD_RECORD",
+    "LIBRARY",
+    "OPERATORS",
+    "Operator",
+    "accumulate_dtype",
+    "backends",
+    "build_record",
+    "clip_factor",
+    "face",
+    "global_norm",
+    "is_compiled",
+    "reference_clip_factor",
+    "reference_global_norm",
+    "reference_sgd_",
+    "sgd_",
+]

@@ -1,0 +1,65 @@
+"""``global_norm`` and ``clip_factor``: the norm of a list of tensors, and the clip factor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from largebatch._ops.library import Operator, notice, register
+
+
+def reference_global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Specify ``largebatch::global_norm``: squares and sums in float64, one rounding at the end."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    squares = [tensor.detach().double().square().sum() for tensor in tensors]
+    norm = torch.stack(squares).sum().sqrt()
+    return norm if wide else norm.float()
+
+
+def reference_clip_factor(tensors: Sequence[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
+    """Specify ``largebatch::clip_factor``: the norm, and min(1, max_norm / (norm + 1e-6))."""
+    norm = reference_global_norm(tensors)
+    factor = torch.clamp(max_norm / (norm.double() + 1e-6), max=1.0)
+    return norm, factor.to(norm.dtype)
+
+
+def _fake_global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return tensors[0].new_empty((), dtype=torch.float64 if wide else torch.float32)
+
+
+def _fake_clip_factor(tensors: Sequence[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
+    return _fake_global_norm(tensors), _fake_global_norm(tensors)
+
+
+register(
+    Operator("global_norm(Tensor[] tensors) -> Tensor", reference_global_norm, _fake_global_norm),
+    Operator(
+        "clip_factor(Tensor[] tensors, float max_norm) -> (Tensor, Tensor)",
+        reference_clip_factor,
+        _fake_clip_factor,
+    ),
+)
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all elements of ``tensors`` (one device) together.
+
+    The sum runs in float64 over fixed chunks in a fixed order, so that the thread count does not
+    change its bits. Returns a 0-d tensor: float64 if any input is, else float32; 0 for none.
+    """
+    if not tensors:
+        return torch.zeros(())
+    notice("global_norm", tensors)
+    return torch.ops.largebatch.global_norm(tensors)
+
+
+def clip_factor(tensors: Sequence[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
+    """Return :func:`global_norm` and the factor min(1, ``max_norm`` / (norm + 1e-6)), both 0-d."""
+    if not tensors:
+        return torch.zeros(()), torch.ones(())
+    notice("clip_factor", tensors)
+    norm, factor = torch.ops.largebatch.clip_factor(tensors, max_norm)
+    return norm, factor

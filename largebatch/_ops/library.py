@@ -1,0 +1,138 @@
+"""Loading of the compiled library, and registration of what each family of operators brings."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from largebatch._errors import UserError
+
+PACKAGE = Path(__file__).parent.parent
+LIBRARY = PACKAGE / "_C.abi3.so"
+BUILD_RECORD = PACKAGE / "_build.json"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of ``torch.ops.largebatch``.
+
+    Attributes:
+        schema: as in ``csrc/ops.cpp``; a test holds the two equal.
+        reference: plain PyTorch: the specification, and the fallback where there is no kernel.
+        fake: shapes and types without values, for torch.compile.
+    """
+
+    schema: str
+    reference: Callable[..., Any]
+    fake: Callable[..., Any]
+
+    @property
+    def name(self) -> str:
+        """The operator's name, as in its schema."""
+        return self.schema.partition("(")[0]
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+def _load() -> str:
+    """Load the compiled library as ``LARGEBATCH_OPS`` asks; return why it is absent, or ''."""
+    wish = os.environ.get("LARGEBATCH_OPS", "")
+    if wish not in ("", "compiled", "reference"):
+        raise UserError(f"LARGEBATCH_OPS={wish!r}: choose compiled or reference, or leave it unset")
+    if wish == "reference":
+        return "LARGEBATCH_OPS=reference"
+    reason = str(build_record().get("compiled", "not built: run pip install -e ."))
+    if LIBRARY.exists():
+        try:
+            torch.ops.load_library(str(LIBRARY))
+            return ""
+        except OSError as error:
+            reason = f"{LIBRARY.name} does not load: {' '.join(str(error).split())}"
+    if wish == "compiled":
+        raise ImportError(f"LARGEBATCH_OPS=compiled, but the compiled ops are absent: {reason}")
+    return reason
+
+
+def build_record() -> dict[str, Any]:
+    """Return what the build wrote down: which parts it left out, and why."""
+    if not BUILD_RECORD.exists():
+        return {}
+    return dict(json.loads(BUILD_RECORD.read_text(encoding="utf-8")))
+
+
+_ABSENT = _load()
+_LIBRARY = torch.library.Library("largebatch", "FRAGMENT")
+
+
+def register(*operators: Operator) -> None:
+    """Define what the compiled library did not, and add references and fake kernels."""
+    for operator in operators:
+        OPERATORS[operator.name] = operator
+        if _ABSENT:
+            _LIBRARY.define(operator.schema)
+        # Kernels for a device go before this one, which therefore serves all other devices.
+        _LIBRARY.impl(operator.name, operator.reference, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"largebatch::{operator.name}", operator.fake, lib=_LIBRARY)
+
+
+def face() -> Literal["compiled", "reference"]:
+    """Return which face serves CPU tensors in this process."""
+    return "reference" if _ABSENT else "compiled"
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """Return, for each operator, ``{face: "yes" or the reason why it is absent}``."""
+    no_cuda = _ABSENT or str(build_record().get("cuda", "built without CUDA kernels"))
+
+    def state(name: str, key: str, reason: str) -> str:
+        has = torch._C._dispatch_has_kernel_for_dispatch_key(f"largebatch::{name}", key)
+        return "yes" if has else reason
+
+    return {
+        name: {
+            "reference": "yes",
+            "cpu": state(name, "CPU", _ABSENT),
+            "cuda": state(name, "CUDA", no_cuda),
+        }
+        for name in OPERATORS
+    }
+
+
+def is_compiled(name: str, device: torch.device) -> bool:
+    """Return whether operator ``name`` has a compiled kernel for ``device``."""
+    return _kernel_exists(name, device.type.upper())
+
+
+@functools.cache
+def _kernel_exists(name: str, key: str) -> bool:
+    return key in ("CPU", "CUDA") and bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(f"largebatch::{name}", key)
+    )
+
+
+@functools.cache
+def _say_once(device_type: str) -> None:
+    reason = _ABSENT or str(build_record().get("cuda", "built without CUDA kernels"))
+    if reason != "LARGEBATCH_OPS=reference":
+        warnings.warn(
+            f"largebatch uses its reference ops on {device_type} ({reason}); they are slower",
+            stacklevel=3,
+        )
+
+
+def notice(name: str, tensors: Sequence[Tensor]) -> None:
+    """Say once for a device that the reference serves it, before a call of ``name``."""
+    if tensors and not torch.compiler.is_compiling():
+        device = tensors[0].device
+        if device.type in ("cpu", "cuda") and not is_compiled(name, device):
+            _say_once(device.type)
