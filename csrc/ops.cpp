@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "optim/layerwise.h"
 #include "optim/optim.h"
 
 STABLE_TORCH_LIBRARY(largebatch, library) {
@@ -15,13 +16,29 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
       "float weight_decay, bool nesterov, bool maximize, bool lr_inside_momentum, "
       "float buffer_factor) -> ()");
   library.def("global_norm(Tensor[] tensors) -> Tensor");
-  library.def("clip_factor(Tensor[] tensors, float max_norm) -> (Tensor, Tensor)");
+  library.def(
+      "lars_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
+      "Tensor(c!)[] masters, Tensor(d!) norms, Tensor settings, *, Tensor? lr_factor, "
+      "Tensor? grad_factor, Tensor? found_inf, float momentum, float trust_coefficient, float eps, "
+      "bool joint, bool lr_inside, bool ratio_inside, bool nesterov, bool maximize, "
+      "bool clip_ratio, bool zero_is_raw, int stage) -> ()");
+  library.def(
+      "lamb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] first_moments, "
+      "Tensor(c!)[] second_moments, Tensor(d!)[] masters, Tensor(e!)[] steps, Tensor(f!) norms, "
+      "Tensor settings, *, Tensor? lr_factor, Tensor? grad_factor, Tensor? found_inf, "
+      "float beta1, float beta2, float eps, int bias_correction, bool grad_averaging, "
+      "bool maximize, float min_ratio, float max_ratio, int stage) -> ()");
+  library.def(
+      "clip_factor(Tensor[] tensors, float max_norm, *, float eps, Tensor? scale) "
+      "-> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
   library.impl("sgd_", TORCH_BOX(&largebatch::sgd_cpu));
   library.impl("global_norm", TORCH_BOX(&largebatch::global_norm_cpu));
   library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cpu));
+  library.impl("lars_", TORCH_BOX(&largebatch::lars<largebatch::lars_step_cpu>));
+  library.impl("lamb_", TORCH_BOX(&largebatch::lamb<largebatch::lamb_step_cpu>));
 }
 
 #ifdef LARGEBATCH_CUDA
@@ -29,6 +46,8 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
   library.impl("sgd_", TORCH_BOX(&largebatch::sgd_cuda));
   library.impl("global_norm", TORCH_BOX(&largebatch::global_norm_cuda));
   library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cuda));
+  library.impl("lars_", TORCH_BOX(&largebatch::lars<largebatch::lars_step_cuda>));
+  library.impl("lamb_", TORCH_BOX(&largebatch::lamb<largebatch::lamb_step_cuda>));
 }
 #endif
 

@@ -272,7 +272,9 @@ def operator_arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
             "found_inf": 0.0,
         }
         return tuple(lists), sgd_arguments(option)
-    return ((lists[0],) if name == "global_norm" else (lists[0], 1.0)), {}
+    if name == "global_norm":
+        return (lists[0],), {}
+    return (lists[0], 1.0), {"eps": 1e-6, "scale": torch.tensor(0.5)}
 
 
 @pytest.mark.parametrize("name", ["sgd_", "global_norm", "clip_factor"])
@@ -405,7 +407,7 @@ def test_cuda_agrees_with_the_reference(dtype: torch.dtype, count: int) -> None:
     norm, factor = _ops.clip_factor(lists[1], 1.0)
     again, _ = _ops.clip_factor(lists[1], 1.0)
     assert torch.equal(norm, again)
-    want_norm, want_factor = _ops.reference_clip_factor(wide[1], 1.0)
+    want_norm, want_factor = _ops.reference_clip_factor(wide[1], 1.0, eps=1e-6, scale=None)
     torch.testing.assert_close(norm.cpu().double(), want_norm, rtol=1e-6, atol=0)
     option = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
     _ops.sgd_(*lists, **option, grad_factor=factor)

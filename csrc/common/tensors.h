@@ -69,17 +69,21 @@ inline bool same_order(const Tensor& left, const Tensor& right) {
 
 // Lists walked together: the i-th tensors of all lists have one shape, and a kernel treats them as
 // flat arrays. Rows whose memory orders differ or have gaps are replaced by contiguous copies, and
-// `write_back` returns the results to those of the first `written` lists.
+// `write_back` returns the results to those of the lists whose place is below `written`. An entry
+// without elements beside a parameter with some stands for an absent one.
 class Rows {
  public:
   Rows(std::vector<TensorList*> lists, size_t written) {
     for (size_t row = 0; row < lists[0]->size(); ++row) {
       const Tensor& first = (*lists[0])[row];
       bool flat = is_dense(first);
-      for (TensorList* list : lists) flat = flat && same_order(first, (*list)[row]);
+      for (TensorList* list : lists) {
+        flat = flat && (is_absent((*list)[row], first) || same_order(first, (*list)[row]));
+      }
       if (flat) continue;
       for (size_t index = 0; index < lists.size(); ++index) {
         Tensor& entry = (*lists[index])[row];
+        if (is_absent(entry, first)) continue;
         const Tensor copy = torch::stable::contiguous(entry);
         if (index < written && copy.data_ptr() != entry.data_ptr()) {
           write_backs_.emplace_back(entry, copy);
@@ -94,6 +98,10 @@ class Rows {
   }
 
  private:
+  static bool is_absent(const Tensor& entry, const Tensor& first) {
+    return entry.numel() == 0 && first.numel() > 0;
+  }
+
   std::vector<std::pair<Tensor, Tensor>> write_backs_;
 };
 

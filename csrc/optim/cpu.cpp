@@ -1,8 +1,7 @@
 // CPU kernels of the optimizer family: fixed chunks over torch's threads, plain loops that the
 // compiler turns into vectors.
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
+#include "optim/cpu.h"
 
 #include <cmath>
 
@@ -15,9 +14,6 @@
 
 namespace largebatch {
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
 
 template <bool Momentum, typename T, typename Acc>
 LARGEBATCH_HOST_DEVICE void sgd_loop(
@@ -74,6 +70,8 @@ LARGEBATCH_HOST_DEVICE double square_sum_loop(const double* __restrict values, i
   return lanes[0];
 }
 
+}  // namespace
+
 // Clones cannot be templates, hence one named overload a type.
 #define LARGEBATCH_CPU_KERNELS(T, Acc)                                                         \
   LARGEBATCH_CLONES void sgd_momentum(                                                         \
@@ -95,23 +93,14 @@ LARGEBATCH_CPU_KERNELS(Half, float)
 LARGEBATCH_CPU_KERNELS(BFloat16, float)
 #undef LARGEBATCH_CPU_KERNELS
 
-// Calls `body` with a null pointer of the tensor's element type.
-template <class Body>
-void dispatch(ScalarType type, const Body& body) {
-  switch (type) {
-    case ScalarType::Float: return body(static_cast<float*>(nullptr));
-    case ScalarType::Double: return body(static_cast<double*>(nullptr));
-    case ScalarType::Half: return body(static_cast<Half*>(nullptr));
-    default: return body(static_cast<BFloat16*>(nullptr));
-  }
-}
-
 double read_scalar(const Tensor& scalar) {
   STD_TORCH_CHECK(scalar.is_cpu(), "largebatch::sgd_: grad_factor and found_inf must be on the CPU");
   return scalar.scalar_type() == ScalarType::Double
       ? *static_cast<const double*>(scalar.const_data_ptr())
       : static_cast<double>(*static_cast<const float*>(scalar.const_data_ptr()));
 }
+
+namespace {
 
 double norm_of(TensorList& tensors) {
   for (Tensor& tensor : tensors) {
@@ -215,10 +204,14 @@ Tensor global_norm_cpu(TensorList tensors) {
   return scalar_tensor(norm_of(tensors), type);
 }
 
-std::tuple<Tensor, Tensor> clip_factor_cpu(TensorList tensors, double max_norm) {
+std::tuple<Tensor, Tensor> clip_factor_cpu(
+    TensorList tensors, double max_norm, double eps, std::optional<Tensor> scale) {
   const ScalarType type = norm_type(tensors);
-  const double norm = norm_of(tensors);
-  return {scalar_tensor(norm, type), scalar_tensor(clip_factor_of(norm, max_norm), type)};
+  check_scalar(scale, "scale");
+  const double factor = scale ? read_scalar(*scale) : 1.0;
+  const double norm = factor * norm_of(tensors);
+  return {
+      scalar_tensor(norm, type), scalar_tensor(factor * clip_factor_of(norm, max_norm, eps), type)};
 }
 
 }  // namespace largebatch

@@ -48,7 +48,7 @@ void check_launch(const char* error, const char* name) {
 }
 
 // Enqueues norm and, unless null, clip factor; the chunks of one element type follow another's.
-void enqueue_norm(TensorList& tensors, const Tensor& norm, const Tensor* factor, double max_norm) {
+void enqueue_norm(TensorList& tensors, const Tensor& norm, const Tensor* factor, const Clip& clip) {
   const int32_t device = tensors[0].get_device_index();
   check_device(tensors, device);
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -75,7 +75,7 @@ void enqueue_norm(TensorList& tensors, const Tensor& norm, const Tensor* factor,
       launch_finish_norm(
           static_cast<const double*>(partial.const_data_ptr()), count, norm.mutable_data_ptr(),
           factor == nullptr ? nullptr : factor->mutable_data_ptr(),
-          norm.scalar_type() == ScalarType::Double, max_norm, stream),
+          norm.scalar_type() == ScalarType::Double, clip, stream),
       "largebatch::global_norm");
 }
 
@@ -134,15 +134,18 @@ void sgd_cuda(
 Tensor global_norm_cuda(TensorList tensors) {
   const ScalarType type = norm_type(tensors);
   const Tensor norm = torch::stable::new_empty(tensors[0], {}, type);
-  enqueue_norm(tensors, norm, nullptr, 0.0);
+  enqueue_norm(tensors, norm, nullptr, {0.0, 0.0, {nullptr, false}});
   return norm;
 }
 
-std::tuple<Tensor, Tensor> clip_factor_cuda(TensorList tensors, double max_norm) {
+std::tuple<Tensor, Tensor> clip_factor_cuda(
+    TensorList tensors, double max_norm, double eps, std::optional<Tensor> scale) {
   const ScalarType type = norm_type(tensors);
+  check_scalar(scale, "scale");
+  const Clip clip = {max_norm, eps, device_scalar(scale, tensors[0].get_device_index())};
   const Tensor norm = torch::stable::new_empty(tensors[0], {}, type);
   const Tensor factor = torch::stable::new_empty(tensors[0], {}, type);
-  enqueue_norm(tensors, norm, &factor, max_norm);
+  enqueue_norm(tensors, norm, &factor, clip);
   return {norm, factor};
 }
 

@@ -193,19 +193,20 @@ __global__ void __launch_bounds__(kFinishThreads) finish_norm_kernel(
     void* const norm,
     void* const factor,
     const bool is_double,
-    const double max_norm) {
+    const Clip clip) {
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < count; i += kFinishThreads) sum += partial[i];
   sum = block_sum<kFinishThreads>(sum);
   if (threadIdx.x != 0) return;
-  const double root = sqrt(sum);
-  const double clip = clip_factor_of(root, max_norm);
+  const double scale = clip.scale.data != nullptr ? read(clip.scale) : 1.0;
+  const double root = scale * sqrt(sum);
+  const double clipped = scale * clip_factor_of(root, clip.max_norm, clip.eps);
   if (is_double) {
     *static_cast<double*>(norm) = root;
-    if (factor != nullptr) *static_cast<double*>(factor) = clip;
+    if (factor != nullptr) *static_cast<double*>(factor) = clipped;
   } else {
     *static_cast<float*>(norm) = static_cast<float>(root);
-    if (factor != nullptr) *static_cast<float*>(factor) = static_cast<float>(clip);
+    if (factor != nullptr) *static_cast<float*>(factor) = static_cast<float>(clipped);
   }
 }
 
@@ -309,10 +310,10 @@ const char* launch_finish_norm(
     void* norm,
     void* factor,
     bool is_double,
-    double max_norm,
+    Clip clip,
     void* stream) {
   finish_norm_kernel<<<1, kFinishThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      partial, count, norm, factor, is_double, max_norm);
+      partial, count, norm, factor, is_double, clip);
   return last_error();
 }
 

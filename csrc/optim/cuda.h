@@ -56,6 +56,13 @@ int64_t square_sum_count(int64_t length);
 const char* launch_square_sums(
     Element element, const NormRow* rows, size_t count, double* partial, void* stream);
 
+// What clipping makes of a norm: scale x norm, and scale x min(1, max_norm / (norm + eps)).
+struct Clip {
+  double max_norm;
+  double eps;
+  DeviceScalar scale;
+};
+
 // Writes the root of the sum of `partial` to `norm`, and the clip factor to `factor` unless null;
 // both are double if `is_double`, else float.
 const char* launch_finish_norm(
@@ -64,7 +71,7 @@ const char* launch_finish_norm(
     void* norm,
     void* factor,
     bool is_double,
-    double max_norm,
+    Clip clip,
     void* stream);
 
 }  // namespace largebatch

@@ -12,6 +12,8 @@
 #include <tuple>
 #include <vector>
 
+#include "optim/math.h"
+
 namespace largebatch {
 
 using torch::stable::Tensor;
@@ -53,8 +55,41 @@ void sgd_cuda(
 Tensor global_norm_cpu(TensorList tensors);
 Tensor global_norm_cuda(TensorList tensors);
 
-// That norm, and min(1, max_norm / (norm + 1e-6)) beside it.
-std::tuple<Tensor, Tensor> clip_factor_cpu(TensorList tensors, double max_norm);
-std::tuple<Tensor, Tensor> clip_factor_cuda(TensorList tensors, double max_norm);
+// That norm times `scale` (1 if absent), and scale x min(1, max_norm / (norm + eps)) beside it.
+std::tuple<Tensor, Tensor> clip_factor_cpu(
+    TensorList tensors, double max_norm, double eps, std::optional<Tensor> scale);
+std::tuple<Tensor, Tensor> clip_factor_cuda(
+    TensorList tensors, double max_norm, double eps, std::optional<Tensor> scale);
+
+// Which passes of a layer-wise step a call makes: all; the sums of squares alone, so that ranks can
+// add theirs; or the update from sums given.
+enum class Stage : int64_t { kAll = 0, kSums = 1, kUpdate = 2 };
+
+// One step of LARS or LAMB on every tensor; see math.h. `settings` (N x 3, float64, on the CPU)
+// holds rate, weight decay and whether the tensor adapts; `lr_factor` multiplies the rates. A
+// parameter with a `masters` entry that is not empty is computed there and rounded from it.
+// `norms` (N x 3, float64) receives sum of w^2, sum of the other norm's squares, and the ratio.
+struct LayerwiseLists {
+  TensorList params;
+  TensorList grads;
+  TensorList first;   // momentum buffers; LAMB: first moments
+  TensorList second;  // LAMB: second moments
+  TensorList masters;
+  TensorList steps;   // LAMB: one float32 a tensor
+};
+
+struct LayerwiseScalars {
+  Tensor norms;
+  Tensor settings;
+  std::optional<Tensor> lr_factor;
+  std::optional<Tensor> grad_factor;
+  std::optional<Tensor> found_inf;
+  Stage stage;
+};
+
+void lars_step_cpu(LayerwiseLists lists, const LayerwiseScalars& scalars, const LarsOptions&);
+void lars_step_cuda(LayerwiseLists lists, const LayerwiseScalars& scalars, const LarsOptions&);
+void lamb_step_cpu(LayerwiseLists lists, const LayerwiseScalars& scalars, const LambOptions&);
+void lamb_step_cuda(LayerwiseLists lists, const LayerwiseScalars& scalars, const LambOptions&);
 
 }  // namespace largebatch

@@ -16,6 +16,7 @@ from largebatch._ops.gradient_norm import (
     reference_clip_factor,
     reference_global_norm,
 )
+from largebatch._ops.layerwise import lamb_, lars_, reference_lamb_, reference_lars_
 from largebatch._ops.library import (
     BUILD_RECORD,
     LIBRARY,
@@ -40,8 +41,12 @@ __all__ = [
     "face",
     "global_norm",
     "is_compiled",
+    "lamb_",
+    "lars_",
     "reference_clip_factor",
     "reference_global_norm",
+    "reference_lamb_",
+    "reference_lars_",
     "reference_sgd_",
     "sgd_",
 ]

@@ -18,11 +18,16 @@ def reference_global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return norm if wide else norm.float()
 
 
-def reference_clip_factor(tensors: Sequence[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
-    """Specify ``largebatch::clip_factor``: the norm, and min(1, max_norm / (norm + 1e-6))."""
+def reference_clip_factor(
+    tensors: Sequence[Tensor], max_norm: float, *, eps: float, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Specify ``largebatch::clip_factor``; :func:`clip_factor` says what the arguments mean."""
     norm = reference_global_norm(tensors)
-    factor = torch.clamp(max_norm / (norm.double() + 1e-6), max=1.0)
-    return norm, factor.to(norm.dtype)
+    wide = norm.double() if scale is None else norm.double() * scale.double()
+    factor = torch.clamp(max_norm / (wide + eps), max=1.0)
+    if scale is not None:
+        factor = factor * scale.double()
+    return wide.to(norm.dtype), factor.to(norm.dtype)
 
 
 def _fake_global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -30,14 +35,17 @@ def _fake_global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0].new_empty((), dtype=torch.float64 if wide else torch.float32)
 
 
-def _fake_clip_factor(tensors: Sequence[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
+def _fake_clip_factor(
+    tensors: Sequence[Tensor], max_norm: float, *, eps: float, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
     return _fake_global_norm(tensors), _fake_global_norm(tensors)
 
 
 register(
     Operator("global_norm(Tensor[] tensors) -> Tensor", reference_global_norm, _fake_global_norm),
     Operator(
-        "clip_factor(Tensor[] tensors, float max_norm) -> (Tensor, Tensor)",
+        "clip_factor(Tensor[] tensors, float max_norm, *, float eps, Tensor? scale) "
+        "-> (Tensor, Tensor)",
         reference_clip_factor,
         _fake_clip_factor,
     ),
@@ -56,10 +64,22 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.ops.largebatch.global_norm(tensors)
 
 
-def clip_factor(tensors: Sequence[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
-    """Return :func:`global_norm` and the factor min(1, ``max_norm`` / (norm + 1e-6)), both 0-d."""
+def clip_factor(
+    tensors: Sequence[Tensor],
+    max_norm: float,
+    *,
+    eps: float = 1e-6,
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return norm and factor of clipping by the global norm, both 0-d.
+
+    Args:
+        scale: one float32 or float64 on the device, 1 / loss scale: the norm is that of
+            ``scale`` x tensors.
+        eps: the factor is min(1, ``max_norm`` / (norm + ``eps``)), times ``scale``.
+    """
     if not tensors:
         return torch.zeros(()), torch.ones(())
     notice("clip_factor", tensors)
-    norm, factor = torch.ops.largebatch.clip_factor(tensors, max_norm)
+    norm, factor = torch.ops.largebatch.clip_factor(tensors, max_norm, eps=eps, scale=scale)
     return norm, factor

@@ -4,11 +4,15 @@ from largebatch.optim.build import build_optimizer, set_step
 from largebatch.optim.clip import clip_grad_norm_, clip_gradients
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import describe_groups, param_groups
+from largebatch.optim.lamb import LAMB
+from largebatch.optim.lars import LARS
 from largebatch.optim.muon import MuonWithAuxiliary
 from largebatch.optim.registry import optimizers
 from largebatch.optim.sgd import SGD
 
 __all__ = [
+    "LAMB",
+    "LARS",
     "SGD",
     "MuonWithAuxiliary",
     "OptimConfig",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 # Imported for their entries in the registry.
-from largebatch.optim import muon, sgd, torch_optimizers  # noqa: F401
+from largebatch.optim import lamb, lars, muon, sgd, torch_optimizers  # noqa: F401
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import param_groups
 from largebatch.optim.registry import optimizers
@@ -21,7 +21,9 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     """
     config.check()
     factory = optimizers.entry(config.name).factory
-    groups = param_groups(model, config.weight_decay, config.decay_norm_and_bias)
+    groups = param_groups(
+        model, config.weight_decay, config.decay_norm_and_bias, config.adapt_norm_and_bias
+    )
     return factory(config, groups)
 
 

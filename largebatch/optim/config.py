@@ -15,15 +15,16 @@ class OptimConfig:
     """The optimizer, its rate and its averages."""
 
     name: str = "sgd"
-    """Optimizer: sgd, adam, adamw, nadam, radam, adagrad, rmsprop, adadelta, adamax or muon."""
+    """Optimizer: sgd, lars, lamb, muon, or torch's adam, adamw, nadam, radam, adagrad, rmsprop,
+    adadelta, adamax."""
     lr: float = 0.1
     """Learning rate at batch.reference."""
     scaling: Literal["none", "linear", "sqrt"] = "none"
     """How the rate follows the batch: not at all, in proportion, or with its square root."""
     momentum: float = 0.9
-    """sgd, rmsprop, muon: factor of the momentum buffer per step."""
+    """sgd, lars, rmsprop, muon: factor of the momentum buffer per step."""
     nesterov: bool = False
-    """sgd: Nesterov's look-ahead, in PyTorch's form."""
+    """sgd, lars: Nesterov's look-ahead, in PyTorch's form."""
     dampening: float = 0.0
     """sgd: the gradient enters the buffer times 1 - dampening; equal to momentum: an average."""
     dampen_first_step: bool = False
@@ -36,10 +37,16 @@ class OptimConfig:
     """Weight decay: decoupled in adamw and muon, L2 in the others."""
     decay_norm_and_bias: bool = False
     """Decay biases and the parameters of norms too."""
+    adapt_norm_and_bias: bool | None = None
+    """lars, lamb: adapt the rate of biases and norm parameters; null: as the preset does."""
+    preset: str | None = None
+    """lars: paper, mlperf, timm, larc or optax; lamb: paper, nvlamb, author or deepspeed."""
+    trust_coefficient: float | None = None
+    """lars: share of a tensor's norm that a step at rate 1 may take; null: the preset's."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; null: no clipping."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """adam, adamw, nadam, radam, adamax: factors of the first and second moment per step."""
+    """lamb, adam, adamw, nadam, radam, adamax: factors of the first and second moment per step."""
     eps: float | None = None
     """Term that keeps denominators from zero; null: the optimizer's own default."""
     momentum_half_life: Duration | None = None
@@ -64,8 +71,9 @@ class OptimConfig:
                 raise UserError(f"optim.betas={list(self.betas)}: each from 0 up and below 1")
         if self.clip_norm is not None and not 0.0 < self.clip_norm < math.inf:
             raise UserError(f"optim.clip_norm={self.clip_norm}: a number above 0, or null")
-        if self.eps is not None:
-            _in_range("eps", self.eps, 0.0, math.inf)
+        for key in ("eps", "trust_coefficient"):
+            if getattr(self, key) is not None:
+                _in_range(key, getattr(self, key), 0.0, math.inf)
         for key in ("momentum_half_life", "beta2_half_life"):
             half_life = getattr(self, key)
             if half_life is not None and half_life.value == 0:
@@ -105,6 +113,9 @@ SPECIAL = (
     "eps",
     "momentum_half_life",
     "beta2_half_life",
+    "preset",
+    "trust_coefficient",
+    "adapt_norm_and_bias",
 )
 
 

@@ -17,7 +17,10 @@ NORMS = (
 
 
 def param_groups(
-    model: nn.Module, weight_decay: float, decay_norm_and_bias: bool = False
+    model: nn.Module,
+    weight_decay: float,
+    decay_norm_and_bias: bool = False,
+    adapt_norm_and_bias: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Return optimizer groups that keep biases and the parameters of norms from decaying.
 
@@ -29,13 +32,16 @@ def param_groups(
         model: whose parameters that require gradients are grouped, each once.
         weight_decay: of the group ``decay``.
         decay_norm_and_bias: decay all of them.
+        adapt_norm_and_bias: whether LARS and LAMB adapt the rate of the other group; None leaves it
+            to their ``exclude``.
 
     Returns:
         Up to two groups with the keys ``name``, ``params`` (pairs of name and parameter) and
         ``weight_decay``; one alone where nothing tells them apart.
     """
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    if decay_norm_and_bias or weight_decay == 0.0:
+    same_decay = decay_norm_and_bias or weight_decay == 0.0
+    if same_decay and adapt_norm_and_bias is not False:
         return [{"name": "all", "params": named, "weight_decay": weight_decay}]
     of_norms = {
         id(param)
@@ -47,8 +53,10 @@ def param_groups(
     rest = [(n, p) for n, p in named if p.ndim <= 1 or id(p) in of_norms]
     groups: list[dict[str, Any]] = [
         {"name": "decay", "params": decay, "weight_decay": weight_decay},
-        {"name": "no_decay", "params": rest, "weight_decay": 0.0},
+        {"name": "no_decay", "params": rest, "weight_decay": weight_decay if same_decay else 0.0},
     ]
+    if adapt_norm_and_bias is not None:
+        groups[1]["layer_adaptation"] = adapt_norm_and_bias
     return [group for group in groups if group["params"]]
 
 

@@ -1,0 +1,506 @@
+// LARS and LAMB on the CPU: norms and update of a wave of tensors one after the other, so that the
+// update finds in cache what the norms have read.
+
+#include <cmath>
+
+#include "common/chunks.h"
+#include "common/clones.h"
+#include "optim/cpu.h"
+#include "optim/layerwise.h"
+
+namespace largebatch {
+namespace {
+
+// Elements of a wave: parameters and gradients of it (float32) fill the second-level caches of a
+// few cores; a larger tensor is a wave of its own.
+
+constexpr int64_t kWaveElements = 524288;
+
+// Elements whose LAMB update is put aside before its squares are added.
+constexpr int kBlock = 1024;
+
+// Lanes of a block's sum, in the precision of its elements.
+constexpr int kLanes = 16;
+
+// The sum of squares of a short block. Lanes in the elements' own precision are twice as fast as in
+// float64; sums near the ends of float32's range are taken again in float64.
+template <typename Acc>
+LARGEBATCH_HOST_DEVICE double block_square_sum(const Acc* __restrict block, int count) {
+  Acc lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += block[i + lane] * block[i + lane];
+  }
+  for (int lane = 0; i < count; ++i, ++lane) lanes[lane] += block[i] * block[i];
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  if (std::is_same_v<Acc, double> || (lanes[0] > Acc(1e-25) && lanes[0] < Acc(1e30))) {
+    return static_cast<double>(lanes[0]);
+  }
+  double sum = 0.0;
+  for (i = 0; i < count; ++i) sum += static_cast<double>(block[i]) * static_cast<double>(block[i]);
+  return sum;
+}
+
+// The lanes of one block, added in a fixed order; near the ends of float32's range in float64.
+template <typename T, typename Acc>
+LARGEBATCH_HOST_DEVICE double finish_block(Acc* lanes, const T* __restrict block) {
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  if (std::is_same_v<Acc, double> || (lanes[0] > Acc(1e-25) && lanes[0] < Acc(1e30))) {
+    return static_cast<double>(lanes[0]);
+  }
+  double sum = 0.0;
+  for (int i = 0; i < kBlock; ++i) {
+    const double value = static_cast<double>(static_cast<Acc>(block[i]));
+    sum += value * value;
+  }
+  return sum;
+}
+
+// The sums of squares of parameters and gradients. Four streams, both halves of each array side by
+// side: a core waits for memory, and more streams keep more requests on their way.
+template <typename T, typename Acc>
+LARGEBATCH_HOST_DEVICE void square_sums_loop(
+    const Acc* __restrict param, const T* __restrict grad, int64_t length, double* sums) {
+  const int64_t half = length / 2 / kBlock * kBlock;
+  for (int64_t begin = 0; begin < half; begin += kBlock) {
+    Acc low_w[kLanes] = {}, high_w[kLanes] = {}, low_g[kLanes] = {}, high_g[kLanes] = {};
+    for (int64_t i = begin; i < begin + kBlock; i += kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        low_w[lane] += param[i + lane] * param[i + lane];
+        high_w[lane] += param[half + i + lane] * param[half + i + lane];
+        const Acc low = static_cast<Acc>(grad[i + lane]);
+        const Acc high = static_cast<Acc>(grad[half + i + lane]);
+        low_g[lane] += low * low;
+        high_g[lane] += high * high;
+      }
+    }
+    sums[0] += finish_block(low_w, param + begin) + finish_block(high_w, param + half + begin);
+    sums[1] += finish_block(low_g, grad + begin) + finish_block(high_g, grad + half + begin);
+  }
+  Acc block[kBlock];
+  for (int64_t begin = 2 * half; begin < length; begin += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - begin));
+    sums[0] += block_square_sum(param + begin, count);
+    for (int i = 0; i < count; ++i) block[i] = static_cast<Acc>(grad[begin + i]);
+    sums[1] += block_square_sum(block, count);
+  }
+}
+
+template <typename T, typename Acc>
+LARGEBATCH_HOST_DEVICE double joint_square_sum_loop(
+    const T* __restrict grad, const Acc* __restrict param, int64_t length, Acc factor, Acc decay) {
+  double sum = 0.0;
+  Acc block[kBlock];
+  for (int64_t begin = 0; begin < length; begin += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - begin));
+    for (int i = 0; i < count; ++i) {
+      block[i] = factor * static_cast<Acc>(grad[begin + i]) + decay * param[begin + i];
+    }
+    sum += block_square_sum(block, count);
+  }
+  return sum;
+}
+
+template <bool Momentum, typename T, typename Buffer, typename Acc>
+LARGEBATCH_HOST_DEVICE void lars_loop(
+    T* __restrict param,
+    const T* __restrict grad,
+    Buffer* __restrict buffer,
+    Acc* __restrict master,
+    int64_t length,
+    Acc factor,
+    const SgdScalars<Acc>& scalars) {
+  const auto element = [&](int64_t i) __attribute__((always_inline)) {
+    Acc value = master[i];
+    Acc velocity = Momentum ? static_cast<Acc>(buffer[i]) : Acc(0);
+    sgd_element<Momentum>(value, static_cast<Acc>(grad[i]), velocity, factor, scalars);
+    master[i] = value;
+    if constexpr (!std::is_same_v<T, Acc>) param[i] = static_cast<T>(value);
+    if (Momentum) buffer[i] = static_cast<Buffer>(velocity);
+  };
+  const int64_t half = length / 2 / kLanes * kLanes;
+  for (int64_t i = 0; i < half; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) element(i + lane);
+    for (int lane = 0; lane < kLanes; ++lane) element(half + i + lane);
+  }
+  for (int64_t i = 2 * half; i < length; ++i) element(i);
+}
+
+// Moments of a chunk, in place, and the sums of squares of its parameters and its update.
+template <typename T, typename Moment, typename Acc>
+LARGEBATCH_HOST_DEVICE void lamb_moments_loop(
+    const Acc* __restrict param,
+    const T* __restrict grad,
+    Moment* __restrict first,
+    Moment* __restrict second,
+    int64_t length,
+    Acc factor,
+    const LambScalars<Acc>& scalars,
+    double* sums) {
+  const auto element = [&](int64_t at) __attribute__((always_inline)) {
+    Acc m = static_cast<Acc>(first[at]);
+    Acc v = static_cast<Acc>(second[at]);
+    lamb_moments(factor * static_cast<Acc>(grad[at]), m, v, scalars);
+    first[at] = static_cast<Moment>(m);
+    second[at] = static_cast<Moment>(v);
+    // The update is computed again from what was stored: the norm has to be that one's.
+    m = static_cast<Acc>(static_cast<Moment>(m));
+    v = static_cast<Acc>(static_cast<Moment>(v));
+    return lamb_update(param[at], m, std::sqrt(v), scalars);
+  };
+  Acc low[kBlock], high[kBlock];
+  const int64_t half = length / 2 / kBlock * kBlock;
+  for (int64_t begin = 0; begin < half; begin += kBlock) {
+    for (int i = 0; i < kBlock; i += kLanes) {
+      for (int lane = i; lane < i + kLanes; ++lane) low[lane] = element(begin + lane);
+      for (int lane = i; lane < i + kLanes; ++lane) high[lane] = element(half + begin + lane);
+    }
+    sums[0] += block_square_sum(param + begin, kBlock);
+    sums[0] += block_square_sum(param + half + begin, kBlock);
+    sums[1] += block_square_sum(low, kBlock);
+    sums[1] += block_square_sum(high, kBlock);
+  }
+  for (int64_t begin = 2 * half; begin < length; begin += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, length - begin));
+    for (int i = 0; i < count; ++i) low[i] = element(begin + i);
+    sums[0] += block_square_sum(param + begin, count);
+    sums[1] += block_square_sum(low, count);
+  }
+}
+
+template <typename T, typename Moment, typename Acc>
+LARGEBATCH_HOST_DEVICE void lamb_apply_loop(
+    T* __restrict param,
+    Acc* __restrict master,
+    const Moment* __restrict first,
+    const Moment* __restrict second,
+    int64_t length,
+    Acc rate,
+    const LambScalars<Acc>& scalars) {
+  const auto element = [&](int64_t i) __attribute__((always_inline)) {
+    const Acc root = std::sqrt(static_cast<Acc>(second[i]));
+    const Acc value =
+        master[i] - rate * lamb_update(master[i], static_cast<Acc>(first[i]), root, scalars);
+    master[i] = value;
+    if constexpr (!std::is_same_v<T, Acc>) param[i] = static_cast<T>(value);
+  };
+  const int64_t half = length / 2 / kLanes * kLanes;
+  for (int64_t i = 0; i < half; i += kLanes) {
+    for (int lane = i; lane < i + kLanes; ++lane) element(lane);
+    for (int lane = i; lane < i + kLanes; ++lane) element(half + lane);
+  }
+  for (int64_t i = 2 * half; i < length; ++i) element(i);
+}
+
+template <typename T>
+LARGEBATCH_HOST_DEVICE void widen_loop(
+    const T* __restrict from, float* __restrict to, int64_t length) {
+  for (int64_t i = 0; i < length; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+// Clones cannot be templates, hence one named overload a combination of types.
+#define LARGEBATCH_LARS(T, Buffer, Acc)                                                        \
+  LARGEBATCH_CLONES void lars_momentum(                                                        \
+      T* param, const T* grad, Buffer* buffer, Acc* master, int64_t length, Acc factor,        \
+      const SgdScalars<Acc>& scalars) {                                                        \
+    lars_loop<true>(param, grad, buffer, master, length, factor, scalars);                     \
+  }                                                                                            \
+  LARGEBATCH_CLONES void lamb_first_pass(                                                      \
+      const Acc* param, const T* grad, Buffer* first, Buffer* second, int64_t length,          \
+      Acc factor, const LambScalars<Acc>& scalars, double* sums) {                             \
+    lamb_moments_loop(param, grad, first, second, length, factor, scalars, sums);              \
+  }                                                                                            \
+  LARGEBATCH_CLONES void lamb_apply(                                                           \
+      T* param, Acc* master, const Buffer* first, const Buffer* second, int64_t length,        \
+      Acc rate, const LambScalars<Acc>& scalars) {                                             \
+    lamb_apply_loop(param, master, first, second, length, rate, scalars);                      \
+  }
+
+LARGEBATCH_LARS(float, float, float)
+LARGEBATCH_LARS(float, BFloat16, float)
+LARGEBATCH_LARS(double, double, double)
+LARGEBATCH_LARS(Half, float, float)
+LARGEBATCH_LARS(Half, BFloat16, float)
+LARGEBATCH_LARS(BFloat16, float, float)
+LARGEBATCH_LARS(BFloat16, BFloat16, float)
+#undef LARGEBATCH_LARS
+
+#define LARGEBATCH_TYPE(T, Acc)                                                                \
+  LARGEBATCH_CLONES double joint_square_sum(                                                   \
+      const T* grad, const Acc* param, int64_t length, Acc factor, Acc decay) {                \
+    return joint_square_sum_loop(grad, param, length, factor, decay);                          \
+  }                                                                                            \
+  LARGEBATCH_CLONES void square_sums(                                                          \
+      const Acc* param, const T* grad, int64_t length, double* sums) {                         \
+    square_sums_loop(param, grad, length, sums);                                               \
+  }                                                                                            \
+  LARGEBATCH_CLONES void lars_plain(                                                           \
+      T* param, const T* grad, Acc* master, int64_t length, Acc factor,                        \
+      const SgdScalars<Acc>& scalars) {                                                        \
+    lars_loop<false>(                                                                          \
+        param, grad, static_cast<Acc*>(nullptr), master, length, factor, scalars);             \
+  }
+
+LARGEBATCH_TYPE(float, float)
+LARGEBATCH_TYPE(double, double)
+LARGEBATCH_TYPE(Half, float)
+LARGEBATCH_TYPE(BFloat16, float)
+#undef LARGEBATCH_TYPE
+
+LARGEBATCH_CLONES void widen(const Half* from, float* to, int64_t length) {
+  widen_loop(from, to, length);
+}
+LARGEBATCH_CLONES void widen(const BFloat16* from, float* to, int64_t length) {
+  widen_loop(from, to, length);
+}
+
+// One tensor of a call, as flat arrays.
+struct Row {
+  ScalarType type;
+  ScalarType moment_type;
+  void* param;
+  const void* grad;
+  void* first;
+  void* second;
+  void* master;
+  LayerSetting setting;
+};
+
+// What a pass over one chunk works on, typed: the full-precision values stand in `master`, which
+// for a 16-bit parameter without a master is a copy of the chunk.
+template <typename T, typename Moment>
+struct Span {
+  using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  T* param;
+  const T* grad;
+  Moment* first;
+  Moment* second;
+  Acc* master;
+  int64_t length;
+};
+
+template <typename T, typename Moment, class Body>
+void typed(const Row& row, const Chunk& chunk, const Body& body) {
+  using Acc = typename Span<T, Moment>::Acc;
+  Span<T, Moment> span = {
+      static_cast<T*>(row.param) + chunk.begin,
+      static_cast<const T*>(row.grad) + chunk.begin,
+      row.first == nullptr ? nullptr : static_cast<Moment*>(row.first) + chunk.begin,
+      row.second == nullptr ? nullptr : static_cast<Moment*>(row.second) + chunk.begin,
+      row.master == nullptr ? nullptr : static_cast<Acc*>(row.master) + chunk.begin,
+      chunk.length};
+  if constexpr (std::is_same_v<T, Acc>) {
+    if (span.master == nullptr) span.master = span.param;
+    body(span);
+  } else if (span.master == nullptr) {
+    Acc copy[kChunkElements];
+    widen(span.param, copy, chunk.length);
+    span.master = copy;
+    body(span);
+  } else {
+    body(span);
+  }
+}
+
+template <class Body>
+void with_types(const Row& row, const Chunk& chunk, const Body& body) {
+  const bool low = row.moment_type == ScalarType::BFloat16;
+  switch (row.type) {
+    case ScalarType::Double: return typed<double, double>(row, chunk, body);
+    case ScalarType::Float:
+      return low ? typed<float, BFloat16>(row, chunk, body) : typed<float, float>(row, chunk, body);
+    case ScalarType::Half:
+      return low ? typed<Half, BFloat16>(row, chunk, body) : typed<Half, float>(row, chunk, body);
+    default:
+      return low ? typed<BFloat16, BFloat16>(row, chunk, body)
+                 : typed<BFloat16, float>(row, chunk, body);
+  }
+}
+
+struct Call {
+  std::vector<Row> rows;
+  double factor;
+  double* norms;
+  Stage stage;
+};
+
+// Fills the table of rows; all lists are flat by now.
+Call make_call(const LayerwiseLists& lists, const LayerwiseScalars& scalars, bool maximize) {
+  Call call;
+  const auto* settings = static_cast<const double*>(scalars.settings.const_data_ptr());
+  const double lr_factor = scalars.lr_factor ? read_scalar(*scalars.lr_factor) : 1.0;
+  call.factor = (maximize ? -1.0 : 1.0) *
+      (scalars.grad_factor ? read_scalar(*scalars.grad_factor) : 1.0);
+  call.norms = static_cast<double*>(scalars.norms.mutable_data_ptr());
+  call.stage = scalars.stage;
+  for (size_t index = 0; index < lists.params.size(); ++index) {
+    const bool has_master = !lists.masters.empty() && lists.masters[index].numel() > 0;
+    const bool has_first = !lists.first.empty();
+    call.rows.push_back(
+        {lists.params[index].scalar_type(),
+         has_first ? lists.first[index].scalar_type() : ScalarType::Float,
+         lists.params[index].mutable_data_ptr(),
+         lists.grads[index].const_data_ptr(),
+         has_first ? lists.first[index].mutable_data_ptr() : nullptr,
+         lists.second.empty() ? nullptr : lists.second[index].mutable_data_ptr(),
+         has_master ? lists.masters[index].mutable_data_ptr() : nullptr,
+         {settings[3 * index] * lr_factor, settings[3 * index + 1],
+          settings[3 * index + 2] != 0.0}});
+  }
+  return call;
+}
+
+// The tensors' first element counts and where their waves end.
+template <class Wave>
+void for_each_wave(const TensorList& params, const Wave& wave) {
+  size_t begin = 0;
+  int64_t elements = 0;
+  for (size_t end = 0; end < params.size(); ++end) {
+    const int64_t next = params[end].numel();
+    if (end > begin && elements + next > kWaveElements) {
+      wave(begin, end);
+      begin = end;
+      elements = 0;
+    }
+    elements += next;
+  }
+  if (begin < params.size()) wave(begin, params.size());
+}
+
+// Adds the two sums of squares that `body(chunk, sums)` finds in every chunk of a wave, per tensor
+// and in the order of chunks.
+template <class Body>
+void sum_chunks(const Chunks& chunks, double* norms, const Body& body) {
+  std::vector<double> partial(2 * chunks.size());
+  chunks.for_each(
+      [&](int64_t position, const Chunk& chunk) { body(chunk, &partial[2 * position]); });
+  for (size_t position = 0; position < chunks.size(); ++position) {
+    double* const row = norms + 3 * chunks[position].tensor;
+    row[0] += partial[2 * position];
+    row[1] += partial[2 * position + 1];
+  }
+}
+
+}  // namespace
+
+void lars_step_cpu(
+    LayerwiseLists lists, const LayerwiseScalars& scalars, const LarsOptions& options) {
+  if (scalars.found_inf && read_scalar(*scalars.found_inf) != 0.0) return;
+  Rows flat = layerwise_rows(lists);
+  const Call call = make_call(lists, scalars, options.maximize);
+
+  for_each_wave(lists.params, [&](size_t begin, size_t end) {
+    const Chunks chunks(lists.params, begin, end);
+    if (call.stage != Stage::kUpdate) {
+      std::fill(call.norms + 3 * begin, call.norms + 3 * end, 0.0);
+      sum_chunks(chunks, call.norms, [&](const Chunk& chunk, double* sums) {
+        const Row& row = call.rows[chunk.tensor];
+        if (!row.setting.adapts) return;
+        with_types(row, chunk, [&](const auto& span) {
+          using Acc = typename std::decay_t<decltype(span)>::Acc;
+          square_sums(span.master, span.grad, span.length, sums);
+          if (options.joint) {
+            sums[1] = joint_square_sum(
+                span.grad, span.master, span.length, static_cast<Acc>(call.factor),
+                static_cast<Acc>(row.setting.weight_decay));
+          }
+        });
+      });
+      if (!options.joint) {
+        for (size_t index = begin; index < end; ++index) {
+          call.norms[3 * index + 1] *= call.factor * call.factor;
+        }
+      }
+    }
+    if (call.stage == Stage::kSums) return;
+
+    std::vector<bool> adapted(end - begin);
+    for (size_t index = begin; index < end; ++index) {
+      double* const norms = call.norms + 3 * index;
+      const double weight = std::sqrt(norms[0]), grad = std::sqrt(norms[1]);
+      const LayerSetting& setting = call.rows[index].setting;
+      adapted[index - begin] = lars_adapts(setting, weight, grad);
+      norms[2] = lars_ratio(options, setting, weight, grad);
+    }
+    // Backwards, so that what was read last, and is in cache, comes first.
+    chunks.for_each_reversed([&](const Chunk& chunk) {
+      const Row& row = call.rows[chunk.tensor];
+      with_types(row, chunk, [&](const auto& span) {
+        using Acc = typename std::decay_t<decltype(span)>::Acc;
+        const auto of_tensor = lars_scalars<Acc>(
+            options, row.setting, call.norms[3 * chunk.tensor + 2], adapted[chunk.tensor - begin]);
+        const Acc factor = static_cast<Acc>(call.factor);
+        if (span.first != nullptr) {
+          lars_momentum(
+              span.param, span.grad, span.first, span.master, span.length, factor, of_tensor);
+        } else {
+          lars_plain(span.param, span.grad, span.master, span.length, factor, of_tensor);
+        }
+      });
+    });
+  });
+  flat.write_back();
+}
+
+void lamb_step_cpu(
+    LayerwiseLists lists, const LayerwiseScalars& scalars, const LambOptions& options) {
+  if (scalars.found_inf && read_scalar(*scalars.found_inf) != 0.0) return;
+  Rows flat = layerwise_rows(lists);
+  const Call call = make_call(lists, scalars, options.maximize);
+  std::vector<LambCorrection> corrections;
+  for (const Tensor& step : lists.steps) {
+    const double number = read_scalar(step) + 1.0;
+    corrections.push_back(
+        {1.0 - std::pow(options.beta1, number), 1.0 - std::pow(options.beta2, number)});
+  }
+  const auto scalars_of = [&](size_t tensor, auto* of_type) {
+    return lamb_scalars<std::remove_pointer_t<decltype(of_type)>>(
+        options, call.rows[tensor].setting, corrections[tensor],
+        std::sqrt(corrections[tensor].second));
+  };
+
+  for_each_wave(lists.params, [&](size_t begin, size_t end) {
+    const Chunks chunks(lists.params, begin, end);
+    if (call.stage != Stage::kUpdate) {
+      std::fill(call.norms + 3 * begin, call.norms + 3 * end, 0.0);
+      sum_chunks(chunks, call.norms, [&](const Chunk& chunk, double* sums) {
+        with_types(call.rows[chunk.tensor], chunk, [&](const auto& span) {
+          using Acc = typename std::decay_t<decltype(span)>::Acc;
+          lamb_first_pass(
+              span.master, span.grad, span.first, span.second, span.length,
+              static_cast<Acc>(call.factor), scalars_of(chunk.tensor, static_cast<Acc*>(nullptr)),
+              sums);
+        });
+      });
+    }
+    if (call.stage == Stage::kSums) return;
+
+    for (size_t index = begin; index < end; ++index) {
+      double* const norms = call.norms + 3 * index;
+      norms[2] = lamb_ratio(
+          options, call.rows[index].setting, std::sqrt(norms[0]), std::sqrt(norms[1]));
+    }
+    chunks.for_each_reversed([&](const Chunk& chunk) {
+      const Row& row = call.rows[chunk.tensor];
+      const LambCorrection& correction = corrections[chunk.tensor];
+      with_types(row, chunk, [&](const auto& span) {
+        using Acc = typename std::decay_t<decltype(span)>::Acc;
+        const double rate = call.norms[3 * chunk.tensor + 2] *
+            lamb_rate(options, row.setting, correction, std::sqrt(correction.second));
+        lamb_apply(
+            span.param, span.master, span.first, span.second, span.length, static_cast<Acc>(rate),
+            scalars_of(chunk.tensor, static_cast<Acc*>(nullptr)));
+      });
+    });
+  });
+  if (call.stage != Stage::kSums) {
+    for (Tensor& step : lists.steps) *static_cast<float*>(step.mutable_data_ptr()) += 1.0f;
+  }
+  flat.write_back();
+}
+
+}  // namespace largebatch

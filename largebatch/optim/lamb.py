@@ -1,0 +1,235 @@
+"""LAMB in the forms in use (You et al. 2020), as one operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from largebatch import _ops
+from largebatch._errors import UserError
+from largebatch.optim.config import OptimConfig
+from largebatch.optim.construct import construct
+from largebatch.optim.layerwise import Batch, LayerwiseOptimizer, chosen
+from largebatch.optim.registry import optimizers
+
+_PAPER: dict[str, Any] = {
+    "eps": 1e-6,
+    "bias_correction": "moments",
+    "grad_averaging": True,
+    "max_grad_norm": None,
+    "min_ratio": 0.0,
+    "max_ratio": math.inf,
+    "exclude": "none",
+    "decay_excluded": True,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": _PAPER,
+    "nvlamb": {**_PAPER, "max_grad_norm": 1.0},
+    "author": {
+        **_PAPER,
+        "bias_correction": "none",
+        "max_grad_norm": 1.0,
+        "exclude": "no_decay",
+    },
+    "deepspeed": {
+        **_PAPER,
+        "eps": 1e-8,
+        "bias_correction": "rate",
+        "min_ratio": 0.01,
+        "max_ratio": 10.0,
+    },
+}
+"""The switches of four implementations; ``largebatch/optim/README.md`` has them as a table."""
+
+
+class LAMB(LayerwiseOptimizer):
+    """Adam whose step has, tensor by tensor, the length of the weights (algorithm 2).
+
+    With gradient g, parameter w, weight decay b and t the step number::
+
+        m <- beta1 m + (1 - beta1) g;   v <- beta2 v + (1 - beta2) g^2
+        u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + b w
+        w <- w - lr (|w| / |u|) u
+
+    Args:
+        params: parameters, named parameters or groups of them, float32, float64, float16 or
+            bfloat16, mixed at will.
+        lr: learning rate; a 0-d tensor makes the step capturable in a CUDA graph.
+        betas: factors of the moments per step.
+        weight_decay: b, inside the norm of the update.
+        preset: ``paper``, ``nvlamb``, ``author`` or ``deepspeed``.
+        eps: added to the root of the second moment.
+        bias_correction: ``moments`` as above, ``none``, or ``rate``: on the learning rate, after
+            the ratio was taken.
+        grad_averaging: False: the gradient enters the first moment times 1.
+        max_grad_norm: scale the gradients of all groups together to at most this global norm before
+            they enter the moments; 0 or None with the preset ``paper``: no clipping. One value for
+            all groups.
+        min_ratio, max_ratio: bounds of the trust ratio.
+        exclude, decay_excluded, maximize, master_weights, state_dtype, fused: as in
+            :class:`largebatch.optim.LARS`.
+
+    Raises:
+        UserError: a hyperparameter out of range, complex parameters, sparse gradients.
+        RuntimeError: ``fused=True`` where the compiled kernel is absent.
+    """
+
+    operator = "lamb_"
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.01,
+        *,
+        preset: str = "paper",
+        eps: float | None = None,
+        bias_correction: Literal["moments", "rate", "none"] | None = None,
+        grad_averaging: bool | None = None,
+        max_grad_norm: float | None = None,
+        min_ratio: float | None = None,
+        max_ratio: float | None = None,
+        exclude: Literal["none", "one_dimensional", "no_decay"] | None = None,
+        decay_excluded: bool | None = None,
+        maximize: bool = False,
+        master_weights: bool = True,
+        state_dtype: torch.dtype | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        switches = chosen(
+            "LAMB",
+            PRESETS,
+            preset,
+            eps=eps,
+            bias_correction=bias_correction,
+            grad_averaging=grad_averaging,
+            max_grad_norm=max_grad_norm,
+            min_ratio=min_ratio,
+            max_ratio=max_ratio,
+            exclude=exclude,
+            decay_excluded=decay_excluded,
+        )
+        self.max_grad_norm: float | None = switches.pop("max_grad_norm") or None
+        if self.max_grad_norm is not None and not 0.0 < self.max_grad_norm < math.inf:
+            raise UserError(f"LAMB: max_grad_norm={self.max_grad_norm}: a number from 0 up")
+        defaults = {
+            "lr": lr,
+            "betas": tuple(betas),
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "master_weights": master_weights,
+            "state_dtype": state_dtype,
+            "fused": fused,
+            **switches,
+        }
+        super().__init__(params, defaults)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse hyperparameters out of range."""
+        if not all(0.0 <= beta < 1.0 for beta in group["betas"]):
+            raise UserError(f"LAMB: betas={group['betas']}: each from 0 up and below 1")
+        if not 0.0 <= group["eps"] < math.inf:
+            raise UserError(f"LAMB: eps={group['eps']}: a number from 0 up")
+        if not 0.0 <= group["min_ratio"] <= group["max_ratio"]:
+            raise UserError(
+                f"LAMB: min_ratio={group['min_ratio']}, max_ratio={group['max_ratio']}: from 0 up, "
+                "the first not above the second"
+            )
+        if group["bias_correction"] not in ("moments", "rate", "none"):
+            raise UserError(
+                f"LAMB: bias_correction={group['bias_correction']!r}: moments, rate or none"
+            )
+
+    def moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names of the two moments."""
+        return ("exp_avg", "exp_avg_sq")
+
+    def prepare(self, factor: Tensor | None) -> Tensor | None:
+        """Add this optimizer's own clipping to the factor of the gradients."""
+        if self.max_grad_norm is None:
+            return factor
+        grads = [
+            param.grad
+            for group in self.param_groups
+            for param in group["params"]
+            if param.grad is not None
+        ]
+        if not grads:
+            return factor
+        if len({grad.device for grad in grads}) > 1:
+            raise UserError("LAMB: max_grad_norm needs all parameters on one device")
+        scale = None if factor is None else factor.to(grads[0].device)
+        return _ops.clip_factor(grads, self.max_grad_norm, eps=0.0, scale=scale)[1]
+
+    def call(
+        self,
+        batch: Batch,
+        params: list[Tensor],
+        grads: list[Tensor],
+        moments: list[list[Tensor]],
+        masters: list[Tensor],
+        scalars: dict[str, Any],
+    ) -> None:
+        """Call ``lamb_`` on one batch."""
+        group = batch.group
+        steps = self._steps(batch)
+        first, second = moments
+        _ops.lamb_(
+            params,
+            grads,
+            first,
+            second,
+            masters,
+            steps,
+            batch.norms,
+            batch.settings,
+            **scalars,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            bias_correction=group["bias_correction"],
+            grad_averaging=group["grad_averaging"],
+            maximize=group["maximize"],
+            min_ratio=group["min_ratio"],
+            max_ratio=group["max_ratio"],
+            reference=group["fused"] is False,
+        )
+        for index, (owner, (number, of)) in enumerate(zip(batch.owners, batch.pieces, strict=True)):
+            if of > 1 and number == of - 1:
+                self.state[owner]["step"].copy_(steps[index])
+
+    def _steps(self, batch: Batch) -> list[Tensor]:
+        """Return a step count a tensor; the pieces of a split parameter count apart in a call."""
+        steps = []
+        for owner, (_, of) in zip(batch.owners, batch.pieces, strict=True):
+            state = self.state[owner]
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
+            steps.append(state["step"] if of == 1 else state["step"].clone())
+        return steps
+
+
+@optimizers.register(
+    "lamb",
+    "Adam whose step follows each tensor's norm; presets paper, nvlamb, author, deepspeed",
+    "You et al. 2020",
+)
+def build_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Build :class:`LAMB` from the config."""
+    config.refuse_unused(
+        {"betas", "eps", "momentum_half_life", "beta2_half_life", "preset", "adapt_norm_and_bias"}
+    )
+    arguments: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": tuple(config.betas),
+        "preset": config.preset or "paper",
+        "eps": config.eps,
+    }
+    built: torch.optim.Optimizer = construct(LAMB, config, groups, arguments)
+    return built

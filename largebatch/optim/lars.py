@@ -1,0 +1,211 @@
+"""LARS in the forms in use (You, Gitman and Ginsburg 2017), as one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from largebatch import _ops
+from largebatch._errors import UserError
+from largebatch.optim.config import OptimConfig
+from largebatch.optim.construct import construct
+from largebatch.optim.layerwise import Batch, LayerwiseOptimizer, chosen
+from largebatch.optim.registry import optimizers
+
+_PAPER: dict[str, Any] = {
+    "trust_coefficient": 0.001,
+    "eps": 0.0,
+    "denominator": "sum",
+    "lr_inside_momentum": True,
+    "ratio_inside_momentum": True,
+    "exclude": "none",
+    "decay_excluded": True,
+    "clip_ratio": False,
+    "zero_norm": "decay",
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": _PAPER,
+    "mlperf": {**_PAPER, "exclude": "one_dimensional", "decay_excluded": False},
+    "timm": {**_PAPER, "eps": 1e-8, "lr_inside_momentum": False, "exclude": "no_decay"},
+    "larc": {
+        **_PAPER,
+        "trust_coefficient": 0.02,
+        "eps": 1e-8,
+        "lr_inside_momentum": False,
+        "clip_ratio": True,
+        "zero_norm": "raw",
+    },
+    "optax": {**_PAPER, "denominator": "joint"},
+}
+"""The switches of five implementations; ``largebatch/optim/README.md`` has them as a table."""
+
+
+class LARS(LayerwiseOptimizer):
+    """Momentum SGD with a learning rate of its own for every tensor.
+
+    With gradient g, parameter w, weight decay b and the trust coefficient c (section 3, eq. 6)::
+
+        ratio = c |w| / (|g| + b |w| + eps)
+        v <- momentum v + lr ratio (g + b w);   w <- w - v
+
+    Every public implementation differs from the paper in some point; each point is a switch, and a
+    preset sets them all. None leaves a switch to the preset.
+
+    Args:
+        params: parameters, named parameters or groups of them, float32, float64, float16 or
+            bfloat16, mixed at will.
+        lr: learning rate; a 0-d tensor makes the step capturable in a CUDA graph.
+        momentum: factor of the buffer per step.
+        weight_decay: L2 term, added to the gradient as ``weight_decay`` x parameter.
+        trust_coefficient: c; 0.001 in every preset but ``larc`` (0.02).
+        preset: ``paper``, ``mlperf``, ``timm``, ``larc`` or ``optax``.
+        nesterov: look ahead, in the preset's variables.
+        eps: added to the denominator.
+        denominator: ``sum``: \\|g\\| + b \\|w\\|; ``joint``: \\|g + b w\\|.
+        lr_inside_momentum: the rate enters the buffer with the gradient, else it multiplies the
+            buffer.
+        ratio_inside_momentum: the same of the trust ratio.
+        exclude: which tensors do not adapt: ``none``; ``one_dimensional``: biases and parameters of
+            norms; ``no_decay``: those of groups without weight decay.
+        decay_excluded: whether excluded tensors decay nevertheless.
+        clip_ratio: ratio <- min(ratio / lr, 1).
+        zero_norm: a tensor whose norm or gradient is zero takes the ratio 1 and decays (``decay``),
+            or takes its gradient as it is (``raw``).
+        maximize: ascend.
+        master_weights: keep float16 and bfloat16 parameters in float32 as well, so that updates
+            below their resolution add up. The master is what counts: editing the parameter by hand
+            has no effect on later steps.
+        state_dtype: of the buffer of parameters that are not float64: None for float32, or
+            ``torch.bfloat16``.
+        fused: True demands the compiled kernel, False the reference; None takes what there is.
+
+    Raises:
+        UserError: a hyperparameter out of range, complex parameters, sparse gradients.
+        RuntimeError: ``fused=True`` where the compiled kernel is absent.
+    """
+
+    operator = "lars_"
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float | None = None,
+        *,
+        preset: str = "paper",
+        nesterov: bool = False,
+        eps: float | None = None,
+        denominator: Literal["sum", "joint"] | None = None,
+        lr_inside_momentum: bool | None = None,
+        ratio_inside_momentum: bool | None = None,
+        exclude: Literal["none", "one_dimensional", "no_decay"] | None = None,
+        decay_excluded: bool | None = None,
+        clip_ratio: bool | None = None,
+        zero_norm: Literal["decay", "raw"] | None = None,
+        maximize: bool = False,
+        master_weights: bool = True,
+        state_dtype: torch.dtype | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        switches = chosen(
+            "LARS",
+            PRESETS,
+            preset,
+            trust_coefficient=trust_coefficient,
+            eps=eps,
+            denominator=denominator,
+            lr_inside_momentum=lr_inside_momentum,
+            ratio_inside_momentum=ratio_inside_momentum,
+            exclude=exclude,
+            decay_excluded=decay_excluded,
+            clip_ratio=clip_ratio,
+            zero_norm=zero_norm,
+        )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "master_weights": master_weights,
+            "state_dtype": state_dtype,
+            "fused": fused,
+            **switches,
+        }
+        super().__init__(params, defaults)
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse hyperparameters out of range."""
+        for key, high in (("momentum", 1.0), ("trust_coefficient", None), ("eps", None)):
+            if not 0.0 <= group[key] < (high or float("inf")):
+                bound = "from 0 up" + (f" and below {high:g}" if high else "")
+                raise UserError(f"LARS: {key}={group[key]}: a number {bound}")
+        if group["denominator"] not in ("sum", "joint"):
+            raise UserError(f"LARS: denominator={group['denominator']!r}: sum or joint")
+        if group["zero_norm"] not in ("decay", "raw"):
+            raise UserError(f"LARS: zero_norm={group['zero_norm']!r}: decay or raw")
+        if group["nesterov"] and group["momentum"] == 0.0:
+            raise UserError("LARS: nesterov needs a momentum above 0")
+
+    def moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the name of the buffer, where there is momentum."""
+        return ("momentum_buffer",) if group["momentum"] != 0.0 else ()
+
+    def call(
+        self,
+        batch: Batch,
+        params: list[Tensor],
+        grads: list[Tensor],
+        moments: list[list[Tensor]],
+        masters: list[Tensor],
+        scalars: dict[str, Any],
+    ) -> None:
+        """Call ``lars_`` on one batch."""
+        group = batch.group
+        _ops.lars_(
+            params,
+            grads,
+            moments[0] if moments else [],
+            masters,
+            batch.norms,
+            batch.settings,
+            **scalars,
+            momentum=group["momentum"],
+            trust_coefficient=group["trust_coefficient"],
+            eps=group["eps"],
+            joint=group["denominator"] == "joint",
+            lr_inside=group["lr_inside_momentum"],
+            ratio_inside=group["ratio_inside_momentum"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            clip_ratio=group["clip_ratio"],
+            zero_is_raw=group["zero_norm"] == "raw",
+            reference=group["fused"] is False,
+        )
+
+
+@optimizers.register(
+    "lars",
+    "momentum SGD whose rate follows each tensor's norms; presets paper, mlperf, timm, larc, optax",
+    "You, Gitman and Ginsburg 2017",
+)
+def build_lars(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Build :class:`LARS` from the config."""
+    used = {"momentum", "nesterov", "momentum_half_life", "eps", "preset", "trust_coefficient"}
+    config.refuse_unused(used | {"adapt_norm_and_bias"})
+    arguments: dict[str, Any] = {
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "nesterov": config.nesterov,
+        "preset": config.preset or "paper",
+        "trust_coefficient": config.trust_coefficient,
+        "eps": config.eps,
+    }
+    built: torch.optim.Optimizer = construct(LARS, config, groups, arguments)
+    return built

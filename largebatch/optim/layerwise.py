@@ -1,0 +1,319 @@
+"""What LARS and LAMB share: one call for all groups, master weights, norms for telemetry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from largebatch import _ops
+from largebatch._errors import UserError
+from largebatch.optim.state import restore_exactly
+
+Exclude = str  # none, one_dimensional or no_decay
+EXCLUDE = ("none", "one_dimensional", "no_decay")
+SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+SUPPORTED = (torch.float32, torch.float64, *SIXTEEN_BIT)
+
+
+@dataclass
+class Batch:
+    """Tensors that one call steps: those of one device whose settings, but for three, are equal.
+
+    Attributes:
+        group: a parameter group with those settings.
+        owners: the parameter of each tensor; several where a parameter is split.
+        pieces: number of the tensor among those of its parameter, and how many there are.
+        settings: (N, 3) float64 on the CPU: rate, weight decay, whether the tensor adapts.
+        norms: (N, 3) float64 on the device, as the operators write it.
+    """
+
+    group: dict[str, Any]
+    owners: list[Tensor]
+    pieces: list[tuple[int, int]]
+    settings: Tensor
+    norms: Tensor
+    absent: Tensor
+    key: tuple[Any, ...] = field(default=())
+
+    def parts(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Return each owner's tensor, or its piece of it, in the order of ``owners``."""
+        return [
+            tensor if of == 1 else tensor.tensor_split(of)[number]
+            for tensor, (number, of) in zip(tensors, self.pieces, strict=True)
+        ]
+
+
+class LayerwiseOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers whose rate follows each tensor's norms.
+
+    Groups may differ in rate, weight decay and adaptation and still be stepped by one call. A group
+    takes, beside what its optimizer takes:
+
+    - ``layer_adaptation``: True or False; None (the default) leaves it to ``exclude``.
+    - ``split``: number of equal pieces along the first dimension with a ratio each (3 for a fused
+      QKV matrix), or ``"rows"`` for a ratio a row.
+
+    Attributes:
+        grad_factor: a 0-d tensor that multiplies the gradients of the next step, such as the clip
+            factor of :func:`largebatch.optim.clip_gradients`; the step sets it back to None.
+    """
+
+    grad_factor: Tensor | None = None
+    _step_supports_amp_scaling = True
+    operator = ""
+    moments: tuple[str, ...] = ()
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        self._batches: dict[tuple[Any, ...], Batch] = {}
+        super().__init__(params, {**defaults, "layer_adaptation": None, "split": 1})
+
+    # What an optimizer of this kind adds.
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse hyperparameters out of range with a UserError."""
+        raise NotImplementedError
+
+    def moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Return the names of the moments that a group keeps."""
+        raise NotImplementedError
+
+    def call(
+        self,
+        batch: Batch,
+        params: list[Tensor],
+        grads: list[Tensor],
+        moments: list[list[Tensor]],
+        masters: list[Tensor],
+        scalars: dict[str, Any],
+    ) -> None:
+        """Call the operator on one batch."""
+        raise NotImplementedError
+
+    # torch's interface.
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does, having checked its hyperparameters and parameters."""
+        super().add_param_group(param_group)
+        try:
+            self._check(self.param_groups[-1])
+        except Exception:
+            del self.param_groups[-1]
+            raise
+        self._batches.clear()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._batches = {}
+        for group in self.param_groups:  # state of another library's form lacks our settings
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load state bit by bit, masters included."""
+        super().load_state_dict(state_dict)
+        restore_exactly(self, state_dict)
+        self._batches.clear()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; return the loss of ``closure``, which may compute it anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        factor, self.grad_factor = self.grad_factor, None
+        # GradScaler sets and deletes these two attributes around its call.
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        if grad_scale is not None:
+            unscale = grad_scale.double().reciprocal().float()
+            factor = unscale if factor is None else factor * unscale
+        factor = self.prepare(factor)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for batch in self._current():
+            self._step_batch(batch, factor, found_inf)
+        return loss
+
+    def prepare(self, factor: Tensor | None) -> Tensor | None:
+        """Return what the gradients of this step are multiplied with, given what is known."""
+        return factor
+
+    def layer_norms(self) -> Iterator[tuple[Tensor, int, Tensor]]:
+        """Yield what the last step found: (parameter, number of its piece, norms).
+
+        ``norms`` is a float64 tensor on the device, without a synchronisation: the norm of the
+        weights, that of the gradient (LAMB: of the update) and the trust ratio. Tensors that do not
+        adapt have the ratio 1.
+        """
+        for batch in self._batches.values():
+            norms = torch.cat((batch.norms[:, :2].sqrt(), batch.norms[:, 2:]), dim=1)
+            for owner, (number, _), row in zip(batch.owners, batch.pieces, norms, strict=True):
+                yield owner, number, row
+
+    # How a step is made.
+
+    def _current(self) -> list[Batch]:
+        """Return this step's batches, with rates and decays as the groups have them now."""
+        plan: dict[tuple[Any, ...], list[tuple[dict[str, Any], Tensor]]] = {}
+        for group in self.param_groups:
+            same = self._shared(group)
+            for param in group["params"]:
+                if param.grad is not None:
+                    plan.setdefault((param.device, *same), []).append((group, param))
+        batches = []
+        for same, members in plan.items():
+            key = tuple(id(param) for _, param in members)
+            batch = self._batches.get(same)
+            if batch is None or batch.key != key:
+                batch = self._batches[same] = self._make_batch(members, key)
+            rows = []
+            for group, param in members:
+                lr = 1.0 if isinstance(group["lr"], Tensor) else group["lr"]
+                decay, adapts = self.treatment(group, param)
+                rows += [(lr, decay, float(adapts))] * _pieces(group, param)
+            # A CPU table, read while the kernel is launched: nothing waits for the device.
+            batch.settings = torch.tensor(rows, dtype=torch.float64)
+            batch.group = members[0][0]
+            batches.append(batch)
+        for old in set(self._batches) - set(plan):
+            del self._batches[old]
+        return batches
+
+    def _shared(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        """Return the settings that one call has in common, as a key."""
+        apart: tuple[str, ...] = (
+            "params",
+            "lr",
+            "weight_decay",
+            "layer_adaptation",
+            "split",
+            "name",
+            "exclude",
+        )
+        apart += ("lr_multiplier", "decay_excluded", "initial_lr", "param_names")
+        lr = id(group["lr"]) if isinstance(group["lr"], Tensor) else None
+        return (lr, *((key, value) for key, value in group.items() if key not in apart))
+
+    def _make_batch(
+        self, members: list[tuple[dict[str, Any], Tensor]], key: tuple[Any, ...]
+    ) -> Batch:
+        owners: list[Tensor] = []
+        pieces: list[tuple[int, int]] = []
+        for group, param in members:
+            of = _pieces(group, param)
+            owners += [param] * of
+            pieces += [(number, of) for number in range(of)]
+        device = members[0][1].device
+        norms = torch.zeros((len(owners), 3), dtype=torch.float64, device=device)
+        absent = torch.empty(0, device=device)
+        return Batch(members[0][0], owners, pieces, torch.empty(0), norms, absent, key)
+
+    def treatment(self, group: dict[str, Any], param: Tensor) -> tuple[float, bool]:
+        """Return the weight decay of a parameter and whether it adapts, by the group's rules."""
+        decay: float = group["weight_decay"]
+        if group["layer_adaptation"] is not None:
+            excluded = not group["layer_adaptation"]
+        else:
+            excluded = (group["exclude"] == "one_dimensional" and param.ndim <= 1) or (
+                group["exclude"] == "no_decay" and decay == 0.0
+            )
+        if excluded and not group["decay_excluded"]:
+            decay = 0.0
+        return decay, not excluded
+
+    def excluded(self) -> list[Tensor]:
+        """Return the parameters that do not adapt."""
+        return [
+            param
+            for group in self.param_groups
+            for param in group["params"]
+            if not self.treatment(group, param)[1]
+        ]
+
+    def _step_batch(self, batch: Batch, factor: Tensor | None, found_inf: Tensor | None) -> None:
+        group = batch.group
+        grads = []
+        for param in batch.owners:
+            assert param.grad is not None
+            if param.grad.is_sparse:
+                raise UserError(f"{type(self).__name__}: sparse gradients are not supported")
+            grads.append(param.grad)
+            self._begin_state(param, group)
+        state = [self.state[param] for param in batch.owners]
+        moments = [batch.parts(s[name] for s in state) for name in self.moment_names(group)]
+        masters: list[Tensor] = []
+        if any("master" in s for s in state):
+            masters = batch.parts(s.get("master", batch.absent) for s in state)
+        device = batch.norms.device
+        scalars = {
+            "lr_factor": group["lr"].to(device) if isinstance(group["lr"], Tensor) else None,
+            "grad_factor": None if factor is None else factor.to(device),
+            "found_inf": None if found_inf is None else found_inf.to(device),
+        }
+        params = [param.detach() for param in batch.owners]
+        self.call(batch, batch.parts(params), batch.parts(grads), moments, masters, scalars)
+
+    def _begin_state(self, param: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[param]
+        for name in self.moment_names(group):
+            if name not in state:
+                dtype = _ops.accumulate_dtype(param.dtype)
+                if dtype == torch.float32 and group["state_dtype"] is not None:
+                    dtype = group["state_dtype"]
+                state[name] = torch.zeros_like(param, dtype=dtype)
+        if param.dtype in SIXTEEN_BIT and group["master_weights"] and "master" not in state:
+            state["master"] = param.detach().to(torch.float32, copy=True)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        name = type(self).__name__
+        for key in ("lr", "weight_decay"):
+            if not 0.0 <= float(group[key]) < math.inf:
+                raise UserError(f"{name}: {key}={group[key]}: a number from 0 up")
+        if group["exclude"] not in EXCLUDE:
+            raise UserError(f"{name}: exclude={group['exclude']!r}: {', '.join(EXCLUDE)}")
+        if group["state_dtype"] not in (None, torch.float32, torch.bfloat16):
+            raise UserError(
+                f"{name}: state_dtype={group['state_dtype']}: None, float32 or bfloat16"
+            )
+        split = group["split"]
+        if split != "rows" and not (isinstance(split, int) and split >= 1):
+            raise UserError(f"{name}: split={split!r}: a number from 1 up, or 'rows'")
+        self.check_group(group)
+        for param in group["params"]:
+            if param.dtype not in SUPPORTED:
+                raise UserError(
+                    f"{name}: parameters of type {param.dtype}; float32, float64, float16 or "
+                    "bfloat16"
+                )
+            if isinstance(split, int) and split > 1 and (param.ndim == 0 or len(param) % split):
+                raise UserError(
+                    f"{name}: split={split}: a parameter of shape {tuple(param.shape)} does not "
+                    "divide so along its first dimension"
+                )
+            if group["fused"] and not _ops.is_compiled(self.operator, param.device):
+                device = param.device.type
+                faces = _ops.backends()[self.operator]
+                raise RuntimeError(
+                    f"{name}: fused=True, but the compiled op is absent on {device}: "
+                    f"{faces.get(device, 'no kernel for this device')}"
+                )
+
+
+def _pieces(group: dict[str, Any], param: Tensor) -> int:
+    if group["split"] == "rows":
+        return max(1, len(param)) if param.ndim > 1 else 1
+    pieces: int = group["split"]
+    return pieces
+
+
+def chosen(
+    name: str, presets: dict[str, dict[str, Any]], preset: str, **given: Any
+) -> dict[str, Any]:
+    """Return a preset's settings with those replaced that were given (not None)."""
+    if preset not in presets:
+        raise UserError(f"{name}: preset={preset!r}: choose from {', '.join(presets)}")
+    return {**presets[preset], **{key: value for key, value in given.items() if value is not None}}
