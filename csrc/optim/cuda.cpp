@@ -2,8 +2,6 @@
 
 #ifdef LARGEBATCH_CUDA
 
-#include "optim/cuda.h"
-
 #include <torch/csrc/stable/accelerator.h>
 
 #include <array>
@@ -11,6 +9,7 @@
 #include "common/cuda_stream.h"
 #include "common/tensors.h"
 #include "optim/check.h"
+#include "optim/cuda_host.h"
 #include "optim/optim.h"
 
 namespace largebatch {
@@ -18,34 +17,6 @@ namespace {
 
 constexpr std::array<Element, 4> kElements = {
     Element::kFloat, Element::kDouble, Element::kHalf, Element::kBFloat16};
-
-Element element_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Element::kFloat;
-    case ScalarType::Double: return Element::kDouble;
-    case ScalarType::Half: return Element::kHalf;
-    default: return Element::kBFloat16;
-  }
-}
-
-// Kernels read raw pointers: all of a call must be on one device.
-void check_device(const TensorList& tensors, int32_t device) {
-  for (const Tensor& tensor : tensors) {
-    STD_TORCH_CHECK(
-        tensor.is_cuda() && tensor.get_device_index() == device,
-        "largebatch: all tensors of a call must be on one CUDA device");
-  }
-}
-
-DeviceScalar device_scalar(const std::optional<Tensor>& scalar, int32_t device) {
-  if (!scalar) return {nullptr, false};
-  check_device({*scalar}, device);
-  return {scalar->const_data_ptr(), scalar->scalar_type() == ScalarType::Double};
-}
-
-void check_launch(const char* error, const char* name) {
-  STD_TORCH_CHECK(error == nullptr, name, ": ", error == nullptr ? "" : error);
-}
 
 // Enqueues norm and, unless null, clip factor; the chunks of one element type follow another's.
 void enqueue_norm(TensorList& tensors, const Tensor& norm, const Tensor* factor, const Clip& clip) {

@@ -2,74 +2,14 @@
 // tensors travels in the kernel's arguments, so that a model of a few hundred tensors is one launch
 // and nothing is copied to the device beforehand.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include <algorithm>
-
-#include "optim/cuda.h"
-#include "optim/math.h"
+#include "optim/device.cuh"
 
 namespace largebatch {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kChunk = 8192;  // elements of a block: 8 rounds of 16-byte loads of float32
-constexpr int kVectorBytes = 16;
-
 // Tables of two sizes: small models do not pay for 27 KiB of arguments (the limit is 32764 bytes).
 constexpr int kSmall = 64;
 constexpr int kLarge = 768;
-
-__device__ __forceinline__ float widen(float value) { return value; }
-__device__ __forceinline__ double widen(double value) { return value; }
-__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
-__device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ __forceinline__ void narrow(float value, float& out) { out = value; }
-__device__ __forceinline__ void narrow(double value, double& out) { out = value; }
-__device__ __forceinline__ void narrow(float value, __half& out) { out = __float2half_rn(value); }
-__device__ __forceinline__ void narrow(float value, __nv_bfloat16& out) {
-  out = __float2bfloat16_rn(value);
-}
-
-template <typename T>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
-};
-
-template <typename T, int Count>
-struct alignas(kVectorBytes) Pack {
-  T values[Count];
-};
-
-__device__ __forceinline__ double read(DeviceScalar scalar) {
-  return scalar.is_double ? *static_cast<const double*>(scalar.data)
-                          : static_cast<double>(*static_cast<const float*>(scalar.data));
-}
-
-__device__ __forceinline__ bool is_aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0;
-}
-
-// The row that a block works on: the last whose first chunk is not after it.
-__device__ __forceinline__ int find_row(const int* first_chunk, int count, int chunk) {
-  int low = 0, high = count - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (first_chunk[middle] <= chunk) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
 
 template <int Capacity>
 struct SgdTable {
@@ -133,24 +73,6 @@ struct NormTable {
   int count;
 };
 
-// Adds one number a thread in an order that depends on the block's size alone; valid in thread 0.
-template <int Threads>
-__device__ __forceinline__ double block_sum(double value) {
-  __shared__ double of_warps[32];
-  for (int offset = 16; offset > 0; offset /= 2) {
-    value += __shfl_down_sync(0xffffffffu, value, offset);
-  }
-  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    value = threadIdx.x < Threads / 32 ? of_warps[threadIdx.x] : 0.0;
-    for (int offset = 16; offset > 0; offset /= 2) {
-      value += __shfl_down_sync(0xffffffffu, value, offset);
-    }
-  }
-  return value;
-}
-
 // Sums are float64, as on the CPU: the square of any float32 is in range and nothing is lost to
 // cancellation in long sums; reading the gradients takes longer than adding them.
 template <typename T, int Capacity>
@@ -208,13 +130,6 @@ __global__ void __launch_bounds__(kFinishThreads) finish_norm_kernel(
     *static_cast<float*>(norm) = static_cast<float>(root);
     if (factor != nullptr) *static_cast<float*>(factor) = static_cast<float>(clipped);
   }
-}
-
-int64_t chunks_of(int64_t length) { return (length + kChunk - 1) / kChunk; }
-
-const char* last_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 template <typename T, bool Momentum, int Capacity>

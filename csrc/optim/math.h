@@ -17,9 +17,9 @@ struct SgdScalars {
   Acc step_scale;     // learning rate where it sits inside the buffer, else 1
   Acc buffer_scale;   // momentum x buffer_factor (momentum correction)
   Acc fresh_scale;    // 1 - dampening
-  Acc look_step;      // Nesterov: 1, else 0
-  Acc look_buffer;    // Nesterov: momentum, else 1
+  Acc look_ahead;     // momentum, for Nesterov's step
   Acc param_scale;    // learning rate where it sits outside the buffer, else 1
+  bool nesterov;
 };
 
 template <typename Acc>
@@ -36,13 +36,13 @@ SgdScalars<Acc> sgd_scalars(
       static_cast<Acc>(lr_inside_momentum ? lr : 1.0),
       static_cast<Acc>(momentum * buffer_factor),
       static_cast<Acc>(1.0 - dampening),
-      static_cast<Acc>(nesterov ? 1.0 : 0.0),
-      static_cast<Acc>(nesterov ? momentum : 1.0),
-      static_cast<Acc>(lr_inside_momentum ? 1.0 : lr)};
+      static_cast<Acc>(momentum),
+      static_cast<Acc>(lr_inside_momentum ? 1.0 : lr),
+      nesterov};
 }
 
 // g <- factor grad + weight_decay p;  s <- step_scale g
-// b <- buffer_scale b + fresh_scale s;  p <- p - param_scale (look_step s + look_buffer b)
+// b <- buffer_scale b + fresh_scale s;  p <- p - param_scale (b, or s + look_ahead b)
 template <bool Momentum, typename Acc>
 LARGEBATCH_HOST_DEVICE void sgd_element(
     Acc& param, Acc grad, Acc& buffer, Acc factor, const SgdScalars<Acc>& scalars) {
@@ -50,7 +50,9 @@ LARGEBATCH_HOST_DEVICE void sgd_element(
   const Acc step = scalars.step_scale * decayed;
   if (Momentum) {
     buffer = scalars.buffer_scale * buffer + scalars.fresh_scale * step;
-    param -= scalars.param_scale * (scalars.look_step * step + scalars.look_buffer * buffer);
+    // A choice, not a product with zero: that would make NaN of an infinite gradient.
+    const Acc ahead = step + scalars.look_ahead * buffer;
+    param -= scalars.param_scale * (scalars.nesterov ? ahead : buffer);
   } else {
     param -= scalars.param_scale * step;
   }
@@ -108,9 +110,9 @@ LARGEBATCH_HOST_DEVICE SgdScalars<Acc> lars_scalars(
       static_cast<Acc>((options.lr_inside ? lr : 1.0) * (options.ratio_inside ? ratio : 1.0)),
       static_cast<Acc>(options.momentum),
       static_cast<Acc>(1.0),
-      static_cast<Acc>(options.nesterov ? 1.0 : 0.0),
-      static_cast<Acc>(options.nesterov ? options.momentum : 1.0),
-      static_cast<Acc>((options.lr_inside ? 1.0 : lr) * (options.ratio_inside ? 1.0 : ratio))};
+      static_cast<Acc>(options.momentum),
+      static_cast<Acc>((options.lr_inside ? 1.0 : lr) * (options.ratio_inside ? 1.0 : ratio)),
+      options.nesterov};
 }
 
 // Where LAMB's bias correction goes: into the moments (You et al. 2020, algorithm 2), into the rate

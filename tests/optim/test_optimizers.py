@@ -17,6 +17,8 @@ RATES = {
     "sgd": 0.05,
     "adadelta": 1.0,
     "adagrad": 0.05,
+    "lars": 20.0,
+    "lamb": 0.02,
     "muon": 0.02,
     "radam": 0.05,
     "rmsprop": 0.002,
@@ -24,7 +26,9 @@ RATES = {
 
 
 def test_the_registry_lists_what_the_design_names() -> None:
-    expected = "adadelta, adagrad, adam, adamax, adamw, muon, nadam, radam, rmsprop, sgd"
+    expected = (
+        "adadelta, adagrad, adam, adamax, adamw, lamb, lars, muon, nadam, radam, rmsprop, sgd"
+    )
     assert ", ".join(sorted(NAMES)) == expected
     for entry in optimizers:
         assert entry.summary

@@ -1,0 +1,486 @@
+// CUDA kernels of LARS and LAMB: two launches a step, one for the sums of squares (LAMB: and the
+// moments) and one for the update. A block of the second adds up its tensor's partial sums itself,
+// which costs it a few hundred numbers from the second-level cache and saves a launch.
+
+#include <cmath>
+
+#include "optim/device.cuh"
+#include "optim/layerwise_cuda.h"
+
+namespace largebatch {
+namespace {
+
+// Tables of two sizes; the larger nearly fills a kernel's 32764 bytes of arguments.
+constexpr int kSmall = 64;
+constexpr int kLarge = 320;
+
+template <int Capacity>
+struct LayerTable {
+  LayerRow rows[Capacity];
+  int first_chunk[Capacity + 1];
+  int count;
+};
+
+// The chunk a block works on.
+struct Here {
+  const LayerRow* row;
+  int row_chunk;    // first chunk of its tensor
+  int chunks;       // of its tensor
+  int chunk;        // of the table
+  int64_t begin;
+  int length;
+};
+
+template <int Capacity>
+__device__ __forceinline__ Here locate(const LayerTable<Capacity>& table) {
+  const int chunk = static_cast<int>(blockIdx.x);
+  const int index = find_row(table.first_chunk, table.count, chunk);
+  const LayerRow& row = table.rows[index];
+  const int first = table.first_chunk[index];
+  const int64_t begin = (chunk - first) * kChunk;
+  return {&row, first, table.first_chunk[index + 1] - first, chunk, begin,
+          static_cast<int>(min(kChunk, row.length - begin))};
+}
+
+__device__ __forceinline__ double scalar_or_one(DeviceScalar scalar) {
+  return scalar.data != nullptr ? read(scalar) : 1.0;
+}
+
+__device__ __forceinline__ LayerSetting setting_of(const LayerRow& row, const LayerCall& call) {
+  LayerSetting setting = row.setting;
+  setting.lr *= scalar_or_one(call.lr_factor);
+  return setting;
+}
+
+// A chunk's arrays, typed. The parameter is read from, and written to, its master where it has one.
+template <typename T, typename Moment>
+struct Arrays {
+  using Acc = typename Accumulate<T>::type;
+  T* param;
+  const T* grad;
+  Moment* first;
+  Moment* second;
+  Acc* master;
+
+  __device__ explicit Arrays(const Here& here) {
+    const LayerRow& row = *here.row;
+    param = static_cast<T*>(row.param) + here.begin;
+    grad = static_cast<const T*>(row.grad) + here.begin;
+    first = row.first ? static_cast<Moment*>(row.first) + here.begin : nullptr;
+    second = row.second ? static_cast<Moment*>(row.second) + here.begin : nullptr;
+    master = row.master ? static_cast<Acc*>(row.master) + here.begin : nullptr;
+  }
+
+  __device__ bool aligned() const {
+    return is_aligned(param) && is_aligned(grad) && is_aligned(first) && is_aligned(second) &&
+        is_aligned(master);
+  }
+};
+
+// Calls `body(lanes, offset)` for the elements of a chunk: `lanes` at a time where all arrays are
+// aligned, one by one for the rest; `lanes` is a compile-time constant.
+template <int Lanes>
+struct Count {
+  static constexpr int value = Lanes;
+};
+
+template <typename T, class Body>
+__device__ __forceinline__ void for_elements(int length, bool aligned, const Body& body) {
+  constexpr int kVector = kVectorBytes / sizeof(T);
+  int done = 0;
+  if (aligned) {
+    done = length - length % kVector;
+    for (int i = threadIdx.x * kVector; i < done; i += kThreads * kVector) {
+      body(Count<kVector>(), i);
+    }
+  }
+  for (int i = done + threadIdx.x; i < length; i += kThreads) body(Count<1>(), i);
+}
+
+template <int Lanes, typename T>
+__device__ __forceinline__ void load(const T* from, Pack<T, Lanes>& to) {
+  if constexpr (Lanes == 1) {
+    to.values[0] = *from;
+  } else {
+    to = *reinterpret_cast<const Pack<T, Lanes>*>(from);
+  }
+}
+
+template <int Lanes, typename T>
+__device__ __forceinline__ void store(T* to, const Pack<T, Lanes>& from) {
+  if constexpr (Lanes == 1) {
+    *to = from.values[0];
+  } else {
+    *reinterpret_cast<Pack<T, Lanes>*>(to) = from;
+  }
+}
+
+// Loads `Lanes` full-precision parameters.
+template <int Lanes, typename T, typename Moment>
+__device__ __forceinline__ auto load_weights(const Arrays<T, Moment>& arrays, int i) {
+  using Acc = typename Arrays<T, Moment>::Acc;
+  Pack<Acc, Lanes> weights;
+  if (arrays.master != nullptr) {
+    load<Lanes>(arrays.master + i, weights);
+  } else {
+    Pack<T, Lanes> stored;
+    load<Lanes>(static_cast<const T*>(arrays.param + i), stored);
+#pragma unroll
+    for (int lane = 0; lane < Lanes; ++lane) weights.values[lane] = widen(stored.values[lane]);
+  }
+  return weights;
+}
+
+template <int Lanes, typename T, typename Moment, typename Acc>
+__device__ __forceinline__ void store_weights(
+    const Arrays<T, Moment>& arrays, int i, const Pack<Acc, Lanes>& weights) {
+  if (arrays.master != nullptr) store<Lanes>(arrays.master + i, weights);
+  Pack<T, Lanes> stored;
+#pragma unroll
+  for (int lane = 0; lane < Lanes; ++lane) narrow(weights.values[lane], stored.values[lane]);
+  store<Lanes>(arrays.param + i, stored);
+}
+
+// Calls `body` with null pointers of the row's element and moment types.
+template <class Body>
+__device__ __forceinline__ void with_types(const LayerRow& row, const Body& body) {
+  using Low = __nv_bfloat16*;
+  switch (row.element) {
+    case Element::kDouble:
+      return body(static_cast<double*>(nullptr), static_cast<double*>(nullptr));
+    case Element::kFloat:
+      return row.low_moments ? body(static_cast<float*>(nullptr), Low())
+                             : body(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
+    case Element::kHalf:
+      return row.low_moments ? body(static_cast<__half*>(nullptr), Low())
+                             : body(static_cast<__half*>(nullptr), static_cast<float*>(nullptr));
+    default:
+      return row.low_moments ? body(Low(), Low()) : body(Low(), static_cast<float*>(nullptr));
+  }
+}
+
+// Writes a block's two sums to its place.
+__device__ __forceinline__ void put_partial(double* partial, int chunk, double first, double second) {
+  first = block_sum<kThreads>(first);
+  __syncthreads();
+  second = block_sum<kThreads>(second);
+  if (threadIdx.x == 0) {
+    partial[2 * chunk] = first;
+    partial[2 * chunk + 1] = second;
+  }
+}
+
+// The two sums of a tensor, in every thread: of its partial sums, or as ranks have added them.
+__device__ __forceinline__ double2 tensor_sums(const Here& here, const LayerCall& call) {
+  __shared__ double2 sums;
+  if (!call.with_sums) {
+    const double* const given = call.norms + 3 * here.row->index;
+    return {given[0], given[1]};
+  }
+  double first = 0.0, second = 0.0;
+  const double* const partial = call.partial + 2 * static_cast<int64_t>(here.row_chunk);
+  for (int i = threadIdx.x; i < here.chunks; i += kThreads) {
+    first += partial[2 * i];
+    second += partial[2 * i + 1];
+  }
+  first = block_sum<kThreads>(first);
+  __syncthreads();
+  second = block_sum<kThreads>(second);
+  if (threadIdx.x == 0) sums = {first, second};
+  __syncthreads();
+  return sums;
+}
+
+__device__ __forceinline__ void put_norms(
+    const Here& here, const LayerCall& call, double2 sums, double ratio) {
+  if (here.begin != 0 || threadIdx.x != 0) return;
+  double* const norms = call.norms + 3 * here.row->index;
+  if (call.with_sums) {
+    norms[0] = sums.x;
+    norms[1] = sums.y;
+  }
+  norms[2] = ratio;
+}
+
+// One block a tensor: its sums for the ranks that share it.
+template <int Capacity>
+__global__ void __launch_bounds__(kThreads) sums_kernel(
+    const __grid_constant__ LayerTable<Capacity> table, const LayerCall call) {
+  if (call.found_inf.data != nullptr && read(call.found_inf) != 0.0) return;
+  const int index = static_cast<int>(blockIdx.x);
+  const int first = table.first_chunk[index];
+  const Here here = {&table.rows[index], first, table.first_chunk[index + 1] - first, first, 0, 0};
+  const double2 sums = tensor_sums(here, call);
+  if (threadIdx.x != 0) return;
+  call.norms[3 * here.row->index] = sums.x;
+  call.norms[3 * here.row->index + 1] = sums.y;
+}
+
+template <int Capacity>
+__global__ void __launch_bounds__(kThreads) lars_sums_kernel(
+    const __grid_constant__ LayerTable<Capacity> table,
+    const LayerCall call,
+    const LarsOptions options) {
+  if (call.found_inf.data != nullptr && read(call.found_inf) != 0.0) return;
+  const Here here = locate(table);
+  const double factor = (options.maximize ? -1.0 : 1.0) * scalar_or_one(call.grad_factor);
+  double weight_sum = 0.0, grad_sum = 0.0;
+  if (here.row->setting.adapts) {
+    with_types(*here.row, [&](auto* element, auto* moment) {
+      using T = std::remove_pointer_t<decltype(element)>;
+      using Moment = std::remove_pointer_t<decltype(moment)>;
+      const Arrays<T, Moment> arrays(here);
+      const double decay = options.joint ? here.row->setting.weight_decay : 0.0;
+      for_elements<T>(here.length, arrays.aligned(), [&](auto count, int i) {
+        constexpr int kLanes = decltype(count)::value;
+        const auto weights = load_weights<kLanes>(arrays, i);
+        Pack<T, kLanes> grads;
+        load<kLanes>(arrays.grad + i, grads);
+#pragma unroll
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const double weight = weights.values[lane];
+          const double grad = factor * static_cast<double>(widen(grads.values[lane])) +
+              decay * weight;
+          weight_sum += weight * weight;
+          grad_sum += grad * grad;
+        }
+      });
+    });
+  }
+  put_partial(call.partial, here.chunk, weight_sum, grad_sum);
+}
+
+template <int Capacity>
+__global__ void __launch_bounds__(kThreads) lars_update_kernel(
+    const __grid_constant__ LayerTable<Capacity> table,
+    const LayerCall call,
+    const LarsOptions options) {
+  if (call.found_inf.data != nullptr && read(call.found_inf) != 0.0) return;
+  const Here here = locate(table);
+  const LayerSetting setting = setting_of(*here.row, call);
+  const double2 sums = tensor_sums(here, call);
+  const double weight = sqrt(sums.x), grad = sqrt(sums.y);
+  const double ratio = lars_ratio(options, setting, weight, grad);
+  const bool adapted = lars_adapts(setting, weight, grad);
+  put_norms(here, call, sums, ratio);
+  const double sign = options.maximize ? -1.0 : 1.0;
+  with_types(*here.row, [&](auto* element, auto* moment) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    using Moment = std::remove_pointer_t<decltype(moment)>;
+    using Acc = typename Accumulate<T>::type;
+    const Arrays<T, Moment> arrays(here);
+    const Acc factor = static_cast<Acc>(sign * scalar_or_one(call.grad_factor));
+    const auto scalars = lars_scalars<Acc>(options, setting, ratio, adapted);
+    for_elements<T>(here.length, arrays.aligned(), [&](auto count, int i) {
+      constexpr int kLanes = decltype(count)::value;
+      auto weights = load_weights<kLanes>(arrays, i);
+      Pack<T, kLanes> grads;
+      load<kLanes>(arrays.grad + i, grads);
+      Pack<Moment, kLanes> buffer = {};
+      if (arrays.first != nullptr) {
+        load<kLanes>(static_cast<const Moment*>(arrays.first + i), buffer);
+#pragma unroll
+        for (int lane = 0; lane < kLanes; ++lane) {
+          Acc velocity = widen(buffer.values[lane]);
+          sgd_element<true>(
+              weights.values[lane], Acc(widen(grads.values[lane])), velocity, factor, scalars);
+          narrow(velocity, buffer.values[lane]);
+        }
+        store<kLanes>(arrays.first + i, buffer);
+      } else {
+#pragma unroll
+        for (int lane = 0; lane < kLanes; ++lane) {
+          Acc velocity = 0;
+          sgd_element<false>(
+              weights.values[lane], Acc(widen(grads.values[lane])), velocity, factor, scalars);
+        }
+      }
+      store_weights<kLanes>(arrays, i, weights);
+    });
+  });
+}
+
+__device__ __forceinline__ LambCorrection correction_at(const LambOptions& options, double number) {
+  return {-expm1(number * log(options.beta1)), -expm1(number * log(options.beta2))};
+}
+
+// Writes the step number that the update counts with; blocks of one tensor must not see it change.
+template <int Capacity>
+__global__ void numbers_kernel(
+    const __grid_constant__ LayerTable<Capacity> table, const LayerCall call) {
+  const int index = static_cast<int>(threadIdx.x + blockIdx.x * blockDim.x);
+  if (index >= table.count) return;
+  call.numbers[table.rows[index].index] = static_cast<double>(*table.rows[index].step) + 1.0;
+}
+
+template <int Capacity>
+__global__ void __launch_bounds__(kThreads) lamb_moments_kernel(
+    const __grid_constant__ LayerTable<Capacity> table,
+    const LayerCall call,
+    const LambOptions options) {
+  if (call.found_inf.data != nullptr && read(call.found_inf) != 0.0) return;
+  const Here here = locate(table);
+  const double number = static_cast<double>(*here.row->step) + 1.0;
+  if (here.begin == 0 && threadIdx.x == 0) call.numbers[here.row->index] = number;
+  const LambCorrection correction = correction_at(options, number);
+  const double sign = options.maximize ? -1.0 : 1.0;
+  double weight_sum = 0.0, update_sum = 0.0;
+  with_types(*here.row, [&](auto* element, auto* moment) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    using Moment = std::remove_pointer_t<decltype(moment)>;
+    using Acc = typename Accumulate<T>::type;
+    const Arrays<T, Moment> arrays(here);
+    const Acc factor = static_cast<Acc>(sign * scalar_or_one(call.grad_factor));
+    const auto scalars =
+        lamb_scalars<Acc>(options, here.row->setting, correction, sqrt(correction.second));
+    for_elements<T>(here.length, arrays.aligned(), [&](auto count, int i) {
+      constexpr int kLanes = decltype(count)::value;
+      const auto weights = load_weights<kLanes>(arrays, i);
+      Pack<T, kLanes> grads;
+      Pack<Moment, kLanes> first, second;
+      load<kLanes>(arrays.grad + i, grads);
+      load<kLanes>(static_cast<const Moment*>(arrays.first + i), first);
+      load<kLanes>(static_cast<const Moment*>(arrays.second + i), second);
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) {
+        Acc m = widen(first.values[lane]);
+        Acc v = widen(second.values[lane]);
+        lamb_moments(factor * Acc(widen(grads.values[lane])), m, v, scalars);
+        narrow(m, first.values[lane]);
+        narrow(v, second.values[lane]);
+        // The update is computed again from what was stored: the norm has to be that one's.
+        m = widen(first.values[lane]);
+        v = widen(second.values[lane]);
+        const double weight = weights.values[lane];
+        const double update = lamb_update(weights.values[lane], m, Acc(sqrt(v)), scalars);
+        weight_sum += weight * weight;
+        update_sum += update * update;
+      }
+      store<kLanes>(arrays.first + i, first);
+      store<kLanes>(arrays.second + i, second);
+    });
+  });
+  put_partial(call.partial, here.chunk, weight_sum, update_sum);
+}
+
+template <int Capacity>
+__global__ void __launch_bounds__(kThreads) lamb_apply_kernel(
+    const __grid_constant__ LayerTable<Capacity> table,
+    const LayerCall call,
+    const LambOptions options) {
+  if (call.found_inf.data != nullptr && read(call.found_inf) != 0.0) return;
+  const Here here = locate(table);
+  const LayerSetting setting = setting_of(*here.row, call);
+  const double2 sums = tensor_sums(here, call);
+  const double ratio = lamb_ratio(options, setting, sqrt(sums.x), sqrt(sums.y));
+  put_norms(here, call, sums, ratio);
+  const double number = call.numbers[here.row->index];
+  const LambCorrection correction = correction_at(options, number);
+  const double root = sqrt(correction.second);
+  if (here.begin == 0 && threadIdx.x == 0) *here.row->step = static_cast<float>(number);
+  with_types(*here.row, [&](auto* element, auto* moment) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    using Moment = std::remove_pointer_t<decltype(moment)>;
+    using Acc = typename Accumulate<T>::type;
+    const Arrays<T, Moment> arrays(here);
+    const Acc rate = static_cast<Acc>(ratio * lamb_rate(options, setting, correction, root));
+    const auto scalars = lamb_scalars<Acc>(options, setting, correction, root);
+    const bool aligned = arrays.aligned();
+    for_elements<T>(here.length, aligned, [&](auto count, int i) {
+      constexpr int kLanes = decltype(count)::value;
+      auto weights = load_weights<kLanes>(arrays, i);
+      Pack<Moment, kLanes> first, second;
+      load<kLanes>(static_cast<const Moment*>(arrays.first + i), first);
+      load<kLanes>(static_cast<const Moment*>(arrays.second + i), second);
+#pragma unroll
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const Acc m = widen(first.values[lane]);
+        const Acc v_root = Acc(sqrt(Acc(widen(second.values[lane]))));
+        weights.values[lane] -= rate * lamb_update(weights.values[lane], m, v_root, scalars);
+      }
+      store_weights<kLanes>(arrays, i, weights);
+    });
+  });
+}
+
+// Fills tables of rows and runs `launch(table, blocks, call)` on each.
+template <int Capacity, class Launch>
+const char* for_tables(
+    const LayerRow* rows, size_t count, LayerCall call, const Launch& launch) {
+  LayerTable<Capacity> table;
+  for (size_t start = 0; start < count; start += Capacity) {
+    table.count = static_cast<int>(std::min<size_t>(Capacity, count - start));
+    int64_t blocks = 0;
+    for (int index = 0; index < table.count; ++index) {
+      table.rows[index] = rows[start + index];
+      table.first_chunk[index] = static_cast<int>(blocks);
+      blocks += layer_chunks(table.rows[index].length);
+    }
+    table.first_chunk[table.count] = static_cast<int>(blocks);
+    launch(table, static_cast<unsigned>(blocks), call);
+    if (const char* error = last_error()) return error;
+    call.partial += 2 * blocks;
+  }
+  return nullptr;
+}
+
+template <int Capacity>
+const char* run_lars(
+    const LayerRow* rows, size_t count, const LayerCall& call, const LarsOptions& options,
+    cudaStream_t stream) {
+  return for_tables<Capacity>(
+      rows, count, call,
+      [&](const LayerTable<Capacity>& table, unsigned blocks, const LayerCall& of_table) {
+        if (call.with_sums) {
+          lars_sums_kernel<Capacity><<<blocks, kThreads, 0, stream>>>(table, of_table, options);
+        }
+        if (call.with_update) {
+          lars_update_kernel<Capacity><<<blocks, kThreads, 0, stream>>>(table, of_table, options);
+        } else {
+          sums_kernel<Capacity><<<table.count, kThreads, 0, stream>>>(table, of_table);
+        }
+      });
+}
+
+template <int Capacity>
+const char* run_lamb(
+    const LayerRow* rows, size_t count, const LayerCall& call, const LambOptions& options,
+    cudaStream_t stream) {
+  return for_tables<Capacity>(
+      rows, count, call,
+      [&](const LayerTable<Capacity>& table, unsigned blocks, const LayerCall& of_table) {
+        if (call.with_sums) {
+          lamb_moments_kernel<Capacity><<<blocks, kThreads, 0, stream>>>(table, of_table, options);
+        } else {
+          const unsigned groups = (table.count + kThreads - 1) / kThreads;
+          numbers_kernel<Capacity><<<groups, kThreads, 0, stream>>>(table, of_table);
+        }
+        if (call.with_update) {
+          lamb_apply_kernel<Capacity><<<blocks, kThreads, 0, stream>>>(table, of_table, options);
+        } else {
+          sums_kernel<Capacity><<<table.count, kThreads, 0, stream>>>(table, of_table);
+        }
+      });
+}
+
+}  // namespace
+
+int64_t layer_chunks(int64_t length) { return std::max<int64_t>(1, chunks_of(length)); }
+
+const char* launch_lars(
+    const LayerRow* rows, size_t count, const LayerCall& call, const LarsOptions& options,
+    void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  return count <= kSmall ? run_lars<kSmall>(rows, count, call, options, queue)
+                         : run_lars<kLarge>(rows, count, call, options, queue);
+}
+
+const char* launch_lamb(
+    const LayerRow* rows, size_t count, const LayerCall& call, const LambOptions& options,
+    void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  return count <= kSmall ? run_lamb<kSmall>(rows, count, call, options, queue)
+                         : run_lamb<kLarge>(rows, count, call, options, queue);
+}
+
+}  // namespace largebatch

@@ -1,0 +1,653 @@
+"""LARS and LAMB against float64: golden vectors, presets, precisions, random tensor sets."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from largebatch import _ops
+from largebatch._errors import UserError
+from largebatch.optim import LAMB, LARS, clip_gradients, param_groups
+from largebatch.optim.lamb import PRESETS as LAMB_PRESETS
+from largebatch.optim.lars import PRESETS as LARS_PRESETS
+
+compiled = pytest.mark.skipif(_ops.face() == "reference", reason="the compiled ops are absent")
+FACES = [pytest.param(True, marks=compiled), False]
+KINDS = {"lars": LARS, "lamb": LAMB}
+
+
+def parameter(*values: float, dtype: torch.dtype = torch.float64) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(values, dtype=dtype))
+
+
+def take(
+    optimizer: torch.optim.Optimizer, param: Tensor, *steps: tuple[float, tuple[float, ...]]
+) -> list[float]:
+    """Take steps of (rate, gradient) and return the parameter."""
+    for lr, grad in steps:
+        optimizer.param_groups[0]["lr"] = lr
+        param.grad = torch.tensor(grad, dtype=param.dtype)
+        optimizer.step()
+    return param.tolist()
+
+
+# --- Golden vectors ------------------------------------------------------------------------------
+
+TWO = ((10.0, (0.6, 0.8)), (5.0, (-0.3, 0.4)))
+LARS_GOLDEN = [
+    ({}, 0.01, TWO[1:], (3.02454545, 3.96)),
+    ({"denominator": "joint"}, 0.01, TWO[1:], (3.02615081, 3.95738386)),
+    ({}, 1e-4, TWO, (2.95782063, 3.9042)),
+    ({"preset": "mlperf", "exclude": "none"}, 1e-4, TWO, (2.95782063, 3.9042)),
+    ({"preset": "timm", "eps": 0.0}, 1e-4, TWO, (2.97132063, 3.9222)),
+    (
+        {"lr_inside_momentum": False, "ratio_inside_momentum": False},
+        1e-4,
+        TWO,
+        (2.95810371, 3.90457745),
+    ),
+]
+
+
+@pytest.mark.parametrize("fused", FACES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("switches", "decay", "steps", "expected"), LARS_GOLDEN)
+def test_lars_golden(fused, dtype, switches, decay, steps, expected):
+    param = parameter(3.0, 4.0, dtype=dtype)
+    optimizer = LARS([param], 1.0, weight_decay=decay, fused=fused, **switches)
+    steps = [(10.0 if len(steps) == 1 else lr, grad) for lr, grad in steps]
+    found = take(optimizer, param, *steps)
+    assert found == pytest.approx(expected, abs=1e-8 if dtype == torch.float64 else 5e-7)
+
+
+LAMB_GOLDEN = [
+    ("moments", 1, (2.96481588, 3.96447427)),
+    ("moments", 2, (2.95039252, 3.91711727)),
+    ("none", 1, (2.96470023, 3.96458918)),
+    ("none", 2, (2.95089917, 3.91704686)),
+]
+
+
+@pytest.mark.parametrize("fused", FACES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("correction", "steps", "expected"), LAMB_GOLDEN)
+def test_lamb_golden(fused, dtype, correction, steps, expected):
+    param = parameter(3.0, 4.0, dtype=dtype)
+    optimizer = LAMB([param], 0.01, weight_decay=0.01, bias_correction=correction, fused=fused)
+    grads = ((0.01, (0.6, 0.8)), (0.01, (-0.3, 0.4)))[:steps]
+    found = take(optimizer, param, *grads)
+    assert found == pytest.approx(expected, abs=1e-8 if dtype == torch.float64 else 5e-7)
+
+
+# --- The compiled operators against their references ---------------------------------------------
+
+
+@st.composite
+def tensor_sets(draw: Any) -> list[dict[str, Any]]:
+    """Draw shapes from no element up, types, scales of weights and gradients, special values."""
+    rows = []
+    for _ in range(draw(st.integers(1, 5))):
+        numel = draw(st.one_of(st.integers(0, 40), st.sampled_from([1023, 16385, 70001])))
+        rows.append(
+            {
+                "numel": numel,
+                "dtype": draw(
+                    st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
+                ),
+                "weight": draw(st.sampled_from([0.0, 1e-3, 1.0, 30.0])),
+                "grad": draw(st.sampled_from([0.0, 1e-3, 1.0, 30.0])),
+                "special": draw(st.sampled_from([None] * 6 + [math.inf, math.nan])),
+                "low": draw(st.booleans()),
+            }
+        )
+    return rows
+
+
+def tensors_of(rows: list[dict[str, Any]], seed: int) -> dict[str, list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(row: dict[str, Any], scale: float) -> Tensor:
+        return scale * torch.randn(row["numel"], generator=generator, dtype=torch.float64)
+
+    sets: dict[str, list[Tensor]] = {
+        k: [] for k in ("params", "grads", "first", "second", "master")
+    }
+    for row in rows:
+        param = random(row, row["weight"]).to(row["dtype"])
+        grad = random(row, row["grad"]).to(row["dtype"])
+        if row["special"] is not None and row["numel"]:
+            grad[row["numel"] // 2] = row["special"]
+        wide = _ops.accumulate_dtype(row["dtype"])
+        moment = torch.bfloat16 if row["low"] and wide == torch.float32 else wide
+        sets["params"].append(param)
+        sets["grads"].append(grad)
+        sets["first"].append(random(row, 0.1).to(moment))
+        sets["second"].append(random(row, 0.1).square().to(moment))
+        has_master = row["low"] and wide != row["dtype"]
+        sets["master"].append(param.to(wide) if has_master else torch.empty(0))
+    return sets
+
+
+def exactly(sets: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    return {key: [tensor.clone() for tensor in tensors] for key, tensors in sets.items()}
+
+
+def settings_of(rows: list[dict[str, Any]], lr: float) -> Tensor:
+    table = [[lr, 0.0 if i % 2 else 0.01, float(i % 3 != 2)] for i in range(len(rows))]
+    return torch.tensor(table, dtype=torch.float64).reshape(-1, 3)
+
+
+def agree(found: Tensor, expected: Tensor, row: dict[str, Any]) -> None:
+    """Compare within what the arithmetic's and the storage's precision allow."""
+    rounding = {torch.float64: 1e-9, torch.float32: 4e-6}[_ops.accumulate_dtype(row["dtype"])]
+    rounding = max(rounding, 1.01 * torch.finfo(found.dtype).eps)
+    scale = expected.double().abs()
+    scale = float(scale[scale.isfinite()].max()) if scale.isfinite().any() else 1.0
+    torch.testing.assert_close(
+        found.double(), expected.double(), rtol=rounding, atol=rounding * scale, equal_nan=True
+    )
+
+
+LARS_SWITCHES = st.fixed_dictionaries(
+    {
+        "momentum": st.sampled_from([0.0, 0.9]),
+        "eps": st.sampled_from([0.0, 1e-8]),
+        **{
+            key: st.booleans()
+            for key in ("joint", "lr_inside", "ratio_inside", "maximize", "clip_ratio")
+        },
+        "zero_is_raw": st.booleans(),
+    }
+)
+
+
+def check_lars(rows: Any, switches: dict[str, Any], seed: int, nesterov: bool) -> None:
+    start = tensors_of(rows, seed)
+    results = []
+    for reference in (False, True):
+        sets = exactly(start)
+        norms = torch.zeros((len(rows), 3), dtype=torch.float64)
+        _ops.lars_(
+            sets["params"],
+            sets["grads"],
+            sets["first"] if switches["momentum"] else [],
+            sets["master"],
+            norms,
+            settings_of(rows, 0.5),
+            grad_factor=torch.tensor(0.5),
+            nesterov=nesterov and switches["momentum"] > 0.0,
+            reference=reference,
+            **switches,
+        )
+        results.append((sets, norms))
+    compare(results, rows, ("params", "first", "master"), start)
+
+
+def check_lamb(rows: Any, switches: dict[str, Any], seed: int) -> None:
+    start = tensors_of(rows, seed)
+    results = []
+    for reference in (False, True):
+        sets = exactly(start)
+        norms = torch.zeros((len(rows), 3), dtype=torch.float64)
+        steps = [torch.tensor(float(index)) for index in range(len(rows))]
+        _ops.lamb_(
+            sets["params"],
+            sets["grads"],
+            sets["first"],
+            sets["second"],
+            sets["master"],
+            steps,
+            norms,
+            settings_of(rows, 0.01),
+            grad_factor=torch.tensor(0.5),
+            reference=reference,
+            **switches,
+        )
+        assert [float(step) for step in steps] == [index + 1.0 for index in range(len(rows))]
+        results.append((sets, norms))
+    compare(results, rows, ("params", "first", "second", "master"), start)
+
+
+def compare(results: Any, rows: Any, keys: tuple[str, ...], start: Any) -> None:
+    (found, found_norms), (expected, expected_norms) = results
+    torch.testing.assert_close(found_norms, expected_norms, rtol=2e-5, atol=1e-12, equal_nan=True)
+    for key in keys:
+        for index, row in enumerate(rows):
+            agree(found[key][index], expected[key][index], row)
+    for index in range(len(rows)):
+        assert torch.equal(found["grads"][index].nan_to_num(), start["grads"][index].nan_to_num())
+
+
+@compiled
+@settings(max_examples=60, deadline=None)
+@given(tensor_sets(), LARS_SWITCHES, st.integers(0, 2**31), st.booleans())
+def test_lars_kernel_equals_its_reference(rows, switches, seed, nesterov):
+    check_lars(rows, switches, seed, nesterov)
+
+
+LAMB_SWITCHES = st.fixed_dictionaries(
+    {
+        "beta1": st.sampled_from([0.0, 0.9]),
+        "bias_correction": st.sampled_from(["none", "moments", "rate"]),
+        "grad_averaging": st.booleans(),
+        "maximize": st.booleans(),
+        "min_ratio": st.sampled_from([0.0, 0.01]),
+        "max_ratio": st.sampled_from([10.0, math.inf]),
+    }
+)
+
+
+@compiled
+@settings(max_examples=60, deadline=None)
+@given(tensor_sets(), LAMB_SWITCHES, st.integers(0, 2**31))
+def test_lamb_kernel_equals_its_reference(rows, switches, seed):
+    check_lamb(rows, switches, seed)
+
+
+@compiled
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
+@given(tensor_sets(), LARS_SWITCHES, LAMB_SWITCHES, st.integers(0, 2**31), st.booleans())
+def test_a_thousand_random_sets(rows, lars, lamb, seed, nesterov):
+    if seed % 100 == 0:  # the largest size now and then: it takes seconds
+        rows = [{**rows[0], "numel": 3_000_000}]
+    check_lars(rows, lars, seed, nesterov)
+    check_lamb(rows, lamb, seed)
+
+
+def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    torch.manual_seed(2)
+    lists = [[torch.randn(3, 4), torch.randn(5)] for _ in range(4)]
+    table = torch.tensor([[0.1, 0.01, 1.0], [0.1, 0.0, 0.0]], dtype=torch.float64)
+    norms = torch.zeros((2, 3), dtype=torch.float64)
+    factors = {"lr_factor": torch.tensor(0.5), "grad_factor": torch.tensor(0.5)}
+    factors["found_inf"] = torch.tensor(0.0)
+    if name == "lars_":
+        switches = {"momentum": 0.9, "trust_coefficient": 0.001, "eps": 0.0, "joint": False}
+        switches |= {"lr_inside": True, "ratio_inside": True, "nesterov": False, "maximize": False}
+        switches |= {"clip_ratio": False, "zero_is_raw": False, "stage": 0}
+        return (*lists[:3], [], norms, table), {**factors, **switches}
+    lists[3] = [tensor.square() for tensor in lists[3]]
+    steps = [torch.zeros(()), torch.zeros(())]
+    switches = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "bias_correction": 1}
+    switches |= {"grad_averaging": True, "maximize": False, "min_ratio": 0.0, "max_ratio": 10.0}
+    return (*lists, [], steps, norms, table), {**factors, **switches, "stage": 0}
+
+
+@pytest.mark.parametrize("name", ["lars_", "lamb_"])
+def test_opcheck(name):
+    args, kwargs = arguments(name)
+    torch.library.opcheck(getattr(torch.ops.largebatch, name).default, args, kwargs)
+
+
+@compiled
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_threads_do_not_change_a_bit(kind):
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(n)) for n in (3, 40_000, 700_001, 5)]
+        optimizer = kind(params, 0.1, weight_decay=0.01)
+        for _ in range(3):
+            for param in params:
+                param.grad = torch.sin(param.detach() * 3)
+            optimizer.step()
+        results.append([param.detach().clone() for param in params])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@compiled
+def test_sums_and_update_in_two_calls_are_one():
+    for name in ("lars_", "lamb_"):
+        whole, kwargs = arguments(name)
+        parts, _ = arguments(name)
+        operator = getattr(torch.ops.largebatch, name)
+        operator(*whole, **kwargs)
+        operator(*parts, **{**kwargs, "stage": 1})
+        operator(*parts, **{**kwargs, "stage": 2})
+        for a, b in zip(whole[0] + [whole[-2]], parts[0] + [parts[-2]], strict=True):
+            assert torch.equal(a, b)
+
+
+# --- The optimizers ------------------------------------------------------------------------------
+
+
+def net(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5))
+    return nn.Sequential(*layers).to(dtype).to(memory_format=torch.channels_last)
+
+
+def some_grads(model: nn.Module, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for param in model.parameters():
+        grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+        param.grad = grad.to(memory_format=torch.channels_last) if grad.ndim == 4 else grad
+
+
+@pytest.mark.parametrize("preset", LARS_PRESETS)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_every_lars_preset_is_its_formula(preset, nesterov):
+    """Ten steps against each preset's published formula, written out in plain float64."""
+    model = net(torch.float64)
+    plain = copy.deepcopy(model)
+    lr, m, wd = 2.0, 0.9, 0.01
+    optimizer = LARS(model.parameters(), lr, m, wd, preset=preset, nesterov=nesterov)
+    c = 0.02 if preset == "larc" else 0.001
+    buffers = [torch.zeros_like(p) for p in plain.parameters()]
+    for step in range(10):
+        some_grads(model, step)
+        some_grads(plain, step)
+        optimizer.step()
+        with torch.no_grad():
+            for p, v in zip(plain.parameters(), buffers, strict=True):
+                g, w_norm, g_norm, decay = p.grad, p.norm(), p.grad.norm(), wd
+                skipped = preset == "mlperf" and p.ndim <= 1
+                if skipped:
+                    decay = 0.0
+                eps = 1e-8 if preset in ("timm", "larc") else 0.0
+                if preset == "optax":
+                    ratio = c * w_norm / (g + decay * p).norm()
+                else:
+                    ratio = c * w_norm / (g_norm + decay * w_norm + eps)
+                if w_norm == 0 or skipped:
+                    ratio = torch.ones(())
+                elif preset == "larc":
+                    ratio = min(ratio / lr, torch.ones(()))
+                d = ratio * (g + decay * p)
+                if preset in ("timm", "larc"):  # torch's SGD on the scaled gradient
+                    v.mul_(m).add_(d)
+                    p.sub_(lr * (d + m * v if nesterov else v))
+                else:
+                    v.mul_(m).add_(lr * d)
+                    p.sub_(lr * d + m * v if nesterov else v)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("preset", LAMB_PRESETS)
+def test_every_lamb_preset_is_its_formula(preset):
+    model = net(torch.float64)
+    plain = copy.deepcopy(model)
+    lr, b1, b2, wd = 0.01, 0.9, 0.999, 0.1
+    optimizer = LAMB(model.parameters(), lr, (b1, b2), wd, preset=preset)
+    state = [(torch.zeros_like(p), torch.zeros_like(p)) for p in plain.parameters()]
+    for step in range(1, 11):
+        some_grads(model, step)
+        some_grads(plain, step)
+        optimizer.step()
+        norm = torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()
+        clip = max(1.0, float(norm)) if preset in ("nvlamb", "author") else 1.0
+        with torch.no_grad():
+            for p, (m, v) in zip(plain.parameters(), state, strict=True):
+                g = p.grad / clip
+                m.mul_(b1).add_((1 - b1) * g)
+                v.mul_(b2).add_((1 - b2) * g * g)
+                c1, c2, rate = 1 - b1**step, 1 - b2**step, lr
+                if preset == "deepspeed":
+                    rate, c1, c2 = lr * math.sqrt(c2) / c1, 1.0, 1.0
+                if preset == "author":
+                    c1 = c2 = 1.0
+                eps = 1e-8 if preset == "deepspeed" else 1e-6
+                u = (m / c1) / ((v / c2).sqrt() + eps) + wd * p
+                ratio = float(p.norm() / u.norm()) if p.norm() > 0 and u.norm() > 0 else 1.0
+                if preset == "deepspeed" and p.norm() > 0:
+                    ratio = min(max(ratio, 0.01), 10.0)
+                p.sub_(rate * ratio * u)
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+
+
+def test_with_ratio_one_lars_is_sgd_and_lamb_is_adamw():
+    ours, theirs = net(), net()
+    a = LARS(param_groups(ours, 0.01, True, False)[0:], 0.1, weight_decay=0.01, preset="timm")
+    for group in a.param_groups:
+        group["layer_adaptation"] = False
+        group["decay_excluded"] = True
+    b = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
+    for step in range(10):
+        some_grads(ours, step)
+        some_grads(theirs, step)
+        a.step()
+        b.step()
+    for x, y in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    ours, theirs = net(), net()
+    lamb = LAMB(ours.parameters(), 0.01, weight_decay=0.1, eps=1e-8)
+    for group in lamb.param_groups:
+        group["layer_adaptation"] = False
+    adamw = torch.optim.AdamW(theirs.parameters(), 0.01, weight_decay=0.1)
+    for step in range(10):
+        some_grads(ours, step)
+        some_grads(theirs, step)
+        lamb.step()
+        adamw.step()
+    for x, y in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("fused", FACES)
+def test_updates_below_half_a_unit_add_up(kind, dtype, fused):
+    """400 updates, each far below a 16-bit parameter's resolution, arrive as in float64."""
+    narrow = nn.Parameter(torch.full((64,), 1.0, dtype=dtype))
+    wide = nn.Parameter(torch.full((64,), 1.0, dtype=torch.float64))
+    # Steps of 2e-4: a 16th of half a unit of bfloat16, a quarter of one of float16.
+    lr = 2e-4 if kind is LAMB else 0.2
+    optimizers = [kind([p], lr, weight_decay=0.0, fused=fused) for p in (narrow, wide)]
+    if kind is LARS:
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["momentum"] = 0.0
+    for _ in range(400):
+        for param, optimizer in zip((narrow, wide), optimizers, strict=True):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+    assert float(wide[0]) < 0.97
+    unit = torch.finfo(dtype).eps
+    assert float((narrow.double() - wide).abs().max()) < 0.51 * unit
+    master = optimizers[0].state[narrow]["master"]
+    assert float((master.double() - wide).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
+def test_save_load_step_is_bit_identical(kind, dtype, state_dtype, tmp_path):
+    def begin() -> tuple[nn.Module, Any]:
+        model = net(dtype)
+        model[4].float() if dtype != torch.float64 else None  # types mixed within one group
+        return model, kind(model.parameters(), 0.01, weight_decay=0.01, state_dtype=state_dtype)
+
+    model, optimizer = begin()
+    for step in range(3):
+        some_grads(model, step)
+        optimizer.step()
+    torch.save((model.state_dict(), optimizer.state_dict()), tmp_path / "s.pt")
+    again, restored = begin()
+    weights, state = torch.load(tmp_path / "s.pt", weights_only=True)
+    again.load_state_dict(weights)
+    restored.load_state_dict(state)
+    for step in range(3, 6):
+        for m, o in ((model, optimizer), (again, restored)):
+            some_grads(m, step)
+            o.step()
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+        for key, value in optimizer.state[a].items():
+            other = restored.state[b][key]
+            assert value.dtype == other.dtype and torch.equal(value, other), key
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("fused", FACES)
+def test_the_loss_scaler_skips_and_unscales_inside_the_step(kind, fused):
+    scaled, plain = net(), net()
+    a = kind(scaled.parameters(), 0.01, fused=fused)
+    b = kind(plain.parameters(), 0.01, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for step in range(5):
+        some_grads(scaled, step)
+        some_grads(plain, step)
+        scaler.scale(torch.zeros(()))  # starts the scaler
+        for param in scaled.parameters():
+            param.grad *= scaler.get_scale()
+        if step == 2:
+            next(scaled.parameters()).grad[0] = math.inf
+            before = [p.detach().clone() for p in scaled.parameters()]
+            state = copy.deepcopy(a.state_dict()["state"])
+        else:
+            b.step()
+        scaler.step(a)
+        scaler.update()
+        if step == 2:  # a skipped step changes nothing
+            assert all(torch.equal(x, y) for x, y in zip(before, scaled.parameters(), strict=True))
+            now = a.state_dict()["state"]
+            for number, entries in state.items():
+                assert all(torch.equal(v, now[number][k]) for k, v in entries.items())
+    for x, y in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_clipping_hands_over_a_factor_and_writes_no_gradient(kind):
+    model, scaled = net(), net()
+    a, b = kind(model.parameters(), 0.1), kind(scaled.parameters(), 0.1)
+    some_grads(model, 0)
+    some_grads(scaled, 0)
+    before = [p.grad.clone() for p in model.parameters()]
+    clip_gradients(a, 0.5)
+    torch.nn.utils.clip_grad_norm_(scaled.parameters(), 0.5)
+    a.step()
+    b.step()
+    assert all(torch.equal(g, p.grad) for g, p in zip(before, model.parameters(), strict=True))
+    for x, y in zip(model.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_torchs_interface(kind):
+    model = net()
+    optimizer = kind(model[:3].parameters(), 0.1)
+    optimizer.add_param_group({"params": list(model[4].parameters()), "lr": 0.05})
+    some_grads(model, 0)
+    model[4].bias.grad = None  # a missing gradient is passed over
+    bias = model[4].bias.detach().clone()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)
+    assert optimizer.step(lambda: 7.0) == 7.0
+    assert torch.equal(bias, model[4].bias)
+    assert model[4].bias not in optimizer.state
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.005])
+    rows = list(optimizer.layer_norms())
+    assert len(rows) == 5
+    for param, number, norms in rows:
+        assert number == 0
+        if kind is LARS:
+            assert float(norms[1]) == pytest.approx(float(param.grad.norm()), rel=1e-6)
+    optimizer.zero_grad(set_to_none=False)
+    assert all(float(p.grad.abs().sum()) == 0 for p in model[:3].parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_a_rate_on_the_device_is_the_same_rate(kind):
+    plain, capturable = net(), net()
+    a = kind(plain.parameters(), 0.1)
+    b = kind(capturable.parameters(), torch.tensor(0.1, dtype=torch.float64))
+    for step in range(3):
+        some_grads(plain, step)
+        some_grads(capturable, step)
+        a.step()
+        b.step()
+    for x, y in zip(plain.parameters(), capturable.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("split", [3, "rows"])
+def test_pieces_of_a_tensor_have_ratios_of_their_own(kind, split):
+    torch.manual_seed(1)
+    fused = nn.Parameter(torch.randn(6, 4) * torch.arange(1.0, 7.0)[:, None])
+    pieces = [nn.Parameter(p.clone()) for p in fused.detach().tensor_split(3 if split == 3 else 6)]
+    a = kind([{"params": [fused], "split": split}], 0.1, weight_decay=0.01)
+    b = kind(pieces, 0.1, weight_decay=0.01)
+    for _ in range(3):
+        fused.grad = torch.sin(fused.detach())
+        for piece in pieces:
+            piece.grad = torch.sin(piece.detach())
+        a.step()
+        b.step()
+    torch.testing.assert_close(fused.detach(), torch.cat([p.detach() for p in pieces]))
+    if kind is LAMB:
+        assert float(a.state[fused]["step"]) == 3
+
+
+def test_an_exact_norm_at_the_ends_of_float32():
+    for scale in (1e-22, 1e-18, 1e18, 1e25):
+        param = nn.Parameter(torch.full((5000,), scale))
+        optimizer = LARS([param], 1.0, momentum=0.0)
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+        _, _, norms = next(optimizer.layer_norms())
+        assert float(norms[0]) == pytest.approx(scale * math.sqrt(5000), rel=1e-6)
+
+
+def test_excluded_tensors_are_listed_and_decay_as_asked():
+    model = net()
+    mlperf = LARS(model.parameters(), 0.1, weight_decay=0.1, preset="mlperf")
+    assert [p.ndim for p in mlperf.excluded()] == [1, 1, 1, 1]
+    for decays in (False, True):
+        param = nn.Parameter(torch.ones(3))
+        optimizer = LARS([param], 0.5, 0.0, 0.1, exclude="one_dimensional", decay_excluded=decays)
+        param.grad = torch.zeros(3)
+        optimizer.step()
+        assert float(param[0]) == pytest.approx(0.95 if decays else 1.0)
+    groups = param_groups(model, 0.1, adapt_norm_and_bias=False)
+    timm = LARS(groups, 0.1, preset="paper")
+    assert {p.ndim for p in timm.excluded()} == {1}
+
+
+BAD = [
+    (LARS, {"preset": "papr"}, "preset='papr'"),
+    (LARS, {"momentum": 1.0}, "momentum=1.0"),
+    (LARS, {"denominator": "max"}, "denominator='max'"),
+    (LARS, {"zero_norm": "one"}, "zero_norm='one'"),
+    (LARS, {"nesterov": True, "momentum": 0.0}, "nesterov"),
+    (LARS, {"exclude": "all"}, "exclude='all'"),
+    (LARS, {"state_dtype": torch.float16}, "state_dtype"),
+    (LARS, {"weight_decay": -1.0}, "weight_decay=-1.0"),
+    (LAMB, {"betas": (0.9, 1.0)}, "betas"),
+    (LAMB, {"eps": -1.0}, "eps"),
+    (LAMB, {"min_ratio": 2.0, "max_ratio": 1.0}, "min_ratio"),
+    (LAMB, {"bias_correction": "both"}, "bias_correction"),
+    (LAMB, {"max_grad_norm": -1.0}, "max_grad_norm"),
+]
+
+
+@pytest.mark.parametrize(("kind", "switches", "said"), BAD)
+def test_bad_hyperparameters_are_refused_by_name(kind, switches, said):
+    with pytest.raises(UserError, match=said):
+        kind([nn.Parameter(torch.ones(3))], lr=0.1, **switches)
+
+
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_complex_and_sparse_are_refused(kind):
+    with pytest.raises(UserError, match="complex64"):
+        kind([nn.Parameter(torch.ones(3, dtype=torch.complex64))], 0.1)
+    embedding = nn.Embedding(4, 2, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(UserError, match="sparse"):
+        kind(embedding.parameters(), 0.1).step()
+    with pytest.raises(UserError, match="split=3"):
+        kind([{"params": [nn.Parameter(torch.ones(4, 2))], "split": 3}], 0.1)
