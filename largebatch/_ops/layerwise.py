@@ -114,7 +114,7 @@ def reference_lars_(
         ratio = torch.where(adapted, ratio, 1.0)
         norms[index, 2] = call.keep(ratio, norms[index, 2])
         if zero_is_raw and adapts:
-            decay = torch.where(adapted, decay, 0.0).to(old.dtype)
+            decay = decay * adapted.to(old.dtype)
         inside = (lr if lr_inside else 1.0) * (ratio if ratio_inside else torch.ones_like(ratio))
         outside = (1.0 if lr_inside else lr) * (torch.ones_like(ratio) if ratio_inside else ratio)
         step = inside.to(old.dtype) * (g + decay * old)

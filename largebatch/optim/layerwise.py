@@ -110,8 +110,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._batches = {}
         for group in self.param_groups:  # state of another library's form lacks our settings
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
+            for key in set(self.defaults) - {"differentiable"}:  # which torch adds to them here
+                group.setdefault(key, self.defaults[key])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load state bit by bit, masters included."""
