@@ -13,7 +13,7 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
-from largebatch.optim.layerwise import Batch, LayerwiseOptimizer, chosen
+from largebatch.optim.layerwise import Batch, LayerwiseOptimizer, chosen, preset_of
 from largebatch.optim.registry import optimizers
 
 _PAPER: dict[str, Any] = {
@@ -228,7 +228,7 @@ def build_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim
     arguments: dict[str, Any] = {
         "lr": config.lr,
         "betas": tuple(config.betas),
-        "preset": config.preset or "paper",
+        "preset": preset_of(config, PRESETS),
         "eps": config.eps,
     }
     built: torch.optim.Optimizer = construct(LAMB, config, groups, arguments)

@@ -12,7 +12,7 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
-from largebatch.optim.layerwise import Batch, LayerwiseOptimizer, chosen
+from largebatch.optim.layerwise import Batch, LayerwiseOptimizer, chosen, preset_of
 from largebatch.optim.registry import optimizers
 
 _PAPER: dict[str, Any] = {
@@ -203,7 +203,7 @@ def build_lars(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim
         "lr": config.lr,
         "momentum": config.momentum,
         "nesterov": config.nesterov,
-        "preset": config.preset or "paper",
+        "preset": preset_of(config, PRESETS),
         "trust_coefficient": config.trust_coefficient,
         "eps": config.eps,
     }

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from largebatch import _ops
-from largebatch._errors import UserError
+from largebatch._errors import UserError, nearest
+from largebatch.optim.config import OptimConfig
 from largebatch.optim.state import restore_exactly
 
 Exclude = str  # none, one_dimensional or no_decay
@@ -308,6 +309,21 @@ def _pieces(group: dict[str, Any], param: Tensor) -> int:
         return max(1, len(param)) if param.ndim > 1 else 1
     pieces: int = group["split"]
     return pieces
+
+
+def preset_of(config: OptimConfig, presets: dict[str, dict[str, Any]]) -> str:
+    """Return ``optim.preset``, by default ``paper``.
+
+    Raises:
+        UserError: the optimizer has no such preset.
+    """
+    preset = config.preset or "paper"
+    if preset not in presets:
+        raise UserError(
+            f"optim.preset={preset!r}: optim.name={config.name} has {', '.join(presets)}"
+            f"{nearest(preset, presets)}"
+        )
+    return preset
 
 
 def chosen(

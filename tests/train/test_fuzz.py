@@ -64,6 +64,8 @@ RANGE: dict[str, list[Any]] = {
     "optim.clip_norm": [0.0, -5.0, *INFINITE],
     "optim.betas": [[0.9, 1.0], [-0.1, 0.9], [0.9, float("nan")]],
     "optim.eps": [-1.0, *INFINITE],
+    "optim.preset": ["papr", ""],
+    "optim.trust_coefficient": [-1.0, *INFINITE],
     "optim.momentum_half_life": ["0ep", "0sa", "101%"],
     "optim.beta2_half_life": ["0ep", "0st", "101%"],
     "optim.options": [{"amsgrad": True}, {"no_such_argument": 1}],
@@ -100,6 +102,8 @@ CONTRADICTIONS: list[dict[str, Any]] = [
     {"optim.momentum_correction": True, "optim.lr_inside_momentum": False},
     {"optim.dampen_first_step": True, "optim.dampening": 0.0},
     {"optim.name": "adam", "optim.nesterov": True},
+    {"optim.name": "lars", "optim.preset": "nvlamb"},
+    {"optim.name": "lamb", "optim.trust_coefficient": 0.1},
     {"optim.name": "sgd", "optim.betas": [0.8, 0.9]},
     {"optim.name": "sgd", "optim.options": {"amsgrad": True}},
     {"schedule.curve": "cosine", "schedule.milestones": ["1ep"]},
@@ -297,7 +301,7 @@ def test_every_number_has_a_range_or_is_free() -> None:
     free = {"run.dir", "run.name", "run.deterministic", "model.init_from", "model.compile",
             "model.channels_last", "data.root", "optim.nesterov", "optim.dampen_first_step",
             "optim.lr_inside_momentum", "optim.momentum_correction",
-            "optim.decay_norm_and_bias"}  # fmt: skip
+            "optim.decay_norm_and_bias", "optim.adapt_norm_and_bias"}  # fmt: skip
     for key, hint in KEYS.items():
         literal = all(get_origin(o) is Literal or o is NoneType for o in options(hint))
         assert (key in RANGE) != (key in free or literal), f"{key}: say what is out of its range"
@@ -384,6 +388,8 @@ GROUPS: list[dict[str, Any]] = [
     {"norm.kind": "none"},
     {"optim.name": "adamw", "optim.betas": [0.8, 0.99], "optim.eps": 1e-6},
     {"optim.name": "muon", "optim.momentum": 0.95},
+    {"optim.name": "lars", "optim.preset": "larc", "optim.trust_coefficient": 0.01},
+    {"optim.name": "lamb", "optim.preset": "author", "optim.adapt_norm_and_bias": False},
     {"optim.name": "sgd", "optim.nesterov": True, "optim.momentum_half_life": "2ksa"},
     {"optim.name": "sgd", "optim.dampening": 0.9, "optim.dampen_first_step": True},
     {"optim.name": "sgd", "optim.lr_inside_momentum": True, "optim.momentum_correction": True},
