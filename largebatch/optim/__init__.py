@@ -6,6 +6,7 @@ from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import describe_groups, param_groups
 from largebatch.optim.lamb import LAMB
 from largebatch.optim.lars import LARS
+from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.muon import MuonWithAuxiliary
 from largebatch.optim.registry import optimizers
 from largebatch.optim.sgd import SGD
@@ -14,6 +15,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "SGD",
+    "LayerwiseOptimizer",
     "MuonWithAuxiliary",
     "OptimConfig",
     "build_optimizer",

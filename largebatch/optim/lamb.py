@@ -13,7 +13,7 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
-from largebatch.optim.layerwise import Batch, LayerwiseOptimizer, chosen, preset_of
+from largebatch.optim.layerwise import Bundle, LayerwiseOptimizer, chosen, preset_of
 from largebatch.optim.registry import optimizers
 
 _PAPER: dict[str, Any] = {
@@ -169,16 +169,16 @@ class LAMB(LayerwiseOptimizer):
 
     def call(
         self,
-        batch: Batch,
+        bundle: Bundle,
         params: list[Tensor],
         grads: list[Tensor],
         moments: list[list[Tensor]],
         masters: list[Tensor],
         scalars: dict[str, Any],
     ) -> None:
-        """Call ``lamb_`` on one batch."""
-        group = batch.group
-        steps = self._steps(batch)
+        """Call ``lamb_`` on one bundle."""
+        group = bundle.group
+        steps = self._steps(bundle)
         first, second = moments
         _ops.lamb_(
             params,
@@ -187,8 +187,8 @@ class LAMB(LayerwiseOptimizer):
             second,
             masters,
             steps,
-            batch.norms,
-            batch.settings,
+            bundle.norms,
+            bundle.settings,
             **scalars,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -200,14 +200,16 @@ class LAMB(LayerwiseOptimizer):
             max_ratio=group["max_ratio"],
             reference=group["fused"] is False,
         )
-        for index, (owner, (number, of)) in enumerate(zip(batch.owners, batch.pieces, strict=True)):
+        for index, (owner, (number, of)) in enumerate(
+            zip(bundle.owners, bundle.pieces, strict=True)
+        ):
             if of > 1 and number == of - 1:
                 self.state[owner]["step"].copy_(steps[index])
 
-    def _steps(self, batch: Batch) -> list[Tensor]:
+    def _steps(self, bundle: Bundle) -> list[Tensor]:
         """Return a step count a tensor; the pieces of a split parameter count apart in a call."""
         steps = []
-        for owner, (_, of) in zip(batch.owners, batch.pieces, strict=True):
+        for owner, (_, of) in zip(bundle.owners, bundle.pieces, strict=True):
             state = self.state[owner]
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)

@@ -12,7 +12,7 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
-from largebatch.optim.layerwise import Batch, LayerwiseOptimizer, chosen, preset_of
+from largebatch.optim.layerwise import Bundle, LayerwiseOptimizer, chosen, preset_of
 from largebatch.optim.registry import optimizers
 
 _PAPER: dict[str, Any] = {
@@ -159,22 +159,22 @@ class LARS(LayerwiseOptimizer):
 
     def call(
         self,
-        batch: Batch,
+        bundle: Bundle,
         params: list[Tensor],
         grads: list[Tensor],
         moments: list[list[Tensor]],
         masters: list[Tensor],
         scalars: dict[str, Any],
     ) -> None:
-        """Call ``lars_`` on one batch."""
-        group = batch.group
+        """Call ``lars_`` on one bundle."""
+        group = bundle.group
         _ops.lars_(
             params,
             grads,
             moments[0] if moments else [],
             masters,
-            batch.norms,
-            batch.settings,
+            bundle.norms,
+            bundle.settings,
             **scalars,
             momentum=group["momentum"],
             trust_coefficient=group["trust_coefficient"],

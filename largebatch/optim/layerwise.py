@@ -22,7 +22,7 @@ SUPPORTED = (torch.float32, torch.float64, *SIXTEEN_BIT)
 
 
 @dataclass
-class Batch:
+class Bundle:
     """Tensors that one call steps: those of one device whose settings, but for three, are equal.
 
     Attributes:
@@ -70,7 +70,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     moments: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        self._batches: dict[tuple[Any, ...], Batch] = {}
+        self._bundles: dict[tuple[Any, ...], Bundle] = {}
         super().__init__(params, {**defaults, "layer_adaptation": None, "split": 1})
 
     # What an optimizer of this kind adds.
@@ -85,14 +85,14 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def call(
         self,
-        batch: Batch,
+        bundle: Bundle,
         params: list[Tensor],
         grads: list[Tensor],
         moments: list[list[Tensor]],
         masters: list[Tensor],
         scalars: dict[str, Any],
     ) -> None:
-        """Call the operator on one batch."""
+        """Call the operator on one bundle."""
         raise NotImplementedError
 
     # torch's interface.
@@ -105,11 +105,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         except Exception:
             del self.param_groups[-1]
             raise
-        self._batches.clear()
+        self._bundles.clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._batches = {}
+        self._bundles = {}
         for group in self.param_groups:  # state of another library's form lacks our settings
             for key in set(self.defaults) - {"differentiable"}:  # which torch adds to them here
                 group.setdefault(key, self.defaults[key])
@@ -118,7 +118,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         """Load state bit by bit, masters included."""
         super().load_state_dict(state_dict)
         restore_exactly(self, state_dict)
-        self._batches.clear()
+        self._bundles.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -135,8 +135,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             factor = unscale if factor is None else factor * unscale
         factor = self.prepare(factor)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        for batch in self._current():
-            self._step_batch(batch, factor, found_inf)
+        for bundle in self._current():
+            self._step_bundle(bundle, factor, found_inf)
         return loss
 
     def prepare(self, factor: Tensor | None) -> Tensor | None:
@@ -150,39 +150,39 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         weights, that of the gradient (LAMB: of the update) and the trust ratio. Tensors that do not
         adapt have the ratio 1.
         """
-        for batch in self._batches.values():
-            norms = torch.cat((batch.norms[:, :2].sqrt(), batch.norms[:, 2:]), dim=1)
-            for owner, (number, _), row in zip(batch.owners, batch.pieces, norms, strict=True):
+        for bundle in self._bundles.values():
+            norms = torch.cat((bundle.norms[:, :2].sqrt(), bundle.norms[:, 2:]), dim=1)
+            for owner, (number, _), row in zip(bundle.owners, bundle.pieces, norms, strict=True):
                 yield owner, number, row
 
     # How a step is made.
 
-    def _current(self) -> list[Batch]:
-        """Return this step's batches, with rates and decays as the groups have them now."""
+    def _current(self) -> list[Bundle]:
+        """Return this step's bundles, with rates and decays as the groups have them now."""
         plan: dict[tuple[Any, ...], list[tuple[dict[str, Any], Tensor]]] = {}
         for group in self.param_groups:
             same = self._shared(group)
             for param in group["params"]:
                 if param.grad is not None:
                     plan.setdefault((param.device, *same), []).append((group, param))
-        batches = []
+        bundles = []
         for same, members in plan.items():
             key = tuple(id(param) for _, param in members)
-            batch = self._batches.get(same)
-            if batch is None or batch.key != key:
-                batch = self._batches[same] = self._make_batch(members, key)
+            bundle = self._bundles.get(same)
+            if bundle is None or bundle.key != key:
+                bundle = self._bundles[same] = self._make_bundle(members, key)
             rows = []
             for group, param in members:
                 lr = 1.0 if isinstance(group["lr"], Tensor) else group["lr"]
                 decay, adapts = self.treatment(group, param)
                 rows += [(lr, decay, float(adapts))] * _pieces(group, param)
             # A CPU table, read while the kernel is launched: nothing waits for the device.
-            batch.settings = torch.tensor(rows, dtype=torch.float64)
-            batch.group = members[0][0]
-            batches.append(batch)
-        for old in set(self._batches) - set(plan):
-            del self._batches[old]
-        return batches
+            bundle.settings = torch.tensor(rows, dtype=torch.float64)
+            bundle.group = members[0][0]
+            bundles.append(bundle)
+        for old in set(self._bundles) - set(plan):
+            del self._bundles[old]
+        return bundles
 
     def _shared(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """Return the settings that one call has in common, as a key."""
@@ -199,9 +199,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         lr = id(group["lr"]) if isinstance(group["lr"], Tensor) else None
         return (lr, *((key, value) for key, value in group.items() if key not in apart))
 
-    def _make_batch(
+    def _make_bundle(
         self, members: list[tuple[dict[str, Any], Tensor]], key: tuple[Any, ...]
-    ) -> Batch:
+    ) -> Bundle:
         owners: list[Tensor] = []
         pieces: list[tuple[int, int]] = []
         for group, param in members:
@@ -211,7 +211,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         device = members[0][1].device
         norms = torch.zeros((len(owners), 3), dtype=torch.float64, device=device)
         absent = torch.empty(0, device=device)
-        return Batch(members[0][0], owners, pieces, torch.empty(0), norms, absent, key)
+        return Bundle(members[0][0], owners, pieces, torch.empty(0), norms, absent, key)
 
     def treatment(self, group: dict[str, Any], param: Tensor) -> tuple[float, bool]:
         """Return the weight decay of a parameter and whether it adapts, by the group's rules."""
@@ -235,28 +235,28 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             if not self.treatment(group, param)[1]
         ]
 
-    def _step_batch(self, batch: Batch, factor: Tensor | None, found_inf: Tensor | None) -> None:
-        group = batch.group
+    def _step_bundle(self, bundle: Bundle, factor: Tensor | None, found_inf: Tensor | None) -> None:
+        group = bundle.group
         grads = []
-        for param in batch.owners:
+        for param in bundle.owners:
             assert param.grad is not None
             if param.grad.is_sparse:
                 raise UserError(f"{type(self).__name__}: sparse gradients are not supported")
             grads.append(param.grad)
             self._begin_state(param, group)
-        state = [self.state[param] for param in batch.owners]
-        moments = [batch.parts(s[name] for s in state) for name in self.moment_names(group)]
+        state = [self.state[param] for param in bundle.owners]
+        moments = [bundle.parts(s[name] for s in state) for name in self.moment_names(group)]
         masters: list[Tensor] = []
         if any("master" in s for s in state):
-            masters = batch.parts(s.get("master", batch.absent) for s in state)
-        device = batch.norms.device
+            masters = bundle.parts(s.get("master", bundle.absent) for s in state)
+        device = bundle.norms.device
         scalars = {
             "lr_factor": group["lr"].to(device) if isinstance(group["lr"], Tensor) else None,
             "grad_factor": None if factor is None else factor.to(device),
             "found_inf": None if found_inf is None else found_inf.to(device),
         }
-        params = [param.detach() for param in batch.owners]
-        self.call(batch, batch.parts(params), batch.parts(grads), moments, masters, scalars)
+        params = [param.detach() for param in bundle.owners]
+        self.call(bundle, bundle.parts(params), bundle.parts(grads), moments, masters, scalars)
 
     def _begin_state(self, param: Tensor, group: dict[str, Any]) -> None:
         state = self.state[param]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import largebatch
 from largebatch import _ops
+from largebatch.optim import LayerwiseOptimizer
 from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
 from largebatch.report import write_report
 from largebatch.train import checkpoint, parse
@@ -33,12 +34,22 @@ def begin(
     )
     for line in schedule.describe():
         say(line)
+    if isinstance(parts.optimizer, LayerwiseOptimizer):
+        say(_excluded(parts.optimizer, parts.model))
     for warning in parts.caveats:
         say(warning)
     if position.samples:
         say(f"continuing at {position.samples:,} of {schedule.total_samples:,} samples")
     resumed_at = position.samples or None
     return writer, TensorBoardMirror(directory.tensorboard, resumed_at)
+
+
+def _excluded(optimizer: LayerwiseOptimizer, model: nn.Module) -> str:
+    """Say which parameters take the plain rate."""
+    names = {id(param): name for name, param in model.named_parameters()}
+    excluded = [names[id(param)] for param in optimizer.excluded()]
+    listed = f": {', '.join(excluded)}" if excluded else ""
+    return f"{len(excluded)} of {len(names)} tensors do not adapt their rate{listed}"
 
 
 def conclude(

@@ -1,0 +1,174 @@
+"""`largebatch bench optim`: one optimizer step on real models' tensors, against what else there is.
+
+All contenders step copies of the same tensors in turn, in one process, so that what the machine
+does to one it does to all. The floor is the time that the step's bytes take at the bandwidth of a
+copy measured in the same run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from largebatch.bench.optim_peers import PEERS, Peer, Step
+from largebatch.distributed import World
+from largebatch.distributed.group import choose_device
+from largebatch.distributed.memory import keep_freed_memory
+from largebatch.record import BenchmarkRecord
+
+# Bytes of one step a float32 parameter: of SGD read w, g, m and write w, m; LARS reads w and g
+# twice; LAMB reads w, g, m, v, writes m, v, reads w, m, v again and writes w.
+BYTES = {"sgd": 20, "lars": 28, "adamw": 28, "lamb": 40}
+BASES = ("torch SGD, fused", "torch AdamW, fused")
+FORMULA = (
+    "ms = median over the measurements of a step's time, rounds alternating between all; best = "
+    "the least; ratio = ms / ms of torch's fused optimizer of the family (SGD for LARS, AdamW for "
+    "LAMB); share = bytes / (ms x copy bandwidth), bytes a float32 parameter: SGD 20, LARS 28, "
+    "AdamW 28, LAMB 40"
+)
+
+
+def run(models: list[str], seconds: float, rounds: int) -> BenchmarkRecord:
+    """Measure the tensors of models.
+
+    Args:
+        models: of ``MODELS``; none: all.
+        seconds: least time of all steps of one contender in one round.
+        rounds: times that every contender has its turn.
+    """
+    device = choose_device(World())
+    if device.type == "cpu":
+        keep_freed_memory()
+    bandwidth = _copy_bandwidth(device)
+    rows: list[dict[str, Any]] = []
+    for name in models or list(MODELS):
+        rows += _model(name, MODELS[name](), device, bandwidth, seconds, rounds)
+    notes = [
+        f"copy bandwidth {bandwidth / 1e9:.1f} GB/s (read and write), {torch.get_num_threads()} "
+        f"threads on {device.type}, fp32, contiguous",
+        "apex and DeepSpeed have kernels for CUDA alone",
+    ]
+    return BenchmarkRecord("optim", FORMULA, rows, notes=notes)
+
+
+def _resnet50() -> list[tuple[int, ...]]:
+    from torchvision.models import resnet50
+
+    with torch.device("meta"):
+        return [tuple(param.shape) for param in resnet50().parameters()]
+
+
+def _vit_b() -> list[tuple[int, ...]]:
+    from torchvision.models import vit_b_16
+
+    with torch.device("meta"):
+        return [tuple(param.shape) for param in vit_b_16().parameters()]
+
+
+def _bert_large() -> list[tuple[int, ...]]:
+    """Devlin et al. 2019: 24 layers, width 1024, 30,522 tokens, 512 positions, two segments."""
+    width, inner = 1024, 4096
+    shapes: list[tuple[int, ...]] = [(30522, width), (512, width), (2, width), (width,), (width,)]
+    for _ in range(24):
+        shapes += [(width, width), (width,)] * 4 + [(width,)] * 2
+        shapes += [(inner, width), (inner,), (width, inner), (width,)] + [(width,)] * 2
+    return [*shapes, (width, width), (width,)]
+
+
+MODELS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
+    "resnet50": _resnet50,
+    "vit_b_16": _vit_b,
+    "bert_large": _bert_large,
+}
+
+
+def _model(
+    name: str,
+    shapes: list[tuple[int, ...]],
+    device: torch.device,
+    bandwidth: float,
+    seconds: float,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Measure all contenders on one model's tensors."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def tensors(scale: float) -> list[torch.Tensor]:
+        return [scale * torch.randn(s, generator=generator, device=device) for s in shapes]
+
+    # One set of parameters and gradients for all, and state of one family at a time: a copy of
+    # BERT-Large for every contender would not fit.
+    params = [nn.Parameter(tensor) for tensor in tensors(0.05)]
+    for param, grad in zip(params, tensors(0.01), strict=True):
+        param.grad = grad
+    count = sum(param.numel() for param in params)
+    rows: list[dict[str, Any]] = []
+    for family in (("sgd", "lars"), ("adamw", "lamb")):
+        times, absent = _alternate(
+            [p for p in PEERS if p.family in family], params, seconds, rounds
+        )
+        base = next(median(found) for peer, found in times.items() if peer.name in BASES)
+        for peer, found in times.items():
+            middle = median(found)
+            rows.append(
+                {
+                    "tensors": name,
+                    "optimizer": peer.name,
+                    "ms": round(1e3 * middle, 2),
+                    "best": round(1e3 * min(found), 2),
+                    "ratio": round(middle / base, 3),
+                    "share": round(BYTES[peer.family] * count / (middle * bandwidth), 3),
+                    "steps": len(found),
+                }
+            )
+        rows += [
+            {"tensors": name, "optimizer": peer.name, "not run": reason}
+            for peer, reason in absent.items()
+        ]
+    return rows
+
+
+def _alternate(
+    peers: list[Peer], params: list[nn.Parameter], seconds: float, rounds: int
+) -> tuple[dict[Peer, list[float]], dict[Peer, str]]:
+    """Return the times of all steps of those that run, and the reasons of those that do not."""
+    steps: dict[Peer, Step] = {}
+    absent: dict[Peer, str] = {}
+    for peer in peers:
+        try:
+            step = peer.make(params)
+            step()
+            steps[peer] = step
+        except Exception as error:  # whatever a peer may raise is its reason
+            absent[peer] = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    times: dict[Peer, list[float]] = {peer: [] for peer in steps}
+    device = params[0].device
+    for number in range(rounds):
+        for peer in list(steps) if number % 2 == 0 else list(steps)[::-1]:
+            begun = time.perf_counter()
+            while time.perf_counter() - begun < seconds:
+                times[peer].append(_time(steps[peer], device))
+    return times, absent
+
+
+def _time(step: Step, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def _copy_bandwidth(device: torch.device) -> float:
+    """Return the bytes a second, read and written, of a copy of 256 MiB, the best of twenty."""
+    source = torch.ones(64 * 1024 * 1024, device=device)
+    target = torch.empty_like(source)
+    best = min(_time(lambda: target.copy_(source), device) for _ in range(20))
+    return 2 * source.numel() * source.element_size() / best
