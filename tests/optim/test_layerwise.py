@@ -612,7 +612,7 @@ def test_excluded_tensors_are_listed_and_decay_as_asked():
         optimizer = LARS([param], 0.5, 0.0, 0.1, exclude="one_dimensional", decay_excluded=decays)
         param.grad = torch.zeros(3)
         optimizer.step()
-            assert float(param.detach()[0]) == pytest.approx(0.95 if decays else 1.0)
+        assert float(param.detach()[0]) == pytest.approx(0.95 if decays else 1.0)
     groups = param_groups(model, 0.1, adapt_norm_and_bias=False)
     timm = LARS(groups, 0.1, preset="paper")
     assert {p.ndim for p in timm.excluded()} == {1}
