@@ -200,21 +200,24 @@ class LAMB(LayerwiseOptimizer):
             max_ratio=group["max_ratio"],
             reference=group["fused"] is False,
         )
-        for index, (owner, (number, of)) in enumerate(
-            zip(bundle.owners, bundle.pieces, strict=True)
-        ):
-            if of > 1 and number == of - 1:
-                self.state[owner]["step"].copy_(steps[index])
+        if not bundle.whole:
+            for owner, (_, of), step in zip(bundle.owners, bundle.pieces, steps, strict=True):
+                if of > 1:
+                    self.state[owner]["step"].copy_(step)
 
     def _steps(self, bundle: Bundle) -> list[Tensor]:
         """Return a step count a tensor; the pieces of a split parameter count apart in a call."""
-        steps = []
-        for owner, (_, of) in zip(bundle.owners, bundle.pieces, strict=True):
-            state = self.state[owner]
+        states = [self.state[param] for param in bundle.params]
+        for param, state in zip(bundle.params, states, strict=True):
             if "step" not in state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
-            steps.append(state["step"] if of == 1 else state["step"].clone())
-        return steps
+                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+        if bundle.whole:
+            return [state["step"] for state in states]
+        steps = [self.state[owner]["step"] for owner in bundle.owners]
+        return [
+            step if of == 1 else step.clone()
+            for step, (_, of) in zip(steps, bundle.pieces, strict=True)
+        ]
 
 
 @optimizers.register(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 import torch
@@ -20,32 +21,55 @@ EXCLUDE = ("none", "one_dimensional", "no_decay")
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 SUPPORTED = (torch.float32, torch.float64, *SIXTEEN_BIT)
 
+# What may differ between the groups of one call: rates, and what decay and adaptation come from.
+RULES = ("weight_decay", "layer_adaptation", "exclude", "decay_excluded", "split")
+APART = {*RULES, "params", "lr", "lr_multiplier", "initial_lr", "name", "param_names"}
+
 
 @dataclass
 class Bundle:
-    """Tensors that one call steps: those of one device whose settings, but for three, are equal.
+    """Tensors that one call steps: those of one device whose settings, but for a few, are equal.
 
     Attributes:
-        group: a parameter group with those settings.
-        owners: the parameter of each tensor; several where a parameter is split.
+        groups: the parameter groups of the call, each with its part of ``params``.
+        params: parameters with a gradient.
+        owners: the parameter of each tensor; several times the same where it is split.
         pieces: number of the tensor among those of its parameter, and how many there are.
         settings: (N, 3) float64 on the CPU: rate, weight decay, whether the tensor adapts.
         norms: (N, 3) float64 on the device, as the operators write it.
+        rules: what decays and adaptations in ``settings`` were made from.
     """
 
-    group: dict[str, Any]
+    groups: list[tuple[dict[str, Any], list[Tensor]]]
+    params: list[Tensor]
     owners: list[Tensor]
     pieces: list[tuple[int, int]]
     settings: Tensor
     norms: Tensor
     absent: Tensor
-    key: tuple[Any, ...] = field(default=())
+    whole: bool
+    rules: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def parts(self, tensors: Iterable[Tensor]) -> list[Tensor]:
-        """Return each owner's tensor, or its piece of it, in the order of ``owners``."""
+    @property
+    def group(self) -> dict[str, Any]:
+        """A group that has the settings of the call."""
+        return self.groups[0][0]
+
+    def holds(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
+        """Whether the bundle was made for these parameters."""
+        return len(groups) == len(self.groups) and all(
+            mine[0] is its[0] and len(mine[1]) == len(its[1]) and all(map(is_, mine[1], its[1]))
+            for mine, its in zip(self.groups, groups, strict=True)
+        )
+
+    def parts(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return each owner's tensor, or its piece of it, given one a parameter."""
+        if self.whole:
+            return tensors
+        of_param = {id(param): tensor for param, tensor in zip(self.params, tensors, strict=True)}
         return [
-            tensor if of == 1 else tensor.tensor_split(of)[number]
-            for tensor, (number, of) in zip(tensors, self.pieces, strict=True)
+            of_param[id(owner)].tensor_split(of)[number] if of > 1 else of_param[id(owner)]
+            for owner, (number, of) in zip(self.owners, self.pieces, strict=True)
         ]
 
 
@@ -159,59 +183,63 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def _current(self) -> list[Bundle]:
         """Return this step's bundles, with rates and decays as the groups have them now."""
-        plan: dict[tuple[Any, ...], list[tuple[dict[str, Any], Tensor]]] = {}
+        plan: dict[tuple[Any, ...], list[tuple[dict[str, Any], list[Tensor]]]] = {}
         for group in self.param_groups:
+            present = [param for param in group["params"] if param.grad is not None]
             same = self._shared(group)
-            for param in group["params"]:
-                if param.grad is not None:
-                    plan.setdefault((param.device, *same), []).append((group, param))
-        bundles = []
-        for same, members in plan.items():
-            key = tuple(id(param) for _, param in members)
+            for device in dict.fromkeys(param.device for param in present):
+                part = [param for param in present if param.device == device]
+                plan.setdefault((device, *same), []).append((group, part))
+        for same, groups in plan.items():
             bundle = self._bundles.get(same)
-            if bundle is None or bundle.key != key:
-                bundle = self._bundles[same] = self._make_bundle(members, key)
-            rows = []
-            for group, param in members:
-                lr = 1.0 if isinstance(group["lr"], Tensor) else group["lr"]
-                decay, adapts = self.treatment(group, param)
-                rows += [(lr, decay, float(adapts))] * _pieces(group, param)
-            # A CPU table, read while the kernel is launched: nothing waits for the device.
-            bundle.settings = torch.tensor(rows, dtype=torch.float64)
-            bundle.group = members[0][0]
-            bundles.append(bundle)
+            if bundle is None or not bundle.holds(groups):
+                bundle = self._bundles[same] = self._make_bundle(groups)
+            self._refresh(bundle)
         for old in set(self._bundles) - set(plan):
             del self._bundles[old]
-        return bundles
+        return list(self._bundles.values())
+
+    def _refresh(self, bundle: Bundle) -> None:
+        """Write rates, and where the groups' rules have changed decays and adaptations.
+
+        The table is read while the kernel is launched: nothing waits for the device.
+        """
+        rules = [tuple(group[key] for key in RULES) for group, _ in bundle.groups]
+        if rules != bundle.rules:
+            bundle.rules = rules
+            rows = [
+                (0.0, *self.treatment(group, param))
+                for group, params in bundle.groups
+                for param in params
+                for _ in range(_pieces(group, param))
+            ]
+            bundle.settings = torch.tensor(rows, dtype=torch.float64)
+        begin = 0
+        for group, params in bundle.groups:
+            end = begin + sum(_pieces(group, param) for param in params)
+            lr = group["lr"]
+            bundle.settings[begin:end, 0] = 1.0 if isinstance(lr, Tensor) else lr
+            begin = end
 
     def _shared(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """Return the settings that one call has in common, as a key."""
-        apart: tuple[str, ...] = (
-            "params",
-            "lr",
-            "weight_decay",
-            "layer_adaptation",
-            "split",
-            "name",
-            "exclude",
-        )
-        apart += ("lr_multiplier", "decay_excluded", "initial_lr", "param_names")
         lr = id(group["lr"]) if isinstance(group["lr"], Tensor) else None
-        return (lr, *((key, value) for key, value in group.items() if key not in apart))
+        return (lr, *((key, value) for key, value in group.items() if key not in APART))
 
-    def _make_bundle(
-        self, members: list[tuple[dict[str, Any], Tensor]], key: tuple[Any, ...]
-    ) -> Bundle:
+    def _make_bundle(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> Bundle:
+        params = [param for _, part in groups for param in part]
         owners: list[Tensor] = []
         pieces: list[tuple[int, int]] = []
-        for group, param in members:
-            of = _pieces(group, param)
-            owners += [param] * of
-            pieces += [(number, of) for number in range(of)]
-        device = members[0][1].device
+        for group, part in groups:
+            for param in part:
+                of = _pieces(group, param)
+                owners += [param] * of
+                pieces += [(number, of) for number in range(of)]
+        device = params[0].device
         norms = torch.zeros((len(owners), 3), dtype=torch.float64, device=device)
         absent = torch.empty(0, device=device)
-        return Bundle(members[0][0], owners, pieces, torch.empty(0), norms, absent, key)
+        whole = len(owners) == len(params)
+        return Bundle(groups, params, owners, pieces, torch.empty(0), norms, absent, whole)
 
     def treatment(self, group: dict[str, Any], param: Tensor) -> tuple[float, bool]:
         """Return the weight decay of a parameter and whether it adapts, by the group's rules."""
@@ -236,37 +264,38 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         ]
 
     def _step_bundle(self, bundle: Bundle, factor: Tensor | None, found_inf: Tensor | None) -> None:
-        group = bundle.group
         grads = []
-        for param in bundle.owners:
+        for param in bundle.params:
             assert param.grad is not None
-            if param.grad.is_sparse:
-                raise UserError(f"{type(self).__name__}: sparse gradients are not supported")
             grads.append(param.grad)
-            self._begin_state(param, group)
-        state = [self.state[param] for param in bundle.owners]
-        moments = [bundle.parts(s[name] for s in state) for name in self.moment_names(group)]
+        if any(grad.is_sparse for grad in grads):
+            raise UserError(f"{type(self).__name__}: sparse gradients are not supported")
+        states = [self.state[param] for param in bundle.params]
+        names = self.moment_names(bundle.group)
+        for param, state in zip(bundle.params, states, strict=True):
+            if not state or not state.keys() >= set(names):
+                self._begin_state(param, state, bundle.group)
+        moments = [bundle.parts([state[name] for state in states]) for name in names]
         masters: list[Tensor] = []
-        if any("master" in s for s in state):
-            masters = bundle.parts(s.get("master", bundle.absent) for s in state)
+        if any("master" in state for state in states):
+            masters = bundle.parts([state.get("master", bundle.absent) for state in states])
         device = bundle.norms.device
+        lr = bundle.group["lr"]
         scalars = {
-            "lr_factor": group["lr"].to(device) if isinstance(group["lr"], Tensor) else None,
+            "lr_factor": lr.to(device) if isinstance(lr, Tensor) else None,
             "grad_factor": None if factor is None else factor.to(device),
             "found_inf": None if found_inf is None else found_inf.to(device),
         }
-        params = [param.detach() for param in bundle.owners]
-        self.call(bundle, bundle.parts(params), bundle.parts(grads), moments, masters, scalars)
+        params = bundle.parts(bundle.params)
+        self.call(bundle, params, bundle.parts(grads), moments, masters, scalars)
 
-    def _begin_state(self, param: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[param]
+    def _begin_state(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        dtype = _ops.accumulate_dtype(param.dtype)
+        if dtype == torch.float32 and group["state_dtype"] is not None:
+            dtype = group["state_dtype"]
         for name in self.moment_names(group):
-            if name not in state:
-                dtype = _ops.accumulate_dtype(param.dtype)
-                if dtype == torch.float32 and group["state_dtype"] is not None:
-                    dtype = group["state_dtype"]
-                state[name] = torch.zeros_like(param, dtype=dtype)
-        if param.dtype in SIXTEEN_BIT and group["master_weights"] and "master" not in state:
+            state[name] = torch.zeros_like(param, dtype=dtype)
+        if param.dtype in SIXTEEN_BIT and group["master_weights"]:
             state["master"] = param.detach().to(torch.float32, copy=True)
 
     def _check(self, group: dict[str, Any]) -> None:
