@@ -1,6 +1,7 @@
 """Optimizers by name, parameter groups and gradient clipping."""
 
 from largebatch.optim.build import build_optimizer, set_step
+from largebatch.optim.bundle import Fragment
 from largebatch.optim.clip import clip_grad_norm_, clip_gradients
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import describe_groups, param_groups
@@ -15,6 +16,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "SGD",
+    "Fragment",
     "LayerwiseOptimizer",
     "MuonWithAuxiliary",
     "OptimConfig",

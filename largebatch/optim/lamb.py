@@ -7,13 +7,18 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from largebatch import _ops
 from largebatch._errors import UserError
+from largebatch._ops.layerwise import Stage
+from largebatch.optim.bundle import Bundle, ranks_of
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
-from largebatch.optim.layerwise import Bundle, LayerwiseOptimizer, chosen, preset_of
+from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.presets import chosen, preset_of
 from largebatch.optim.registry import optimizers
 
 _PAPER: dict[str, Any] = {
@@ -154,18 +159,30 @@ class LAMB(LayerwiseOptimizer):
         """Add this optimizer's own clipping to the factor of the gradients."""
         if self.max_grad_norm is None:
             return factor
-        grads = [
-            param.grad
+        params = [
+            param
             for group in self.param_groups
             for param in group["params"]
             if param.grad is not None
         ]
-        if not grads:
+        if not params:
             return factor
-        if len({grad.device for grad in grads}) > 1:
+        if len({param.device for param in params}) > 1:
             raise UserError("LAMB: max_grad_norm needs all parameters on one device")
-        scale = None if factor is None else factor.to(grads[0].device)
-        return _ops.clip_factor(grads, self.max_grad_norm, eps=0.0, scale=scale)[1]
+        scale = None if factor is None else factor.to(params[0].device)
+        by_ranks: dict[tuple[Any, ...], list[Tensor]] = {}
+        for param in params:
+            grad = param.grad.to_local() if isinstance(param.grad, DTensor) else param.grad
+            by_ranks.setdefault(ranks_of(param, self._fragments), []).append(grad)
+        if list(by_ranks) == [()]:
+            return _ops.clip_factor(by_ranks[()], self.max_grad_norm, eps=0.0, scale=scale)[1]
+        norms = []
+        for ranks, grads in by_ranks.items():
+            square = _ops.global_norm(grads).double().square()
+            for group in ranks:
+                dist.all_reduce(square, group=group)
+            norms.append(square.sqrt())
+        return _ops.clip_factor(norms, self.max_grad_norm, eps=0.0, scale=scale)[1].float()
 
     def call(
         self,
@@ -175,6 +192,7 @@ class LAMB(LayerwiseOptimizer):
         moments: list[list[Tensor]],
         masters: list[Tensor],
         scalars: dict[str, Any],
+        stage: Stage,
     ) -> None:
         """Call ``lamb_`` on one bundle."""
         group = bundle.group
@@ -198,12 +216,12 @@ class LAMB(LayerwiseOptimizer):
             maximize=group["maximize"],
             min_ratio=group["min_ratio"],
             max_ratio=group["max_ratio"],
+            stage=stage,
             reference=group["fused"] is False,
         )
         if not bundle.whole:
-            for owner, (_, of), step in zip(bundle.owners, bundle.pieces, steps, strict=True):
-                if of > 1:
-                    self.state[owner]["step"].copy_(step)
+            for piece, step in zip(bundle.pieces, steps, strict=True):
+                self.state[bundle.params[piece.param]]["step"].copy_(step)
 
     def _steps(self, bundle: Bundle) -> list[Tensor]:
         """Return a step count a tensor; the pieces of a split parameter count apart in a call."""
@@ -213,11 +231,7 @@ class LAMB(LayerwiseOptimizer):
                 state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
         if bundle.whole:
             return [state["step"] for state in states]
-        steps = [self.state[owner]["step"] for owner in bundle.owners]
-        return [
-            step if of == 1 else step.clone()
-            for step, (_, of) in zip(steps, bundle.pieces, strict=True)
-        ]
+        return [states[piece.param]["step"].clone() for piece in bundle.pieces]
 
 
 @optimizers.register(

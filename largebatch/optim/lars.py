@@ -10,9 +10,12 @@ from torch import Tensor
 
 from largebatch import _ops
 from largebatch._errors import UserError
+from largebatch._ops.layerwise import Stage
+from largebatch.optim.bundle import Bundle
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
-from largebatch.optim.layerwise import Bundle, LayerwiseOptimizer, chosen, preset_of
+from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.presets import chosen, preset_of
 from largebatch.optim.registry import optimizers
 
 _PAPER: dict[str, Any] = {
@@ -165,6 +168,7 @@ class LARS(LayerwiseOptimizer):
         moments: list[list[Tensor]],
         masters: list[Tensor],
         scalars: dict[str, Any],
+        stage: Stage,
     ) -> None:
         """Call ``lars_`` on one bundle."""
         group = bundle.group
@@ -186,6 +190,7 @@ class LARS(LayerwiseOptimizer):
             maximize=group["maximize"],
             clip_ratio=group["clip_ratio"],
             zero_is_raw=group["zero_norm"] == "raw",
+            stage=stage,
             reference=group["fused"] is False,
         )
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from largebatch import _ops
-from largebatch._errors import UserError, nearest
-from largebatch.optim.config import OptimConfig
+from largebatch._errors import UserError
+from largebatch._ops.layerwise import Stage
+from largebatch.optim.bundle import Bundle, Fragment, Fragments, cut, ranks_of
 from largebatch.optim.state import restore_exactly
 
 Exclude = str  # none, one_dimensional or no_decay
@@ -24,53 +23,6 @@ SUPPORTED = (torch.float32, torch.float64, *SIXTEEN_BIT)
 # What may differ between the groups of one call: rates, and what decay and adaptation come from.
 RULES = ("weight_decay", "layer_adaptation", "exclude", "decay_excluded", "split")
 APART = {*RULES, "params", "lr", "lr_multiplier", "initial_lr", "name", "param_names"}
-
-
-@dataclass
-class Bundle:
-    """Tensors that one call steps: those of one device whose settings, but for a few, are equal.
-
-    Attributes:
-        groups: the parameter groups of the call, each with its part of ``params``.
-        params: parameters with a gradient.
-        owners: the parameter of each tensor; several times the same where it is split.
-        pieces: number of the tensor among those of its parameter, and how many there are.
-        settings: (N, 3) float64 on the CPU: rate, weight decay, whether the tensor adapts.
-        norms: (N, 3) float64 on the device, as the operators write it.
-        rules: what decays and adaptations in ``settings`` were made from.
-    """
-
-    groups: list[tuple[dict[str, Any], list[Tensor]]]
-    params: list[Tensor]
-    owners: list[Tensor]
-    pieces: list[tuple[int, int]]
-    settings: Tensor
-    norms: Tensor
-    absent: Tensor
-    whole: bool
-    rules: list[tuple[Any, ...]] = field(default_factory=list)
-
-    @property
-    def group(self) -> dict[str, Any]:
-        """A group that has the settings of the call."""
-        return self.groups[0][0]
-
-    def holds(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
-        """Whether the bundle was made for these parameters."""
-        return len(groups) == len(self.groups) and all(
-            mine[0] is its[0] and len(mine[1]) == len(its[1]) and all(map(is_, mine[1], its[1]))
-            for mine, its in zip(self.groups, groups, strict=True)
-        )
-
-    def parts(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return each owner's tensor, or its piece of it, given one a parameter."""
-        if self.whole:
-            return tensors
-        of_param = {id(param): tensor for param, tensor in zip(self.params, tensors, strict=True)}
-        return [
-            of_param[id(owner)].tensor_split(of)[number] if of > 1 else of_param[id(owner)]
-            for owner, (number, of) in zip(self.owners, self.pieces, strict=True)
-        ]
 
 
 class LayerwiseOptimizer(torch.optim.Optimizer):
@@ -95,6 +47,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._bundles: dict[tuple[Any, ...], Bundle] = {}
+        self._fragments: dict[Tensor, Fragments] = {}
         super().__init__(params, {**defaults, "layer_adaptation": None, "split": 1})
 
     # What an optimizer of this kind adds.
@@ -115,6 +68,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         moments: list[list[Tensor]],
         masters: list[Tensor],
         scalars: dict[str, Any],
+        stage: Stage,
     ) -> None:
         """Call the operator on one bundle."""
         raise NotImplementedError
@@ -134,6 +88,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bundles = {}
+        self._fragments = {}
         for group in self.param_groups:  # state of another library's form lacks our settings
             for key in set(self.defaults) - {"differentiable"}:  # which torch adds to them here
                 group.setdefault(key, self.defaults[key])
@@ -142,6 +97,33 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         """Load state bit by bit, masters included."""
         super().load_state_dict(state_dict)
         restore_exactly(self, state_dict)
+        self._bundles.clear()
+
+    def shard(
+        self, param: Tensor, parts: Iterable[Fragment], tensors: int, group: Any = None
+    ) -> None:
+        """Say what a flat parameter holds: stretches of the model's tensors, parts of which may be
+        on other ranks, as DeepSpeed's ZeRO and other partitioners lay them out.
+
+        Norms are then those of the model's tensors, exactly: the ranks of ``group`` add two numbers
+        a tensor in one message a step, so that all of them must step alike. Sharded DTensors, as
+        FSDP2 makes them, need no such call.
+
+        Args:
+            param: a one-dimensional parameter of this optimizer.
+            parts: on this rank; elements in none of them are left alone.
+            tensors: how many the ranks of ``group`` hold together.
+
+        Raises:
+            UserError: a fragment reaches out of ``param``, or its number is not below ``tensors``.
+        """
+        parts = tuple(parts)
+        for part in parts:
+            if not 0 <= part.start <= part.start + part.length <= param.numel():
+                raise UserError(f"{part}: not within the {param.numel()} elements of its parameter")
+            if not 0 <= part.tensor < tensors:
+                raise UserError(f"{part}: a tensor from 0 up and below {tensors}")
+        self._fragments[param] = Fragments(parts, tensors, group)
         self._bundles.clear()
 
     @torch.no_grad()
@@ -176,8 +158,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         """
         for bundle in self._bundles.values():
             norms = torch.cat((bundle.norms[:, :2].sqrt(), bundle.norms[:, 2:]), dim=1)
-            for owner, (number, _), row in zip(bundle.owners, bundle.pieces, norms, strict=True):
-                yield owner, number, row
+            for piece, row in zip(bundle.pieces, norms, strict=True):
+                yield bundle.params[piece.param], piece.number, row
 
     # How a step is made.
 
@@ -188,8 +170,12 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             present = [param for param in group["params"] if param.grad is not None]
             same = self._shared(group)
             for device in dict.fromkeys(param.device for param in present):
-                part = [param for param in present if param.device == device]
-                plan.setdefault((device, *same), []).append((group, part))
+                by_ranks: dict[tuple[Any, ...], list[Tensor]] = {}
+                for param in present:
+                    if param.device == device:
+                        by_ranks.setdefault(ranks_of(param, self._fragments), []).append(param)
+                for ranks, part in by_ranks.items():
+                    plan.setdefault((device, ranks, *same), []).append((group, part))
         for same, groups in plan.items():
             bundle = self._bundles.get(same)
             if bundle is None or not bundle.holds(groups):
@@ -204,22 +190,17 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
         The table is read while the kernel is launched: nothing waits for the device.
         """
+        owner = [group for group, params in bundle.groups for _ in params]
         rules = [tuple(group[key] for key in RULES) for group, _ in bundle.groups]
         if rules != bundle.rules:
             bundle.rules = rules
-            rows = [
-                (0.0, *self.treatment(group, param))
-                for group, params in bundle.groups
-                for param in params
-                for _ in range(_pieces(group, param))
-            ]
-            bundle.settings = torch.tensor(rows, dtype=torch.float64)
-        begin = 0
-        for group, params in bundle.groups:
-            end = begin + sum(_pieces(group, param) for param in params)
-            lr = group["lr"]
-            bundle.settings[begin:end, 0] = 1.0 if isinstance(lr, Tensor) else lr
-            begin = end
+            rows = [(0.0, *self.treatment(owner[p.param], p.ndim)) for p in bundle.pieces]
+            bundle.settings = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
+        rates = [1.0 if isinstance(group["lr"], Tensor) else group["lr"] for group in owner]
+        if len(set(rates)) == 1:
+            bundle.settings[:, 0] = rates[0]
+        else:
+            bundle.settings[:, 0] = torch.tensor([rates[p.param] for p in bundle.pieces])
 
     def _shared(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """Return the settings that one call has in common, as a key."""
@@ -228,26 +209,20 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def _make_bundle(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> Bundle:
         params = [param for _, part in groups for param in part]
-        owners: list[Tensor] = []
-        pieces: list[tuple[int, int]] = []
-        for group, part in groups:
-            for param in part:
-                of = _pieces(group, param)
-                owners += [param] * of
-                pieces += [(number, of) for number in range(of)]
+        pieces, tensors = cut(groups, self._fragments)
         device = params[0].device
-        norms = torch.zeros((len(owners), 3), dtype=torch.float64, device=device)
+        norms = torch.zeros((len(pieces), 3), dtype=torch.float64, device=device)
         absent = torch.empty(0, device=device)
-        whole = len(owners) == len(params)
-        return Bundle(groups, params, owners, pieces, torch.empty(0), norms, absent, whole)
+        ranks = ranks_of(params[0], self._fragments)
+        return Bundle(groups, params, pieces, ranks, tensors, torch.empty(0), norms, absent)
 
-    def treatment(self, group: dict[str, Any], param: Tensor) -> tuple[float, bool]:
-        """Return the weight decay of a parameter and whether it adapts, by the group's rules."""
+    def treatment(self, group: dict[str, Any], ndim: int) -> tuple[float, bool]:
+        """Return the weight decay of a tensor and whether it adapts, by the group's rules."""
         decay: float = group["weight_decay"]
         if group["layer_adaptation"] is not None:
             excluded = not group["layer_adaptation"]
         else:
-            excluded = (group["exclude"] == "one_dimensional" and param.ndim <= 1) or (
+            excluded = (group["exclude"] == "one_dimensional" and ndim <= 1) or (
                 group["exclude"] == "no_decay" and decay == 0.0
             )
         if excluded and not group["decay_excluded"]:
@@ -260,7 +235,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             param
             for group in self.param_groups
             for param in group["params"]
-            if not self.treatment(group, param)[1]
+            if not self.treatment(group, param.ndim)[1]
         ]
 
     def _step_bundle(self, bundle: Bundle, factor: Tensor | None, found_inf: Tensor | None) -> None:
@@ -286,8 +261,13 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             "grad_factor": None if factor is None else factor.to(device),
             "found_inf": None if found_inf is None else found_inf.to(device),
         }
-        params = bundle.parts(bundle.params)
-        self.call(bundle, params, bundle.parts(grads), moments, masters, scalars)
+        lists = (bundle.parts(bundle.params), bundle.parts(grads), moments, masters)
+        if not bundle.ranks:
+            self.call(bundle, *lists, scalars, "all")
+            return
+        self.call(bundle, *lists, scalars, "sums")
+        bundle.add_up()
+        self.call(bundle, *lists, scalars, "update")
 
     def _begin_state(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         dtype = _ops.accumulate_dtype(param.dtype)
@@ -331,34 +311,3 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
                     f"{name}: fused=True, but the compiled op is absent on {device}: "
                     f"{faces.get(device, 'no kernel for this device')}"
                 )
-
-
-def _pieces(group: dict[str, Any], param: Tensor) -> int:
-    if group["split"] == "rows":
-        return max(1, len(param)) if param.ndim > 1 else 1
-    pieces: int = group["split"]
-    return pieces
-
-
-def preset_of(config: OptimConfig, presets: dict[str, dict[str, Any]]) -> str:
-    """Return ``optim.preset``, by default ``paper``.
-
-    Raises:
-        UserError: the optimizer has no such preset.
-    """
-    preset = config.preset or "paper"
-    if preset not in presets:
-        raise UserError(
-            f"optim.preset={preset!r}: optim.name={config.name} has {', '.join(presets)}"
-            f"{nearest(preset, presets)}"
-        )
-    return preset
-
-
-def chosen(
-    name: str, presets: dict[str, dict[str, Any]], preset: str, **given: Any
-) -> dict[str, Any]:
-    """Return a preset's settings with those replaced that were given (not None)."""
-    if preset not in presets:
-        raise UserError(f"{name}: preset={preset!r}: choose from {', '.join(presets)}")
-    return {**presets[preset], **{key: value for key, value in given.items() if value is not None}}

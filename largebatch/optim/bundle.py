@@ -1,0 +1,183 @@
+"""The tensors of one layer-wise call: whole parameters, pieces of them, or parts on this rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from largebatch._errors import UserError
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A stretch of a flat parameter that belongs to one tensor of the model.
+
+    Attributes:
+        start, length: in elements of the flat parameter.
+        tensor: number of the model's tensor, the same on all ranks that hold parts of it.
+        ndim: dimensions of that tensor, which ``exclude`` may ask for.
+    """
+
+    start: int
+    length: int
+    tensor: int
+    ndim: int
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """What :meth:`~largebatch.optim.LayerwiseOptimizer.shard` was told of a flat parameter.
+
+    Attributes:
+        parts: those on this rank.
+        tensors: how many the ranks hold together.
+        group: the ranks that do; None for all.
+    """
+
+    parts: tuple[Fragment, ...]
+    tensors: int
+    group: Any
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of a call.
+
+    Attributes:
+        param: number of its parameter in the bundle.
+        number: of the piece within the parameter.
+        start, length: along the parameter's first dimension; None: the whole parameter.
+        tensor: row of the table that ranks add up.
+        ndim: dimensions of the model's tensor.
+    """
+
+    param: int
+    number: int
+    start: int | None
+    length: int
+    tensor: int
+    ndim: int
+
+
+@dataclass
+class Bundle:
+    """Tensors that one call steps: those of one device whose settings, but for a few, are equal.
+
+    Attributes:
+        groups: the parameter groups of the call, each with its part of ``params``.
+        params: parameters with a gradient.
+        pieces: the call's tensors.
+        ranks: process groups whose ranks hold parts of the same tensors; empty: all is here.
+        tensors: rows of the table that they add up.
+        settings: (N, 3) float64 on the CPU: rate, weight decay, whether the tensor adapts.
+        norms: (N, 3) float64 on the device, as the operators write it.
+        rules: what decays and adaptations in ``settings`` were made from.
+    """
+
+    groups: list[tuple[dict[str, Any], list[Tensor]]]
+    params: list[Tensor]
+    pieces: list[Piece]
+    ranks: tuple[Any, ...]
+    tensors: int
+    settings: Tensor
+    norms: Tensor
+    absent: Tensor
+    rules: list[tuple[Any, ...]] = field(default_factory=list)
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """A group that has the settings of the call."""
+        return self.groups[0][0]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every tensor is a parameter."""
+        return all(piece.start is None for piece in self.pieces)
+
+    def holds(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
+        """Whether the bundle was made for these parameters."""
+        return len(groups) == len(self.groups) and all(
+            mine[0] is its[0] and len(mine[1]) == len(its[1]) and all(map(is_, mine[1], its[1]))
+            for mine, its in zip(self.groups, groups, strict=True)
+        )
+
+    def parts(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return the call's tensors, given one a parameter: a gradient, a moment, a master."""
+        if isinstance(self.params[0], DTensor):
+            tensors = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+        return [
+            tensors[piece.param]
+            if piece.start is None
+            else tensors[piece.param].narrow(0, piece.start, piece.length)
+            for piece in self.pieces
+        ]
+
+    def add_up(self) -> None:
+        """Add the sums of ``norms`` over the ranks: two numbers a tensor, in one message."""
+        rows = torch.tensor([piece.tensor for piece in self.pieces], device=self.norms.device)
+        table = torch.zeros((self.tensors, 2), dtype=torch.float64, device=self.norms.device)
+        table.index_add_(0, rows, self.norms[:, :2])
+        for ranks in self.ranks:
+            dist.all_reduce(table, group=ranks)
+        self.norms[:, :2] = table[rows]
+
+
+def ranks_of(param: Tensor, fragments: dict[Tensor, Fragments]) -> tuple[Any, ...]:
+    """Return the process groups whose ranks hold parts of the tensors in ``param``.
+
+    Raises:
+        UserError: a DTensor whose values are still to be added up.
+    """
+    if param in fragments:
+        return (fragments[param].group,)
+    if not isinstance(param, DTensor):
+        return ()
+    if any(placement.is_partial() for placement in param.placements):
+        raise UserError(f"a parameter with placements {param.placements}: shard or replicate it")
+    return tuple(
+        param.device_mesh.get_group(dim)
+        for dim, placement in enumerate(param.placements)
+        if placement.is_shard()
+    )
+
+
+def cut(
+    groups: list[tuple[dict[str, Any], list[Tensor]]], fragments: dict[Tensor, Fragments]
+) -> tuple[list[Piece], int]:
+    """Return the pieces of the groups' parameters, and how many tensors ranks add up."""
+    pieces: list[Piece] = []
+    tensors = 0
+    index = 0
+    for group, params in groups:
+        for param in params:
+            if param in fragments:
+                flat = fragments[param]
+                pieces += [
+                    Piece(index, n, f.start, f.length, tensors + f.tensor, f.ndim)
+                    for n, f in enumerate(flat.parts)
+                ]
+                tensors += flat.tensors
+            else:
+                count = split_count(group, param)
+                length = len(param) // count if param.ndim else 1
+                pieces += [
+                    Piece(index, n, n * length if count > 1 else None, length, tensors + n, ndim)
+                    for n, ndim in enumerate([param.ndim] * count)
+                ]
+                tensors += count
+            index += 1
+    return pieces, tensors
+
+
+def split_count(group: dict[str, Any], param: Tensor) -> int:
+    """Return into how many pieces a group's ``split`` cuts a parameter."""
+    if group["split"] == "rows":
+        return max(1, len(param)) if param.ndim > 1 else 1
+    count: int = group["split"]
+    return count
