@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "norm/norm.h"
 #include "optim/optim.h"
 
 STABLE_TORCH_LIBRARY(largebatch, library) {
@@ -16,12 +17,23 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
       "float buffer_factor) -> ()");
   library.def("global_norm(Tensor[] tensors) -> Tensor");
   library.def("clip_factor(Tensor[] tensors, float max_norm) -> (Tensor, Tensor)");
+
+  // norm: batch norm over ghost batches, by L2, L1 and top-k (L-infinity) deviations.
+  library.def(
+      "ghost_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, int policy, int top, "
+      "int ghost_size, int full, float eps, bool relu) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "ghost_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor statistics, Tensor mask, "
+      "int policy, int top, int ghost_size, int full, float eps, bool residual) "
+      "-> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
   library.impl("sgd_", TORCH_BOX(&largebatch::sgd_cpu));
   library.impl("global_norm", TORCH_BOX(&largebatch::global_norm_cpu));
   library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cpu));
+  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cpu));
+  library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cpu));
 }
 
 #ifdef LARGEBATCH_CUDA
