@@ -20,6 +20,8 @@ using torch::headeronly::Half;
 constexpr int64_t kSerialElements = 32768;
 // Elements of a chunk of rows: 256 KiB of float32, a part of a core's second-level cache.
 constexpr int64_t kRowElements = 65536;
+// Rows that one float32 sum runs over: longer sums, of chunks, are float64.
+constexpr int64_t kRows = 512;
 // A ghost batch up to this size is one thread's: it stays in that core's second-level cache.
 constexpr int64_t kGhostBytes = 512 * 1024;
 // Outputs from this size on are not read again from the caches: they are stored past them.
@@ -176,7 +178,7 @@ struct GhostRows {
   GhostRows(const NormLayout& at, int64_t ghost, bool threads)
       : begin(at.first(ghost) * at.length),
         rows(at.values(ghost)),
-        per_chunk(std::max<int64_t>(1, kRowElements / at.channels)),
+        per_chunk(std::clamp<int64_t>(kRowElements / at.channels, 1, kRows)),
         chunks((rows + per_chunk - 1) / per_chunk),
         channels(at.channels),
         padded(round_up(at.channels, 16)),

@@ -34,8 +34,8 @@ def norm_constant(policy: NormPolicy, count: int) -> float:
     """Return what makes a spread of ``count`` values an estimate of the standard deviation.
 
     L1: sqrt(pi/2), exact for normally distributed values. Top-k: the published constant for the
-    largest of n values, 0.5 (1 + sqrt(pi ln 4)) / sqrt(2 ln n), for every k, as in the paper's code;
-    at k = 1 it gives 1.4 times the deviation of normal values and more, at k = 10 1.0 to 1.35.
+    largest of n values, 0.5 (1 + sqrt(pi ln 4)) / sqrt(2 ln n), for every k, as in the paper's
+    code; on normal values it gives 1.4 times the deviation at k = 1, and 1.0 to 1.35 at k = 10.
     """
     if policy == NormPolicy.L2:
         return 1.0
@@ -279,7 +279,7 @@ register(
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, residual, *options = inputs
     _, statistics, mask = output
-    ctx.save_for_backward(x, weight, bias, statistics, mask)
+    ctx.save_for_backward(x, weight, statistics, mask)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(statistics, mask)
     ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
@@ -290,7 +290,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     nothing = (None,) * 6
     if grad is None:
         return (None, None, None, None, *nothing)
-    x, weight, bias, statistics, mask = ctx.saved_tensors
+    x, weight, statistics, mask = ctx.saved_tensors
     dx, sums, dresidual = torch.ops.largebatch.ghost_norm_backward(
         grad, x, weight, statistics, mask, *ctx.options, ctx.has_residual
     )
