@@ -41,6 +41,8 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
   library.impl("sgd_", TORCH_BOX(&largebatch::sgd_cuda));
   library.impl("global_norm", TORCH_BOX(&largebatch::global_norm_cuda));
   library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cuda));
+  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cuda));
+  library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cuda));
 }
 #endif
 

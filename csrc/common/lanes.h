@@ -6,8 +6,8 @@
 // that includes this file sets its instruction set by a pragma, and LARGEBATCH_ISA to a namespace of
 // its own, and may set LARGEBATCH_ISA_AVX2 or _AVX512 (a pragma does not define the compiler's own
 // macros); what it includes from elsewhere comes before the pragma. Intrinsics stand in this file
-// alone, guarded, where compiler vectors have no word for it: streaming stores, masks to bits and
-// float16.
+// alone, guarded, where compiler vectors have no word for it: streaming stores, masks to bits,
+// parts of vectors and float16.
 
 #pragma once
 
@@ -101,6 +101,15 @@ LARGEBATCH_INLINE Vector<Wide<T>> load(const T* data) {
 // The first `count` lanes; the others are `rest`.
 template <typename T>
 LARGEBATCH_INLINE Vector<Wide<T>> load_some(const T* data, int count, Wide<T> rest = 0) {
+#if defined(LARGEBATCH_ISA_AVX512)
+  if constexpr (std::is_same_v<T, float>) {
+    const auto mask = static_cast<__mmask16>((1u << count) - 1);
+    const __m512 values = _mm512_mask_loadu_ps(_mm512_set1_ps(rest), mask, data);
+    Vector<float> result;
+    std::memcpy(&result, &values, sizeof(result));
+    return result;
+  }
+#endif
   Wide<T> values[Lanes<Wide<T>>::kCount];
   for (int lane = 0; lane < Lanes<Wide<T>>::kCount; ++lane) {
     values[lane] = lane < count ? static_cast<Wide<T>>(data[lane]) : rest;
@@ -181,6 +190,14 @@ LARGEBATCH_INLINE void store(T* data, const Vector<Wide<T>>& values, bool stream
 
 template <typename T>
 LARGEBATCH_INLINE void store_some(T* data, const Vector<Wide<T>>& values, int count) {
+#if defined(LARGEBATCH_ISA_AVX512)
+  if constexpr (std::is_same_v<T, float>) {
+    __m512 wide;
+    std::memcpy(&wide, &values, sizeof(wide));
+    _mm512_mask_storeu_ps(data, static_cast<__mmask16>((1u << count) - 1), wide);
+    return;
+  }
+#endif
   for (int lane = 0; lane < count; ++lane) data[lane] = static_cast<T>(values[lane]);
 }
 

@@ -393,8 +393,9 @@ std::tuple<Tensor, Tensor, Tensor> ghost_norm_cpu(
   const Tensor statistics = torch::stable::new_empty(
       x, {norm == NormPolicy::kTopK ? 3 : 2, at.ghosts(), at.channels},
       accumulate_type(x.scalar_type()));
+  // Zeros, because the last byte of a row may hold no value.
   const Tensor mask =
-      torch::stable::new_empty(x, {relu ? at.mask_rows() * at.mask_row() : 0}, ScalarType::Byte);
+      torch::stable::new_zeros(x, {relu ? at.mask_rows() * at.mask_row() : 0}, ScalarType::Byte);
   dispatch(x.scalar_type(), [&](auto* typed) {
     using T = std::remove_pointer_t<decltype(typed)>;
     const Forward<T> call{

@@ -1,4 +1,4 @@
-// Where the values of a batch norm lie, and the checks that both back ends share.
+// Which layout a tensor is in, and the checks that both back ends share.
 
 #pragma once
 
@@ -10,29 +10,9 @@
 
 #include "common/tensors.h"
 #include "norm/math.h"
+#include "norm/shape.h"
 
 namespace largebatch {
-
-// Two layouts cover all: `planar`, where the `length` values of a sample and channel are adjacent
-// (contiguous), and rows of `channels` adjacent values (channels last, and two dimensions).
-struct NormLayout {
-  bool planar;
-  int64_t samples, channels, length;
-  int64_t ghost_size, full;
-
-  int64_t ghosts() const { return full + (full * ghost_size < samples ? 1 : 0); }
-  int64_t first(int64_t ghost) const { return ghost * ghost_size; }
-  int64_t size(int64_t ghost) const {
-    return ghost < full ? ghost_size : samples - full * ghost_size;
-  }
-  int64_t values(int64_t ghost) const { return size(ghost) * length; }
-
-  // The ReLU's mask: element i of row r (of `row_length` values) is bit i % 8 of byte
-  // r * mask_row + i / 8; rows fill up to 16 bits.
-  int64_t row_length() const { return planar ? length : channels; }
-  int64_t mask_rows() const { return samples * (planar ? channels : length); }
-  int64_t mask_row() const { return (row_length() + 15) / 16 * 2; }
-};
 
 // Whether the channels vary fastest and nothing lies between the values.
 inline bool is_rows(const Tensor& x) {

@@ -480,3 +480,21 @@ def test_compile_traces_forward_and_backward_whole() -> None:
     want = torch.autograd.grad(expected.sum(), [*inputs, weight])
     got = torch.autograd.grad(found.sum(), [*copies, weight])
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("block", range(4))
+def test_cuda_equals_the_cpu(block: int) -> None:
+    for seed in range(50 * block, 50 * block + 50):
+        case = Case(seed)
+        expected = case.run(torch.ops.largebatch.ghost_norm)
+        for name in ("x", "weight", "bias", "residual", "grad"):
+            tensor = getattr(case, name)
+            setattr(case, name, None if tensor is None else tensor.cuda())
+        found, again = (case.run(torch.ops.largebatch.ghost_norm) for _ in range(2))
+        ties = case.options[0] == NormPolicy.TOP_K and case.dtype.itemsize == 2
+        for index, (one, other, want) in enumerate(zip(found, again, expected, strict=True)):
+            assert torch.equal(one, other)
+            if not (ties and index == 1):
+                assert distance(one.cpu(), want) < tolerance(case.dtype), (seed, case.options)
