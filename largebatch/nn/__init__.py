@@ -5,6 +5,7 @@ Needs torch and nothing else.
 
 from largebatch.nn.config import NormConfig
 from largebatch.nn.convert import apply_norm, check_norm, convert_batch_norm
+from largebatch.nn.fuse import fuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
 from largebatch.nn.l1_batch_norm import L1BatchNorm
@@ -30,6 +31,7 @@ __all__ = [
     "check_norm",
     "convert_batch_norm",
     "discard_step",
+    "fuse",
     "ghost_place",
     "ghost_sizes",
     "has_batch_norm",
