@@ -26,10 +26,15 @@
 #include <immintrin.h>
 #endif
 
-#define LARGEBATCH_INLINE inline __attribute__((always_inline))
+// Instrumented code would swell without bound.
+#if defined(LARGEBATCH_SANITIZE)
+#define LARGEBATCH_ALWAYS_INLINE
+#else
+#define LARGEBATCH_ALWAYS_INLINE __attribute__((always_inline))
+#endif
+#define LARGEBATCH_INLINE inline LARGEBATCH_ALWAYS_INLINE
 
-// Everything here is inlined: the calling convention of wide vectors, about which GCC warns, is
-// never used.
+// GCC warns about the calling convention of wide vectors, which matters between compilers alone.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif

@@ -75,7 +75,7 @@ LARGEBATCH_INLINE void normalize(
     int64_t length,
     bool stream) {
   using Acc = Wide<T>;
-  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) LARGEBATCH_ALWAYS_INLINE {
     Vector<Acc> v = (load_lanes(x + i, lanes) - coefficient<PerElement>(mean, i)) *
             coefficient<PerElement>(scale, i) +
         coefficient<PerElement>(bias, i);
@@ -115,7 +115,7 @@ LARGEBATCH_INLINE void gradient(
     int64_t length,
     bool stream) {
   using Acc = Wide<T>;
-  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) LARGEBATCH_ALWAYS_INLINE {
     Vector<Acc> g = load_lanes(grad + i, lanes);
     if (mask != nullptr) g = keep<Acc>(g, load_bits<Acc>(mask + i / 8));
     const Vector<Acc> d = load_lanes(x + i, lanes) - coefficient<PerElement>(by.mean, i);

@@ -12,7 +12,7 @@ LARGEBATCH_INLINE Wide<T> mean_of_row(const T* x, int64_t length) {
   using Acc = Wide<T>;
   const Acc first = static_cast<Acc>(x[0]);
   Vector<Acc> sum{};
-  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) LARGEBATCH_ALWAYS_INLINE {
     sum += load_lanes(x + i, lanes, first) - first;
   });
   return first + static_cast<Acc>(lane_sum<Acc>(sum) / static_cast<double>(length));
@@ -35,7 +35,7 @@ LARGEBATCH_INLINE void add_moments(
       squares[1] += second * second;
     }
   }
-  for_lanes<Acc>(i, length, [&](int64_t at, auto lanes) __attribute__((always_inline)) {
+  for_lanes<Acc>(i, length, [&](int64_t at, auto lanes) LARGEBATCH_ALWAYS_INLINE {
     const Vector<Acc> d = load_lanes(x + at, lanes, shift) - shift;
     sums[0] += d;
     if constexpr (Squares) squares[0] += d * d;
@@ -54,7 +54,7 @@ LARGEBATCH_INLINE double absolute_sum(const T* x, int64_t length, Wide<T> mean) 
     sums[0] += absolute<Acc>(load(x + i) - mean);
     sums[1] += absolute<Acc>(load(x + i + kCount) - mean);
   }
-  for_lanes<Acc>(i, length, [&](int64_t at, auto lanes) __attribute__((always_inline)) {
+  for_lanes<Acc>(i, length, [&](int64_t at, auto lanes) LARGEBATCH_ALWAYS_INLINE {
     sums[0] += absolute<Acc>(load_lanes(x + at, lanes, mean) - mean);
   });
   return lane_sum<Acc>(sums[0] + sums[1]);
@@ -65,7 +65,7 @@ template <typename T>
 LARGEBATCH_INLINE void offer_row(
     const T* x, int64_t length, Wide<T> mean, Wide<T>* heap, int64_t top) {
   using Acc = Wide<T>;
-  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) LARGEBATCH_ALWAYS_INLINE {
     const Vector<Acc> size = absolute<Acc>(load_lanes(x + i, lanes, mean) - mean);
     if (!any<Acc>(size > heap[0])) return;
     for (int lane = 0; lane < number_of<Acc>(lanes); ++lane) offer(heap, top, size[lane]);
@@ -152,7 +152,7 @@ LARGEBATCH_INLINE void add_gradient_sums(
     GradientSums& sums) {
   using Acc = Wide<T>;
   Vector<Acc> of_grad{}, of_product{}, of_sign{};
-  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) LARGEBATCH_ALWAYS_INLINE {
     Vector<Acc> g = load_lanes(grad + i, lanes);
     if (mask != nullptr) g = keep<Acc>(g, load_bits<Acc>(mask + i / 8));
     const Vector<Acc> d = load_lanes(x + i, lanes, mean) - mean;
@@ -169,7 +169,7 @@ template <typename T>
 LARGEBATCH_INLINE void count_top(
     const T* x, int64_t length, Wide<T> mean, Wide<T> kth, TopCounts& counts) {
   using Acc = Wide<T>;
-  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+  for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) LARGEBATCH_ALWAYS_INLINE {
     const Vector<Acc> d = load_lanes(x + i, lanes, mean) - mean;
     if (!any<Acc>(absolute<Acc>(d) >= kth)) return;
     for (int lane = 0; lane < number_of<Acc>(lanes); ++lane) count_one(counts, d[lane], kth);

@@ -29,7 +29,7 @@ LARGEBATCH_INLINE void rows_moments(
   constexpr int kCount = Lanes<Acc>::kCount;
   for_columns<Acc>(
       channels,
-      [&](int64_t c) __attribute__((always_inline)) {
+      [&](int64_t c) LARGEBATCH_ALWAYS_INLINE {
         Vector<Acc> s0{}, s1{}, s2{}, s3{}, q0{}, q1{}, q2{}, q3{};
         const Vector<Acc> o0 = load(shift + c), o1 = load(shift + c + kCount);
         const Vector<Acc> o2 = load(shift + c + 2 * kCount), o3 = load(shift + c + 3 * kCount);
@@ -59,7 +59,7 @@ LARGEBATCH_INLINE void rows_moments(
           store(square + c + 3 * kCount, q3);
         }
       },
-      [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      [&](int64_t c, auto lanes) LARGEBATCH_ALWAYS_INLINE {
         Vector<Acc> s{}, q{};
         const Vector<Acc> o = load(shift + c);
         for (int64_t r = 0; r < rows; ++r) {
@@ -79,7 +79,7 @@ LARGEBATCH_INLINE void rows_absolute(
   constexpr int kCount = Lanes<Acc>::kCount;
   for_columns<Acc>(
       channels,
-      [&](int64_t c) __attribute__((always_inline)) {
+      [&](int64_t c) LARGEBATCH_ALWAYS_INLINE {
         Vector<Acc> s0{}, s1{}, s2{}, s3{};
         const Vector<Acc> o0 = load(mean + c), o1 = load(mean + c + kCount);
         const Vector<Acc> o2 = load(mean + c + 2 * kCount), o3 = load(mean + c + 3 * kCount);
@@ -95,7 +95,7 @@ LARGEBATCH_INLINE void rows_absolute(
         store(sum + c + 2 * kCount, s2);
         store(sum + c + 3 * kCount, s3);
       },
-      [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      [&](int64_t c, auto lanes) LARGEBATCH_ALWAYS_INLINE {
         Vector<Acc> s{};
         const Vector<Acc> o = load(mean + c);
         for (int64_t r = 0; r < rows; ++r) {
@@ -239,12 +239,12 @@ LARGEBATCH_INLINE void rows_gradient_sums(
   using Acc = Wide<T>;
   for_columns<Acc>(
       channels,
-      [&](int64_t c) __attribute__((always_inline)) {
+      [&](int64_t c) LARGEBATCH_ALWAYS_INLINE {
         column_gradient_sums<Signs, 4>(
             grad + c, x + c, mask == nullptr ? nullptr : mask + c / 8, rows, channels, mask_row,
             All{}, mean + c, of_grad + c, of_product + c, of_sign + c);
       },
-      [&](int64_t c, auto lanes) __attribute__((always_inline)) {
+      [&](int64_t c, auto lanes) LARGEBATCH_ALWAYS_INLINE {
         column_gradient_sums<Signs, 1>(
             grad + c, x + c, mask == nullptr ? nullptr : mask + c / 8, rows, channels, mask_row,
             lanes, mean + c, of_grad + c, of_product + c, of_sign + c);
