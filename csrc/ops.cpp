@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "norm/norm.h"
 #include "optim/layerwise.h"
 #include "optim/optim.h"
 
@@ -31,6 +32,15 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
   library.def(
       "clip_factor(Tensor[] tensors, float max_norm, *, float eps, Tensor? scale) "
       "-> (Tensor, Tensor)");
+
+  // norm: batch norm over ghost batches, by L2, L1 and top-k (L-infinity) deviations.
+  library.def(
+      "ghost_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, int policy, int top, "
+      "int ghost_size, int full, float eps, bool relu) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "ghost_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor statistics, Tensor mask, "
+      "int policy, int top, int ghost_size, int full, float eps, bool residual) "
+      "-> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
@@ -39,6 +49,8 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
   library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cpu));
   library.impl("lars_", TORCH_BOX(&largebatch::lars<largebatch::lars_step_cpu>));
   library.impl("lamb_", TORCH_BOX(&largebatch::lamb<largebatch::lamb_step_cpu>));
+  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cpu));
+  library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cpu));
 }
 
 #ifdef LARGEBATCH_CUDA
@@ -48,6 +60,8 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
   library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cuda));
   library.impl("lars_", TORCH_BOX(&largebatch::lars<largebatch::lars_step_cuda>));
   library.impl("lamb_", TORCH_BOX(&largebatch::lamb<largebatch::lamb_step_cuda>));
+  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cuda));
+  library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cuda));
 }
 #endif
 

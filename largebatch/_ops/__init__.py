@@ -27,23 +27,35 @@ from largebatch._ops.library import (
     face,
     is_compiled,
 )
+from largebatch._ops.norm import (
+    NormPolicy,
+    ghost_norm,
+    norm_constant,
+    reference_ghost_norm,
+    reference_ghost_norm_backward,
+)
 from largebatch._ops.sgd import reference_sgd_, sgd_
 
 __all__ = [
     "BUILD_RECORD",
     "LIBRARY",
     "OPERATORS",
+    "NormPolicy",
     "Operator",
     "accumulate_dtype",
     "backends",
     "build_record",
     "clip_factor",
     "face",
+    "ghost_norm",
     "global_norm",
     "is_compiled",
     "lamb_",
     "lars_",
+    "norm_constant",
     "reference_clip_factor",
+    "reference_ghost_norm",
+    "reference_ghost_norm_backward",
     "reference_global_norm",
     "reference_lamb_",
     "reference_lars_",

@@ -13,10 +13,14 @@ from largebatch.record import write_record
 def run(arguments: Sequence[str]) -> int:
     """Run ``largebatch bench WHAT`` and return its exit code."""
     parser = argparse.ArgumentParser(prog="largebatch bench", exit_on_error=False)
-    parser.add_argument("what", choices=("loop", "data", "optim"), help="the claim to measure")
+    parser.add_argument(
+        "what", choices=("loop", "data", "norm", "optim"), help="the claim to measure"
+    )
     parser.add_argument("--root", help="data: loop takes MNIST's folder, data an ImageNet sample")
     parser.add_argument("--workers", type=int, default=2, help="worker processes (data)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of one measurement")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="length of one measurement (loop, data)"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds")
     parser.add_argument("--models", nargs="+", default=[], help="optim: whose tensors; all")
     parser.add_argument("--json", type=Path, help="write the record here")
@@ -40,6 +44,10 @@ def run(arguments: Sequence[str]) -> int:
                     f"{', '.join(optim.MODELS)}"
                 )
         record = optim.run(options.models, options.seconds, options.rounds)
+    elif options.what == "norm":
+        from largebatch.bench import norm
+
+        record = norm.run(options.rounds)
     else:
         from largebatch.bench import data
 

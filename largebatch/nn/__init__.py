@@ -5,8 +5,11 @@ Needs torch and nothing else.
 
 from largebatch.nn.config import NormConfig
 from largebatch.nn.convert import apply_norm, check_norm, convert_batch_norm
+from largebatch.nn.fuse import fuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
+from largebatch.nn.l1_batch_norm import L1BatchNorm
+from largebatch.nn.linf_batch_norm import LInfBatchNorm
 from largebatch.nn.merge import (
     load_rank_statistics,
     merge_running_stats,
@@ -16,14 +19,19 @@ from largebatch.nn.merge import (
 from largebatch.nn.place import ghost_place
 from largebatch.nn.registry import norms
 from largebatch.nn.running import discard_step, step_end
+from largebatch.nn.topk_batch_norm import TopKBatchNorm
 
 __all__ = [
     "GhostBatchNorm",
+    "L1BatchNorm",
+    "LInfBatchNorm",
     "NormConfig",
+    "TopKBatchNorm",
     "apply_norm",
     "check_norm",
     "convert_batch_norm",
     "discard_step",
+    "fuse",
     "ghost_place",
     "ghost_sizes",
     "has_batch_norm",

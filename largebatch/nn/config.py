@@ -13,9 +13,12 @@ class NormConfig:
     """Which normalisation takes the place of the model's batch norms."""
 
     kind: str = "batch"
-    """batch (statistics per forward, as torch), ghost (per ghost batch) or none."""
+    """batch (statistics per forward, as torch), ghost (per ghost batch), l1, linf or topk (per
+    ghost batch, by another norm), or none."""
     ghost_size: int | None = None
-    """Samples that share their statistics; needed by, and only by, kind=ghost."""
+    """Samples that share their statistics; needed by every kind but batch and none."""
+    topk: int | None = None
+    """Largest deviations that kind=topk averages; unset means 10."""
     running: Running = "sequential"
     """How a step's ghosts enter the running statistics: one after the other, averaged, or alone
     (last: no moving average)."""

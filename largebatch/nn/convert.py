@@ -47,6 +47,10 @@ def check_norm(config: NormConfig) -> None:
     if config.running not in get_args(Running):
         allowed = ", ".join(get_args(Running))
         raise UserError(f"norm.running={config.running!r}: choose from {allowed}")
+    if config.topk is not None and config.topk < 1:
+        raise UserError(f"norm.topk={config.topk}: must be at least 1 value")
+    if config.topk is not None and config.kind != "topk":
+        raise UserError(f"norm.topk={config.topk}: no effect with norm.kind={config.kind}")
     if config.momentum is not None and not 0.0 <= config.momentum <= 1.0:
         raise UserError(f"norm.momentum={config.momentum}: must lie in 0 to 1")
     if config.eps is not None and not 0.0 < config.eps < float("inf"):
@@ -90,6 +94,7 @@ def convert_batch_norm(
     momentum: float | None = None,
     eps: float | None = None,
     running: Running = "sequential",
+    topk: int | None = None,
 ) -> nn.Module:
     """Exchange every batch norm of ``model`` (torch's or ours) for ``kind``, in place.
 
@@ -101,10 +106,12 @@ def convert_batch_norm(
     Args:
         model: changed in place.
         kind: a name in ``largebatch.nn.norms``.
-        ghost_size: samples in a ghost batch, for kinds that have them.
+        ghost_size: samples in a ghost batch, for kinds that have them; ``ghost`` needs it, without
+            it ``l1``, ``linf`` and ``topk`` take all samples of a forward.
         momentum: weight of new running statistics; None keeps each module's own.
         eps: added to the variance; None keeps each module's own.
         running: how ghosts enter the running statistics.
+        topk: the number of deviations that kind ``topk`` averages; None means 10.
 
     Returns:
         ``model``, or its replacement if it is itself a batch norm.
@@ -112,7 +119,7 @@ def convert_batch_norm(
     Raises:
         UserError: the kind is unknown, or the arguments do not fit it.
     """
-    return apply_norm(model, NormConfig(kind, ghost_size, running, momentum, eps))
+    return apply_norm(model, NormConfig(kind, ghost_size, topk, running, momentum, eps))
 
 
 def _replacement(old: _BatchNorm, factory: NormFactory, config: NormConfig) -> nn.Module:

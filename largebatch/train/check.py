@@ -81,9 +81,11 @@ def _contradictions(config: Config) -> Iterator[str]:
         ("batch.micro", batch.micro),
         *((f"batch.plan[{i}].micro", phase.micro) for i, phase in enumerate(batch.plan)),
     ]:
-        if isinstance(micro, int) and ghost and norm.kind == "ghost" and micro % ghost:
+        if isinstance(micro, int) and ghost and micro % ghost:
             near = max(ghost, round(micro / ghost) * ghost)
             yield f"{key}={micro}: a multiple of norm.ghost_size={ghost} is needed, such as {near}"
+    if norm.kind in ("l1", "linf", "topk") and ghost is None:
+        yield f"norm.ghost_size is not set: a run with norm.kind={norm.kind} needs it (samples)"
     if config.precision.compute == "fp64" and config.distributed.backend == "nccl":
         yield "precision.compute=fp64 runs on CPU: distributed.backend=nccl contradicts it"
     if config.precision.loss_scale != "dynamic" and config.precision.compute != "fp16":

@@ -24,7 +24,7 @@ def rank_main(rank: int, port: int, announces: bool, folder: str) -> None:
     """Rank 1 fails on its own; rank 0 learns of it from its next collective."""
     here = world(rank, port)
     try:
-        with process_group(here, "gloo", 30.0, torch.device("cpu")):
+        with process_group(here, "gloo", 300.0, torch.device("cpu")):
             if rank == 1:
                 mistake = UserError("a mistake only rank 1 met")
                 if announces:

@@ -1,0 +1,57 @@
+// Launchers of the CUDA kernels of the batch norm family, free of torch's headers.
+//
+// Each returns nullptr, or CUDA's message if a launch failed. Nothing waits for the device.
+
+#pragma once
+
+#include <cstdint>
+
+#include "norm/shape.h"
+
+namespace largebatch {
+
+enum class NormElement { kFloat, kDouble, kHalf, kBFloat16 };
+
+// Pointers to device memory; `Acc` is double for double elements, else float.
+struct NormForward {
+  NormLayout at;
+  NormPolicy policy;
+  int64_t top;
+  double eps;
+  const void* x;
+  const void* residual;  // null without one, like weight, bias and mask
+  const void* weight;
+  const void* bias;
+  void* y;
+  void* statistics;    // Acc (2 or 3, ghosts, channels)
+  uint8_t* mask;
+  double* partial;     // norm_partials(at) doubles
+  void* coefficients;  // Acc (kNormCoefficients, ghosts, channels)
+};
+
+struct NormBackward {
+  NormLayout at;
+  NormPolicy policy;
+  int64_t top;
+  double eps;
+  const void* grad;
+  const void* x;
+  const void* weight;
+  const void* statistics;
+  const uint8_t* mask;
+  void* dx;
+  void* dresidual;  // null unless there is a mask and a residual
+  void* sums;       // Acc (2, ghosts, channels): of weight, of bias
+  double* partial;
+  void* coefficients;
+};
+
+constexpr int kNormCoefficients = 5;
+
+// Doubles of scratch memory: three sums for each part of each channel of each ghost.
+int64_t norm_partials(const NormLayout& at);
+
+const char* launch_norm_forward(NormElement element, const NormForward& call, void* stream);
+const char* launch_norm_backward(NormElement element, const NormBackward& call, void* stream);
+
+}  // namespace largebatch

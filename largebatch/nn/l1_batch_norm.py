@@ -1,0 +1,29 @@
+"""L1 batch norm: scaled by the mean absolute deviation, safe where squares overflow.
+
+Hoffer, Banner, Golan, Soudry, "Norm matters: efficient and accurate normalization schemes in deep
+networks", 2018, section 4.
+"""
+
+from __future__ import annotations
+
+from largebatch._ops import NormPolicy
+from largebatch.nn.config import NormConfig
+from largebatch.nn.over_ghosts import OverGhosts
+from largebatch.nn.registry import norms
+
+
+class L1BatchNorm(OverGhosts):
+    """Batch norm by sqrt(pi/2) times the mean absolute deviation.
+
+    On normally distributed input that estimates the standard deviation without bias. Arguments and
+    behaviour are those of ``GhostBatchNorm``, but ``ghost_size`` may be None (all samples of a
+    forward) and ``eps`` is added to the deviation. Unlike the paper's code, ``momentum`` is the
+    weight of the new statistics and ``running_var`` holds squared deviations, as torch would.
+    """
+
+    policy = NormPolicy.L1
+
+
+@norms.register("l1", "batch norm by the mean absolute deviation (L1)", "Hoffer et al. 2018")
+def _l1(num_features: int, config: NormConfig) -> L1BatchNorm:
+    return L1BatchNorm(num_features, config.ghost_size, running=config.running)

@@ -1,0 +1,28 @@
+"""L-infinity batch norm: scaled by the largest absolute deviation.
+
+Hoffer, Banner, Golan, Soudry, "Norm matters", 2018, section 4.
+"""
+
+from __future__ import annotations
+
+from largebatch._ops import NormPolicy
+from largebatch.nn.config import NormConfig
+from largebatch.nn.over_ghosts import OverGhosts
+from largebatch.nn.registry import norms
+
+
+class LInfBatchNorm(OverGhosts):
+    """Batch norm by the largest absolute deviation times a constant of the number of values.
+
+    The published constant, 0.5 (1 + sqrt(pi ln 4)) / sqrt(2 ln n), gives 1.4 times the standard
+    deviation on normally distributed input, hardly depending on n. Values that tie for the largest
+    share its gradient. Arguments and behaviour are those of ``L1BatchNorm``.
+    """
+
+    policy = NormPolicy.TOP_K
+    top = 1
+
+
+@norms.register("linf", "batch norm by the largest deviation (L-infinity)", "Hoffer et al. 2018")
+def _linf(num_features: int, config: NormConfig) -> LInfBatchNorm:
+    return LInfBatchNorm(num_features, config.ghost_size, running=config.running)

@@ -1,0 +1,178 @@
+"""Batch norm over ghost batches, whatever norm measures the spread: what those modules share."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from largebatch._ops import NormPolicy, ghost_norm, norm_constant
+from largebatch.nn.config import Running
+from largebatch.nn.ghosts import split_ghosts
+from largebatch.nn.place import current_place
+from largebatch.nn.running import RunningStatistics
+
+
+class OverGhosts(RunningStatistics):
+    """Base of the norms that normalise each ghost batch by its own mean and spread.
+
+    A subclass names the norm by ``policy``. ``running_var`` holds squares of the estimated standard
+    deviation (L2: the unbiased variance), so that ``state_dict`` is that of torch's batch norm.
+
+    Args:
+        num_features: channels C of the (N, C, ...) input, which has 2 to 5 dimensions.
+        ghost_size: samples in a ghost batch; None for all samples of a forward.
+        eps: added to the variance (L2), or to the deviation (other norms).
+        momentum: weight of the new running statistics, or None for their cumulative average.
+        affine: learn a scale and a shift per channel.
+        track_running_stats: keep running statistics for evaluation.
+        running: how the ghosts of a step enter the running statistics (``largebatch.nn.running``).
+        activation: ``"relu"`` to end in one, in the same pass over memory.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    policy: ClassVar[NormPolicy] = NormPolicy.L2
+    top: int = 1
+    ghost_size: int | None
+
+    def __init__(
+        self,
+        num_features: int,
+        ghost_size: int | None = None,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        running: Running = "sequential",
+        activation: Literal["relu"] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if ghost_size is not None and ghost_size < 1:
+            raise ValueError(f"ghost_size={ghost_size}: must be at least 1 sample")
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            running,
+            activation,
+            device,
+            dtype,
+        )
+        self.ghost_size = ghost_size
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the normalised ``x`` (N, C, ...), plus ``residual`` if given, then activated.
+
+        In training and without running statistics the residual and the activation cost no pass of
+        their own, if ``residual`` has the shape and type of ``x``.
+
+        Raises:
+            ValueError: ``x`` has not 2 to 5 dimensions, not C channels, or in training fewer than
+                two values per channel.
+        """
+        self._check_input_dim(x)
+        if self.training:
+            size, full = self._ghosts(x)
+            return self._normalize(x, residual, size, full, record=True)
+        if self.running_mean is None:
+            return self._normalize(x, residual, max(x.shape[0], 1), 1, record=False)
+        y = self._evaluate(x)
+        if residual is not None:
+            y = y + residual
+        return F.relu(y) if self.activation == "relu" else y
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        assert self.running_var is not None
+        variance, eps = self.running_var, self.eps
+        if self.policy != NormPolicy.L2:
+            # 1 / (deviation + eps), as in training, by torch's own kernel.
+            variance, eps = (variance.sqrt() + eps).square(), 0.0
+        return F.batch_norm(x, self.running_mean, variance, self.weight, self.bias, False, 0.0, eps)
+
+    def _normalize(
+        self, x: Tensor, residual: Tensor | None, size: int, full: int, record: bool
+    ) -> Tensor:
+        if x.numel() == 0:
+            return x if residual is None else x + residual
+        relu = self.activation == "relu"
+        fused = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+        y, statistics = ghost_norm(
+            x,
+            self.weight,
+            self.bias,
+            ghost_size=size,
+            full=full,
+            eps=self.eps,
+            policy=self.policy,
+            top=self.top,
+            residual=residual if fused else None,
+            relu=relu and fused,
+        )
+        if record:
+            self.record(statistics[0], self._variances(x, statistics[1], size, full))
+        if not fused:
+            assert residual is not None
+            y = y + residual
+            y = F.relu(y) if relu else y
+        return y
+
+    def _ghosts(self, x: Tensor) -> tuple[int, int]:
+        """Return the samples of a full ghost and how many full ones there are."""
+        place = current_place()
+        limit = None if place is None else place.total - place.first
+        if self.ghost_size is None and place is not None:
+            raise ValueError("ghost_size is not set: inside of ghost_place a norm needs it")
+        size = self.ghost_size or x.shape[0]
+        minimum = 2 if x[0, 0].numel() < 2 else 1
+        if min(size, x.shape[0]) < minimum:
+            raise ValueError(
+                f"expected more than 1 value per channel in training, got input of shape "
+                f"{tuple(x.shape)} with ghost_size={self.ghost_size}"
+            )
+        full, tail = split_ghosts(x.shape[0], size, minimum, limit)
+        if limit is not None and full + (tail > 0) > limit:
+            raise ValueError(
+                f"{x.shape[0]} samples are more than {limit} ghosts of {size}, all that "
+                "are left in the step at this ghost_place"
+            )
+        return size, full
+
+    @torch.no_grad()
+    def _variances(self, x: Tensor, spread: Tensor, size: int, full: int) -> Tensor:
+        """Return what the spreads, (ghosts, C), say of the variances."""
+        length = x[0, 0].numel()
+        factors = [
+            self._variance_factor(count * length)
+            for count in ([size] if full else []) + ([x.shape[0] - full * size])
+        ]
+        values = spread if self.policy == NormPolicy.L2 else spread.square()
+        if spread.shape[0] == full or full == 0:
+            return values * factors[0]
+        return torch.cat((values[:-1] * factors[0], values[-1:] * factors[1]))
+
+    def _variance_factor(self, count: int) -> float:
+        if self.policy == NormPolicy.L2:
+            return count / (count - 1)
+        return norm_constant(self.policy, count) ** 2
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if not 2 <= input.dim() <= 5:
+            raise ValueError(f"expected 2 to 5 dimensions, got input of shape {tuple(input.shape)}")
+        if input.shape[1] != self.num_features:
+            raise ValueError(
+                f"expected {self.num_features} channels, got input of shape {tuple(input.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        activation = f", activation={self.activation!r}" if self.activation else ""
+        return (
+            f"{super().extra_repr()}, ghost_size={self.ghost_size}, running={self.running!r}"
+            f"{activation}"
+        )
