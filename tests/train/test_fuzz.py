@@ -54,6 +54,7 @@ RANGE: dict[str, list[Any]] = {
                    [{"micro": 0}], [{"image_size": -1}]],
     "norm.kind": ["ghots", "", "batch norm"],
     "norm.ghost_size": [0, -32],
+    "norm.topk": [0, -3],
     "norm.momentum": [-0.1, 1.5, *INFINITE],
     "norm.eps": [0.0, -1e-5, *INFINITE],
     "optim.name": ["sdg", "", "larz"],
@@ -93,6 +94,8 @@ RANGE: dict[str, list[Any]] = {
 # Settings that cannot go together, found under each of their keys.
 CONTRADICTIONS: list[dict[str, Any]] = [
     {"norm.kind": "ghost"},
+    {"norm.kind": "l1"},
+    {"norm.kind": "ghost", "norm.ghost_size": 32, "norm.topk": 5},
     {"norm.kind": "batch", "norm.ghost_size": 32},
     {"norm.kind": "none", "norm.running": "last"},
     {"norm.kind": "ghost", "norm.ghost_size": 32, "batch.micro": 48},
@@ -386,6 +389,8 @@ GROUPS: list[dict[str, Any]] = [
     {"norm.kind": "ghost", "norm.ghost_size": 32},
     {"norm.kind": "ghost", "norm.ghost_size": 64, "norm.running": "averaged"},
     {"norm.kind": "none"},
+    {"norm.kind": "l1", "norm.ghost_size": 32},
+    {"norm.kind": "topk", "norm.ghost_size": 32, "norm.topk": 5},
     {"optim.name": "adamw", "optim.betas": [0.8, 0.99], "optim.eps": 1e-6},
     {"optim.name": "muon", "optim.momentum": 0.95},
     {"optim.name": "lars", "optim.preset": "larc", "optim.trust_coefficient": 0.01},
