@@ -139,11 +139,17 @@ def _alternate(
     """Return the times of all steps of those that run, and the reasons of those that do not."""
     steps: dict[Peer, Step] = {}
     absent: dict[Peer, str] = {}
+    grads = [param.grad for param in params if param.grad is not None]
+    clean = [grad.clone() for grad in grads]
+    writers = set()  # some write into the gradients, which would spoil everybody's next step
     for peer in peers:
         try:
             step = peer.make(params)
             step()
             steps[peer] = step
+            if not all(map(torch.equal, grads, clean)):
+                writers.add(peer)
+                torch._foreach_copy_(grads, clean)
         except Exception as error:  # whatever a peer may raise is its reason
             absent[peer] = " ".join(f"{type(error).__name__}: {error}".split())[:120]
     times: dict[Peer, list[float]] = {peer: [] for peer in steps}
@@ -153,6 +159,8 @@ def _alternate(
             begun = time.perf_counter()
             while time.perf_counter() - begun < seconds:
                 times[peer].append(_time(steps[peer], device))
+                if peer in writers:
+                    torch._foreach_copy_(grads, clean)
     return times, absent
 
 

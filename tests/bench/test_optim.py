@@ -30,6 +30,20 @@ def test_contenders_are_timed_or_listed_with_the_reason(monkeypatch):
         assert 0 < row["best"] <= row["ms"] + 0.01 and row["steps"] >= 2
 
 
+def spoiler(params: list[nn.Parameter]) -> object:
+    return lambda: [param.grad.mul_(0.1) for param in params]
+
+
+def test_a_contender_that_writes_gradients_spoils_nobodys_step(monkeypatch):
+    params = [nn.Parameter(torch.randn(s)) for s in SHAPES]
+    for param in params:
+        param.grad = torch.randn(param.shape)
+    before = [param.grad.clone() for param in params]
+    times, _ = optim._alternate([Peer("spoiler", "lars", spoiler)], params, 0.001, 2)
+    assert all(len(found) >= 2 for found in times.values())
+    assert all(torch.equal(a, p.grad) for a, p in zip(before, params, strict=True))
+
+
 def test_every_contender_moves_the_parameters():
     for peer in PEERS:
         torch.manual_seed(0)
