@@ -15,7 +15,6 @@ from largebatch._ops.layerwise import Stage
 from largebatch.optim.bundle import Bundle, Fragment, Fragments, cut, ranks_of
 from largebatch.optim.state import restore_exactly
 
-Exclude = str  # none, one_dimensional or no_decay
 EXCLUDE = ("none", "one_dimensional", "no_decay")
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 SUPPORTED = (torch.float32, torch.float64, *SIXTEEN_BIT)
@@ -43,7 +42,6 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     grad_factor: Tensor | None = None
     _step_supports_amp_scaling = True
     operator = ""
-    moments: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._bundles: dict[tuple[Any, ...], Bundle] = {}
@@ -200,7 +198,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if len(set(rates)) == 1:
             bundle.settings[:, 0] = rates[0]
         else:
-            bundle.settings[:, 0] = torch.tensor([rates[p.param] for p in bundle.pieces])
+            of_piece = [rates[piece.param] for piece in bundle.pieces]
+            bundle.settings[:, 0] = torch.tensor(of_piece, dtype=torch.float64)
 
     def _shared(self, group: dict[str, Any]) -> tuple[Any, ...]:
         """Return the settings that one call has in common, as a key."""
@@ -274,8 +273,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if dtype == torch.float32 and group["state_dtype"] is not None:
             dtype = group["state_dtype"]
         for name in self.moment_names(group):
-            state[name] = torch.zeros_like(param, dtype=dtype)
-        if param.dtype in SIXTEEN_BIT and group["master_weights"]:
+            if name not in state:
+                state[name] = torch.zeros_like(param, dtype=dtype)
+        if param.dtype in SIXTEEN_BIT and group["master_weights"] and "master" not in state:
             state["master"] = param.detach().to(torch.float32, copy=True)
 
     def _check(self, group: dict[str, Any]) -> None:

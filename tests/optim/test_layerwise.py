@@ -593,6 +593,33 @@ def test_pieces_of_a_tensor_have_ratios_of_their_own(kind, split):
         assert float(a.state[fused]["step"]) == 3
 
 
+@pytest.mark.parametrize("fused", FACES)
+def test_groups_with_rates_of_their_own_are_exact_in_one_call(fused):
+    params = [parameter(3.0, 4.0), parameter(3.0, 4.0)]
+    groups = [{"params": [params[0]], "lr": 10.0}, {"params": [params[1]], "lr": 0.1}]
+    optimizer = LARS(groups, 1.0, weight_decay=0.01, fused=fused)
+    alone = parameter(3.0, 4.0)
+    for param in (*params, alone):
+        param.grad = torch.tensor([-0.3, 0.4], dtype=torch.float64)
+    optimizer.step()
+    LARS([alone], 0.1, weight_decay=0.01, fused=fused).step()
+    assert params[0].tolist() == pytest.approx((3.02454545, 3.96), abs=1e-8)
+    assert torch.equal(params[1], alone)
+
+
+def test_momentum_may_begin_later_without_touching_the_master():
+    param = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = LARS([param], 0.1, momentum=0.0)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    master = optimizer.state[param]["master"].clone()
+    assert float(master[0]) < 1.0 and float(param.detach()[0]) == 1.0
+    optimizer.param_groups[0]["momentum"] = 0.9
+    optimizer.step()
+    step = float(master[0] - optimizer.state[param]["master"][0])
+    assert step == pytest.approx(1.0 - float(master[0]), rel=0.01)
+
+
 def test_an_exact_norm_at_the_ends_of_float32():
     for scale in (1e-22, 1e-18, 1e18, 1e25):
         param = nn.Parameter(torch.full((5000,), scale))
