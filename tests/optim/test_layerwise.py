@@ -253,6 +253,7 @@ def test_lamb_kernel_equals_its_reference(rows, switches, seed):
 
 @compiled
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(max_examples=1000, deadline=None)
 @given(tensor_sets(), LARS_SWITCHES, LAMB_SWITCHES, st.integers(0, 2**31), st.booleans())
 def test_a_thousand_random_sets(rows, lars, lamb, seed, nesterov):
