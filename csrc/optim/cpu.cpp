@@ -32,10 +32,7 @@ LARGEBATCH_HOST_DEVICE void sgd_loop(
   }
 }
 
-// Sixteen lanes, whatever the vector width: element i goes to lane i mod 16, and the lanes are
-// added in one fixed order. float64 holds the square of every float32 exactly in range.
-constexpr int kLanes = 16;
-
+// float64 holds the square of every float32 exactly in range.
 template <typename T>
 LARGEBATCH_HOST_DEVICE double square_sum_loop(const T* __restrict values, int64_t length) {
   double lanes[kLanes] = {};

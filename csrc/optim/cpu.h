@@ -15,6 +15,10 @@ namespace largebatch {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
+// Sums have sixteen lanes, whatever the vector width: element i goes to lane i mod 16, and the lanes
+// are added in one fixed order.
+constexpr int kLanes = 16;
+
 // Calls `body` with a null pointer of the element type.
 template <class Body>
 void dispatch(ScalarType type, const Body& body) {

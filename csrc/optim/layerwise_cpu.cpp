@@ -13,17 +13,29 @@ namespace {
 
 // Elements of a wave: parameters and gradients of it (float32) fill the second-level caches of a
 // few cores; a larger tensor is a wave of its own.
-
 constexpr int64_t kWaveElements = 524288;
 
-// Elements whose LAMB update is put aside before its squares are added.
+// Elements whose squares are added in their own precision before float64 takes over.
 constexpr int kBlock = 1024;
 
-// Lanes of a block's sum, in the precision of its elements.
-constexpr int kLanes = 16;
+// The sum that lanes hold of a block's squares, added in a fixed order. Lanes in the elements' own
+// precision are twice as fast as in float64; near the ends of float32's range it is taken again.
+template <typename T, typename Acc>
+LARGEBATCH_HOST_DEVICE double finish_lanes(Acc* lanes, const T* __restrict block, int count) {
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  if (std::is_same_v<Acc, double> || (lanes[0] > Acc(1e-25) && lanes[0] < Acc(1e30))) {
+    return static_cast<double>(lanes[0]);
+  }
+  double sum = 0.0;
+  for (int i = 0; i < count; ++i) {
+    const double value = static_cast<double>(static_cast<Acc>(block[i]));
+    sum += value * value;
+  }
+  return sum;
+}
 
-// The sum of squares of a short block. Lanes in the elements' own precision are twice as fast as in
-// float64; sums near the ends of float32's range are taken again in float64.
 template <typename Acc>
 LARGEBATCH_HOST_DEVICE double block_square_sum(const Acc* __restrict block, int count) {
   Acc lanes[kLanes] = {};
@@ -32,32 +44,7 @@ LARGEBATCH_HOST_DEVICE double block_square_sum(const Acc* __restrict block, int 
     for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += block[i + lane] * block[i + lane];
   }
   for (int lane = 0; i < count; ++i, ++lane) lanes[lane] += block[i] * block[i];
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  if (std::is_same_v<Acc, double> || (lanes[0] > Acc(1e-25) && lanes[0] < Acc(1e30))) {
-    return static_cast<double>(lanes[0]);
-  }
-  double sum = 0.0;
-  for (i = 0; i < count; ++i) sum += static_cast<double>(block[i]) * static_cast<double>(block[i]);
-  return sum;
-}
-
-// The lanes of one block, added in a fixed order; near the ends of float32's range in float64.
-template <typename T, typename Acc>
-LARGEBATCH_HOST_DEVICE double finish_block(Acc* lanes, const T* __restrict block) {
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  if (std::is_same_v<Acc, double> || (lanes[0] > Acc(1e-25) && lanes[0] < Acc(1e30))) {
-    return static_cast<double>(lanes[0]);
-  }
-  double sum = 0.0;
-  for (int i = 0; i < kBlock; ++i) {
-    const double value = static_cast<double>(static_cast<Acc>(block[i]));
-    sum += value * value;
-  }
-  return sum;
+  return finish_lanes(lanes, block, count);
 }
 
 // The sums of squares of parameters and gradients. Four streams, both halves of each array side by
@@ -78,8 +65,10 @@ LARGEBATCH_HOST_DEVICE void square_sums_loop(
         high_g[lane] += high * high;
       }
     }
-    sums[0] += finish_block(low_w, param + begin) + finish_block(high_w, param + half + begin);
-    sums[1] += finish_block(low_g, grad + begin) + finish_block(high_g, grad + half + begin);
+    sums[0] += finish_lanes(low_w, param + begin, kBlock) +
+        finish_lanes(high_w, param + half + begin, kBlock);
+    sums[1] += finish_lanes(low_g, grad + begin, kBlock) +
+        finish_lanes(high_g, grad + half + begin, kBlock);
   }
   Acc block[kBlock];
   for (int64_t begin = 2 * half; begin < length; begin += kBlock) {

@@ -75,6 +75,7 @@ class Bundle:
         pieces: the call's tensors.
         ranks: process groups whose ranks hold parts of the same tensors; empty: all is here.
         tensors: rows of the table that they add up.
+        rows: the row of each of the call's tensors, on the device.
         settings: (N, 3) float64 on the CPU: rate, weight decay, whether the tensor adapts.
         norms: (N, 3) float64 on the device, as the operators write it.
         rules: what decays and adaptations in ``settings`` were made from.
@@ -85,6 +86,7 @@ class Bundle:
     pieces: list[Piece]
     ranks: tuple[Any, ...]
     tensors: int
+    rows: Tensor
     settings: Tensor
     norms: Tensor
     absent: Tensor
@@ -120,12 +122,11 @@ class Bundle:
 
     def add_up(self) -> None:
         """Add the sums of ``norms`` over the ranks: two numbers a tensor, in one message."""
-        rows = torch.tensor([piece.tensor for piece in self.pieces], device=self.norms.device)
         table = torch.zeros((self.tensors, 2), dtype=torch.float64, device=self.norms.device)
-        table.index_add_(0, rows, self.norms[:, :2])
+        table.index_add_(0, self.rows, self.norms[:, :2])
         for ranks in self.ranks:
             dist.all_reduce(table, group=ranks)
-        self.norms[:, :2] = table[rows]
+        self.norms[:, :2] = table[self.rows]
 
 
 def ranks_of(param: Tensor, fragments: dict[Tensor, Fragments]) -> tuple[Any, ...]:

@@ -213,7 +213,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         norms = torch.zeros((len(pieces), 3), dtype=torch.float64, device=device)
         absent = torch.empty(0, device=device)
         ranks = ranks_of(params[0], self._fragments)
-        return Bundle(groups, params, pieces, ranks, tensors, torch.empty(0), norms, absent)
+        rows = torch.tensor([p.tensor for p in pieces], dtype=torch.int64, device=device)
+        return Bundle(groups, params, pieces, ranks, tensors, rows, torch.empty(0), norms, absent)
 
     def treatment(self, group: dict[str, Any], ndim: int) -> tuple[float, bool]:
         """Return the weight decay of a tensor and whether it adapts, by the group's rules."""
@@ -246,8 +247,9 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
             raise UserError(f"{type(self).__name__}: sparse gradients are not supported")
         states = [self.state[param] for param in bundle.params]
         names = self.moment_names(bundle.group)
+        wanted = set(names)
         for param, state in zip(bundle.params, states, strict=True):
-            if not state or not state.keys() >= set(names):
+            if not state or not state.keys() >= wanted:
                 self._begin_state(param, state, bundle.group)
         moments = [bundle.parts([state[name] for state in states]) for name in names]
         masters: list[Tensor] = []

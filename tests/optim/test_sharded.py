@@ -197,6 +197,10 @@ def test_one_rank_with_fragments_steps_as_with_tensors(tmp_path):
         expected = torch.cat([param.flatten() for param in unsharded("lamb")])
         torch.testing.assert_close(flat.detach(), expected, rtol=1e-6, atol=1e-7)
         assert float(optimizer.state[flat]["step"]) == STEPS
+        before = flat.detach().clone()
+        optimizer.shard(flat, [], len(parts))  # a rank that holds padding alone takes part
+        optimizer.step()
+        assert torch.equal(before, flat)
         again = copy.deepcopy(flat)
         for bad in (Fragment(0, flat.numel() + 1, 0, 1), Fragment(0, 3, 9, 1)):
             with pytest.raises(UserError, match="Fragment"):

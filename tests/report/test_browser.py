@@ -199,7 +199,7 @@ def test_nothing_overflows_sideways(browser, tmp_path, make_run):
             device = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
             # Charts follow the width of the page a moment later.
-            WebDriverWait(browser, 10).until(
+            assert WebDriverWait(browser, 10).until(
                 lambda _, width=width: browser.execute_script(
                     "const box = document.querySelector('#chart-loss .main-svg')"
                     ".getBoundingClientRect();"
