@@ -234,12 +234,13 @@ __device__ __forceinline__ double sum_of_parts(
   return sum;
 }
 
-// One thread a channel of a ghost: mean and variance from moments, or the spread of L1.
+// One thread a channel of a ghost: mean and variance from moments, or `means` and the spread of L1.
 template <typename T, Sums What>
 __global__ void __launch_bounds__(kThreads) finish_kernel(
     const NormLayout at,
     const int parts,
     const T* const x,
+    const typename Accumulate<T>::type* const means,
     const double* const partial,
     typename Accumulate<T>::type* const statistics) {
   using Acc = typename Accumulate<T>::type;
@@ -255,7 +256,31 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(
     statistics[index] = static_cast<Acc>(origin + offset);
     statistics[all + index] = static_cast<Acc>(variance < 0 ? 0.0 : variance);
   } else {
+    statistics[index] = means[index];
     statistics[all + index] = static_cast<Acc>(offset);
+  }
+}
+
+// One thread a channel: what its gradient needs, from the parts and the counts of top-k.
+template <typename Acc>
+__global__ void __launch_bounds__(kThreads) finish_gradient_sums_kernel(
+    const NormLayout at,
+    const NormPolicy policy,
+    const int parts,
+    const double* const partial,
+    const double* const counts,
+    Acc* const sums) {
+  const int64_t all = at.ghosts() * at.channels;
+  const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (index >= all) return;
+  sums[index] = static_cast<Acc>(sum_of_parts(partial, parts, 0, all, index));
+  sums[all + index] = static_cast<Acc>(sum_of_parts(partial, parts, 1, all, index));
+  if (policy == NormPolicy::kL1) {
+    sums[2 * all + index] = static_cast<Acc>(sum_of_parts(partial, parts, 2, all, index));
+  } else if (policy == NormPolicy::kTopK) {
+    for (int row = 0; row < 4; ++row) {
+      sums[(2 + row) * all + index] = static_cast<Acc>(counts[row * all + index]);
+    }
   }
 }
 
@@ -435,14 +460,14 @@ __global__ void __launch_bounds__(kThreads) normalize_kernel(
   }
 }
 
-// One block a channel of a ghost: the share of equal largest values, and the sum of signs.
+// One block a channel of a ghost: how many deviations lie above the k-th largest and at it, and the
+// sums of their signs, (4, ghosts, channels).
 template <typename T>
 __global__ void __launch_bounds__(kThreads) count_top_kernel(
     const NormLayout at,
-    const int64_t top,
     const T* const x,
     const typename Accumulate<T>::type* const statistics,
-    double* const share_and_sign) {
+    double* const counts) {
   using Acc = typename Accumulate<T>::type;
   __shared__ double shared[kThreads];
   const int64_t all = at.ghosts() * at.channels, index = blockIdx.x;
@@ -464,9 +489,10 @@ __global__ void __launch_bounds__(kThreads) count_top_kernel(
   above_sign = sum_over_block(shared, above_sign);
   equal_sign = sum_over_block(shared, equal_sign);
   if (threadIdx.x == 0) {
-    const auto share = static_cast<Acc>(tie_share(min(top, int64_t(n)), above, equal));
-    share_and_sign[index] = share;
-    share_and_sign[all + index] = above_sign + double(share) * equal_sign;
+    counts[index] = above;
+    counts[all + index] = equal;
+    counts[2 * all + index] = above_sign;
+    counts[3 * all + index] = equal_sign;
   }
 }
 
@@ -479,7 +505,7 @@ __global__ void __launch_bounds__(kThreads) gradient_term_kernel(
     const double eps,
     const int parts,
     const double* const partial,
-    const double* const share_and_sign,
+    const double* const counts,
     const Acc* const statistics,
     const Acc* const weight,
     Acc* const coefficients,
@@ -493,16 +519,20 @@ __global__ void __launch_bounds__(kThreads) gradient_term_kernel(
   GradientSums of{
       sum_of_parts(partial, parts, 0, all, index), sum_of_parts(partial, parts, 1, all, index),
       sum_of_parts(partial, parts, 2, all, index)};
-  if (policy == NormPolicy::kTopK) of.sign = share_and_sign[all + index];
+  const int64_t k = top < n ? top : n;
+  Acc share = 0;
+  if (policy == NormPolicy::kTopK) {
+    share = static_cast<Acc>(tie_share(k, counts[index], counts[all + index]));
+    of.sign = counts[2 * all + index] + double(share) * counts[3 * all + index];
+  }
   const double w = weight == nullptr ? 1.0 : double(weight[index % at.channels]);
-  const auto terms =
-      gradient_terms<Acc>(policy, of, n, top < n ? top : n, r, constant, w);
+  const auto terms = gradient_terms<Acc>(policy, of, n, k, r, constant, w);
   coefficients[index] = terms.grad;
   coefficients[all + index] = terms.constant;
   coefficients[2 * all + index] = terms.spread;
   if (policy == NormPolicy::kTopK) {
     coefficients[3 * all + index] = statistics[2 * all + index];
-    coefficients[4 * all + index] = static_cast<Acc>(share_and_sign[index]);
+    coefficients[4 * all + index] = share;
   }
   sums[index] = static_cast<Acc>(of.grad_deviation * r);
   sums[all + index] = static_cast<Acc>(of.grad);

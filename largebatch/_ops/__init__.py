@@ -34,6 +34,12 @@ from largebatch._ops.norm import (
     reference_ghost_norm,
     reference_ghost_norm_backward,
 )
+from largebatch._ops.norm_steps import (
+    reference_norm_apply,
+    reference_norm_gradient,
+    reference_norm_gradient_sums,
+    reference_norm_moments,
+)
 from largebatch._ops.sgd import reference_sgd_, sgd_
 
 __all__ = [
@@ -59,6 +65,10 @@ __all__ = [
     "reference_global_norm",
     "reference_lamb_",
     "reference_lars_",
+    "reference_norm_apply",
+    "reference_norm_gradient",
+    "reference_norm_gradient_sums",
+    "reference_norm_moments",
     "reference_sgd_",
     "sgd_",
 ]

@@ -11,11 +11,11 @@ from enum import IntEnum
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from largebatch._ops.dtypes import accumulate_dtype
 from largebatch._ops.library import Operator, notice, register, register_autograd
+from largebatch._ops.norm_layout import from_bits, in_layout, mask_size, to_bits
 
 
 class NormPolicy(IntEnum):
@@ -48,43 +48,6 @@ def ghost_counts(samples: int, ghost_size: int, full: int) -> list[int]:
     """Return the samples of each ghost: ``full`` times ``ghost_size``, then those that are left."""
     left = samples - full * ghost_size
     return [ghost_size] * full + ([left] if left > 0 else [])
-
-
-def _in_layout(x: Tensor) -> Tensor:
-    """Return ``x`` with its values in one of the two layouts that kernels know."""
-    if x.is_contiguous() or x.movedim(1, -1).is_contiguous():
-        return x
-    return x.contiguous()
-
-
-def _is_planar(x: Tensor) -> bool:
-    return x.is_contiguous() and x[0, 0].numel() > 1
-
-
-def _mask_size(x: Tensor) -> int:
-    row = x[0, 0].numel() if _is_planar(x) else x.shape[1]
-    return x.numel() // row * (-(-row // 16) * 2)
-
-
-def _to_bits(keep: Tensor, x: Tensor) -> Tensor:
-    """Pack a boolean tensor of the shape of ``x``: rows of the layout, bit i % 8 of byte i / 8."""
-    if _is_planar(x):
-        rows = keep.reshape(-1, x[0, 0].numel())
-    else:
-        rows = keep.movedim(1, -1).reshape(-1, x.shape[1])
-    rows = F.pad(rows, (0, -rows.shape[1] % 16)).unflatten(1, (-1, 8))
-    powers = 2 ** torch.arange(8, device=x.device)
-    return (rows * powers).sum(-1).to(torch.uint8).flatten()
-
-
-def _from_bits(mask: Tensor, x: Tensor) -> Tensor:
-    planar = _is_planar(x)
-    length = x[0, 0].numel() if planar else x.shape[1]
-    powers = 2 ** torch.arange(8, device=x.device)
-    rows = ((mask.unsqueeze(1) & powers) != 0).view(-1, -(-length // 16) * 16)[:, :length]
-    if planar:
-        return rows.reshape(x.shape)
-    return rows.reshape(x.movedim(1, -1).shape).movedim(-1, 1)
 
 
 def _spread(deviation: Tensor, policy: NormPolicy, top: int) -> tuple[Tensor, Tensor | None]:
@@ -140,14 +103,14 @@ def reference_ghost_norm(
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Specify ``largebatch::ghost_norm``; :func:`ghost_norm` says what the arguments mean."""
-    x = _in_layout(x)
+    x = in_layout(x)
     counts = ghost_counts(x.shape[0], ghost_size, full)
     y, statistics = _normalized(x, weight, bias, NormPolicy(policy), top, counts, eps)
     if residual is not None:
         y = y + residual.to(y.dtype)
     mask = torch.empty(0, dtype=torch.uint8, device=x.device)
     if relu:
-        mask = _to_bits(~(y <= 0), x)
+        mask = to_bits(~(y <= 0), x)
         y = y.relu()
     rows = [
         torch.stack([part for part in parts if part is not None])
@@ -177,13 +140,13 @@ def reference_ghost_norm_backward(
     for the others, where e = sign(d) / n for L1 and sign(d) / k at the k largest for top-k (equal
     values share what is left of k).
     """
-    norm, x = NormPolicy(policy), _in_layout(x)
+    norm, x = NormPolicy(policy), in_layout(x)
     dtype = accumulate_dtype(x.dtype)
     counts = ghost_counts(x.shape[0], ghost_size, full)
     upstream = grad.to(dtype)
     relu = mask.numel() > 0
     if relu:
-        upstream = torch.where(_from_bits(mask, x), upstream, 0.0)
+        upstream = torch.where(from_bits(mask, x), upstream, 0.0)
     done, sums = [], []
     for index, (ghost, g) in enumerate(
         zip(x.to(dtype).split(counts), upstream.split(counts), strict=True)
@@ -229,11 +192,11 @@ def _fake_ghost_norm(
     eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = _in_layout(x)
+    x = in_layout(x)
     ghosts = len(ghost_counts(x.shape[0], ghost_size, full))
     rows = 3 if policy == NormPolicy.TOP_K else 2
     statistics = x.new_empty((rows, ghosts, x.shape[1]), dtype=accumulate_dtype(x.dtype))
-    mask = x.new_empty((_mask_size(x) if relu else 0,), dtype=torch.uint8)
+    mask = x.new_empty((mask_size(x) if relu else 0,), dtype=torch.uint8)
     return torch.empty_like(x), statistics, mask
 
 
@@ -250,7 +213,7 @@ def _fake_ghost_norm_backward(
     eps: float,
     residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = _in_layout(x)
+    x = in_layout(x)
     masked = residual and mask.numel() > 0
     return (
         torch.empty_like(x),
@@ -330,7 +293,7 @@ def _second_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         ]
         g = inputs[0].to(accumulate_dtype(x.dtype))
         if mask.numel() > 0:
-            g = torch.where(_from_bits(mask, _in_layout(x)), g, 0.0)
+            g = torch.where(from_bits(mask, in_layout(x)), g, 0.0)
         y, _ = _normalized(inputs[1], None, None, NormPolicy(policy), top, counts, eps)
         scaled = g if weight is None else g * inputs[2].view(1, -1, *[1] * (x.dim() - 2))
         (dx,) = torch.autograd.grad(y, inputs[1], scaled, create_graph=True)

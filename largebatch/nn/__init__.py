@@ -19,6 +19,7 @@ from largebatch.nn.merge import (
 from largebatch.nn.place import ghost_place
 from largebatch.nn.registry import norms
 from largebatch.nn.running import discard_step, step_end
+from largebatch.nn.sync_batch_norm import SyncBatchNorm, join_ranks
 from largebatch.nn.topk_batch_norm import TopKBatchNorm
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "L1BatchNorm",
     "LInfBatchNorm",
     "NormConfig",
+    "SyncBatchNorm",
     "TopKBatchNorm",
     "apply_norm",
     "check_norm",
@@ -35,6 +37,7 @@ __all__ = [
     "ghost_place",
     "ghost_sizes",
     "has_batch_norm",
+    "join_ranks",
     "load_rank_statistics",
     "merge_running_stats",
     "merged_running_stats",
