@@ -4,7 +4,13 @@ Needs torch and nothing else.
 """
 
 from largebatch.nn.config import NormConfig
-from largebatch.nn.convert import apply_norm, check_norm, convert_batch_norm
+from largebatch.nn.convert import (
+    apply_norm,
+    check_norm,
+    convert_batch_norm,
+    spans_ranks,
+    wrong_span,
+)
 from largebatch.nn.fuse import fuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
@@ -44,5 +50,7 @@ __all__ = [
     "minimum_samples",
     "norms",
     "rank_statistics",
+    "spans_ranks",
     "step_end",
+    "wrong_span",
 ]

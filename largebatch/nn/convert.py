@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import get_args
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch._errors import UserError
 from largebatch.nn.config import NormConfig, Running
+from largebatch.nn.over_ghosts import OverGhosts
+from largebatch.nn.over_ranks import ranks_of
 from largebatch.nn.registry import NormFactory, norms
 from largebatch.nn.running import RunningStatistics, forget_norms
+from largebatch.nn.sync_batch_norm import join_ranks
 
 _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+SPANNING = ("sync", "l1", "linf", "topk")
+"""Kinds whose ghosts can span ranks."""
 _TORCH: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -51,6 +57,13 @@ def check_norm(config: NormConfig) -> None:
         raise UserError(f"norm.topk={config.topk}: must be at least 1 value")
     if config.topk is not None and config.kind != "topk":
         raise UserError(f"norm.topk={config.topk}: no effect with norm.kind={config.kind}")
+    if config.sync_ranks is not None and config.sync_ranks < 1:
+        raise UserError(f"norm.sync_ranks={config.sync_ranks}: must be at least 1 rank")
+    if config.sync_ranks is not None and config.kind not in SPANNING:
+        raise UserError(
+            f"norm.sync_ranks={config.sync_ranks}: no effect with norm.kind={config.kind}; kinds"
+            f" that span ranks are {', '.join(SPANNING)}"
+        )
     if config.momentum is not None and not 0.0 <= config.momentum <= 1.0:
         raise UserError(f"norm.momentum={config.momentum}: must lie in 0 to 1")
     if config.eps is not None and not 0.0 < config.eps < float("inf"):
@@ -62,6 +75,23 @@ def check_norm(config: NormConfig) -> None:
                 raise UserError(f"norm.{key}={value}: no effect with norm.kind={config.kind}")
     # The factory knows what else its kind needs.
     norms.entry(config.kind).factory(1, config)
+
+
+def spans_ranks(config: NormConfig) -> bool:
+    """Return whether ranks hold ghosts together under this section, if there are several."""
+    return config.kind == "sync" or (config.kind in SPANNING and config.sync_ranks is not None)
+
+
+def wrong_span(config: NormConfig, world_size: int) -> str:
+    """Say why ``norm.sync_ranks`` does not fit so many ranks; '' if it does."""
+    span = config.sync_ranks
+    if span is None or world_size % span == 0:
+        return ""
+    allowed = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
+    return (
+        f"norm.sync_ranks={span}: must divide the number of ranks, {world_size}: "
+        f"{', '.join(allowed)}, or leave it out"
+    )
 
 
 def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
@@ -95,6 +125,7 @@ def convert_batch_norm(
     eps: float | None = None,
     running: Running = "sequential",
     topk: int | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> nn.Module:
     """Exchange every batch norm of ``model`` (torch's or ours) for ``kind``, in place.
 
@@ -112,6 +143,8 @@ def convert_batch_norm(
         eps: added to the variance; None keeps each module's own.
         running: how ghosts enter the running statistics.
         topk: the number of deviations that kind ``topk`` averages; None means 10.
+        process_group: the ranks that hold a ghost together, for ``sync`` (None: all), ``l1``,
+            ``linf`` and ``topk`` (None: each rank its own); a forward of them is then one ghost.
 
     Returns:
         ``model``, or its replacement if it is itself a batch norm.
@@ -119,7 +152,12 @@ def convert_batch_norm(
     Raises:
         UserError: the kind is unknown, or the arguments do not fit it.
     """
-    return apply_norm(model, NormConfig(kind, ghost_size, topk, running, momentum, eps))
+    sync_ranks = None if process_group is None else process_group.size()
+    config = NormConfig(kind, ghost_size, sync_ranks, topk, running, momentum, eps)
+    if ghost_size is not None and (kind == "sync" or process_group is not None):
+        raise UserError(f"ghost_size={ghost_size}: over ranks a forward is one ghost")
+    model = apply_norm(model, config)
+    return model if process_group is None else join_ranks(model, process_group)
 
 
 def _replacement(old: _BatchNorm, factory: NormFactory, config: NormConfig) -> nn.Module:
@@ -148,6 +186,11 @@ def _replacement(old: _BatchNorm, factory: NormFactory, config: NormConfig) -> n
         new.forget_terms()
         new.converted_from = origin
         new.activation = activation
+        if isinstance(new, OverGhosts) and new.over_ranks:
+            if isinstance(old, OverGhosts):
+                new.ranks = old.ranks
+            elif isinstance(old, nn.SyncBatchNorm) and old.process_group is not None:
+                new.ranks = ranks_of(old.process_group)
     elif activation is not None:
         raise UserError(
             f"norm.kind={config.kind}: {type(old).__name__} has a fused {activation}, which this "

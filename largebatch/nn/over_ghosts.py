@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from largebatch._ops import NormPolicy, ghost_norm, norm_constant
-from largebatch.nn.config import Running
+from largebatch.nn.config import NormConfig, Running
 from largebatch.nn.ghosts import split_ghosts
 from largebatch.nn.over_ranks import Ranks, all_ranks, norm_over_ranks, ranks_of
 from largebatch.nn.place import current_place
@@ -213,3 +213,10 @@ class OverGhosts(RunningStatistics):
             f"{super().extra_repr()}, ghost_size={self.ghost_size}, running={self.running!r}"
             f"{activation}"
         )
+
+
+def over_ghosts(config: NormConfig) -> dict[str, Any]:
+    """Return the arguments that a norm which can span ranks takes from the ``norm`` section."""
+    if config.sync_ranks is None:
+        return {"ghost_size": config.ghost_size, "running": config.running}
+    return {"process_group": "all", "running": config.running}  # the trainer names the group

@@ -12,9 +12,9 @@ message a layer and direction, in float32 (float64 for float64 input). With C ch
 | top-k        | sum of (count, sum), C+1; gather of the k largest, kC        | sum of 6C |
 
 The shift is the running mean, equal on all ranks of a group because all record the same ghosts. In
-float32 it must lie within some hundred deviations of the mean, or the variance loses digits; without
-running statistics there is none, and a second message takes its place. Nothing waits for a device,
-counts may differ, and a rank without samples takes part with zeros.
+float32 it must lie within some hundred deviations of the mean, or the variance loses digits;
+without running statistics there is none, and a second message takes its place. Nothing waits for a
+device, counts may differ, and a rank without samples takes part with zeros.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from largebatch._ops import NormPolicy, accumulate_dtype, norm_constant
 
@@ -80,7 +79,7 @@ def norm_over_ranks(
         (L2) or the squared deviation (other norms).
 
     Raises:
-        RuntimeError: the gradient is differentiated again, which is not supported over ranks.
+        RuntimeError: a gradient is asked for with ``create_graph``: not supported over ranks.
     """
     wide = accumulate_dtype(x.dtype)
     y, statistics = _OverRanks.apply(
@@ -146,8 +145,12 @@ class _OverRanks(torch.autograd.Function):
         return y, recorded
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            raise RuntimeError(
+                "a norm over several ranks has no second derivative: run it on one, or without"
+                " create_graph"
+            )
         x, weight, statistics, mask, count, r = ctx.saved_tensors
         name, policy, top = ctx.options
         channels = x.shape[1]
@@ -182,7 +185,7 @@ def _gradient_terms(
     policy: NormPolicy,
     top: int,
 ) -> Tensor:
-    """Return the coefficients of ``norm_gradient``, (6, C); the formulas of ``csrc/norm/math.h``."""
+    """Return the coefficients of ``norm_gradient``, (6, C), as ``csrc/norm/math.h`` has them."""
     scale = r if weight is None else r * weight
     zero = torch.zeros_like(r)
     constant, kth, share = -scale * sums[0] / count, zero, zero
