@@ -117,9 +117,7 @@ def _loss(output: Tensor) -> Tensor:
     return output.square().mean()
 
 
-def _rank_main(
-    rank: int, folder: Path, rounds: int, steps: int, samples: int, model: str
-) -> None:
+def _rank_main(rank: int, folder: Path, rounds: int, steps: int, samples: int, model: str) -> None:
     torch.set_num_threads(1)
     register()
     dist.init_process_group(

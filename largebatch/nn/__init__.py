@@ -25,6 +25,7 @@ from largebatch.nn.merge import (
 from largebatch.nn.place import ghost_place
 from largebatch.nn.registry import norms
 from largebatch.nn.running import discard_step, step_end
+from largebatch.nn.sample_norm import SampleNorm
 from largebatch.nn.sync_batch_norm import SyncBatchNorm, join_ranks
 from largebatch.nn.topk_batch_norm import TopKBatchNorm
 
@@ -33,6 +34,7 @@ __all__ = [
     "L1BatchNorm",
     "LInfBatchNorm",
     "NormConfig",
+    "SampleNorm",
     "SyncBatchNorm",
     "TopKBatchNorm",
     "apply_norm",

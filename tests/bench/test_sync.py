@@ -22,9 +22,7 @@ MODEL = "digits_cnn"
 
 def channels() -> list[int]:
     """Return the channels of the model's norms."""
-    net = build_model(
-        ModelConfig(name=MODEL), NormConfig(), 10, (3, 32, 32), torch.float32, seed=0
-    )
+    net = build_model(ModelConfig(name=MODEL), NormConfig(), 10, (3, 32, 32), torch.float32, seed=0)
     return [m.num_features for m in net.modules() if isinstance(m, _BatchNorm)]
 
 

@@ -115,9 +115,7 @@ def check_half_precision_and_offsets(rank: int) -> None:
         # The first forward shifts by a running mean of 0, a hundred deviations away.
         torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=30 * tolerance)
         norm.running_mean.fill_(100.0)
-        torch.testing.assert_close(
-            norm(x[mine]).double(), expected, rtol=tolerance, atol=tolerance
-        )
+        torch.testing.assert_close(norm(x[mine]).double(), expected, rtol=tolerance, atol=tolerance)
         far = SyncBatchNorm(CHANNELS, track_running_stats=False)
         torch.testing.assert_close(
             far((values + 1e4)[mine]).double(),
