@@ -239,7 +239,8 @@ register(
 )
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save what :func:`norm_backward` needs."""
     x, weight, bias, residual, *options = inputs
     _, statistics, mask = output
     ctx.save_for_backward(x, weight, statistics, mask)
@@ -249,10 +250,11 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.options = options[:-1]  # all but relu, which the mask shows
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def norm_backward(ctx: Any, grad: Tensor | None) -> tuple[tuple[Any, ...], Tensor | None]:
+    """Return the gradients of ``ghost_norm``'s arguments, and (2, ghosts, C) of weight and bias."""
     nothing = (None,) * 6
     if grad is None:
-        return (None, None, None, None, *nothing)
+        return (None, None, None, None, *nothing), None
     x, weight, statistics, mask = ctx.saved_tensors
     dx, sums, dresidual = torch.ops.largebatch.ghost_norm_backward(
         grad, x, weight, statistics, mask, *ctx.options, ctx.has_residual
@@ -260,13 +262,18 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     of_weight, of_bias = sums.sum(1)
     if ctx.has_residual and dresidual.numel() == 0:
         dresidual = grad
-    return (
+    gradients = (
         dx,
         None if weight is None else of_weight,
         of_bias if ctx.has_bias else None,
         dresidual if ctx.has_residual else None,
         *nothing,
     )
+    return gradients, sums
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    return norm_backward(ctx, grad)[0]
 
 
 def _keep_for_second_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -315,7 +322,7 @@ def _second_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     return (of_grad, of_x, of_weight[0] if of_weight else None, *(None,) * 8)
 
 
-register_autograd("ghost_norm", _backward, _keep_for_backward)
+register_autograd("ghost_norm", _backward, keep_for_backward)
 register_autograd("ghost_norm_backward", _second_backward, _keep_for_second_backward)
 
 

@@ -13,6 +13,7 @@ from largebatch.nn.convert import (
 )
 from largebatch.nn.fuse import fuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
+from largebatch.nn.ghost_gradients import noise_scale_terms
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
 from largebatch.nn.l1_batch_norm import L1BatchNorm
 from largebatch.nn.linf_batch_norm import LInfBatchNorm
@@ -50,6 +51,7 @@ __all__ = [
     "merge_running_stats",
     "merged_running_stats",
     "minimum_samples",
+    "noise_scale_terms",
     "norms",
     "rank_statistics",
     "spans_ranks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from largebatch._ops import NormPolicy, ghost_norm, norm_constant
 from largebatch.nn.config import NormConfig, Running
+from largebatch.nn.ghost_gradients import Observer, observed_ghost_norm
 from largebatch.nn.ghosts import split_ghosts
 from largebatch.nn.over_ranks import Ranks, all_ranks, norm_over_ranks, ranks_of
 from largebatch.nn.place import current_place
@@ -42,6 +44,9 @@ class OverGhosts(RunningStatistics):
     policy: ClassVar[NormPolicy] = NormPolicy.L2
     top: int = 1
     ghost_size: int | None
+    gradient_observer: Observer | None = None
+    """Set it to be called in every backward with the gradients of weight and bias by each ghost,
+    (2, ghosts, C); for training on one rank a ghost, not for second derivatives."""
 
     def __init__(
         self,
@@ -110,7 +115,11 @@ class OverGhosts(RunningStatistics):
         if x.numel() == 0:
             return x if residual is None else x + residual
         fused = self._fuses(x, residual)
-        y, statistics = ghost_norm(
+        observer = self.gradient_observer if record else None
+        norm = ghost_norm
+        if observer is not None:
+            norm = partial(observed_ghost_norm, observer=observer)
+        y, statistics = norm(
             x,
             self.weight,
             self.bias,
