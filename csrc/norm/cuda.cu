@@ -26,7 +26,9 @@ __device__ __forceinline__ void narrow(float value, __nv_bfloat16& out) {
 }  // namespace
 }  // namespace largebatch
 
-#include "norm/cuda_kernels.h"
+#include "norm/cuda_elements.h"
+#include "norm/cuda_sums.h"
+#include "norm/cuda_top.h"
 
 namespace largebatch {
 namespace {

@@ -27,9 +27,9 @@ from largebatch._ops.library import (
     face,
     is_compiled,
 )
-from largebatch._ops.norm import (
+from largebatch._ops.norm import ghost_norm
+from largebatch._ops.norm_reference import (
     NormPolicy,
-    ghost_norm,
     norm_constant,
     reference_ghost_norm,
     reference_ghost_norm_backward,
