@@ -63,7 +63,7 @@ _label = "default"
 class RecordingGroup(dist.ProcessGroup):
     """A gloo group on CPU that notes each collective in ``messages``."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
+    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
         super().__init__(rank, size)
         cpu, kinds = torch.device("cpu"), dist.ProcessGroup.BackendType
         gloo = dist.ProcessGroupGloo(store, rank, size, timeout)

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -47,7 +47,7 @@ def run(rounds: int, steps: int = 3, samples: int = 32, model: str = "resnet18")
         samples: of each rank, 32 by 32 pixels.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank_main, (Path(folder), rounds, steps, samples, model), nprocs=RANKS)
+        spawn(_rank_main, (Path(folder), rounds, steps, samples, model), nprocs=RANKS)
         rows = torch.load(Path(folder) / "rows.pt", weights_only=True)
     notes = [
         f"{model}, {samples} images of 32 x 32 a rank, {RANKS} gloo ranks with one thread each on"
@@ -63,6 +63,7 @@ def contenders(model: str, samples: int, rank: int) -> dict[str, Step]:
     with groups_of("norm"):
         pairs, _ = dist.new_subgroups(2, backend=BACKEND)
         everyone = dist.new_group(backend=BACKEND)
+    assert isinstance(everyone, dist.ProcessGroup)
 
     def made() -> nn.Module:
         return build_model(

@@ -53,7 +53,10 @@ def merged_running_stats(
     sums = packed[len(norms) :].split([share.numel() for _, share in shares])
     merged = {}
     for (name, norm), count, total, (_, share) in zip(norms, votes, sums, shares, strict=True):
-        owns = share if count else norm.local
+        owns = share
+        if isinstance(norm, RunningStatistics) and not count:
+            assert norm.local is not None
+            owns = norm.local
         for buffer, new, own in zip(
             ("running_mean", "running_var"), total.view_as(share), owns, strict=True
         ):

@@ -79,7 +79,9 @@ class OverGhosts(RunningStatistics):
         )
         self.ghost_size = ghost_size
         self.over_ranks = process_group is not None
-        self.ranks = None if process_group in (None, "all") else ranks_of(process_group)
+        self.ranks: Ranks | None = None
+        if process_group is not None and not isinstance(process_group, str):
+            self.ranks = ranks_of(process_group)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the normalised ``x`` (N, C, ...), plus ``residual`` if given, then activated.

@@ -6,6 +6,8 @@ normalization", 2016; Wu and He, "Group normalization", 2018, of which the other
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,19 +33,17 @@ class SampleNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input`` (N, C, ...) normalised, group by group of each sample."""
-        if input.numel() == input.shape[0] * self.num_groups:
+        if 0 < input.numel() == input.shape[0] * self.num_groups:
             raise UserError(
                 f"norm.kind: input of shape {tuple(input.shape)} has one value in each of"
                 f" {self.num_groups} groups; take fewer groups, or norm.kind=layer"
             )
         return super().forward(input)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: object
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             state_dict.pop(prefix + name, None)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @norms.register("layer", "torch's group norm with one group: over all of a sample",
