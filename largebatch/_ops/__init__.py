@@ -27,12 +27,18 @@ from largebatch._ops.library import (
     face,
     is_compiled,
 )
-from largebatch._ops.norm import (
+from largebatch._ops.norm import ghost_norm
+from largebatch._ops.norm_reference import (
     NormPolicy,
-    ghost_norm,
     norm_constant,
     reference_ghost_norm,
     reference_ghost_norm_backward,
+)
+from largebatch._ops.norm_steps import (
+    reference_norm_apply,
+    reference_norm_gradient,
+    reference_norm_gradient_sums,
+    reference_norm_moments,
 )
 from largebatch._ops.sgd import reference_sgd_, sgd_
 
@@ -59,6 +65,10 @@ __all__ = [
     "reference_global_norm",
     "reference_lamb_",
     "reference_lars_",
+    "reference_norm_apply",
+    "reference_norm_gradient",
+    "reference_norm_gradient_sums",
+    "reference_norm_moments",
     "reference_sgd_",
     "sgd_",
 ]

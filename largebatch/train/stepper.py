@@ -85,7 +85,7 @@ class Stepper:
             sums, work = self._send(sums, stop)
         for micro in micros:
             batch = next(batches)
-            self._generator.manual_seed(key(self.seed, DROPOUT, step.start, micro.first_ghost))
+            self._generator.manual_seed(key(self.seed, DROPOUT, step.start, micro.start))
             with ghost_place(micro.first_ghost, ghosts):
                 loss, values = self._train(self.model, batch)
             sums = values if micro is micros[0] else sums + values.double()
