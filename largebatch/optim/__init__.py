@@ -11,11 +11,13 @@ from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.muon import MuonWithAuxiliary
 from largebatch.optim.registry import optimizers
 from largebatch.optim.sgd import SGD
+from largebatch.optim.sgdw import SGDW
 
 __all__ = [
     "LAMB",
     "LARS",
     "SGD",
+    "SGDW",
     "Fragment",
     "LayerwiseOptimizer",
     "MuonWithAuxiliary",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 # Imported for their entries in the registry.
-from largebatch.optim import lamb, lars, muon, sgd, torch_optimizers  # noqa: F401
+from largebatch.optim import lamb, lars, muon, sgd, sgdw, torch_optimizers  # noqa: F401
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import param_groups
 from largebatch.optim.registry import optimizers

@@ -15,26 +15,26 @@ class OptimConfig:
     """The optimizer, its rate and its averages."""
 
     name: str = "sgd"
-    """Optimizer: sgd, lars, lamb, muon, or torch's adam, adamw, nadam, radam, adagrad, rmsprop,
-    adadelta, adamax."""
+    """Optimizer: sgd, sgdw, lars, lamb, muon, or torch's adam, adamw, nadam, radam, adagrad,
+    rmsprop, adadelta, adamax."""
     lr: float = 0.1
     """Learning rate at batch.reference."""
     scaling: Literal["none", "linear", "sqrt"] = "none"
     """How the rate follows the batch: not at all, in proportion, or with its square root."""
     momentum: float = 0.9
-    """sgd, lars, rmsprop, muon: factor of the momentum buffer per step."""
+    """sgd, sgdw, lars, rmsprop, muon: factor of the momentum buffer per step."""
     nesterov: bool = False
-    """sgd, lars: Nesterov's look-ahead, in PyTorch's form."""
+    """sgd, sgdw, lars: Nesterov's look-ahead, in PyTorch's form."""
     dampening: float = 0.0
-    """sgd: the gradient enters the buffer times 1 - dampening; equal to momentum: an average."""
+    """sgd, sgdw: the gradient enters the buffer times 1 - dampening; equal to momentum: average."""
     dampen_first_step: bool = False
-    """sgd: dampen the first step too (an average that starts at zero); PyTorch does not."""
+    """sgd, sgdw: dampen the first step too (an average that starts at zero); PyTorch does not."""
     lr_inside_momentum: bool = False
-    """sgd: the learning rate multiplies the gradient as it enters the buffer."""
+    """sgd, sgdw: the learning rate multiplies the gradient as it enters the buffer."""
     momentum_correction: bool = False
-    """sgd: rescale a buffer that holds the rate when the rate changes (Goyal et al. 2017)."""
+    """sgd, sgdw: rescale a buffer that holds the rate when the rate changes (Goyal et al. 2017)."""
     weight_decay: float = 0.0
-    """Weight decay: decoupled in adamw and muon, L2 in the others."""
+    """Weight decay: decoupled (times the rate) in sgdw, adamw and muon, L2 in the others."""
     decay_norm_and_bias: bool = False
     """Decay biases and the parameters of norms too."""
     adapt_norm_and_bias: bool | None = None

@@ -13,11 +13,10 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch._ops.layerwise import Stage
 from largebatch.optim.bundle import Bundle, Fragment, Fragments, cut, ranks_of
+from largebatch.optim.parameters import SIXTEEN_BIT, check_dense, check_types
 from largebatch.optim.state import restore_exactly
 
 EXCLUDE = ("none", "one_dimensional", "no_decay")
-SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-SUPPORTED = (torch.float32, torch.float64, *SIXTEEN_BIT)
 
 # What may differ between the groups of one call: rates, and what decay and adaptation come from.
 RULES = ("weight_decay", "layer_adaptation", "exclude", "decay_excluded", "split")
@@ -243,8 +242,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         for param in bundle.params:
             assert param.grad is not None
             grads.append(param.grad)
-        if any(grad.is_sparse for grad in grads):
-            raise UserError(f"{type(self).__name__}: sparse gradients are not supported")
+        check_dense(type(self).__name__, grads)
         states = [self.state[param] for param in bundle.params]
         names = self.moment_names(bundle.group)
         wanted = set(names)
@@ -295,12 +293,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if split != "rows" and not (isinstance(split, int) and split >= 1):
             raise UserError(f"{name}: split={split!r}: a number from 1 up, or 'rows'")
         self.check_group(group)
+        check_types(name, group["params"])
         for param in group["params"]:
-            if param.dtype not in SUPPORTED:
-                raise UserError(
-                    f"{name}: parameters of type {param.dtype}; float32, float64, float16 or "
-                    "bfloat16"
-                )
             if isinstance(split, int) and split > 1 and (param.ndim == 0 or len(param) % split):
                 raise UserError(
                     f"{name}: split={split}: a parameter of shape {tuple(param.shape)} does not "

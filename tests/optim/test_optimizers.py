@@ -15,6 +15,7 @@ from largebatch.optim import OptimConfig, build_optimizer, optimizers
 NAMES = optimizers.names()
 RATES = {
     "sgd": 0.05,
+    "sgdw": 0.05,
     "adadelta": 1.0,
     "adagrad": 0.05,
     "lars": 20.0,
@@ -27,7 +28,7 @@ RATES = {
 
 def test_the_registry_lists_what_the_design_names() -> None:
     expected = (
-        "adadelta, adagrad, adam, adamax, adamw, lamb, lars, muon, nadam, radam, rmsprop, sgd"
+        "adadelta, adagrad, adam, adamax, adamw, lamb, lars, muon, nadam, radam, rmsprop, sgd, sgdw"
     )
     assert ", ".join(sorted(NAMES)) == expected
     for entry in optimizers:
@@ -124,7 +125,7 @@ def flatten(state: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, value in items for k, v in flatten(value, f"{path}/{key}").items()}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("sgd", "muon")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("sgd", "sgdw", "muon")])
 def test_the_fast_implementation_agrees_with_torchs_plain_one(name: str) -> None:
     paths = []
     for plain in (False, True):

@@ -32,6 +32,7 @@ RATES = {
     "muon": 0.02,
     "radam": 0.02,
     "sgd": 0.05,
+    "sgdw": 0.05,
     "lars": 20.0,
     "lamb": 0.01,
 }
