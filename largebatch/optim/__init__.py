@@ -10,6 +10,7 @@ from largebatch.optim.lars import LARS
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.muon import MuonWithAuxiliary
 from largebatch.optim.registry import optimizers
+from largebatch.optim.rmsprop_warmup import RMSpropWarmup, sgd_share
 from largebatch.optim.sgd import SGD
 from largebatch.optim.sgdw import SGDW
 
@@ -22,6 +23,7 @@ __all__ = [
     "LayerwiseOptimizer",
     "MuonWithAuxiliary",
     "OptimConfig",
+    "RMSpropWarmup",
     "build_optimizer",
     "clip_grad_norm_",
     "clip_gradients",
@@ -29,4 +31,5 @@ __all__ = [
     "optimizers",
     "param_groups",
     "set_step",
+    "sgd_share",
 ]

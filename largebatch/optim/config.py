@@ -15,14 +15,14 @@ class OptimConfig:
     """The optimizer, its rate and its averages."""
 
     name: str = "sgd"
-    """Optimizer: sgd, sgdw, lars, lamb, muon, or torch's adam, adamw, nadam, radam, adagrad,
-    rmsprop, adadelta, adamax."""
+    """Optimizer: sgd, sgdw, lars, lamb, rmsprop_warmup, muon, or torch's adam, adamw, nadam, radam,
+    adagrad, rmsprop, adadelta, adamax."""
     lr: float = 0.1
     """Learning rate at batch.reference."""
     scaling: Literal["none", "linear", "sqrt"] = "none"
     """How the rate follows the batch: not at all, in proportion, or with its square root."""
     momentum: float = 0.9
-    """sgd, sgdw, lars, rmsprop, muon: factor of the momentum buffer per step."""
+    """sgd, sgdw, lars, rmsprop, rmsprop_warmup, muon: factor of the momentum buffer per step."""
     nesterov: bool = False
     """sgd, sgdw, lars: Nesterov's look-ahead, in PyTorch's form."""
     dampening: float = 0.0
@@ -53,6 +53,10 @@ class OptimConfig:
     """Half-life of the momentum or first moment; takes the place of the factor per step."""
     beta2_half_life: Duration | None = None
     """Half-life of the second moment; takes the place of the factor per step."""
+    transition_center: Duration = field(default_factory=lambda: Duration.parse("10ep"))
+    """rmsprop_warmup: where RMSprop and SGD have equal shares."""
+    transition_period: Duration = field(default_factory=lambda: Duration.parse("5ep"))
+    """rmsprop_warmup: half of it after the centre, SGD is alone."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the optimizer itself, such as amsgrad for adam."""
 
@@ -78,6 +82,8 @@ class OptimConfig:
             half_life = getattr(self, key)
             if half_life is not None and half_life.value == 0:
                 raise UserError(f"optim.{key}={half_life}: more than 0")
+        if self.transition_period.value == 0:
+            raise UserError(f"optim.transition_period={self.transition_period}: more than 0")
         momentum = self.momentum > 0.0 or self.momentum_half_life is not None
         if self.nesterov and (not momentum or self.dampening != 0.0):
             raise UserError("optim.nesterov=true: needs optim.momentum above 0, optim.dampening=0")
@@ -116,6 +122,8 @@ SPECIAL = (
     "preset",
     "trust_coefficient",
     "adapt_norm_and_bias",
+    "transition_center",
+    "transition_period",
 )
 
 

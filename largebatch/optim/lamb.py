@@ -239,7 +239,7 @@ class LAMB(LayerwiseOptimizer):
     "Adam whose step follows each tensor's norm; presets paper, nvlamb, author, deepspeed",
     "You et al. 2020",
 )
-def build_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> LAMB:
     """Build :class:`LAMB` from the config."""
     config.refuse_unused(
         {"betas", "eps", "momentum_half_life", "beta2_half_life", "preset", "adapt_norm_and_bias"}
@@ -250,5 +250,5 @@ def build_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim
         "preset": preset_of(config, PRESETS),
         "eps": config.eps,
     }
-    built: torch.optim.Optimizer = construct(LAMB, config, groups, arguments)
+    built: LAMB = construct(LAMB, config, groups, arguments)
     return built

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -236,23 +236,24 @@ def _by_device(params: list[Tensor]) -> list[list[Tensor]]:
     return list(parts.values())
 
 
+Form = TypeVar("Form", bound=SGD)
+
+
 @optimizers.register(
     "sgd",
     "SGD with momentum, Nesterov, dampening, the rate inside or outside the buffer",
     "Polyak 1964; Nesterov 1983; Goyal et al. 2017, section 3",
 )
-def build_sgd(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_sgd(config: OptimConfig, groups: list[dict[str, Any]]) -> SGD:
     """Build :class:`SGD` from the config."""
     return build_form(SGD, config, groups)
 
 
-def build_form(
-    kind: type[SGD], config: OptimConfig, groups: list[dict[str, Any]]
-) -> torch.optim.Optimizer:
+def build_form(kind: type[Form], config: OptimConfig, groups: list[dict[str, Any]]) -> Form:
     """Build :class:`SGD`, or a form of it with the same settings, from the config."""
     used = {"momentum", "nesterov", "dampening", "dampen_first_step"}
     used |= {"lr_inside_momentum", "momentum_correction"}
     config.refuse_unused(used | {"momentum_half_life"})
     arguments = {key: getattr(config, key) for key in ("lr", *sorted(used))}
-    built: torch.optim.Optimizer = construct(kind, config, groups, arguments)
+    built: Form = construct(kind, config, groups, arguments)
     return built

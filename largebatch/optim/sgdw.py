@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.registry import optimizers
 from largebatch.optim.sgd import SGD, build_form
@@ -20,11 +18,11 @@ class SGDW(SGD):
         b <- momentum b + g;   p <- p - lr l p - lr b      (nesterov: g + momentum b for b)
 
     The decay takes its share of the parameter as it was before the step, in proportion to the
-    *learning rate* of the step, as in ``torch.optim.AdamW``. Loshchilov and Hutter take the schedule
-    factor lr / (peak lr) instead: their l is ``weight_decay`` x peak lr here. They also put the rate
-    inside the buffer (``lr_inside_momentum``), which is the same while the rate is constant. With
-    ``nesterov`` this is Nesterov momentum with decoupled decay. Without momentum L2 and decoupled
-    decay are one, and so are :class:`SGD` and this.
+    *learning rate* of the step, as in ``torch.optim.AdamW``. Loshchilov and Hutter take the
+    schedule factor lr / (peak lr) instead: their l is ``weight_decay`` x peak lr here. They also
+    put the rate inside the buffer (``lr_inside_momentum``), which is the same while the rate is
+    constant. With ``nesterov`` this is Nesterov momentum with decoupled decay. Without momentum L2
+    and decoupled decay are one, and so are :class:`SGD` and this.
 
     Args:
         params, lr, momentum, dampening, nesterov, maximize, lr_inside_momentum,
@@ -72,6 +70,6 @@ class SGDW(SGD):
     "SGD with weight decay decoupled from gradient and momentum (times the rate)",
     "Loshchilov and Hutter 2019",
 )
-def build_sgdw(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_sgdw(config: OptimConfig, groups: list[dict[str, Any]]) -> SGDW:
     """Build :class:`SGDW` from the config."""
     return build_form(SGDW, config, groups)

@@ -154,7 +154,7 @@ class Trainer:
         """Take a step; return whether to stop after it, or None if memory ran out."""
         parts, position = self.parts, self.position
         rate = self.schedule.lr(step.start)
-        set_step(parts.optimizer, self.config.optim, rate, step.size, self.clock)
+        set_step(parts.optimizer, self.config.optim, rate, step.size, self.clock, step.start)
         try:
             sums = parts.stepper.run(
                 step, parts.feed.ghosts(step), micros, batches, bool(self.stop)

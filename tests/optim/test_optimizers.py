@@ -23,12 +23,14 @@ RATES = {
     "muon": 0.02,
     "radam": 0.05,
     "rmsprop": 0.002,
+    "rmsprop_warmup": 0.2,
 }
 
 
 def test_the_registry_lists_what_the_design_names() -> None:
     expected = (
-        "adadelta, adagrad, adam, adamax, adamw, lamb, lars, muon, nadam, radam, rmsprop, sgd, sgdw"
+        "adadelta, adagrad, adam, adamax, adamw, lamb, lars, muon, nadam, radam, rmsprop, "
+        "rmsprop_warmup, sgd, sgdw"
     )
     assert ", ".join(sorted(NAMES)) == expected
     for entry in optimizers:
@@ -125,7 +127,10 @@ def flatten(state: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, value in items for k, v in flatten(value, f"{path}/{key}").items()}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("sgd", "sgdw", "muon")])
+ONE_IMPLEMENTATION = ("sgd", "sgdw", "muon", "rmsprop_warmup")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ONE_IMPLEMENTATION])
 def test_the_fast_implementation_agrees_with_torchs_plain_one(name: str) -> None:
     paths = []
     for plain in (False, True):

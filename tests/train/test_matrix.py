@@ -29,6 +29,7 @@ RATES = {
     "adagrad": 0.01,
     "adadelta": 1.0,
     "rmsprop": 0.001,
+    "rmsprop_warmup": 0.05,
     "muon": 0.02,
     "radam": 0.02,
     "sgd": 0.05,
