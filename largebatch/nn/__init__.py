@@ -5,6 +5,7 @@ Needs torch and nothing else.
 
 from largebatch.nn.config import NormConfig
 from largebatch.nn.convert import apply_norm, check_norm, convert_batch_norm
+from largebatch.nn.frozen import frozen_statistics
 from largebatch.nn.fuse import fuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
@@ -31,6 +32,7 @@ __all__ = [
     "check_norm",
     "convert_batch_norm",
     "discard_step",
+    "frozen_statistics",
     "fuse",
     "ghost_place",
     "ghost_sizes",

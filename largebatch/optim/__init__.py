@@ -1,8 +1,9 @@
 """Optimizers by name, parameter groups and gradient clipping."""
 
+from largebatch.optim.agc import adaptive_grad_clip_, clipped_parameters
 from largebatch.optim.build import build_optimizer, set_step
 from largebatch.optim.bundle import Fragment
-from largebatch.optim.clip import clip_grad_norm_, clip_gradients
+from largebatch.optim.clip import Clipping, clip_grad_norm_, clip_gradients
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import describe_groups, param_groups
 from largebatch.optim.lamb import LAMB
@@ -11,22 +12,27 @@ from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.muon import MuonWithAuxiliary
 from largebatch.optim.registry import optimizers
 from largebatch.optim.rmsprop_warmup import RMSpropWarmup, sgd_share
+from largebatch.optim.sam import SAM
 from largebatch.optim.sgd import SGD
 from largebatch.optim.sgdw import SGDW
 
 __all__ = [
     "LAMB",
     "LARS",
+    "SAM",
     "SGD",
     "SGDW",
+    "Clipping",
     "Fragment",
     "LayerwiseOptimizer",
     "MuonWithAuxiliary",
     "OptimConfig",
     "RMSpropWarmup",
+    "adaptive_grad_clip_",
     "build_optimizer",
     "clip_grad_norm_",
     "clip_gradients",
+    "clipped_parameters",
     "describe_groups",
     "optimizers",
     "param_groups",

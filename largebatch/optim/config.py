@@ -45,6 +45,14 @@ class OptimConfig:
     """lars: share of a tensor's norm that a step at rate 1 may take; null: the preset's."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; null: no clipping."""
+    adaptive_clip: float | None = None
+    """Largest norm of a unit's gradient as a share of its weights' (NFNets: 0.01); null: any."""
+    adaptive_clip_eps: float = 1e-3
+    """Norm of weights that adaptive_clip takes for units below it."""
+    sam_rho: float | None = None
+    """Sharpness-aware minimization: length of the perturbation; null: none, half the passes."""
+    sam_scope: Literal["global", "rank"] = "global"
+    """Whose gradient perturbs: that of all ranks, or each rank's own."""
     betas: tuple[float, float] = (0.9, 0.999)
     """lamb, adam, adamw, nadam, radam, adamax: factors of the first and second moment per step."""
     eps: float | None = None
@@ -73,9 +81,11 @@ class OptimConfig:
         for beta in self.betas:
             if not 0.0 <= beta < 1.0:
                 raise UserError(f"optim.betas={list(self.betas)}: each from 0 up and below 1")
-        if self.clip_norm is not None and not 0.0 < self.clip_norm < math.inf:
-            raise UserError(f"optim.clip_norm={self.clip_norm}: a number above 0, or null")
-        for key in ("eps", "trust_coefficient"):
+        for key in ("clip_norm", "adaptive_clip"):
+            value = getattr(self, key)
+            if value is not None and not 0.0 < value < math.inf:
+                raise UserError(f"optim.{key}={value}: a number above 0, or null")
+        for key in ("eps", "trust_coefficient", "adaptive_clip_eps", "sam_rho"):
             if getattr(self, key) is not None:
                 _in_range(key, getattr(self, key), 0.0, math.inf)
         for key in ("momentum_half_life", "beta2_half_life"):
@@ -89,6 +99,8 @@ class OptimConfig:
             raise UserError("optim.nesterov=true: needs optim.momentum above 0, optim.dampening=0")
         if self.momentum_correction and not self.lr_inside_momentum:
             raise UserError("optim.momentum_correction=true: needs optim.lr_inside_momentum=true")
+        if self.sam_scope != "global" and self.sam_rho is None:
+            raise UserError(f"optim.sam_scope={self.sam_scope}: needs optim.sam_rho")
         if self.dampen_first_step and self.dampening == 0.0:
             raise UserError("optim.dampen_first_step=true: needs optim.dampening above 0")
 

@@ -36,6 +36,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     Attributes:
         grad_factor: a 0-d tensor that multiplies the gradients of the next step, such as the clip
             factor of :func:`largebatch.optim.clip_gradients`; the step sets it back to None.
+        fragments: what :meth:`shard` was told of each flat parameter.
     """
 
     grad_factor: Tensor | None = None
@@ -44,7 +45,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._bundles: dict[tuple[Any, ...], Bundle] = {}
-        self._fragments: dict[Tensor, Fragments] = {}
+        self.fragments: dict[Tensor, Fragments] = {}
         super().__init__(params, {**defaults, "layer_adaptation": None, "split": 1})
 
     # What an optimizer of this kind adds.
@@ -85,7 +86,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bundles = {}
-        self._fragments = {}
+        self.fragments = {}
         for group in self.param_groups:  # state of another library's form lacks our settings
             for key in set(self.defaults) - {"differentiable"}:  # which torch adds to them here
                 group.setdefault(key, self.defaults[key])
@@ -120,7 +121,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
                 raise UserError(f"{part}: not within the {param.numel()} elements of its parameter")
             if not 0 <= part.tensor < tensors:
                 raise UserError(f"{part}: a tensor from 0 up and below {tensors}")
-        self._fragments[param] = Fragments(parts, tensors, group)
+        self.fragments[param] = Fragments(parts, tensors, group)
         self._bundles.clear()
 
     @torch.no_grad()
@@ -170,7 +171,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
                 by_ranks: dict[tuple[Any, ...], list[Tensor]] = {}
                 for param in present:
                     if param.device == device:
-                        by_ranks.setdefault(ranks_of(param, self._fragments), []).append(param)
+                        by_ranks.setdefault(ranks_of(param, self.fragments), []).append(param)
                 for ranks, part in by_ranks.items():
                     plan.setdefault((device, ranks, *same), []).append((group, part))
         for same, groups in plan.items():
@@ -207,11 +208,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def _make_bundle(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> Bundle:
         params = [param for _, part in groups for param in part]
-        pieces, tensors = cut(groups, self._fragments)
+        pieces, tensors = cut(groups, self.fragments)
         device = params[0].device
         norms = torch.zeros((len(pieces), 3), dtype=torch.float64, device=device)
         absent = torch.empty(0, device=device)
-        ranks = ranks_of(params[0], self._fragments)
+        ranks = ranks_of(params[0], self.fragments)
         rows = torch.tensor([p.tensor for p in pieces], dtype=torch.int64, device=device)
         return Bundle(groups, params, pieces, ranks, tensors, rows, torch.empty(0), norms, absent)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from largebatch._errors import UserError
 
@@ -37,3 +38,8 @@ def check_dense(name: str, grads: Iterable[Tensor]) -> None:
             f"{name}: sparse gradients; make them dense (nn.Embedding(..., sparse=False)) or give"
             " such parameters to torch.optim.SGD"
         )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a DTensor, as FSDP2 makes them; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

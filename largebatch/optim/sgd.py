@@ -19,7 +19,7 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
-from largebatch.optim.parameters import check_dense, check_types
+from largebatch.optim.parameters import check_dense, check_types, local
 from largebatch.optim.registry import optimizers
 from largebatch.optim.state import restore_exactly
 
@@ -194,9 +194,9 @@ class SGD(torch.optim.Optimizer):
         has_buffers = group["momentum"] != 0.0
         run = _ops.reference_sgd_ if group["fused"] is False else _ops.sgd_
         run(
-            params,
-            grads,
-            [self.state[param]["momentum_buffer"] for param in params] if has_buffers else [],
+            [local(param) for param in params],
+            [local(grad) for grad in grads],
+            [local(self.state[param]["momentum_buffer"]) for param in params if has_buffers],
             lr=lr,
             momentum=group["momentum"],
             dampening=dampening,
