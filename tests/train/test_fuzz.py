@@ -88,6 +88,7 @@ RANGE: dict[str, list[Any]] = {
     "ema.half_life": ["0ep", "101%"],
     "snapshot.cycles": [-1, 1001],
     "telemetry.every": ["0st", "101%"],
+    "telemetry.layers": ["0st", "101%"],
     "distributed.engine": ["dpp", "", "horovod"],
     "distributed.bucket_mb": [0.0, -25.0, *INFINITE],
     "distributed.timeout": [0.0, -1.0, *INFINITE],

@@ -136,6 +136,28 @@ def test_every_precision_learns_and_resumes(compute: Any, tmp_path: Path) -> Non
     check_learns_and_resumes(config, tmp_path)
 
 
+SHARP = {"sam_rho": 0.05, "adaptive_clip": 0.02}
+
+
+@pytest.mark.parametrize("compute", ["fp32", "fp16"])
+def test_sharpness_and_clipped_units_learn_and_resume(compute: Any, tmp_path: Path) -> None:
+    config = make(
+        precision=PrecisionConfig(compute=compute),
+        norm=GHOST,
+        batch=BatchConfig(size=64, micro=32),
+        optim=OptimConfig(lr=0.2, clip_norm=5.0, **SHARP),
+    )
+    check_learns_and_resumes(config, tmp_path)
+
+
+def test_each_of_them_changes_the_run(tmp_path: Path) -> None:
+    found = set()
+    for keys in ({}, {"sam_rho": 0.05}, {"sam_rho": 0.05, "sam_scope": "rank"}, SHARP):
+        trainer = trainer_of(make(norm=GHOST, optim=OptimConfig(lr=0.05, **keys)), tmp_path)
+        found.add(advance(trainer, 3)[-1])
+    assert len(found) == 3  # on one rank both scopes are one
+
+
 def test_everything_kept_besides_the_weights_resumes(tmp_path: Path) -> None:
     config = make(
         model=ModelConfig(drop=0.2),
