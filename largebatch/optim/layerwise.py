@@ -248,7 +248,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         names = self.moment_names(bundle.group)
         wanted = set(names)
         for param, state in zip(bundle.params, states, strict=True):
-            if not state or not state.keys() >= wanted:
+            lacks_master = param.dtype in SIXTEEN_BIT and "master" not in state
+            if not state.keys() >= wanted or (lacks_master and bundle.group["master_weights"]):
                 self._begin_state(param, state, bundle.group)
         moments = [bundle.parts([state[name] for state in states]) for name in names]
         masters: list[Tensor] = []

@@ -47,7 +47,7 @@ class RMSpropWarmup(torch.optim.Optimizer):
     Args:
         params: parameters, named parameters or groups of them, float32, float64, float16 or
             bfloat16.
-        lr: rate of the SGD part, above 0.
+        lr: rate of the SGD part; 0 rests both.
         momentum: factor of the buffer per step.
         weight_decay: L2 term, added to the gradient as ``weight_decay`` x parameter.
         rmsprop_lr: rate of the RMSprop part. The paper prints none of the three that follow; these
@@ -142,7 +142,8 @@ class RMSpropWarmup(torch.optim.Optimizer):
             roots = torch._foreach_sqrt(squares)
             torch._foreach_add_(roots, group["eps"])
             steps = list(torch._foreach_div(grads, roots))
-            torch._foreach_mul_(steps, (1.0 - share) * group["rmsprop_lr"] / group["base_lr"])
+            base = group["base_lr"]
+            torch._foreach_mul_(steps, (1.0 - share) * group["rmsprop_lr"] / base if base else 0.0)
             torch._foreach_add_(steps, grads, alpha=share)
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, steps)
@@ -164,11 +165,9 @@ class RMSpropWarmup(torch.optim.Optimizer):
 
 
 def _check(group: dict[str, Any]) -> None:
-    if not 0.0 < group["lr"] < math.inf:
-        raise UserError(f"RMSpropWarmup: lr={group['lr']}: a number above 0")
     if group["base_lr"] is None:
         group["base_lr"] = group["lr"]
-    for key in ("weight_decay", "rmsprop_lr", "eps"):
+    for key in ("lr", "weight_decay", "rmsprop_lr", "eps"):
         if not 0.0 <= group[key] < math.inf:
             raise UserError(f"RMSpropWarmup: {key}={group[key]}: a number from 0 up")
     for key in ("momentum", "alpha"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,12 @@ class LayerRecord:
     def measure(self) -> tuple[list[str], Tensor]:
         """Return the tensors' names and an (N, 3) table on the device, without waiting for it."""
         names, rows = [], []
-        for param, number, row in self._optimizer.layer_norms():
-            if id(param) in self._names:
-                name = self._names[id(param)]
-                names.append(f"{name}[{number}]" if number else name)
-                rows.append(row)
+        found = [each for each in self._optimizer.layer_norms() if id(each[0]) in self._names]
+        pieces = Counter(id(param) for param, _, _ in found)
+        for param, number, row in found:
+            name = self._names[id(param)]
+            names.append(f"{name}[{number}]" if pieces[id(param)] > 1 else name)
+            rows.append(row)
         return names, torch.stack(rows) if rows else torch.empty(0, 3)
 
     def write(self, step: Step, number: int, found: tuple[list[str], Tensor]) -> None:

@@ -114,7 +114,7 @@ def test_samples_drive_the_share_whatever_the_batch() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"lr": 0.0}, "lr=0.0"),
+        ({"lr": -0.1}, "lr=-0.1"),
         ({"lr": 0.1, "alpha": 1.0}, "alpha=1.0"),
         ({"lr": 0.1, "momentum": -0.5}, "momentum=-0.5"),
         ({"lr": 0.1, "rmsprop_lr": float("nan")}, "rmsprop_lr=nan"),
