@@ -15,7 +15,7 @@ class OptimConfig:
     """The optimizer, its rate and its averages."""
 
     name: str = "sgd"
-    """Optimizer: sgd, sgdw, lars, lamb, rmsprop_warmup, muon, apex_lamb (apex's, where installed), or
+    """Optimizer: sgd, sgdw, lars, lamb, apex_lamb (with apex installed), rmsprop_warmup, muon, or
     torch's adam, adamw, nadam, radam, adagrad, rmsprop, adadelta, adamax."""
     lr: float = 0.1
     """Learning rate at batch.reference."""
