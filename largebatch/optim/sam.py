@@ -49,8 +49,8 @@ class SAM(torch.optim.Optimizer):
         rho: length of e.
         scope: ``global``: e is that of the gradient that the ranks have summed, so that it does not
             depend on their number; ``rank``: each rank takes its own gradient for it, which spares
-            a message (the paper's, appendix). With a closure and ``rank``, ``model`` is torch's
-            DistributedDataParallel, whose ``no_sync`` covers the first pass.
+            a message, as the authors' code does by default. With a closure and ``rank``, ``model``
+            is torch's DistributedDataParallel, whose ``no_sync`` covers the first pass.
 
     Raises:
         UserError: ``rho`` or ``scope`` is out of range, a sparse gradient.

@@ -21,14 +21,14 @@ class Every:
     """Which steps lie a duration apart: every so many steps, or the first past each stretch."""
 
     def __init__(self, every: Duration, clock: Clock) -> None:
-        self._steps = int(every.value) if every.unit == "st" else None
-        self._samples = max(1, every.samples(clock))
+        self._in_steps = every.unit == "st"
+        self._length = max(1, int(every.value) if self._in_steps else every.samples(clock))
 
     def due(self, step: Step, number: int) -> bool:
         """Whether the step that was the ``number``-th (from 1) is one of them."""
-        if self._steps is not None:
-            return number % max(1, self._steps) == 0
-        return step.end // self._samples > step.start // self._samples
+        if self._in_steps:
+            return number % self._length == 0
+        return step.end // self._length > step.start // self._length
 
 
 class WeightDistance:
