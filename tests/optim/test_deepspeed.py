@@ -44,6 +44,8 @@ def one_rank(rank: int, stage: int, folder: Path) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=WORLD, store=store)
     import deepspeed
 
+    # Its shared-memory collectives are compiled at first use, for minutes; gloo's do.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     config = {
         "train_micro_batch_size_per_gpu": 8,
         "zero_optimization": {"stage": stage},
