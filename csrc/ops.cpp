@@ -14,8 +14,8 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
   library.def(
       "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, *, "
       "Tensor? grad_factor, Tensor? found_inf, float lr, float momentum, float dampening, "
-      "float weight_decay, bool nesterov, bool maximize, bool lr_inside_momentum, "
-      "float buffer_factor) -> ()");
+      "float weight_decay, bool decoupled, bool nesterov, bool maximize, "
+      "bool lr_inside_momentum, float buffer_factor) -> ()");
   library.def("global_norm(Tensor[] tensors) -> Tensor");
   library.def(
       "lars_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "

@@ -11,6 +11,8 @@ from largebatch.nn.convert import (
     spans_ranks,
     wrong_span,
 )
+from largebatch.nn.convert import apply_norm, check_norm, convert_batch_norm
+from largebatch.nn.frozen import frozen_statistics
 from largebatch.nn.fuse import fuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
 from largebatch.nn.ghost_gradients import noise_scale_terms
@@ -42,6 +44,7 @@ __all__ = [
     "check_norm",
     "convert_batch_norm",
     "discard_step",
+    "frozen_statistics",
     "fuse",
     "ghost_place",
     "ghost_sizes",

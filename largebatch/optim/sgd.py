@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,10 +19,17 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
+from largebatch.optim.parameters import check_dense, check_types, local
 from largebatch.optim.registry import optimizers
 from largebatch.optim.state import restore_exactly
 
-OWN_SETTINGS = ("lr_inside_momentum", "momentum_correction", "dampen_first_step", "previous_lr")
+OWN_SETTINGS = (
+    "decoupled_weight_decay",
+    "lr_inside_momentum",
+    "momentum_correction",
+    "dampen_first_step",
+    "previous_lr",
+)
 
 
 class SGD(torch.optim.Optimizer):
@@ -39,6 +46,8 @@ class SGD(torch.optim.Optimizer):
         dampening: the gradient enters the buffer times 1 - ``dampening``.
         weight_decay: L2 term, added to the gradient as ``weight_decay`` x parameter.
         nesterov: Nesterov's form; needs ``momentum`` and no ``dampening``.
+        decoupled_weight_decay: p <- p - lr ``weight_decay`` p instead, outside gradient and buffer
+            (see :class:`largebatch.optim.SGDW`).
         maximize: ascend.
         lr_inside_momentum: b <- momentum b + lr g; p <- p - b, instead of p <- p - lr b.
         momentum_correction: b <- momentum (lr / previous lr) b + lr g, which makes the rate
@@ -68,6 +77,7 @@ class SGD(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
+        decoupled_weight_decay: bool = False,
         maximize: bool = False,
         lr_inside_momentum: bool = False,
         momentum_correction: bool = False,
@@ -80,6 +90,7 @@ class SGD(torch.optim.Optimizer):
             "dampening": dampening,
             "weight_decay": weight_decay,
             "nesterov": nesterov,
+            "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
             "lr_inside_momentum": lr_inside_momentum,
             "momentum_correction": momentum_correction,
@@ -93,7 +104,7 @@ class SGD(torch.optim.Optimizer):
         """Add a group as torch does, having checked its hyperparameters and parameters."""
         super().add_param_group(param_group)
         try:
-            _check(self.param_groups[-1])
+            self._check(self.param_groups[-1])
         except Exception:
             del self.param_groups[-1]
             raise
@@ -178,19 +189,19 @@ class SGD(torch.optim.Optimizer):
         grads: list[Tensor] = []
         for param in params:
             assert param.grad is not None
-            if param.grad.is_sparse:
-                raise UserError("SGD: sparse gradients; use torch.optim.SGD for such parameters")
             grads.append(param.grad)
+        check_dense(type(self).__name__, grads)
         has_buffers = group["momentum"] != 0.0
         run = _ops.reference_sgd_ if group["fused"] is False else _ops.sgd_
         run(
-            params,
-            grads,
-            [self.state[param]["momentum_buffer"] for param in params] if has_buffers else [],
+            [local(param) for param in params],
+            [local(grad) for grad in grads],
+            [local(self.state[param]["momentum_buffer"]) for param in params if has_buffers],
             lr=lr,
             momentum=group["momentum"],
             dampening=dampening,
             weight_decay=group["weight_decay"],
+            decoupled=group["decoupled_weight_decay"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             lr_inside_momentum=group["lr_inside_momentum"],
@@ -198,6 +209,24 @@ class SGD(torch.optim.Optimizer):
             grad_factor=None if factor is None else factor.to(device),
             found_inf=None if found_inf is None else found_inf.to(device),
         )
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Refuse hyperparameters out of range and parameters that cannot be stepped."""
+        name = type(self).__name__
+        for key in ("lr", "momentum", "weight_decay"):
+            if not 0.0 <= float(group[key]) < math.inf:
+                raise UserError(f"{name}: {key}={group[key]}: a number from 0 up")
+        if group["nesterov"] and (group["momentum"] <= 0.0 or group["dampening"] != 0.0):
+            raise UserError(f"{name}: nesterov needs a momentum above 0 and no dampening")
+        if group["momentum_correction"] and not group["lr_inside_momentum"]:
+            raise UserError(f"{name}: momentum_correction needs lr_inside_momentum")
+        check_types(name, group["params"])
+        for param in group["params"]:
+            if group["fused"] and not _ops.is_compiled("sgd_", param.device):
+                raise RuntimeError(
+                    f"{name}: fused=True, but the compiled op is absent on {param.device.type}: "
+                    f"{_ops.backends()['sgd_'].get(param.device.type, 'no kernel for this device')}"
+                )
 
 
 def _by_device(params: list[Tensor]) -> list[list[Tensor]]:
@@ -207,24 +236,7 @@ def _by_device(params: list[Tensor]) -> list[list[Tensor]]:
     return list(parts.values())
 
 
-def _check(group: dict[str, Any]) -> None:
-    for key in ("lr", "momentum", "weight_decay"):
-        if not 0.0 <= float(group[key]) < math.inf:
-            raise UserError(f"SGD: {key}={group[key]}: a number from 0 up")
-    if group["nesterov"] and (group["momentum"] <= 0.0 or group["dampening"] != 0.0):
-        raise UserError("SGD: nesterov needs a momentum above 0 and no dampening")
-    if group["momentum_correction"] and not group["lr_inside_momentum"]:
-        raise UserError("SGD: momentum_correction needs lr_inside_momentum")
-    for param in group["params"]:
-        if param.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-            raise UserError(
-                f"SGD: parameters of type {param.dtype}; float32, float64, float16 or bfloat16"
-            )
-        if group["fused"] and not _ops.is_compiled("sgd_", param.device):
-            raise RuntimeError(
-                f"SGD: fused=True, but the compiled op is absent on {param.device.type}: "
-                f"{_ops.backends()['sgd_'].get(param.device.type, 'no kernel for this device')}"
-            )
+Form = TypeVar("Form", bound=SGD)
 
 
 @optimizers.register(
@@ -232,11 +244,16 @@ def _check(group: dict[str, Any]) -> None:
     "SGD with momentum, Nesterov, dampening, the rate inside or outside the buffer",
     "Polyak 1964; Nesterov 1983; Goyal et al. 2017, section 3",
 )
-def build_sgd(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_sgd(config: OptimConfig, groups: list[dict[str, Any]]) -> SGD:
     """Build :class:`SGD` from the config."""
+    return build_form(SGD, config, groups)
+
+
+def build_form(kind: type[Form], config: OptimConfig, groups: list[dict[str, Any]]) -> Form:
+    """Build :class:`SGD`, or a form of it with the same settings, from the config."""
     used = {"momentum", "nesterov", "dampening", "dampen_first_step"}
     used |= {"lr_inside_momentum", "momentum_correction"}
     config.refuse_unused(used | {"momentum_half_life"})
     arguments = {key: getattr(config, key) for key in ("lr", *sorted(used))}
-    built: torch.optim.Optimizer = construct(SGD, config, groups, arguments)
+    built: Form = construct(kind, config, groups, arguments)
     return built

@@ -16,7 +16,7 @@ from largebatch.distributed import World
 from largebatch.engine import DataParallel, build_engine
 from largebatch.models import build_model, try_images
 from largebatch.nn import has_batch_norm, join_ranks, minimum_samples, spans_ranks, wrong_span
-from largebatch.optim import build_optimizer
+from largebatch.optim import SAM, Clipping, build_optimizer
 from largebatch.schedule import Schedule
 from largebatch.tasks import Classification, build_task
 from largebatch.train.config import Config
@@ -138,7 +138,8 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         optimizer,
         precision,
         device,
-        config.optim.clip_norm,
+        Clipping(config.optim, model, optimizer),
+        _sharpness_aware(config, model, optimizer),
         config.run.seed,
         varying_weight=config.data.skip_corrupt > 0,
     )
@@ -182,6 +183,14 @@ def with_span(atoms: Atoms, config: Config, world: World) -> Atoms:
     return replace(atoms, span=config.norm.sync_ranks or world.world_size)
 
 
+def _sharpness_aware(
+    config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> SAM | None:
+    if config.optim.sam_rho is None:
+        return None
+    return SAM(optimizer, model, config.optim.sam_rho, config.optim.sam_scope)
+
+
 def _caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:
     """Say where the trajectory depends on the number of ranks after all."""
     lines = []
@@ -199,6 +208,11 @@ def _caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:
         lines.append(
             "norm.kind=batch takes statistics per forward pass: another number of ranks or another"
             " batch.micro gives another run (norm.kind=ghost does not)"
+        )
+    if config.optim.sam_scope == "rank":
+        lines.append(
+            "optim.sam_scope=rank perturbs by each rank's own gradient: another number of ranks"
+            " gives another run (global does not)"
         )
     random = (nn.modules.dropout._DropoutNd,)
     if any(isinstance(m, random) and m.p > 0 for m in model.modules()) or config.model.drop_path:

@@ -69,6 +69,7 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"distributed.timeout={config.distributed.timeout}: from 1 to 10^7 seconds"
     for key, every in (
         ("telemetry.every", config.telemetry.every),
+        ("telemetry.layers", config.telemetry.layers),
         ("checkpoint.every", config.checkpoint.every),
     ):
         if every.value == 0:

@@ -145,3 +145,8 @@ def test_in_float32_ranks_differ_no_more_than_threads(train):
     assert first_step < 1e-5
     # Rounding grows by about a quarter a step here, so both distances are draws of one size.
     assert ranks < 3 * threads
+
+
+def test_clipped_units_and_sharpness_do_not_depend_on_ranks(train):
+    sharp = [*DOUBLE, "--schedule.length=6st", "--optim.sam_rho=0.1", "--optim.adaptive_clip=0.05"]
+    check_same(train("one", *sharp), train("two", *sharp, "--batch.micro=32", nproc=2))
