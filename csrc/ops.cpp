@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "linear/linear.h"
 #include "norm/norm.h"
 #include "optim/layerwise.h"
 #include "optim/optim.h"
@@ -41,6 +42,9 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
       "ghost_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor statistics, Tensor mask, "
       "int policy, int top, int ghost_size, int full, float eps, bool residual) "
       "-> (Tensor, Tensor, Tensor)");
+
+  // linear: the product with a part of a Hadamard matrix.
+  library.def("hadamard(Tensor x, int outputs) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
@@ -51,6 +55,7 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
   library.impl("lamb_", TORCH_BOX(&largebatch::lamb<largebatch::lamb_step_cpu>));
   library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cpu));
   library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cpu));
+  library.impl("hadamard", TORCH_BOX(&largebatch::hadamard_cpu));
 }
 
 #ifdef LARGEBATCH_CUDA
@@ -62,6 +67,7 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
   library.impl("lamb_", TORCH_BOX(&largebatch::lamb<largebatch::lamb_step_cuda>));
   library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cuda));
   library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cuda));
+  library.impl("hadamard", TORCH_BOX(&largebatch::hadamard_cuda));
 }
 #endif
 

@@ -5,6 +5,7 @@ Needs torch and nothing else.
 
 from largebatch.nn.config import NormConfig
 from largebatch.nn.convert import apply_norm, check_norm, convert_batch_norm
+from largebatch.nn.fixed_classifier import FixedClassifier, find_classifier, fix_classifier
 from largebatch.nn.fuse import fuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
@@ -20,17 +21,24 @@ from largebatch.nn.place import ghost_place
 from largebatch.nn.registry import norms
 from largebatch.nn.running import discard_step, step_end
 from largebatch.nn.topk_batch_norm import TopKBatchNorm
+from largebatch.nn.weight_norm import BoundedWeightNorm, ChannelBias, WeightNorm, normalize_weights
 
 __all__ = [
+    "BoundedWeightNorm",
+    "ChannelBias",
+    "FixedClassifier",
     "GhostBatchNorm",
     "L1BatchNorm",
     "LInfBatchNorm",
     "NormConfig",
     "TopKBatchNorm",
+    "WeightNorm",
     "apply_norm",
     "check_norm",
     "convert_batch_norm",
     "discard_step",
+    "find_classifier",
+    "fix_classifier",
     "fuse",
     "ghost_place",
     "ghost_sizes",
@@ -39,6 +47,7 @@ __all__ = [
     "merge_running_stats",
     "merged_running_stats",
     "minimum_samples",
+    "normalize_weights",
     "norms",
     "rank_statistics",
     "step_end",

@@ -14,9 +14,10 @@ class NormConfig:
 
     kind: str = "batch"
     """batch (statistics per forward, as torch), ghost (per ghost batch), l1, linf or topk (per
-    ghost batch, by another norm), or none."""
+    ghost batch, by another norm), weight, bounded_weight or equal_weight (the weights are
+    normalised instead), or none."""
     ghost_size: int | None = None
-    """Samples that share their statistics; needed by every kind but batch and none."""
+    """Samples that share their statistics; needed by ghost, l1, linf and topk."""
     topk: int | None = None
     """Largest deviations that kind=topk averages; unset means 10."""
     running: Running = "sequential"

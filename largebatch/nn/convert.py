@@ -11,6 +11,7 @@ from largebatch._errors import UserError
 from largebatch.nn.config import NormConfig, Running
 from largebatch.nn.registry import NormFactory, norms
 from largebatch.nn.running import RunningStatistics, forget_norms
+from largebatch.nn.weight_norm import FORMS, ChannelBias, normalize_weights
 
 _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _TORCH: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -55,7 +56,7 @@ def check_norm(config: NormConfig) -> None:
         raise UserError(f"norm.momentum={config.momentum}: must lie in 0 to 1")
     if config.eps is not None and not 0.0 < config.eps < float("inf"):
         raise UserError(f"norm.eps={config.eps}: must be positive")
-    if config.kind in ("batch", "none"):
+    if config.kind in ("batch", "none", *FORMS):
         for key, default in (("ghost_size", None), ("running", "sequential")):
             value = getattr(config, key)
             if value != default:
@@ -83,6 +84,8 @@ def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
         return module
 
     exchanged = exchange(model)
+    if done and config.kind in FORMS:
+        normalize_weights(exchanged, config.kind)
     forget_norms()
     return exchanged
 
@@ -144,6 +147,8 @@ def _replacement(old: _BatchNorm, factory: NormFactory, config: NormConfig) -> n
         new.eps = old.eps if config.eps is None else config.eps
         for name in (*_STATE, "affine", "track_running_stats"):
             setattr(new, name, getattr(old, name))
+    if isinstance(new, ChannelBias):
+        _take_bias(new, old, config.kind)
     if isinstance(new, RunningStatistics):
         new.forget_terms()
         new.converted_from = origin
@@ -155,3 +160,14 @@ def _replacement(old: _BatchNorm, factory: NormFactory, config: NormConfig) -> n
         )
     new.train(old.training)
     return new
+
+
+def _take_bias(new: ChannelBias, old: _BatchNorm, kind: str) -> None:
+    """Keep the bias of ``old``; its scale would undo what the weights' norm fixes."""
+    if old.weight is not None and not bool((old.weight == 1).all()):
+        raise UserError(
+            f"norm.kind={kind}: a batch norm's scale is not 1 and would be lost; leave "
+            "model.residual_gamma unset"
+        )
+    if old.bias is not None:
+        new.bias = old.bias
