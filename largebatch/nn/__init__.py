@@ -20,10 +20,12 @@ from largebatch.nn.merge import (
 from largebatch.nn.place import ghost_place
 from largebatch.nn.registry import norms
 from largebatch.nn.running import discard_step, step_end
+from largebatch.nn.scaled_ws_conv import ACTIVATION_GAINS, ScaledWSConv2d, SkipInit
 from largebatch.nn.topk_batch_norm import TopKBatchNorm
 from largebatch.nn.weight_norm import BoundedWeightNorm, ChannelBias, WeightNorm, normalize_weights
 
 __all__ = [
+    "ACTIVATION_GAINS",
     "BoundedWeightNorm",
     "ChannelBias",
     "FixedClassifier",
@@ -31,6 +33,8 @@ __all__ = [
     "L1BatchNorm",
     "LInfBatchNorm",
     "NormConfig",
+    "ScaledWSConv2d",
+    "SkipInit",
     "TopKBatchNorm",
     "WeightNorm",
     "apply_norm",

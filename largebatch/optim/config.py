@@ -35,6 +35,9 @@ class OptimConfig:
     """sgd: rescale a buffer that holds the rate when the rate changes (Goyal et al. 2017)."""
     weight_decay: float = 0.0
     """Weight decay: decoupled in adamw and muon, L2 in the others."""
+    lr_correction: bool = False
+    """sgd: imitate the weight decay by the rate on weights that a norm follows, taken to be those
+    of every convolution and linear layer but the classifier (Norm matters, Hoffer et al. 2018)."""
     decay_norm_and_bias: bool = False
     """Decay biases and the parameters of norms too."""
     adapt_norm_and_bias: bool | None = None
@@ -83,6 +86,12 @@ class OptimConfig:
             raise UserError("optim.nesterov=true: needs optim.momentum above 0, optim.dampening=0")
         if self.momentum_correction and not self.lr_inside_momentum:
             raise UserError("optim.momentum_correction=true: needs optim.lr_inside_momentum=true")
+        others = self.nesterov or self.dampening or self.lr_inside_momentum or self.clip_norm
+        if self.lr_correction and (others or self.weight_decay == 0.0):
+            raise UserError(
+                "optim.lr_correction=true: needs optim.weight_decay above 0 and none of "
+                "optim.nesterov, dampening, lr_inside_momentum and clip_norm"
+            )
         if self.dampen_first_step and self.dampening == 0.0:
             raise UserError("optim.dampen_first_step=true: needs optim.dampening above 0")
 
@@ -109,6 +118,7 @@ SPECIAL = (
     "dampen_first_step",
     "lr_inside_momentum",
     "momentum_correction",
+    "lr_correction",
     "betas",
     "eps",
     "momentum_half_life",

@@ -105,6 +105,8 @@ CONTRADICTIONS: list[dict[str, Any]] = [
     {"optim.nesterov": True, "optim.dampening": 0.5},
     {"optim.momentum_correction": True, "optim.lr_inside_momentum": False},
     {"optim.dampen_first_step": True, "optim.dampening": 0.0},
+    {"optim.lr_correction": True, "optim.weight_decay": 0.0},
+    {"optim.lr_correction": True, "optim.weight_decay": 0.1, "optim.nesterov": True},
     {"optim.name": "adam", "optim.nesterov": True},
     {"optim.name": "lars", "optim.preset": "nvlamb"},
     {"optim.name": "lamb", "optim.trust_coefficient": 0.1},
@@ -304,7 +306,7 @@ def applicable(folder: Path) -> set[tuple[str, str]]:
 def test_every_number_has_a_range_or_is_free() -> None:
     free = {"run.dir", "run.name", "run.deterministic", "model.init_from", "model.compile",
             "model.channels_last", "data.root", "optim.nesterov", "optim.dampen_first_step",
-            "optim.lr_inside_momentum", "optim.momentum_correction",
+            "optim.lr_inside_momentum", "optim.momentum_correction", "optim.lr_correction",
             "optim.decay_norm_and_bias", "optim.adapt_norm_and_bias"}  # fmt: skip
     for key, hint in KEYS.items():
         literal = all(get_origin(o) is Literal or o is NoneType for o in options(hint))
@@ -402,6 +404,7 @@ GROUPS: list[dict[str, Any]] = [
     {"optim.name": "sgd", "optim.nesterov": True, "optim.momentum_half_life": "2ksa"},
     {"optim.name": "sgd", "optim.dampening": 0.9, "optim.dampen_first_step": True},
     {"optim.name": "sgd", "optim.lr_inside_momentum": True, "optim.momentum_correction": True},
+    {"optim.lr_correction": True, "optim.weight_decay": 5e-4, "optim.clip_norm": None},
     {"optim.name": "adam", "optim.options": {"amsgrad": True}},
     {"schedule.curve": "multistep", "schedule.milestones": ["1ep", "50%"]},
     {"schedule.curve": "sgdr", "schedule.cycle": "2ep", "schedule.cycle_mult": 2},

@@ -104,6 +104,27 @@ def test_every_optimizer_learns_and_resumes(name: str, tmp_path: Path) -> None:
     check_learns_and_resumes(make(optim=optim, norm=GHOST, model=ModelConfig(name="f1")), tmp_path)
 
 
+@pytest.mark.parametrize("compute", ["fp32", "fp16"])
+def test_the_lr_correction_learns_and_resumes(compute: Any, tmp_path: Path) -> None:
+    optim = OptimConfig(lr=0.05, weight_decay=0.05, lr_correction=True)
+    precision = PrecisionConfig(compute=compute)
+    check_learns_and_resumes(make(optim=optim, norm=GHOST, precision=precision), tmp_path)
+
+
+def test_the_lr_correction_takes_the_path_of_weight_decay(tmp_path: Path) -> None:
+    losses = {}
+    for decay, correction in ((0.05, False), (0.05, True), (0.0, False)):
+        config = make(
+            optim=OptimConfig(lr=0.05, weight_decay=decay, lr_correction=correction),
+            norm=NormConfig(kind="ghost", ghost_size=16, eps=1e-12),
+            schedule=ScheduleConfig(length=Duration.parse("4ep"), curve="cosine"),
+            precision=PrecisionConfig(compute="fp64"),
+        )
+        losses[decay, correction] = advance(trainer_of(config, tmp_path), 14)
+    assert losses[0.05, True] == pytest.approx(losses[0.05, False], rel=1e-8)
+    assert losses[0.05, True] != pytest.approx(losses[0.0, False], rel=1e-3)
+
+
 @pytest.mark.parametrize("kind", [entry.name for entry in norms])
 @pytest.mark.parametrize("running", ["sequential", "averaged", "last"])
 def test_every_norm_learns_and_resumes(kind: str, running: Any, tmp_path: Path) -> None:
@@ -113,11 +134,11 @@ def test_every_norm_learns_and_resumes(kind: str, running: Any, tmp_path: Path) 
         norm = NormConfig(kind=kind)
     else:
         norm = NormConfig(kind=kind, ghost_size=16, running=running)
-    # Without statistics the signal of this small net is weak, and so are its gradients.
-    rate = 0.5 if kind in FORMS else 0.01 if kind == "none" else 0.05
-    check_learns_and_resumes(
-        make(norm=norm, optim=OptimConfig(lr=rate)), tmp_path, learns=kind != "none"
-    )
+    # Weights that keep their norms must keep the signal alive: variance 2 / fan_in.
+    init: Any = "kaiming" if kind in FORMS else "default"
+    rate = 0.03 if kind in FORMS else 0.01 if kind == "none" else 0.05
+    config = make(norm=norm, optim=OptimConfig(lr=rate), model=ModelConfig(init=init))
+    check_learns_and_resumes(config, tmp_path, learns=kind != "none")
 
 
 @pytest.mark.parametrize("kind", ["hadamard", "orthonormal"])
@@ -162,6 +183,17 @@ def test_everything_kept_besides_the_weights_resumes(tmp_path: Path) -> None:
         ema=EmaConfig(half_life=Duration.parse("1ep")),
         schedule=ScheduleConfig(length=Duration.parse("4ep"), curve="sgdr"),
         snapshot=SnapshotConfig(cycles=2),
+    )
+    check_learns_and_resumes(config, tmp_path, learns=False)
+
+
+@pytest.mark.slow
+def test_a_network_without_norms_learns_and_resumes(tmp_path: Path) -> None:
+    config = make(
+        model=ModelConfig(name="nf_resnet50", drop_path=0.1, classifier="hadamard"),
+        data=DataConfig(limit=64, image_size=32),
+        batch=BatchConfig(size=16),
+        optim=OptimConfig(lr=0.05, clip_norm=5.0),
     )
     check_learns_and_resumes(config, tmp_path, learns=False)
 
