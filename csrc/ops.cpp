@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "linear/linear.h"
 #include "norm/norm.h"
 #include "optim/layerwise.h"
 #include "optim/optim.h"
@@ -52,6 +53,9 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
   library.def(
       "norm_gradient(Tensor grad, Tensor x, Tensor mask, Tensor coefficients, int policy, "
       "bool residual) -> (Tensor, Tensor)");
+
+  // linear: the product with a part of a Hadamard matrix.
+  library.def("hadamard(Tensor x, int outputs) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
@@ -72,6 +76,7 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
   library.impl(
       "norm_gradient",
       TORCH_BOX(&largebatch::norm_gradient<largebatch::norm_gradient_cpu>));
+  library.impl("hadamard", TORCH_BOX(&largebatch::hadamard_cpu));
 }
 
 #ifdef LARGEBATCH_CUDA
@@ -93,6 +98,7 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
   library.impl(
       "norm_gradient",
       TORCH_BOX(&largebatch::norm_gradient<largebatch::norm_gradient_cuda>));
+  library.impl("hadamard", TORCH_BOX(&largebatch::hadamard_cuda));
 }
 #endif
 

@@ -16,6 +16,7 @@ from largebatch._ops.gradient_norm import (
     reference_clip_factor,
     reference_global_norm,
 )
+from largebatch._ops.hadamard import hadamard, reference_hadamard
 from largebatch._ops.layerwise import lamb_, lars_, reference_lamb_, reference_lars_
 from largebatch._ops.library import (
     BUILD_RECORD,
@@ -55,6 +56,7 @@ __all__ = [
     "face",
     "ghost_norm",
     "global_norm",
+    "hadamard",
     "is_compiled",
     "lamb_",
     "lars_",
@@ -63,6 +65,7 @@ __all__ = [
     "reference_ghost_norm",
     "reference_ghost_norm_backward",
     "reference_global_norm",
+    "reference_hadamard",
     "reference_lamb_",
     "reference_lars_",
     "reference_norm_apply",

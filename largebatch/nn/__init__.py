@@ -11,7 +11,7 @@ from largebatch.nn.convert import (
     spans_ranks,
     wrong_span,
 )
-from largebatch.nn.convert import apply_norm, check_norm, convert_batch_norm
+from largebatch.nn.fixed_classifier import FixedClassifier, find_classifier, fix_classifier
 from largebatch.nn.frozen import frozen_statistics
 from largebatch.nn.fuse import fuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
@@ -29,21 +29,32 @@ from largebatch.nn.place import ghost_place
 from largebatch.nn.registry import norms
 from largebatch.nn.running import discard_step, step_end
 from largebatch.nn.sample_norm import SampleNorm
+from largebatch.nn.scaled_ws_conv import ACTIVATION_GAINS, ScaledWSConv2d, SkipInit
 from largebatch.nn.sync_batch_norm import SyncBatchNorm, join_ranks
 from largebatch.nn.topk_batch_norm import TopKBatchNorm
+from largebatch.nn.weight_norm import BoundedWeightNorm, ChannelBias, WeightNorm, normalize_weights
 
 __all__ = [
+    "ACTIVATION_GAINS",
+    "BoundedWeightNorm",
+    "ChannelBias",
+    "FixedClassifier",
     "GhostBatchNorm",
     "L1BatchNorm",
     "LInfBatchNorm",
     "NormConfig",
     "SampleNorm",
+    "ScaledWSConv2d",
+    "SkipInit",
     "SyncBatchNorm",
     "TopKBatchNorm",
+    "WeightNorm",
     "apply_norm",
     "check_norm",
     "convert_batch_norm",
     "discard_step",
+    "find_classifier",
+    "fix_classifier",
     "frozen_statistics",
     "fuse",
     "ghost_place",
@@ -55,6 +66,7 @@ __all__ = [
     "merged_running_stats",
     "minimum_samples",
     "noise_scale_terms",
+    "normalize_weights",
     "norms",
     "rank_statistics",
     "spans_ranks",

@@ -15,7 +15,8 @@ class NormConfig:
     kind: str = "batch"
     """batch (statistics per forward, as torch), ghost (per ghost batch), sync (ghosts that span
     ranks), l1, linf or topk (per ghost batch, by another norm), layer, instance or group (per
-    sample), or none."""
+    sample), weight, bounded_weight or equal_weight (the weights are normalised instead), or
+    none."""
     ghost_size: int | None = None
     """Samples that share their statistics, over all ranks that hold them; needed by the kinds
     ghost, l1, linf and topk. Unset with sync: what the ranks of a group hold in one forward."""

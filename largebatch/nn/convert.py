@@ -16,12 +16,13 @@ from largebatch.nn.registry import NormFactory, norms
 from largebatch.nn.running import RunningStatistics, forget_norms
 from largebatch.nn.sample_norm import DEFAULT_GROUPS, SampleNorm
 from largebatch.nn.sync_batch_norm import join_ranks
+from largebatch.nn.weight_norm import FORMS, ChannelBias, normalize_weights
 
 SPANNING = ("sync", "l1", "linf", "topk")
 """Kinds whose ghosts can span ranks."""
 PER_SAMPLE = ("layer", "instance", "group")
 """Kinds without statistics over samples."""
-GHOSTLESS = ("batch", "none", *PER_SAMPLE)
+GHOSTLESS = ("batch", "none", *PER_SAMPLE, *FORMS)
 _TORCH: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -122,6 +123,8 @@ def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
         return module
 
     exchanged = exchange(model)
+    if done and config.kind in FORMS:
+        normalize_weights(exchanged, config.kind)
     forget_norms()
     return exchanged
 
@@ -192,7 +195,10 @@ def _replacement(
         new = origin(channels)
     else:
         new = factory(channels, config)
-    _take_over(old, new, config)
+    if isinstance(new, ChannelBias):
+        _take_bias(new, old, config.kind)
+    else:
+        _take_over(old, new, config)
     if isinstance(new, (RunningStatistics, SampleNorm)):
         new.converted_from = origin
     if isinstance(new, RunningStatistics):
@@ -230,3 +236,14 @@ def _take_over(old: _BatchNorm | SampleNorm, new: nn.Module, config: NormConfig)
     new.track_running_stats = old.track_running_stats
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         setattr(new, name, getattr(old, name))
+
+
+def _take_bias(new: ChannelBias, old: _BatchNorm | SampleNorm, kind: str) -> None:
+    """Keep the bias of ``old``; its scale would undo what the weights' norm fixes."""
+    if old.weight is not None and not bool((old.weight == 1).all()):
+        raise UserError(
+            f"norm.kind={kind}: a batch norm's scale is not 1 and would be lost; leave "
+            "model.residual_gamma unset"
+        )
+    if old.bias is not None:
+        new.bias = old.bias

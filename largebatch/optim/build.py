@@ -31,7 +31,11 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     config.check()
     factory = optimizers.entry(config.name).factory
     groups = param_groups(
-        model, config.weight_decay, config.decay_norm_and_bias, config.adapt_norm_and_bias
+        model,
+        config.weight_decay,
+        config.decay_norm_and_bias,
+        config.adapt_norm_and_bias,
+        config.lr_correction,
     )
     return factory(config, groups)
 

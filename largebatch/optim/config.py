@@ -35,6 +35,9 @@ class OptimConfig:
     """sgd, sgdw: rescale a buffer that holds the rate when the rate changes (Goyal et al. 2017)."""
     weight_decay: float = 0.0
     """Weight decay: decoupled (times the rate) in sgdw, adamw and muon, L2 in the others."""
+    lr_correction: bool = False
+    """sgd: imitate the weight decay by the rate on weights that a norm follows, taken to be those
+    of every convolution and linear layer but the classifier (Norm matters, Hoffer et al. 2018)."""
     decay_norm_and_bias: bool = False
     """Decay biases and the parameters of norms too."""
     adapt_norm_and_bias: bool | None = None
@@ -101,6 +104,13 @@ class OptimConfig:
             raise UserError("optim.momentum_correction=true: needs optim.lr_inside_momentum=true")
         if self.sam_scope != "global" and self.sam_rho is None:
             raise UserError(f"optim.sam_scope={self.sam_scope}: needs optim.sam_rho")
+        others = self.nesterov or self.dampening or self.lr_inside_momentum
+        others = others or self.clip_norm or self.adaptive_clip or self.sam_rho
+        if self.lr_correction and (others or self.weight_decay == 0.0):
+            raise UserError(
+                "optim.lr_correction=true: needs optim.weight_decay above 0 and none of optim."
+                "nesterov, dampening, lr_inside_momentum, clip_norm, adaptive_clip and sam_rho"
+            )
         if self.dampen_first_step and self.dampening == 0.0:
             raise UserError("optim.dampen_first_step=true: needs optim.dampening above 0")
 
@@ -127,6 +137,7 @@ SPECIAL = (
     "dampen_first_step",
     "lr_inside_momentum",
     "momentum_correction",
+    "lr_correction",
     "betas",
     "eps",
     "momentum_half_life",

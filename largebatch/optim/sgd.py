@@ -9,7 +9,7 @@ Nesterov 1983; Sutskever et al. 2013.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
+from largebatch.optim.lr_correction import corrected_rate
 from largebatch.optim.parameters import check_dense, check_types, local
 from largebatch.optim.registry import optimizers
 from largebatch.optim.state import restore_exactly
@@ -29,6 +30,9 @@ OWN_SETTINGS = (
     "momentum_correction",
     "dampen_first_step",
     "previous_lr",
+    "imitated_decay",
+    "decayed_norm",
+    "decayed_buffer",
 )
 
 
@@ -52,6 +56,9 @@ class SGD(torch.optim.Optimizer):
         lr_inside_momentum: b <- momentum b + lr g; p <- p - b, instead of p <- p - lr b.
         momentum_correction: b <- momentum (lr / previous lr) b + lr g, which makes the rate
             inside the buffer equal to the rate outside it.
+        imitated_decay: instead of decaying, raise the rate so that weights in front of a norm take
+            the directions that they would take under this ``weight_decay``
+            (``largebatch.optim.lr_correction``); for groups of such weights alone.
         dampen_first_step: with ``dampening``, the buffer starts as an average at zero; PyTorch
             (False) starts it at the first gradient.
         fused: True demands the compiled kernel, False the reference; None takes what there is.
@@ -82,6 +89,7 @@ class SGD(torch.optim.Optimizer):
         lr_inside_momentum: bool = False,
         momentum_correction: bool = False,
         dampen_first_step: bool = False,
+        imitated_decay: float = 0.0,
         fused: bool | None = None,
     ) -> None:
         defaults = {
@@ -96,6 +104,9 @@ class SGD(torch.optim.Optimizer):
             "momentum_correction": momentum_correction,
             "dampen_first_step": dampen_first_step,
             "previous_lr": None,
+            "imitated_decay": imitated_decay,
+            "decayed_norm": 1.0,
+            "decayed_buffer": 0.0,
             "fused": fused,
         }
         super().__init__(params, defaults)
@@ -151,12 +162,15 @@ class SGD(torch.optim.Optimizer):
         starts_undamped = momentum != 0.0 and dampening != 0.0 and not group["dampen_first_step"]
         fresh = [param for param in params if momentum != 0.0 and not self.state[param]]
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        # Only what the host keeps count of, the first step and the previous rate, has to know
+        # Only what the host keeps count of, the first step and earlier rates, has to know
         # whether this step is skipped; everything else leaves that to the device.
-        if found_inf is not None and (group["momentum_correction"] or (starts_undamped and fresh)):
+        counts = group["momentum_correction"] or group["imitated_decay"]
+        if found_inf is not None and (counts or (starts_undamped and fresh)):
             if found_inf.item() != 0:
                 return
             found_inf = None
+        if group["imitated_decay"]:
+            lr = corrected_rate(group, lr)
         buffer_factor = 1.0
         if group["momentum_correction"]:
             previous = group["previous_lr"]
@@ -213,13 +227,19 @@ class SGD(torch.optim.Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         """Refuse hyperparameters out of range and parameters that cannot be stepped."""
         name = type(self).__name__
-        for key in ("lr", "momentum", "weight_decay"):
+        for key in ("lr", "momentum", "weight_decay", "imitated_decay"):
             if not 0.0 <= float(group[key]) < math.inf:
                 raise UserError(f"{name}: {key}={group[key]}: a number from 0 up")
         if group["nesterov"] and (group["momentum"] <= 0.0 or group["dampening"] != 0.0):
             raise UserError(f"{name}: nesterov needs a momentum above 0 and no dampening")
         if group["momentum_correction"] and not group["lr_inside_momentum"]:
             raise UserError(f"{name}: momentum_correction needs lr_inside_momentum")
+        other_forms = group["nesterov"] or group["dampening"] or group["lr_inside_momentum"]
+        if group["imitated_decay"] and (other_forms or group["weight_decay"]):
+            raise UserError(
+                f"{name}: imitated_decay takes the place of weight_decay, and needs momentum in "
+                "its plain form: no nesterov, dampening or lr_inside_momentum"
+            )
         check_types(name, group["params"])
         for param in group["params"]:
             if group["fused"] and not _ops.is_compiled("sgd_", param.device):
@@ -246,14 +266,19 @@ Form = TypeVar("Form", bound=SGD)
 )
 def build_sgd(config: OptimConfig, groups: list[dict[str, Any]]) -> SGD:
     """Build :class:`SGD` from the config."""
-    return build_form(SGD, config, groups)
+    return build_form(SGD, config, groups, {"lr_correction"})
 
 
-def build_form(kind: type[Form], config: OptimConfig, groups: list[dict[str, Any]]) -> Form:
-    """Build :class:`SGD`, or a form of it with the same settings, from the config."""
+def build_form(
+    kind: type[Form],
+    config: OptimConfig,
+    groups: list[dict[str, Any]],
+    own: Set[str] = frozenset(),
+) -> Form:
+    """Build :class:`SGD` or a form of it; ``own`` are the keys that it alone takes."""
     used = {"momentum", "nesterov", "dampening", "dampen_first_step"}
     used |= {"lr_inside_momentum", "momentum_correction"}
-    config.refuse_unused(used | {"momentum_half_life"})
+    config.refuse_unused(used | own | {"momentum_half_life"})
     arguments = {key: getattr(config, key) for key in ("lr", *sorted(used))}
     built: Form = construct(kind, config, groups, arguments)
     return built

@@ -39,7 +39,8 @@ def check(config: Config) -> None:
     config.model.check()
     config.data.check()
     check_norm(config.norm)
-    build_optimizer(config.optim, nn.Linear(2, 2))  # finds what only the optimizer itself knows
+    any_model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    build_optimizer(config.optim, any_model)  # finds what only the optimizer itself knows
     for mistake in _numbers(config):
         raise UserError(mistake)
     for mistake in _contradictions(config):

@@ -14,6 +14,7 @@ from largebatch.distributed import World
 from largebatch.distributed.lifetime import StopRequest
 from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig, norms
+from largebatch.nn.weight_norm import FORMS
 from largebatch.optim import OptimConfig, optimizers
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig, curves
@@ -104,8 +105,29 @@ def test_every_optimizer_learns_and_resumes(name: str, tmp_path: Path) -> None:
     check_learns_and_resumes(make(optim=optim, norm=GHOST, model=ModelConfig(name="f1")), tmp_path)
 
 
+@pytest.mark.parametrize("compute", ["fp32", "fp16"])
+def test_the_lr_correction_learns_and_resumes(compute: Any, tmp_path: Path) -> None:
+    optim = OptimConfig(lr=0.05, weight_decay=0.05, lr_correction=True)
+    precision = PrecisionConfig(compute=compute)
+    check_learns_and_resumes(make(optim=optim, norm=GHOST, precision=precision), tmp_path)
+
+
+def test_the_lr_correction_takes_the_path_of_weight_decay(tmp_path: Path) -> None:
+    losses = {}
+    for decay, correction in ((0.05, False), (0.05, True), (0.0, False)):
+        config = make(
+            optim=OptimConfig(lr=0.05, weight_decay=decay, lr_correction=correction),
+            norm=NormConfig(kind="ghost", ghost_size=16, eps=1e-12),
+            schedule=ScheduleConfig(length=Duration.parse("4ep"), curve="cosine"),
+            precision=PrecisionConfig(compute="fp64"),
+        )
+        losses[decay, correction] = advance(trainer_of(config, tmp_path), 14)
+    assert losses[0.05, True] == pytest.approx(losses[0.05, False], rel=1e-8)
+    assert losses[0.05, True] != pytest.approx(losses[0.0, False], rel=1e-3)
+
+
 NORMS = {entry.name: NormConfig(kind=entry.name, ghost_size=16) for entry in norms}
-for _kind in ("batch", "none", "layer", "instance", "group"):
+for _kind in ("batch", "none", "layer", "instance", "group", *FORMS):
     NORMS[_kind] = NormConfig(kind=_kind, groups=8 if _kind == "group" else None)
 
 
@@ -115,10 +137,23 @@ def test_every_norm_learns_and_resumes(kind: str, running: Any, tmp_path: Path) 
     if NORMS[kind].ghost_size is None and running != "sequential":
         pytest.skip("has no ghosts")
     norm = replace(NORMS[kind], running=running)
-    rate = 0.01 if kind == "none" else 0.05
-    check_learns_and_resumes(
-        make(norm=norm, optim=OptimConfig(lr=rate)), tmp_path, learns=kind != "none"
+    # Weights that keep their norms must keep the signal alive: variance 2 / fan_in.
+    init: Any = "kaiming" if kind in FORMS else "default"
+    rate = 0.03 if kind in FORMS else 0.01 if kind == "none" else 0.05
+    config = make(norm=norm, optim=OptimConfig(lr=rate), model=ModelConfig(init=init))
+    check_learns_and_resumes(config, tmp_path, learns=kind != "none")
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "orthonormal"])
+@pytest.mark.parametrize("compute", ["fp32", "bf16", "fp16"])
+def test_every_classifier_learns_and_resumes(kind: Any, compute: Any, tmp_path: Path) -> None:
+    config = make(
+        model=ModelConfig(classifier=kind),
+        norm=GHOST,
+        precision=PrecisionConfig(compute=compute),
+        optim=OptimConfig(lr=0.2),
     )
+    check_learns_and_resumes(config, tmp_path)
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in curves])
@@ -178,10 +213,30 @@ def test_everything_kept_besides_the_weights_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_network_without_norms_learns_and_resumes(tmp_path: Path) -> None:
+    config = make(
+        model=ModelConfig(name="nf_resnet50", drop_path=0.1, classifier="hadamard"),
+        data=DataConfig(limit=64, image_size=32),
+        batch=BatchConfig(size=16),
+        optim=OptimConfig(lr=0.05, clip_norm=5.0),
+    )
+    check_learns_and_resumes(config, tmp_path, learns=False)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NORMS)
 def test_every_norm_compiles(kind: str, tmp_path: Path) -> None:
-    norm = NORMS[kind]
-    plain = make(norm=norm, optim=OptimConfig(lr=0.02))
-    compiled = make(norm=norm, optim=OptimConfig(lr=0.02), model=ModelConfig(compile=True))
-    expected = advance(trainer_of(plain, tmp_path), 4)
-    assert advance(trainer_of(compiled, tmp_path), 4) == pytest.approx(expected, rel=1e-4)
+    check_compiled(NORMS[kind], ModelConfig(), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hadamard", "orthonormal"])
+def test_every_classifier_compiles(kind: Any, tmp_path: Path) -> None:
+    check_compiled(GHOST, ModelConfig(classifier=kind), tmp_path)
+
+
+def check_compiled(norm: NormConfig, model: ModelConfig, folder: Path) -> None:
+    plain = make(norm=norm, optim=OptimConfig(lr=0.02), model=model)
+    expected = advance(trainer_of(plain, folder), 4)
+    compiled = make(norm=norm, optim=OptimConfig(lr=0.02), model=replace(model, compile=True))
+    assert advance(trainer_of(compiled, folder), 4) == pytest.approx(expected, rel=1e-4)
