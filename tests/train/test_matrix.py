@@ -217,7 +217,7 @@ def test_a_network_without_norms_learns_and_resumes(tmp_path: Path) -> None:
     config = make(
         model=ModelConfig(name="nf_resnet50", drop_path=0.1, classifier="hadamard"),
         data=DataConfig(limit=64, image_size=32),
-        batch=BatchConfig(size=16),
+        batch=BatchConfig(size=8),
         optim=OptimConfig(lr=0.05, clip_norm=5.0),
     )
     check_learns_and_resumes(config, tmp_path, learns=False)
