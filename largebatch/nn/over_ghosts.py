@@ -164,7 +164,7 @@ class OverGhosts(RunningStatistics):
         return F.relu(y) if self.activation == "relu" else y
 
     def _ranks(self) -> Ranks | None:
-        return self.ranks or all_ranks() if self.over_ranks else None
+        return (self.ranks or all_ranks()) if self.over_ranks else None
 
     @property
     def ranks_of_a_ghost(self) -> int:
