@@ -86,7 +86,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bundles = {}
-        self.fragments = {}
+        self.fragments = getattr(self, "fragments", {})  # loading state keeps the parameters
         for group in self.param_groups:  # state of another library's form lacks our settings
             for key in set(self.defaults) - {"differentiable"}:  # which torch adds to them here
                 group.setdefault(key, self.defaults[key])
