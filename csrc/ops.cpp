@@ -8,6 +8,7 @@
 #include "norm/norm.h"
 #include "optim/layerwise.h"
 #include "optim/optim.h"
+#include "shards/shards.h"
 
 STABLE_TORCH_LIBRARY(largebatch, library) {
   // optim: multi-tensor SGD with momentum, and the global norm that clipping needs.
@@ -41,6 +42,10 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
       "ghost_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor statistics, Tensor mask, "
       "int policy, int top, int ghost_size, int full, float eps, bool residual) "
       "-> (Tensor, Tensor, Tensor)");
+
+  // shards: what the ranks of one axis of a torus sent, added, divided and cast.
+  library.def(
+      "sum_shards(Tensor[] shards, Tensor(a!) out, *, int divisor, bool squares) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
@@ -51,6 +56,7 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
   library.impl("lamb_", TORCH_BOX(&largebatch::lamb<largebatch::lamb_step_cpu>));
   library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cpu));
   library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cpu));
+  library.impl("sum_shards", TORCH_BOX(&largebatch::sum_shards_cpu));
 }
 
 #ifdef LARGEBATCH_CUDA

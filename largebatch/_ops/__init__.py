@@ -35,6 +35,7 @@ from largebatch._ops.norm import (
     reference_ghost_norm_backward,
 )
 from largebatch._ops.sgd import reference_sgd_, sgd_
+from largebatch._ops.shards import reference_sum_shards, sum_shards
 
 __all__ = [
     "BUILD_RECORD",
@@ -60,5 +61,7 @@ __all__ = [
     "reference_lamb_",
     "reference_lars_",
     "reference_sgd_",
+    "reference_sum_shards",
     "sgd_",
+    "sum_shards",
 ]
