@@ -91,11 +91,8 @@ class AllReduce:
         self, tensor: Tensor, chunks: int, *, mean: bool = False, squares: Tensor | None = None
     ) -> dist.Work:
         """Begin to reduce by the torus in ``chunks`` chunks; :meth:`start` explains the rest."""
-        flat = _flat(tensor, mean)
-        copy = flat is None
-        if flat is None:
-            flat = _flat(tensor.contiguous(), mean)
-            assert flat is not None
+        numbers = _numbers(tensor, mean)
+        flat = _flat(numbers)
         wire = self.wire if flat.dtype == torch.float32 else flat.dtype
         work: dist.Work = self.torus.all_reduce(
             flat,
@@ -103,7 +100,7 @@ class AllReduce:
             wire=wire,
             divisor=self.world_size if mean else 1,
             squares=squares,
-            then=(lambda: _unflatten(flat, tensor)) if copy else None,
+            target=None if flat.data_ptr() == numbers.data_ptr() else numbers,
         )
         return work
 
@@ -138,24 +135,21 @@ class AllReduce:
         return pending
 
 
-def _flat(tensor: Tensor, mean: bool) -> Tensor | None:
-    """View ``tensor`` as one stretch of numbers that can be added; None where it has gaps."""
+def _numbers(tensor: Tensor, mean: bool) -> Tensor:
+    """View ``tensor`` as one of a type whose elements can be added."""
     view = tensor.detach()
     if view.is_complex():
         view = torch.view_as_real(view)
     if view.dtype in AS_SIGNED and not mean:
-        view = view.view(AS_SIGNED[view.dtype])
-    elif view.dtype not in (*WHOLE, *FLOATING) and not (view.dtype == torch.bool and not mean):
-        what = "mean" if mean else "sum"
-        raise ValueError(f"all-reduce: no {what} of {tensor.dtype} tensors over the torus")
-    if view.is_contiguous():
-        return view.view(-1)
-    if torch.ops.aten.is_non_overlapping_and_dense(view):
-        return view.as_strided((view.numel(),), (1,), view.storage_offset())
-    return None
+        return view.view(AS_SIGNED[view.dtype])
+    if view.dtype in (*WHOLE, *FLOATING) or (view.dtype == torch.bool and not mean):
+        return view
+    what = "mean" if mean else "sum"
+    raise ValueError(f"all-reduce: no {what} of {tensor.dtype} tensors over the torus")
 
 
-def _unflatten(flat: Tensor, tensor: Tensor) -> None:
-    """Write back what was reduced in a contiguous copy of ``tensor``."""
-    target = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
-    target.view(flat.dtype).copy_(flat.view(target.shape))
+def _flat(numbers: Tensor) -> Tensor:
+    """View ``numbers`` as one stretch of memory; a copy where it has gaps."""
+    if torch.ops.aten.is_non_overlapping_and_dense(numbers):
+        return numbers.as_strided((numbers.numel(),), (1,), numbers.storage_offset())
+    return numbers.flatten()

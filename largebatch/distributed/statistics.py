@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 
@@ -23,6 +24,13 @@ class Count:
 
 _counts: dict[str, Count] = {}
 _lock = threading.Lock()
+_counters: dict[str, Callable[[], tuple[int, int]]] = {}
+
+
+def count_by(algorithm: str, counter: Callable[[], tuple[int, int]]) -> None:
+    """Add to the counts of ``algorithm`` the steps and bytes that ``counter`` returns."""
+    with _lock:
+        _counters[algorithm] = counter
 
 
 def record(algorithm: str, *, calls: int = 0, steps: int = 0, bytes: int = 0) -> None:
@@ -41,4 +49,10 @@ def stats() -> dict[str, dict[str, int]]:
     its are the ring's formulas, 2 (N-1) and 2 (N-1)/N of the message.
     """
     with _lock:
-        return {algorithm: asdict(count) for algorithm, count in sorted(_counts.items())}
+        found = {algorithm: asdict(count) for algorithm, count in sorted(_counts.items())}
+        for algorithm, counter in _counters.items():
+            if algorithm in found:
+                steps, bytes = counter()
+                found[algorithm]["steps"] += steps
+                found[algorithm]["bytes"] += bytes
+    return found

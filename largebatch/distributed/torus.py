@@ -45,7 +45,7 @@ class Message:
     work: Pending
     squares: Tensor | None
     left: int
-    then: Callable[[], None] | None = None
+    target: Tensor | None = None
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Torus:
         wire: torch.dtype,
         divisor: int = 1,
         squares: Tensor | None = None,
-        then: Callable[[], None] | None = None,
+        target: Tensor | None = None,
     ) -> Pending:
         """Begin to sum ``flat`` over all ranks in place; ranks call in one order.
 
@@ -155,12 +155,12 @@ class Torus:
             divisor: 1 for a sum, the number of ranks for a mean.
             squares: two float64 numbers to which this rank's parts of the squared norms are added:
                 of all ranks' tensors together before, and of the result.
-            then: called when the result is there, before the work is done.
+            target: a tensor of as many elements in another memory order, to hold the result too.
         """
         pieces = cut(flat.numel(), chunks, self._x * self._y)
         work = Pending([flat])
         record("torus", calls=1)
-        message = Message(flat, wire, divisor, work, squares, len(pieces), then)
+        message = Message(flat, wire, divisor, work, squares, len(pieces), target)
         if self._error is not None:
             work.fail(self._error)
         elif not pieces:
@@ -300,8 +300,8 @@ class Torus:
             self._complete(message)
 
     def _complete(self, message: Message) -> None:
-        if message.then is not None:
-            message.then()
+        if message.target is not None:
+            message.target.copy_(message.flat.view(message.target.shape))
         message.work.succeed()
 
     def _post(
