@@ -198,14 +198,21 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
     return work;
   }
 
+  // Waits for what has begun, unless it has failed: then a thread may wait for a dead rank yet, and
+  // what the threads share stays until the process ends.
   void close() {
-    if (started_) inboxes_[0].put(nullptr);
+    if (threads_.empty()) return;
+    inboxes_[0].put(nullptr);
+    const bool failed = failure() != nullptr;
+    if (failed) new std::shared_ptr<Schedule>(shared_from_this());
+    for (std::thread& thread : threads_) failed ? thread.detach() : thread.join();
+    threads_.clear();
   }
 
  private:
   void carry(const std::vector<Place>& chunks) {
     if (!stream_) {
-      if (!started_) start();
+      if (threads_.empty()) start();
       for (const Place& chunk : chunks) inboxes_[0].put(chunk);
       return;
     }
@@ -224,9 +231,8 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
   }
 
   void start() {
-    started_ = true;
     for (int stage = 0; stage < kSteps; ++stage) {
-      std::thread([self = shared_from_this(), stage] { self->serve(stage); }).detach();
+      threads_.emplace_back([this, stage] { serve(stage); });
     }
   }
 
@@ -421,7 +427,7 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
   const c10::Device device_;
   std::optional<c10::Stream> stream_;
   int64_t sequence_ = 0;
-  bool started_ = false;
+  std::vector<std::thread> threads_;
   std::array<Inbox, kSteps> inboxes_;
   Slots slots_;
   std::mutex mutex_;
@@ -433,7 +439,10 @@ class Torus {
   template <class... Arguments>
   explicit Torus(Arguments&&... arguments)
       : schedule_(std::make_shared<Schedule>(std::forward<Arguments>(arguments)...)) {}
-  ~Torus() { schedule_->close(); }
+  ~Torus() {
+    const py::gil_scoped_release release;  // a thread may run the operator's reference in Python
+    schedule_->close();
+  }
   Torus(const Torus&) = delete;
   Torus& operator=(const Torus&) = delete;
 
@@ -467,7 +476,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
             return self.schedule().all_reduce(
                 flat, chunks, wire, divisor, std::move(squares), std::move(target));
           })
-      .def("close", [](Torus& self) { self.schedule().close(); });
+      .def("close", [](Torus& self) {
+        const py::gil_scoped_release release;
+        self.schedule().close();
+      });
   module.def("sent", [] {
     return std::pair<int64_t, int64_t>(largebatch::steps_sent, largebatch::bytes_sent);
   });

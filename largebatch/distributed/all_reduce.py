@@ -12,7 +12,7 @@ from torch import Tensor
 from largebatch.distributed.connect import connect
 from largebatch.distributed.pending import Pending
 from largebatch.distributed.preference import WIRE_DTYPES, Preference
-from largebatch.distributed.schedule import make_torus
+from largebatch.distributed.schedule import Schedule, make_torus
 from largebatch.distributed.selection import Selection, select
 from largebatch.distributed.statistics import record
 from largebatch.distributed.topology import Topology
@@ -45,27 +45,28 @@ class AllReduce:
         topology: Topology | None = None,
     ) -> None:
         self.rank, self.world_size, self.flat = flat.rank(), flat.size(), flat
+        self.device, self.preference = device, preference
         store = dist.PrefixStore(f"all-reduce/{device.type}", store)
-        self.topology = topology or Topology.discover(
-            store, self.rank, self.world_size, preference.grid
-        )
+        found = Topology.discover(store, self.rank, self.world_size, preference.grid)
+        self.topology = topology or found
         self.wire = WIRE_DTYPES[preference.wire]
         rows, columns = self.topology.rows, self.topology.columns
         narrow = self.wire != torch.float32
         # With one row there is no slow axis; with one column the torus is a ring's worth of bytes.
         grid = rows > 1 and (columns > 1 or narrow)
-        self.torus: Any = None
+        self.torus: Schedule | None = None
+        self.row: dist.ProcessGroup | None = None
+        self.column: dist.ProcessGroup | None = None
         if grid and preference.wanted != "flat":
             place = self.topology.place(self.rank)
             row_store = dist.PrefixStore(f"row {place.row[0]}", store)
-            row = connect(row_store, place.position, len(place.row), timeout, device)
-            column = None
+            self.row = connect(row_store, place.position, len(place.row), timeout, device)
             if place.column:
                 at = place.column.index(self.rank)
                 column_store = dist.PrefixStore(f"column {place.column[0]}", store)
-                column = connect(column_store, at, rows, timeout, device)
-            self.torus = make_torus(self.topology, self.rank, row, column, device)
-        self.selection: Selection = select(self, preference)
+                self.column = connect(column_store, at, rows, timeout, device)
+            self.torus = make_torus(self.topology, self.rank, self.row, self.column, device)
+        self.selection: Selection = select(self, store, preference)
 
     def start(
         self, tensor: Tensor, *, mean: bool = False, squares: Tensor | None = None
@@ -93,8 +94,9 @@ class AllReduce:
         """Begin to reduce by the torus in ``chunks`` chunks; :meth:`start` explains the rest."""
         numbers = _numbers(tensor, mean)
         flat = _flat(numbers)
+        assert self.torus is not None
         wire = self.wire if flat.dtype == torch.float32 else flat.dtype
-        work: dist.Work = self.torus.all_reduce(
+        return self.torus.all_reduce(
             flat,
             chunks=chunks,
             wire=wire,
@@ -102,7 +104,6 @@ class AllReduce:
             squares=squares,
             target=None if flat.data_ptr() == numbers.data_ptr() else numbers,
         )
-        return work
 
     def start_flat(
         self, tensor: Tensor, *, mean: bool = False, squares: Tensor | None = None
@@ -134,6 +135,11 @@ class AllReduce:
         work.get_future().then(end)
         return pending
 
+    def close(self) -> None:
+        """End the torus' threads once what has begun is done."""
+        if self.torus is not None:
+            self.torus.close()
+
 
 def _numbers(tensor: Tensor, mean: bool) -> Tensor:
     """View ``tensor`` as one of a type whose elements can be added."""
@@ -152,4 +158,4 @@ def _flat(numbers: Tensor) -> Tensor:
     """View ``numbers`` as one stretch of memory; a copy where it has gaps."""
     if torch.ops.aten.is_non_overlapping_and_dense(numbers):
         return numbers.as_strided((numbers.numel(),), (1,), numbers.storage_offset())
-    return numbers.flatten()
+    return numbers.contiguous().view(-1)

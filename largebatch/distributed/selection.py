@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from largebatch.distributed.cost_model import Choice, CostModel
+import torch.distributed as dist
+
+from largebatch.distributed.cost_model import Algorithm, Choice, CostModel, Wire
 from largebatch.distributed.preference import Preference
+from largebatch.distributed.probe import Probe, Timing
+from largebatch.distributed.topology import Topology, host_identity
 
 if TYPE_CHECKING:
     from largebatch.distributed.all_reduce import AllReduce
 
-CHUNK_BYTES = 2**20  # of a chunk where nothing was measured: a few milliseconds on a slow link
+CHUNK_BYTES = 2**20  # of a chunk where nothing was measured: tens of milliseconds on a slow link
 MOST_CHUNKS = 16
+MARGIN = 1.05  # the torus must win by more than two measurements of one thing differ
+KEPT_SECONDS = 24 * 3600.0  # networks change
 
 
 @dataclass(frozen=True)
@@ -20,20 +33,132 @@ class Selection:
     """What was decided, and on which grounds.
 
     Attributes:
-        algorithm: the one for every size, or ``auto``.
-        model: what was measured; None where nothing needed to be.
+        algorithm: the one for every message, or ``auto``.
+        topology: the grid.
+        wire: type of float32 on its columns.
+        model: what was measured of the links; None where nothing needed to be.
+        timings: all-reduces that were timed to check the model.
     """
 
     algorithm: str
+    topology: Topology
+    wire: Wire
     model: CostModel | None = None
+    timings: tuple[Timing, ...] = ()
 
     def choose(self, bytes: int) -> Choice:
         """Return algorithm and chunks for a message of ``bytes`` bytes."""
         if self.algorithm == "flat":
             return Choice("flat", 1, "fp32", 0.0)
-        return Choice("torus", min(MOST_CHUNKS, -(-bytes // CHUNK_BYTES) or 1), "fp32", 0.0)
+        if self.model is None:
+            chunks = min(MOST_CHUNKS, max(1, round(bytes / CHUNK_BYTES)))
+            return Choice("torus", chunks, self.wire, 0.0)
+        flat = self.model.choose(bytes, self.topology, self.wire, ("flat",))
+        torus = self.model.choose(bytes, self.topology, self.wire, ("torus",))
+        seconds = {
+            choice.algorithm: choice.seconds * self._correction(choice.algorithm, bytes)
+            for choice in (flat, torus)
+        }
+        best = torus if seconds["torus"] * MARGIN < seconds["flat"] else flat
+        return Choice(best.algorithm, best.chunks, best.wire, seconds[best.algorithm])
+
+    def _correction(self, algorithm: Algorithm, bytes: int) -> float:
+        """Return measured over modelled seconds, between the two sizes timed around ``bytes``.
+
+        The model knows links. What a processor adds to them, it learns here.
+        """
+        found = [
+            (math.log2(timing.bytes), timing.seconds / timing.expected)
+            for timing in self.timings
+            if timing.algorithm == algorithm and timing.expected > 0
+        ]
+        if not found:
+            return 1.0
+        at = math.log2(max(bytes, 1))
+        below = max((entry for entry in found if entry[0] <= at), default=found[0])
+        above = min((entry for entry in found if entry[0] >= at), default=found[-1])
+        if below[0] >= above[0]:
+            return below[1] if at >= below[0] else above[1]
+        share = (at - below[0]) / (above[0] - below[0])
+        return below[1] + share * (above[1] - below[1])
+
+    def __str__(self) -> str:
+        if self.model is None:
+            return f"{self.topology}: {self.algorithm}"
+        links = ", ".join(
+            f"{name} {1e6 * link.latency:.0f} us and {_rate(link.seconds_per_byte)}"
+            for name, link in (("rows", self.model.fast), ("columns", self.model.slow))
+        )
+        ranges: list[str] = []
+        last = ""
+        for power in range(10, 31):
+            algorithm = self.choose(2**power).algorithm
+            if algorithm != last:
+                ranges.append(algorithm if not last else f"{algorithm} from {_size(2**power)}")
+                last = algorithm
+        return f"{self.topology}: {links}; {', '.join(ranges)}"
 
 
-def select(reduce: AllReduce, preference: Preference) -> Selection:
-    """Decide for the ranks of ``reduce``; a collective call."""
-    return Selection("flat" if reduce.torus is None else "torus")
+def select(reduce: AllReduce, store: dist.Store, preference: Preference) -> Selection:
+    """Decide for the ranks of ``reduce``: a collective call that may measure for a few seconds.
+
+    What was measured is kept for a day in the user's cache, under the hosts, the grid and the wire.
+    """
+    topology = reduce.topology
+    if reduce.torus is None:
+        return Selection("flat", topology, "fp32")
+    if preference.wanted == "torus":
+        return Selection("torus", topology, preference.wire)
+    kept = _cache_file(reduce, store)
+    if reduce.rank == 0:
+        store.set("kept", _read(kept))
+    content = bytes(store.get("kept")).decode()
+    fresh = not content
+    if fresh:
+        model, timings = Probe(reduce).run()
+    else:
+        values = json.loads(content)
+        model = CostModel.from_mapping(values["model"])
+        timings = [Timing(**timing) for timing in values["timings"]]
+    selection = Selection("auto", topology, preference.wire, model, tuple(timings))
+    if reduce.rank == 0:
+        if fresh:
+            _write(kept, {"model": asdict(model), "timings": [asdict(t) for t in timings]})
+        source = "measured" if fresh else f"kept in {kept.name}"
+        print(f"all-reduce over {selection} ({source})", file=sys.stderr, flush=True)
+    return selection
+
+
+def _cache_file(reduce: AllReduce, store: dist.Store) -> Path:
+    """Return where rank 0 keeps what was measured on these hosts."""
+    hosts = ""
+    if reduce.rank == 0:
+        names = [bytes(store.get(f"host/{rank}")) for rank in range(reduce.world_size)]
+        hosts = b"|".join(names).hex() if names else host_identity()
+    parts = (hosts, reduce.topology.key(), reduce.device.type, reduce.preference.wire)
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "largebatch", f"links-{name}.json")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text() if time.time() - path.stat().st_mtime < KEPT_SECONDS else ""
+    except OSError:
+        return ""
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    except OSError:
+        return  # a home that cannot be written costs a probe a start
+
+
+def _rate(seconds_per_byte: float) -> str:
+    return f"{1e-6 / seconds_per_byte:.3g} MB/s" if seconds_per_byte > 0 else "no limit seen"
+
+
+def _size(bytes: int) -> str:
+    return f"{bytes // 1024} KiB" if bytes < 2**20 else f"{bytes // 2**20} MiB"
