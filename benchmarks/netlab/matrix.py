@@ -36,6 +36,7 @@ def measure(hosts: int, ranks: int, rate: float, options: argparse.Namespace) ->
         result = Path(folder, "result.json")
         arguments = ["measure", f"--json={result}", f"--repeat={options.repeat}"]
         arguments += ["--sizes", *map(str, options.sizes), "--kinds", *options.kinds]
+        arguments += [f"--chunks={options.chunks}"] if options.chunks else []
         processes = lab.torchrun(ranks, WORKER, arguments)
         outputs = [process.communicate(timeout=options.timeout)[0] for process in processes]
         if not result.exists():
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[200.0], help="Mbit/s")
     parser.add_argument("--sizes", type=float, nargs="+", default=[16.8], help="MB")
     parser.add_argument("--kinds", nargs="+", default=["flat", "torus", "torus bf16", "auto"])
+    parser.add_argument("--chunks", type=int, help="of the torus; by default as it is chosen")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one lab")
     parser.add_argument("--json", type=Path)

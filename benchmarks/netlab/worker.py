@@ -48,7 +48,10 @@ def measure(arguments: argparse.Namespace, world: World, store: dist.Store) -> N
                 reduce = kinds[kind.removesuffix(" again")]
                 flat.barrier().wait()
                 start = time.perf_counter()
-                reduce.start(tensor).wait()
+                if arguments.chunks and reduce.torus is not None:
+                    reduce.start_torus(tensor, arguments.chunks).wait()
+                else:
+                    reduce.start(tensor).wait()
                 spent = torch.tensor([time.perf_counter() - start], dtype=torch.float64)
                 flat.allreduce([spent], dist.ReduceOp.MAX).wait()
                 if repetition:  # the first opens connections and touches memory
@@ -60,7 +63,7 @@ def measure(arguments: argparse.Namespace, world: World, store: dist.Store) -> N
                     "megabytes": size,
                     "kind": kind,
                     "algorithm": choice.algorithm,
-                    "chunks": choice.chunks,
+                    "chunks": arguments.chunks or choice.chunks,
                     "median_ms": 1e3 * statistics.median(times),
                     "min_ms": 1e3 * min(times),
                     "max_ms": 1e3 * max(times),
@@ -99,6 +102,7 @@ def main() -> None:
     parser.add_argument("--json", required=True)
     parser.add_argument("--sizes", type=float, nargs="+", default=[16.8])
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--chunks", type=int, help="of the torus; by default as it is chosen")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--timeout", type=float, default=120.0)
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ from largebatch.distributed.topology import Topology, host_identity
 if TYPE_CHECKING:
     from largebatch.distributed.all_reduce import AllReduce
 
-CHUNK_BYTES = 2**20  # of a chunk where nothing was measured: tens of milliseconds on a slow link
+CHUNK_BYTES = 2**21  # of a chunk where nothing was measured: more overlap costs more wake-ups
 MOST_CHUNKS = 16
 MARGIN = 1.05  # the torus must win by more than two measurements of one thing differ
 KEPT_SECONDS = 24 * 3600.0  # networks change
