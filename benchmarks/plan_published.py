@@ -113,14 +113,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     notes = [
-        "constants: those of largebatch/simulate/constants.yaml, which names their sources; nothing "
+        "constants: those of largebatch/simulate/constants.yaml, with its sources; nothing "
         "is fitted",
         "Sony: arXiv 1811.05233; its software's own speed on one V100 is not published, so compute "
         "is the simulator's for a V100; fp16 gradients as in the paper",
         "DGX A100: NVIDIA DeepLearningExamples, MXNet ResNet-50 v1.5, mixed precision; input and "
         "stragglers, which the simulator leaves out, are in the published figure",
-        "horovod#3608: size and type of the message are not stated. 978 ms is below the bound of one "
-        "10 Gbit/s card a host for all of BERT-Large's gradients, even in fp16",
+        "horovod#3608: size and type of the message are not stated. 978 ms is below one "
+        "10 Gbit/s card's bound for all of BERT-Large's gradients, even in fp16",
     ]
     record = BenchmarkRecord("plan-published", FORMULA, [*sony(), *dgx(), *horovod()], notes=notes)
     write_record(options.json, record)
