@@ -107,6 +107,20 @@ def bench(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
+@_verb("plan", "predict step time and scaling on a cluster, from given constants")
+def plan(arguments: Sequence[str]) -> int:
+    from largebatch.models import ModelConfig, build_model
+    from largebatch.nn import NormConfig
+    from largebatch.simulate.command import run
+
+    return run(
+        arguments,
+        lambda name, image, classes: build_model(
+            ModelConfig(name=name), NormConfig(), classes, image
+        ),
+    )
+
+
 @_verb("report", "write one report over several runs")
 def report(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="largebatch report")

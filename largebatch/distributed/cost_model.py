@@ -1,77 +1,44 @@
-"""What an all-reduce costs: the alpha-beta model, one formula for each algorithm.
-
-A message between two ranks takes ``alpha + bytes * beta`` (Hockney 1994). ``Y`` rows of ``X`` ranks
-(rows lie within hosts) reduce ``S`` bytes; ``a_f, b_f`` are the fast link's constants, within a
-host, and ``a_s, b_s`` those of a host's link, which all of its ranks share: the ``X`` columns of a
-torus send ``S / X`` each at the same time, which takes as long as one sender of ``S``. ``w`` is the
-wire's share of fp32 (1, or 1/2 for bf16 and fp16), ``g`` the seconds to add a byte, ``L`` those to
-launch a collective. A ring over several hosts advances at the pace of its slowest link, ``b_r``,
-and with the mean ``a_r`` of its hops' latencies. Seconds:
-
-    flat ring        L + 2(N-1) a_r + 2(N-1)/N S b_r + (N-1)/N S g                   N = X Y
-    hierarchical     3L + 4(X-1)(a_f + S/X b_f) + 2(Y-1)(a_r + S/Y b_r w) + ...      Jia 2018
-    2-D mesh         4L + rows + columns, each a reduce-scatter and an all-gather    Ying 2018
-    torus, serial    rows: 2L + 2(X-1)(a_f + S/X b_f); columns: L + 2(Y-1)(a_r + S/Y b_r w)
-                     and (X-1)/X S g + (Y-1)/Y S/X g                                 Mikami 2018
-    torus, c chunks  R + max(c C, (c-1) R), where R and C are what rows and columns take for S / c
+"""What an all-reduce costs: the alpha-beta model (Hockney 1994), one formula for each algorithm.
 
 Torus and mesh differ by one launch: both send the same bytes in as many steps, which Ying's mesh
 spells out as two scatters and two gathers. The pipeline overlaps chunk i on the columns with chunk
-i+1 on the rows, so the slower axis alone bounds it. A low-precision column replaces the ring by an
-all-to-all of shards, a sum in fp32 and an all-gather: as many bytes, one launch more.
+i+1 on the rows, so the slower axis alone bounds it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from largebatch._errors import UserError, nearest
+from largebatch.distributed.grid import Grid, Shape
 
 Algorithm = Literal["flat", "hierarchical", "mesh", "torus"]
 Wire = Literal["fp32", "bf16", "fp16"]
+
+__all__ = ["ALGORITHMS", "Choice", "CostModel", "Grid", "Link", "Shape", "Traffic", "Wire"]
 
 ALGORITHMS: tuple[Algorithm, ...] = ("flat", "hierarchical", "mesh", "torus")
 WIRE_SHARE: Mapping[Wire, float] = {"fp32": 1.0, "bf16": 0.5, "fp16": 0.5}
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
 BUCKETS_MB = (1.0, 2.0, 4.0, 8.0, 16.0, 25.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 
-
-class Shape(Protocol):
-    """What the model asks of a topology; ``Topology`` answers, and so does :class:`Grid`."""
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def columns(self) -> int: ...
-    @property
-    def world_size(self) -> int: ...
-    @property
-    def hosts(self) -> int: ...
-    @property
-    def crossings(self) -> int:
-        """How many of the flat ring's hops (rank r to r + 1, the last to the first) leave a host"""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A topology by its numbers alone: ``rows`` hosts of ``columns`` ranks, placed in order."""
-
-    rows: int
-    columns: int
-
-    @property
-    def world_size(self) -> int:
-        return self.rows * self.columns
-
-    @property
-    def hosts(self) -> int:
-        return self.rows
-
-    @property
-    def crossings(self) -> int:
-        return self.rows if self.rows > 1 else 0
+ALL_REDUCE_FORMULAS = """\
+all-reduce of S bytes over Y rows of X ranks, rows within hosts, N = X Y; a_f, b_f: latency and
+  seconds a byte of the link within a host; a_s, b_s: those of a host's link, which its ranks share:
+  X columns that send S/X each at once take as long as one sender of S; g: seconds to add a byte;
+  L: to launch a collective; w: the wire's share of fp32 (1, or 1/2 for bf16 and fp16); a_r, b_r: of
+  a ring over several hosts: the mean of its hops' latencies, the slowest of its links
+flat ring        L + 2(N-1) (a_r + S/N b_r) + (N-1)/N S g
+hierarchical     3L + 4(X-1) (a_f + S/X b_f) + 2(Y-1) (a_r + S/Y b_r w)
+                 + ((X-1)/X + (Y-1)/Y) S g                                           (Jia 2018)
+rows             R(S) = 2L + 2(X-1) (a_f + S/X b_f) + (X-1)/X S g
+columns          C(S) = L + 2(Y-1) (a_r + S/Y b_r w) + (Y-1)/Y S/X g; low precision: 2L, since an
+                 all-to-all of shards, a sum in fp32 and an all-gather replace the ring
+torus, serial    R(S) + C(S)                                                      (Mikami 2018)
+2-D mesh         R(S) + C(S) + L: two reduce-scatters, two all-gathers              (Ying 2018)
+torus, c chunks  R(S/c) + max(c C(S/c), (c-1) R(S/c))"""
 
 
 @dataclass(frozen=True)
@@ -116,7 +83,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class CostModel:
-    """The seconds, steps and bytes of an all-reduce; the formulas stand at the top of this file.
+    """The seconds, steps and bytes of an all-reduce, by :data:`ALL_REDUCE_FORMULAS`.
 
     Args:
         fast: the link between two ranks of one host, while all ranks use theirs.
@@ -181,11 +148,8 @@ class CostModel:
         if ranks == 1:
             return 0.0
         step = self.fast.latency + bytes / ranks * self.fast.seconds_per_byte
-        return (
-            2 * self.launch
-            + 2 * (ranks - 1) * step
-            + (ranks - 1) / ranks * bytes * (self.reduction)
-        )
+        add = (ranks - 1) / ranks * bytes * self.reduction
+        return 2 * self.launch + 2 * (ranks - 1) * step + add
 
     def column_time(self, bytes: float, topology: Shape, wire: Wire = "fp32") -> float:
         """Return the seconds of a torus' all-reduce along its columns, all at once.

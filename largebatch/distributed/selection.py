@@ -56,13 +56,13 @@ class Selection:
         flat = self.model.choose(bytes, self.topology, self.wire, ("flat",))
         torus = self.model.choose(bytes, self.topology, self.wire, ("torus",))
         seconds = {
-            choice.algorithm: choice.seconds * self._correction(choice.algorithm, bytes)
+            choice.algorithm: choice.seconds * self.correction(choice.algorithm, bytes)
             for choice in (flat, torus)
         }
         best = torus if seconds["torus"] * MARGIN < seconds["flat"] else flat
         return Choice(best.algorithm, best.chunks, best.wire, seconds[best.algorithm])
 
-    def _correction(self, algorithm: Algorithm, bytes: int) -> float:
+    def correction(self, algorithm: Algorithm, bytes: int) -> float:
         """Return measured over modelled seconds, between the two sizes timed around ``bytes``.
 
         The model knows links. What a processor adds to them, it learns here.
