@@ -193,7 +193,9 @@ class BuildPython(build_py):
         super().run()
         if not self.editable_mode:
             shutil.copytree(
-                CSRC / "comm", Path(self.build_lib, "largebatch", "csrc", "comm"), dirs_exist_ok=True
+                CSRC / "comm",
+                Path(self.build_lib, "largebatch", "csrc", "comm"),
+                dirs_exist_ok=True,
             )
 
 

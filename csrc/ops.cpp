@@ -68,6 +68,7 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
   library.impl("lamb_", TORCH_BOX(&largebatch::lamb<largebatch::lamb_step_cuda>));
   library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cuda));
   library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cuda));
+  library.impl("sum_shards", TORCH_BOX(&largebatch::sum_shards_cuda));
 }
 #endif
 

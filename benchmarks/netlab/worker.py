@@ -79,9 +79,7 @@ def measure(arguments: argparse.Namespace, world: World, store: dist.Store) -> N
 def until_failure(arguments: argparse.Namespace, world: World, store: dist.Store) -> None:
     """Reduce until something fails; write what was said and how long the last call took."""
     timeout = timedelta(seconds=arguments.timeout)
-    flat = connect(
-        dist.PrefixStore("flat", store), world.rank, world.world_size, timeout, CPU
-    )
+    flat = connect(dist.PrefixStore("flat", store), world.rank, world.world_size, timeout, CPU)
     reduce = AllReduce(store, flat, timeout, CPU, KINDS[arguments.kinds[0]])
     tensor = torch.zeros(int(arguments.sizes[0] * 1e6) // 4)
     flat.barrier().wait()

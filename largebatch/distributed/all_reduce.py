@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from largebatch.distributed.connect import connect
 from largebatch.distributed.pending import Pending
@@ -37,7 +38,7 @@ class AllReduce:
 
     def __init__(
         self,
-        store: dist.Store,
+        store: Store,
         flat: dist.ProcessGroup,
         timeout: timedelta,
         device: torch.device,
@@ -46,7 +47,7 @@ class AllReduce:
     ) -> None:
         self.rank, self.world_size, self.flat = flat.rank(), flat.size(), flat
         self.device, self.preference = device, preference
-        store = dist.PrefixStore(f"all-reduce/{device.type}", store)
+        store = PrefixStore(f"all-reduce/{device.type}", store)
         found = Topology.discover(store, self.rank, self.world_size, preference.grid)
         self.topology = topology or found
         self.wire = WIRE_DTYPES[preference.wire]
@@ -59,11 +60,11 @@ class AllReduce:
         self.column: dist.ProcessGroup | None = None
         if grid and preference.wanted != "flat":
             place = self.topology.place(self.rank)
-            row_store = dist.PrefixStore(f"row {place.row[0]}", store)
+            row_store = PrefixStore(f"row {place.row[0]}", store)
             self.row = connect(row_store, place.position, len(place.row), timeout, device)
             if place.column:
                 at = place.column.index(self.rank)
-                column_store = dist.PrefixStore(f"column {place.column[0]}", store)
+                column_store = PrefixStore(f"column {place.column[0]}", store)
                 self.column = connect(column_store, at, rows, timeout, device)
             self.torus = make_torus(self.topology, self.rank, self.row, self.column, device)
         self.selection: Selection = select(self, store, preference)

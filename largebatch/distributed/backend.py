@@ -14,10 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
 
+from largebatch._errors import UserError
 from largebatch.distributed.all_reduce import AllReduce
 from largebatch.distributed.connect import add_backend, connect
 from largebatch.distributed.preference import Preference
+from largebatch.distributed.topology import Topology
 
 SUM, AVG = dist.ReduceOp.SUM, dist.ReduceOp.AVG
 
@@ -63,20 +66,18 @@ class TorusGroup(dist.ProcessGroup):
 
     def __init__(
         self,
-        store: dist.Store,
+        store: Store,
         rank: int,
         size: int,
         timeout: timedelta,
         preference: Preference,
     ) -> None:
         super().__init__(rank, size)
-        self._store, self._timeout = store, timeout
-        self._flat = connect(
-            dist.PrefixStore("flat", store), rank, size, timeout, torch.device("cpu")
-        )
+        self._store, self.timeout = store, timeout
+        self.flat = connect(PrefixStore("flat", store), rank, size, timeout, torch.device("cpu"))
         if torch.cuda.is_available():
             device = torch.device("cuda", torch.cuda.current_device())
-            add_backend(self._flat, dist.PrefixStore("flat", store), timeout, device)
+            add_backend(self.flat, PrefixStore("flat", store), timeout, device)
         self._preference = preference
         self._reducers: dict[str, AllReduce] = {}
 
@@ -84,7 +85,7 @@ class TorusGroup(dist.ProcessGroup):
         """Return the all-reduce for tensors on ``device``; its first call is a collective one."""
         if device.type not in self._reducers:
             self._reducers[device.type] = AllReduce(
-                self._store, self._flat, self._timeout, device, self._preference
+                self._store, self.flat, self.timeout, device, self._preference
             )
         return self._reducers[device.type]
 
@@ -95,7 +96,7 @@ class TorusGroup(dist.ProcessGroup):
         mean = operation == AVG
         if (mean or operation == SUM) and not tensor.is_sparse and self.size() > 1:
             return self.reducer(tensor.device).start(tensor, mean=mean)
-        return self._flat.allreduce([tensor], opts)
+        return self.flat.allreduce([tensor], opts)
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
         """Reduce several tensors in place, one after the other."""
@@ -109,7 +110,7 @@ class TorusGroup(dist.ProcessGroup):
         return "torus"
 
     def _get_backend(self, device: torch.device) -> Any:
-        return self._flat._get_backend(device)
+        return self.flat._get_backend(device)
 
     @property
     def pg_name(self) -> str:
@@ -122,9 +123,36 @@ class TorusGroup(dist.ProcessGroup):
         return self.pg_name
 
 
+def all_reduce_over(
+    name: str,
+    group: dist.ProcessGroup | None,
+    device: torch.device,
+    preference: Preference,
+    topology: Topology | None = None,
+) -> AllReduce:
+    """Make an all-reduce over the ranks of a group of any back end; a collective call.
+
+    Args:
+        name: tells several over one group apart.
+        group: the default group by default.
+        device, preference, topology: as of :class:`AllReduce`.
+    """
+    if not dist.is_initialized():
+        raise UserError("no process group: call torch.distributed.init_process_group before")
+    flat: Any = group or dist.group.WORLD
+    store = dist.distributed_c10d._world.pg_map[flat][1]
+    assert store is not None
+    if isinstance(flat, TorusGroup):
+        timeout, flat = flat.timeout, flat.flat
+    else:
+        timeout = flat._get_backend(device).options._timeout
+    prefix = PrefixStore(f"largebatch/{name}", store)
+    return AllReduce(prefix, flat, timeout, device, preference, topology)
+
+
 def _pass_on(name: str) -> Callable[..., Any]:
     def forward(self: TorusGroup, *args: Any, **options: Any) -> Any:
-        return getattr(self._flat, name)(*args, **options)
+        return getattr(self.flat, name)(*args, **options)
 
     forward.__name__ = name
     return forward

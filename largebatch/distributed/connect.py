@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 
 BackendType = dist.ProcessGroup.BackendType
 
 
 def connect(
-    store: dist.Store, rank: int, size: int, timeout: timedelta, device: torch.device
+    store: Store, rank: int, size: int, timeout: timedelta, device: torch.device
 ) -> dist.ProcessGroup:
     """Join ``size`` ranks that share ``store`` into a group for tensors on ``device``.
 
@@ -24,12 +26,12 @@ def connect(
 
 
 def add_backend(
-    group: dist.ProcessGroup, store: dist.Store, timeout: timedelta, device: torch.device
+    group: dist.ProcessGroup, store: Store, timeout: timedelta, device: torch.device
 ) -> None:
     """Let ``group`` carry tensors on ``device`` too."""
     rank, size = group.rank(), group.size()
-    store = dist.PrefixStore(f"{device.type}/", store)
-    backend: dist.Backend
+    store = PrefixStore(f"{device.type}/", store)
+    backend: Any
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -22,7 +23,7 @@ class Pending(dist.Work):
         self._tensors = tensors
         self._error: Exception | None = None
         self._done = threading.Event()
-        devices = sorted({tensor.device for tensor in tensors if tensor.is_cuda}, key=str)
+        devices: list[Any] = [tensor.device for tensor in tensors[:1] if tensor.is_cuda]
         self._raw: Future[list[Tensor]] = Future(devices=devices or None)
         # An error only becomes one of the C++ future where a callback raises it.
         self._future = self._raw.then(self._value)
@@ -78,5 +79,3 @@ class Pending(dist.Work):
     def get_future(self) -> Future[list[Tensor]]:
         """Return a future of the reduced tensors."""
         return self._future
-
-

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 SECONDS = 4.0  # of the whole probe; what it has begun it ends
 LINK_SECONDS = 0.5  # of one axis
-SIZES = (2**12, 2**16, 2**20, 2**22, 2**24)  # bytes of the all-reduces that are timed
-ROUNDS = 5
+SIZES = (2**12, 2**16, 2**19, 2**22, 2**24)  # bytes of the all-reduces that are timed
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,23 @@ class Probe:
         return model, self._check(model)
 
     def _link(self, group: dist.ProcessGroup | None, size: int) -> Link:
-        """Time a ring's step, on all rings of one axis at once."""
+        """Time a ring's step, on all rings of one axis at once: its best time is the link's."""
         if size == 1:
             return Link(0.0, 0.0)
-        latency = self._median(lambda: self._step(group, size, torch.zeros(1)), 4 * ROUNDS)
-        bytes, seconds = 2**14, 0.0
-        while seconds < LINK_SECONDS / ROUNDS / 2 and bytes < 2**24:
-            bytes *= 4
-            message = torch.zeros(bytes // 4, device=self._device)
+        nothing = torch.zeros(1, device=self._device)
+        latency = min(self._times(lambda: self._step(group, size, nothing), 4 * ROUNDS))
+        message, seconds = nothing, 0.0
+        # Until the bytes, and not the waking of processes, are what takes the time.
+        while seconds < max(10 * latency, LINK_SECONDS / 20) and message.nbytes < 2**24:
+            message = torch.zeros(max(2**14, message.numel() * 4), device=self._device)
             step = lambda message=message: self._step(group, size, message)  # noqa: E731
-            seconds = self._median(step, ROUNDS)
-        return Link(latency, max(seconds - latency, 0.0) / bytes)
+            seconds = min(self._times(step, ROUNDS))
+            if self._spent() > SECONDS / 3:
+                break
+        return Link(latency, max(seconds - latency, 0.0) / message.nbytes)
 
     def _step(self, group: dist.ProcessGroup | None, size: int, message: torch.Tensor) -> None:
-        """Send to the next of the first ``size`` ranks of ``group``, receive from the one before."""
+        """Send to the next of the first ``size`` ranks of ``group``; receive from the last."""
         rank = group.rank() if group is not None else size
         if group is None or rank >= size:  # a rank of the remainder
             return
@@ -84,30 +87,36 @@ class Probe:
             work.wait()
 
     def _check(self, model: CostModel) -> list[Timing]:
-        """Time both algorithms on growing messages while there is time."""
+        """Time both algorithms in turn on growing messages while there is time."""
         timings: list[Timing] = []
         reduce, wire = self._reduce, self._reduce.preference.wire
+        factor = 1.0
         for bytes in SIZES:
             message = torch.zeros(bytes // 4, device=self._device)
             torus = model.choose(bytes, reduce.topology, wire, ("torus",))
             flat = model.time("flat", bytes, reduce.topology)
-            if self._spent() + (ROUNDS + 1) * (flat + torus.seconds) > SECONDS:
+            both = factor * (flat + torus.seconds)
+            if timings and self._spent() + (ROUNDS + 1) * both > SECONDS:
                 break
-            chunks = torus.chunks
-            runs: dict[Algorithm, Callable[[], object]] = {
-                "flat": lambda message=message: reduce.start_flat(message).wait(),
-                "torus": lambda message=message, chunks=chunks: reduce.start_torus(
-                    message, chunks
-                ).wait(),
-            }
-            for algorithm, run in runs.items():
-                run()  # the first opens connections
-                expected = flat if algorithm == "flat" else torus.seconds
-                timings.append(Timing(algorithm, bytes, self._median(run, ROUNDS), expected))
+            times: dict[Algorithm, list[float]] = {"flat": [], "torus": []}
+            for _ in range(ROUNDS + 1):
+                times["flat"] += self._times(lambda: reduce.start_flat(message).wait(), 1)  # noqa: B023
+                times["torus"] += self._times(
+                    lambda: reduce.start_torus(message, torus.chunks).wait(),  # noqa: B023
+                    1,
+                )
+            modelled: dict[Algorithm, float] = {"flat": flat, "torus": torus.seconds}
+            for algorithm, expected in modelled.items():
+                # The first opens connections and touches memory.
+                seconds = statistics.median(times[algorithm][1:])
+                timings.append(Timing(algorithm, bytes, seconds, expected))
+            factor = sum(timing.seconds for timing in timings[-2:]) / max(
+                flat + torus.seconds, 1e-9
+            )
         return timings
 
-    def _median(self, run: Callable[[], object], rounds: int) -> float:
-        """Return the median seconds of ``run``, of the slowest rank in every round."""
+    def _times(self, run: Callable[[], object], rounds: int) -> list[float]:
+        """Return the seconds of each of ``rounds`` runs, those of the slowest rank."""
         times = []
         self._reduce.flat.barrier().wait()
         for _ in range(rounds):
@@ -116,7 +125,7 @@ class Probe:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             times.append(time.perf_counter() - start)
-        return statistics.median(self._slowest(times))
+        return self._slowest(times)
 
     def _slowest(self, times: list[float]) -> list[float]:
         found = torch.tensor(times, dtype=torch.float64, device=self._device)

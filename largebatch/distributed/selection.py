@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from largebatch.distributed.cost_model import Algorithm, Choice, CostModel, Wire
 from largebatch.distributed.preference import Preference
@@ -99,7 +99,7 @@ class Selection:
         return f"{self.topology}: {links}; {', '.join(ranges)}"
 
 
-def select(reduce: AllReduce, store: dist.Store, preference: Preference) -> Selection:
+def select(reduce: AllReduce, store: Store, preference: Preference) -> Selection:
     """Decide for the ranks of ``reduce``: a collective call that may measure for a few seconds.
 
     What was measured is kept for a day in the user's cache, under the hosts, the grid and the wire.
@@ -129,7 +129,7 @@ def select(reduce: AllReduce, store: dist.Store, preference: Preference) -> Sele
     return selection
 
 
-def _cache_file(reduce: AllReduce, store: dist.Store) -> Path:
+def _cache_file(reduce: AllReduce, store: Store) -> Path:
     """Return where rank 0 keeps what was measured on these hosts."""
     hosts = ""
     if reduce.rank == 0:

@@ -2,8 +2,8 @@
 
 A grid of Y rows by X columns has its rows within hosts, where links are fast, and its columns
 across them (Mikami et al. 2018, "Massively Distributed SGD", section 3.2). Ranks that fill no row
-are its remainder: each belongs to a row of its own host, whose ranks add its numbers and send it the
-result. So prime world sizes and hosts of unequal size are exact.
+are its remainder: each belongs to a row of its own host, whose ranks add its numbers and send it
+the result. So prime world sizes and hosts of unequal size are exact.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from largebatch._errors import UserError
 
@@ -97,12 +97,12 @@ class Topology:
 
     @classmethod
     def discover(
-        cls, store: dist.Store, rank: int, world_size: int, grid: str | None = None
+        cls, store: Store, rank: int, world_size: int, grid: str | None = None
     ) -> Topology:
         """Exchange host identities through ``store`` and lay the grid; called by every rank."""
         store.set(f"host/{rank}", host_identity())
         keys = [f"host/{other}" for other in range(world_size)]
-        hosts = store.multi_get(keys) if store.has_extended_api() else map(store.get, keys)
+        hosts = store.multi_get(keys) if store.has_extended_api() else map(store.get, keys)  # type: ignore[attr-defined]
         return cls.from_hosts([bytes(host) for host in hosts], grid)
 
     @property
@@ -160,9 +160,7 @@ class Topology:
 def _columns(grid: str, sizes: Sequence[int]) -> int:
     """Return X of a grid written YxX, having checked that hosts of ``sizes`` ranks hold it."""
     match = re.fullmatch(r"(\d+)x(\d+)", grid.strip().lower())
-    allowed = [
-        f"{sum(size // x for size in sizes)}x{x}" for x in range(1, min(sizes) + 1)
-    ]
+    allowed = [f"{sum(size // x for size in sizes)}x{x}" for x in range(1, min(sizes) + 1)]
     if match is None or f"{int(match[1])}x{int(match[2])}" not in allowed:
         raise UserError(
             f"torus {grid!r}: rows x columns with rows within hosts; for {sum(sizes)} ranks on"

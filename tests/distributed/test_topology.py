@@ -95,8 +95,8 @@ def test_ranks_of_this_process_share_a_host(on_ranks):
 
 
 def test_the_key_tells_topologies_apart():
-    keys = {Topology.from_hosts(hosts, grid).key()
-            for hosts, grid in (("aabb", None), ("abab", None), ("aaaa", "2x2"), ("aaaa", None))}  # fmt: skip
+    kinds = (("aabb", None), ("abab", None), ("aaaa", "2x2"), ("aaaa", None))
+    keys = {Topology.from_hosts(hosts, grid).key() for hosts, grid in kinds}
     assert len(keys) == 4
 
 
