@@ -23,14 +23,15 @@ def reference_sum_shards(
         out.copy_(torch.stack(list(shards)).any(0))
         return found
     floating = out.is_floating_point()
-    total = shards[0].double() if floating else shards[0].clone()
+    if squares and floating:
+        found[0] = sum(shard.double().square().sum() for shard in shards)
+    total = shards[0].to(torch.float64 if floating else out.dtype, copy=True)
     for shard in shards[1:]:
         total += shard
     if divisor != 1:
         total = torch.div(total, divisor, rounding_mode=None if floating else "trunc")
     out.copy_(total)
     if squares and floating:
-        found[0] = sum(shard.double().square().sum() for shard in shards)
         found[1] = out.double().square().sum()
     return found
 

@@ -123,6 +123,18 @@ class TorusGroup(dist.ProcessGroup):
         return self.pg_name
 
 
+def process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """Return ``group``, or the default group.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    found = group or (dist.group.WORLD if dist.is_initialized() else None)
+    if found is None:
+        raise UserError("no process group: call torch.distributed.init_process_group before")
+    return found
+
+
 def all_reduce_over(
     name: str,
     group: dist.ProcessGroup | None,
@@ -137,9 +149,7 @@ def all_reduce_over(
         group: the default group by default.
         device, preference, topology: as of :class:`AllReduce`.
     """
-    if not dist.is_initialized():
-        raise UserError("no process group: call torch.distributed.init_process_group before")
-    flat: Any = group or dist.group.WORLD
+    flat: Any = process_group(group)
     store = dist.distributed_c10d._world.pg_map[flat][1]
     assert store is not None
     if isinstance(flat, TorusGroup):

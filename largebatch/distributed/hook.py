@@ -10,7 +10,7 @@ from torch._C._distributed_c10d import GradBucket
 
 from largebatch._errors import UserError
 from largebatch.distributed.all_reduce import AllReduce
-from largebatch.distributed.backend import all_reduce_over
+from largebatch.distributed.backend import all_reduce_over, process_group
 from largebatch.distributed.cost_model import Wire
 from largebatch.distributed.preference import WIRE_DTYPES, Preference
 from largebatch.distributed.topology import Topology
@@ -32,6 +32,7 @@ class TorusHook:
         mean: bool,
         norms: bool,
     ) -> None:
+        self.__name__ = self.__qualname__ = "torus_hook"  # which torch asks of every hook
         self._topology, self._preference, self._mean = topology, preference, mean
         self._group = group
         self._name = f"hook {next(_numbers)}"
@@ -118,12 +119,11 @@ def torus_all_reduce(
     mean = op == dist.ReduceOp.AVG
     if not (mean or op == dist.ReduceOp.SUM):
         raise ValueError(f"torus_all_reduce: {op} is not SUM or AVG")
-    key = (group or dist.group.WORLD, tensor.device.type)
-    assert key[0] is not None
+    key = (process_group(group), tensor.device.type)
     if key not in _functions:
         preference = Preference.from_environment(default="torus")
-        _functions[key] = all_reduce_over("function", group, tensor.device, preference, None)  # type: ignore[index]
-    work = _functions[key].start(tensor, mean=mean)  # type: ignore[index]
+        _functions[key] = all_reduce_over("function", group, tensor.device, preference)
+    work = _functions[key].start(tensor, mean=mean)
     if async_op:
         return work
     work.wait()
