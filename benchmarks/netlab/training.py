@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from largebatch.distributed import compiled, detect
+from largebatch._ops import torus_library
+from largebatch.distributed import detect
 from largebatch.distributed.all_reduce import AllReduce
 from largebatch.distributed.preference import Preference
 from largebatch.engine.ddp import DataParallel
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--wire", choices=["fp32", "bf16"], default="fp32")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    compiled.load()  # from the cache proper
+    torus_library.load()  # from the cache proper
     # What the probe measured at another rate must not be taken for this one's.
     os.environ["XDG_CACHE_HOME"] = str(options.json.parent)
     dist.init_process_group("gloo", timeout=TIMEOUT)

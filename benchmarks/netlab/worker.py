@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from largebatch.distributed import compiled
+from largebatch._ops import torus_library
 from largebatch.distributed.all_reduce import AllReduce
 from largebatch.distributed.connect import connect
 from largebatch.distributed.environment import World, detect
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=120.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    compiled.load()
+    torus_library.load()
     # What the probe measured at another rate must not be taken for this one's.
     os.environ["XDG_CACHE_HOME"] = str(Path(arguments.json).parent)
     world = detect()

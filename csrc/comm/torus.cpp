@@ -2,7 +2,7 @@
 // without the interpreter. Names and order follow that file, which explains them.
 //
 // c10d's C++ interface is not stable, so this file is no part of largebatch._C: it is compiled on
-// first use against the running torch (largebatch/distributed/compiled.py).
+// first use against the running torch (largebatch/_ops/torus_library.py).
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -398,8 +398,9 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
       try {
         work->wait();
       } catch (const std::exception& error) {
-        std::string reason = error.what();
-        reason.erase(std::min(reason.find('\n'), reason.size()));
+        std::string reason = error.what();  // "[file:line] First sentence. Advice ..."
+        if (reason.rfind('[', 0) == 0) reason.erase(0, reason.find("] ") + 2);
+        reason.erase(std::min({reason.find('\n'), reason.find(". "), reason.size()}));
         throw std::runtime_error(c10::str(
             "torus all-reduce: rank ", rank_, " in step '", kStages[stage], "' with rank ", peer,
             ", chunk ", chunk.number + 1, " of ", chunk.count, ": ", reason));

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from largebatch.distributed.compiled import load
+from largebatch._ops.torus_library import load
 from largebatch.distributed.statistics import count_by, record
 from largebatch.distributed.topology import Topology
 from largebatch.distributed.torus import Torus

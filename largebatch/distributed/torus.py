@@ -15,6 +15,7 @@ time, across messages too. ``csrc/comm/torus.cpp`` is the same schedule without 
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -330,7 +331,8 @@ class Torus:
             try:
                 work.wait()
             except RuntimeError as error:
-                reason = str(error).splitlines()[0]
+                # "[file:line] First sentence. Advice ..."
+                reason = re.sub(r"^\[[^]]*\] ", "", str(error)).splitlines()[0].split(". ")[0]
                 raise RuntimeError(
                     f"torus all-reduce: rank {self._rank} in step {STAGES[stage]!r} with rank"
                     f" {peer}, chunk {chunk.number + 1} of {chunk.count}: {reason}"
