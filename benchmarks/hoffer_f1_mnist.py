@@ -2,25 +2,18 @@
 
     python benchmarks/hoffer_f1_mnist.py --data DATA --runs RUNS --json benchmarks/results/FILE.json
 
-DATA holds MNIST/raw. Every recipe runs with every seed as a `largebatch train` of its own under
-RUNS, `--jobs` of them at a time; what is finished there is only read, so the script can be stopped
-and started again. Regime adaptation runs a fifth of the lecture's regime (1,600 epochs) unless
-`--whole-regime` is given: 10 epochs stretched by 4096 / 128, milestones in proportion.
+Every recipe runs with every seed. Regime adaptation runs a fifth of the lecture's regime (1,600
+epochs) unless `--whole-regime` is given: 10 epochs stretched by 4096 / 128, milestones in
+proportion.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
 from largebatch.record import BenchmarkRecord, write_record
+from runs import all_top1, arguments, spread
 
 RECIPES = ("small", "large", "sqrt", "ghost", "regime")
 A_FIFTH = ["--schedule.length=10ep", "--schedule.milestones=[2ep, 4ep, 6ep]"]
@@ -31,61 +24,42 @@ FORMULA = (
 )
 
 
-def train(recipe: str, seed: int, data: str, runs: Path, whole_regime: bool) -> float:
-    """Run one recipe with one seed, unless it is finished already; return its top-1 in %."""
-    directory = runs / f"{recipe}-{seed}"
-    if not (directory / "summary.json").exists():
-        extra = A_FIFTH if recipe == "regime" and not whole_regime else []
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "largebatch", "train"),
-                f"--recipe=hoffer-f1-mnist-{recipe}",
-                *(f"--data.root={data}", f"--run.seed={seed}", f"--run.dir={directory}"),
-                *extra,
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    return 100 * float(summary["top1"])
-
-
-def row(recipe: str, top1: list[float], small: float) -> dict[str, Any]:
-    """Return one line of the table."""
-    return {
-        "recipe": f"hoffer-f1-mnist-{recipe}",
-        "seeds": len(top1),
-        "top1": round(mean(top1), 2),
-        "sd": round(stdev(top1), 2) if len(top1) > 1 else None,
-        "gap": round(small - mean(top1), 2),
-        "all": [round(value, 2) for value in top1],
-        "lecture": LECTURE[recipe],
-    }
+def job(recipe: str, seed: int, data: str, runs: Path, more: list[str]) -> tuple[Path, list[str]]:
+    """Return one recipe's run with one seed: its folder and its settings."""
+    recipe_name = f"--recipe=hoffer-f1-mnist-{recipe}"
+    settings = [recipe_name, f"--data.root={data}", f"--run.seed={seed}", *more]
+    return runs / f"{recipe}-{seed}", settings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="folder that holds MNIST/raw")
-    parser.add_argument("--runs", type=Path, required=True, help="where the runs go or stand")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--whole-regime", action="store_true")
     parser.add_argument("--finished-only", action="store_true", help="read, start nothing")
-    parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    jobs = [(recipe, seed) for recipe in options.recipes for seed in options.seeds]
-    if options.finished_only:
-        jobs = [j for j in jobs if (options.runs / f"{j[0]}-{j[1]}" / "summary.json").exists()]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        values = list(
-            pool.map(lambda j: train(*j, options.data, options.runs, options.whole_regime), jobs)
+    fifth = [] if options.whole_regime else A_FIFTH
+    jobs = {
+        (recipe, seed): job(
+            recipe, seed, options.data, options.runs, fifth if recipe == "regime" else []
         )
+        for recipe in options.recipes
+        for seed in options.seeds
+    }
+    if options.finished_only:
+        jobs = {key: run for key, run in jobs.items() if (run[0] / "summary.json").exists()}
+    values = all_top1(list(jobs.values()), options.jobs)
     found: dict[str, list[float]] = {}
     for (recipe, _), value in zip(jobs, values, strict=True):
         found.setdefault(recipe, []).append(value)
-    rows = [row(recipe, top1, mean(found["small"])) for recipe, top1 in found.items()]
+    rows = [
+        {
+            "recipe": f"hoffer-f1-mnist-{recipe}",
+            **spread(top1),
+            "gap": round(mean(found["small"]) - mean(top1), 2),
+            "lecture": LECTURE[recipe],
+        }
+        for recipe, top1 in found.items()
+    ]
     regime = "1,600 epochs" if options.whole_regime else "320 epochs, a fifth of the regime"
     notes = [
         "50 epochs (regime: " + regime + "), fp32, SGD momentum 0.9, weight decay 1e-4, clip 5.0",

@@ -61,7 +61,7 @@ class Running:
         lines = read_metrics(path) if path.exists() else []
         return max((line["step"] for line in lines), default=0)
 
-    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 400) -> None:
         """Poll until ``condition`` holds; fail if the run ends or time is up before."""
         deadline = time.monotonic() + seconds
         while not condition():
