@@ -24,7 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from lab import Lab
 
-from largebatch.distributed.cost_model import CostModel, Grid
+from largebatch.distributed.cost_model import CostModel
+from largebatch.distributed.grid import Grid
 from largebatch.distributed.probe import Timing
 from largebatch.distributed.selection import Selection
 from largebatch.distributed.topology import Topology
