@@ -141,17 +141,18 @@ def published(fast: Link, slow: Link) -> CostModel:
 
 
 def measured(path: str | Path) -> CostModel:
-    """Read a cost model that the probe has measured, as JSON.
+    """Read a cost model that was measured, as JSON.
 
     The file holds ``fast`` and ``slow``, each with ``latency`` (seconds) and ``seconds_per_byte``,
-    and may hold ``launch`` and ``reduction``; the same below a key ``cost_model``.
+    and may hold ``launch`` and ``reduction``; or all of them below a key ``model``, as in the files
+    that the probe keeps (``links-*.json`` in the user's cache).
 
     Raises:
         UserError: no such file, or not such a one.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        return CostModel.from_mapping(values.get("cost_model", values))
+        return CostModel.from_mapping(values.get("model", values))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
