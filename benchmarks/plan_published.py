@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from largebatch.distributed.cost_model import CostModel, Grid, Link
+from largebatch.distributed.cost_model import CostModel, Link
+from largebatch.distributed.grid import Grid
 from largebatch.models import ModelConfig, build_model
 from largebatch.nn import NormConfig
 from largebatch.record import BenchmarkRecord, write_record

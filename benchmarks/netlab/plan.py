@@ -3,17 +3,16 @@
     sudo python benchmarks/netlab/plan.py --json benchmarks/results/plan_lab.json
 
 A prediction stands on the probe, run in the lab before the steps as it is at the start of any
-program, and on compute measured without any exchange, on one host, with as many ranks, at two other
-batches (``CALIBRATION``), between which every moment of a step is taken to be linear. Hosts share
-the machine's cores, so an all-reduce takes from the backward pass the share of them that it keeps
-busy alone. Nothing is fitted to the steps that are predicted.
+program, and on compute measured in the same run without any exchange at two other batches
+(``CALIBRATION``), between which every moment of a step is taken to be linear. Hosts share the
+machine's cores, so an all-reduce takes from the backward pass the share of them that it keeps busy
+alone. Nothing is fitted to the steps that are predicted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from lab import Lab
 
-from largebatch.distributed.cost_model import CostModel, Grid
+from largebatch.distributed.cost_model import CostModel
 from largebatch.distributed.probe import Timing
 from largebatch.distributed.selection import Selection
 from largebatch.distributed.topology import Topology
@@ -42,59 +41,42 @@ FORMULA = (
 
 @dataclass(frozen=True)
 class Setting:
-    """One line of the table: hosts, ranks of each, Mbit/s of a host's link, samples a rank."""
+    """One lab: hosts, ranks of each, Mbit/s of a host's link, and its lines of steps.
+
+    A line is samples a rank, the all-reduce and, for the torus, the type between hosts.
+    """
 
     hosts: int
     ranks: int
     rate: int
-    batch: int
-    allreduce: str
-    wire: str = "fp32"
+    lines: tuple[str, ...]
 
 
 SETTINGS = (
-    Setting(2, 2, 200, 16, "flat"),
-    Setting(2, 2, 500, 40, "torus"),
-    Setting(2, 2, 100, 32, "torus", "bf16"),
-    Setting(2, 3, 300, 24, "flat"),
-    Setting(3, 2, 200, 32, "torus"),
-    Setting(3, 2, 600, 8, "flat"),
-    Setting(2, 4, 200, 16, "torus"),
-    Setting(2, 4, 400, 32, "flat"),
-    Setting(4, 2, 300, 24, "torus"),
-    Setting(4, 2, 200, 12, "torus", "bf16"),
+    Setting(2, 2, 200, ("16:flat", "40:torus:fp32")),
+    Setting(2, 3, 300, ("24:flat", "32:torus:bf16")),
+    Setting(3, 2, 600, ("8:torus:fp32", "40:flat")),
+    Setting(2, 4, 400, ("16:torus:fp32", "32:flat")),
+    Setting(4, 2, 200, ("12:torus:bf16", "24:torus:fp32")),
 )
 
 
-def on_one_host(ranks: int, steps: int) -> dict[int, dict[str, Any]]:
-    """Return the moments of steps that exchange nothing, at the batches of the calibration."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder, "result.json")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={ranks}", str(RANK), "--allreduce=none"]
-        command += [f"--json={result}", f"--steps={steps}", f"--bucket-mb={BUCKET_MB}"]
-        command += ["--batches", *map(str, CALIBRATION)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        batches = json.loads(result.read_text())["batches"]
-    return {int(batch): moments for batch, moments in batches.items()}
-
-
-def in_the_lab(setting: Setting, steps: int, timeout: float) -> dict[str, Any]:
-    """Return what the probe found in a lab of ``setting``, and then the moments of its steps."""
+def measure(setting: Setting, steps: int, timeout: float) -> dict[str, Any]:
+    """Return what the ranks of a lab of ``setting`` found."""
     with tempfile.TemporaryDirectory() as folder, Lab(setting.hosts, setting.rate) as lab:
         result = Path(folder, "result.json")
-        arguments = [f"--allreduce={setting.allreduce}", f"--wire={setting.wire}"]
-        arguments += [f"--json={result}", f"--steps={steps}", f"--bucket-mb={BUCKET_MB}"]
-        processes = lab.torchrun(setting.ranks, RANK, [*arguments, f"--batches={setting.batch}"])
+        arguments = [f"--json={result}", f"--steps={steps}", f"--bucket-mb={BUCKET_MB}"]
+        arguments += ["--calibration", *map(str, CALIBRATION), "--lines", *setting.lines]
+        processes = lab.torchrun(setting.ranks, RANK, arguments)
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]
         if not result.exists():
             raise RuntimeError("netlab: the ranks failed:\n" + "\n".join(outputs))
         return dict(json.loads(result.read_text()))
 
 
-def compute(moments: dict[int, dict[str, Any]], batch: int) -> Compute:
+def compute(calibration: dict[str, Any], batch: int) -> Compute:
     """Return a rank's work on ``batch`` samples, linear between the calibration's batches."""
-    low, high = (moments[size] for size in CALIBRATION)
+    low, high = (calibration[str(size)] for size in CALIBRATION)
     share = (batch - CALIBRATION[0]) / (CALIBRATION[1] - CALIBRATION[0])
 
     def between(one: float, other: float) -> float:
@@ -110,64 +92,62 @@ def compute(moments: dict[int, dict[str, Any]], batch: int) -> Compute:
     return Compute(forward, backward, optimizer, gradients)
 
 
-def predict(setting: Setting, moments: dict[int, dict[str, Any]], found: dict[str, Any]) -> Any:
-    """Simulate a step from the calibration and the probe alone."""
+def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Predict a line from calibration and probe, and set what was measured beside it."""
+    batch, algorithm, *rest = line.split(":")
+    wire: Any = rest[0] if rest else "fp32"
+    probe = found["probes"][wire]
     topology = Topology.from_hosts([h for h in range(setting.hosts) for _ in range(setting.ranks)])
-    selection = Selection(
-        "auto",
-        topology,
-        setting.wire,  # type: ignore[arg-type]
-        CostModel.from_mapping(found["model"]),
-        tuple(Timing(**timing) for timing in found["timings"]),
-    )
+    model = CostModel.from_mapping(probe["model"])
+    timings = tuple(Timing(**timing) for timing in probe["timings"])
+    selection = Selection("auto", topology, wire, model, timings)
 
     def collective(size: float) -> float:
-        choice = selection.model.choose(size, topology, setting.wire, (setting.allreduce,))
+        choice = model.choose(size, topology, wire, (algorithm,))  # type: ignore[arg-type]
         return choice.seconds * selection.correction(choice.algorithm, int(size))
 
-    work = compute(moments, setting.batch)
+    work = compute(found["calibration"], int(batch))
     buckets = [[place] for place in range(len(work.gradients))]
-    share = Contention(min(found["processor_share"], 1.0))
-    return simulate(work, buckets, collective, contention=share)
+    share = found["shares"][line]
+    step = simulate(work, buckets, collective, contention=Contention(min(share, 1.0)))
+    measured = found["lines"][line]
+    size = sum(measured["bytes"])
+    return {
+        "hosts": setting.hosts,
+        "ranks": setting.ranks,
+        "mbit": setting.rate,
+        "batch": int(batch),
+        "allreduce": " ".join([algorithm, *rest]),
+        "predicted_s": round(step.seconds, 4),
+        "measured_s": round(measured["step"], 4),
+        "error": round(step.seconds / measured["step"] - 1, 4),
+        "steps_s": [round(seconds, 4) for seconds in measured["steps"]],
+        "compute_s": round(step.compute, 4),
+        "communication_s": round(step.communication, 4),
+        "network_bound_s": round(
+            2 * (setting.hosts - 1) / setting.hosts * 8 * size / (1e6 * setting.rate)
+            * (0.5 if wire == "bf16" else 1.0), 4
+        ),
+        "processor_share": round(share, 3),
+    }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one lab")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for one lab")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    calibrated: dict[int, dict[int, dict[str, Any]]] = {}
     for setting in SETTINGS:
-        total = setting.hosts * setting.ranks
-        if total not in calibrated:
-            calibrated[total] = on_one_host(total, options.steps)
-        found = in_the_lab(setting, options.steps, options.timeout)
-        moments = found.pop("batches")[str(setting.batch)]
-        step = predict(setting, calibrated[total], found)
-        bound = CostModel.from_mapping(found["model"]).bound(
-            sum(moments["bytes"]), Grid(setting.hosts, setting.ranks), setting.wire  # type: ignore[arg-type]
-        )  # fmt: skip
-        rows.append(
-            {
-                **vars(setting),
-                "predicted_s": round(step.seconds, 4),
-                "measured_s": round(moments["step"], 4),
-                "error": round(step.seconds / moments["step"] - 1, 4),
-                "fastest_s": round(min(moments["steps"]), 4),
-                "slowest_s": round(max(moments["steps"]), 4),
-                "compute_s": round(step.compute, 4),
-                "communication_s": round(step.communication, 4),
-                "network_bound_s": round(bound, 4),
-                "processor_share": round(found["processor_share"], 3),
-            }
-        )
-        print(" ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
-        errors = [abs(row["error"]) for row in rows]
+        found = measure(setting, options.steps, options.timeout)
+        for line in setting.lines:
+            rows.append(row(setting, line, found))
+            print(" ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
+        errors = [abs(line["error"]) for line in rows]
         notes = [f"median of |error| {median(errors):.1%}, worst {max(errors):.1%}"]
         write_record(options.json, BenchmarkRecord("plan-lab", FORMULA, rows, notes=notes))
-    print(notes[0])
+        print(notes[0], flush=True)
 
 
 if __name__ == "__main__":

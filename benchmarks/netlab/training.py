@@ -1,7 +1,7 @@
-"""One rank of ``plan.py``: training steps of ResNet-18, with or without the gradients' exchange.
+"""One rank of ``plan.py``: training steps of ResNet-18, without and with the gradients' exchange.
 
-Rank 0 writes moments of a step, in seconds from its beginning, each of the slowest rank, medians
-over the steps; and, where gradients are exchanged, what the probe found before them.
+Rank 0 writes what the probe found and, for each line of steps, their moments: in seconds from the
+beginning of a step, each of the slowest rank, medians over the steps.
 """
 
 from __future__ import annotations
@@ -97,45 +97,57 @@ def processor_share(start: Start) -> float:
     return float(spent[0]) / (len(os.sched_getaffinity(0)) * wall)
 
 
+def starter(reduce: AllReduce, algorithm: str) -> Start:
+    """Return what starts an all-reduce by ``algorithm``, chunks as the probe's model has it."""
+    model, wire = reduce.selection.model, reduce.selection.wire
+    assert model is not None, "a grid of at least 2 x 2 is probed"
+
+    def torus(tensor: Tensor) -> dist.Work:
+        chunks = model.choose(tensor.nbytes, reduce.topology, wire, ("torus",)).chunks
+        return reduce.start_torus(tensor, chunks)
+
+    return reduce.start_flat if algorithm == "flat" else torus
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--batches", type=int, nargs="+", required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--bucket-mb", type=float, required=True)
-    parser.add_argument("--allreduce", choices=["none", "flat", "torus"], required=True)
-    parser.add_argument("--wire", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--calibration", type=int, nargs="+", required=True, help="batches")
+    parser.add_argument(
+        "--lines", nargs="+", required=True, help="batch:flat, batch:torus:fp32, batch:torus:bf16"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     torus_library.load()  # from the cache proper
     # What the probe measured at another rate must not be taken for this one's.
     os.environ["XDG_CACHE_HOME"] = str(options.json.parent)
     dist.init_process_group("gloo", timeout=TIMEOUT)
-    world, found, start = detect(), {}, None
-    if options.allreduce != "none":
-        store = dist.TCPStore(
-            world.address, world.port + 1, world.world_size, world.is_main, timeout=TIMEOUT
-        )
-        flat = dist.distributed_c10d._get_default_group()
-        reduce = AllReduce(store, flat, TIMEOUT, CPU, Preference("auto", wire=options.wire))
-        selection = reduce.selection
-        assert selection.model is not None, "a grid of at least 2 x 2 is probed"
-
-        def exchange(tensor: Tensor) -> dist.Work:
-            if options.allreduce == "flat":
-                return reduce.start_flat(tensor)
-            choice = selection.model.choose(
-                tensor.nbytes, reduce.topology, options.wire, ("torus",)
-            )
-            return reduce.start_torus(tensor, choice.chunks)
-
-        start = exchange
-        found["model"] = asdict(selection.model)
-        found["timings"] = [asdict(timing) for timing in selection.timings]
-        found["processor_share"] = processor_share(start)
-    found["batches"] = {
-        batch: train(batch, options.steps, options.bucket_mb, start) for batch in options.batches
+    world = detect()
+    store = dist.TCPStore(
+        world.address, world.port + 1, world.world_size, world.is_main, timeout=TIMEOUT
+    )
+    flat = dist.distributed_c10d._get_default_group()
+    found: dict[str, Any] = {"probes": {}, "shares": {}, "lines": {}}
+    found["calibration"] = {
+        batch: train(batch, options.steps, options.bucket_mb, None) for batch in options.calibration
     }
+    reducers: dict[str, AllReduce] = {}
+    for line in options.lines:
+        batch, algorithm, *rest = line.split(":")
+        wire = rest[0] if rest else "fp32"
+        if wire not in reducers:
+            own = dist.PrefixStore(wire, store)
+            reducers[wire] = AllReduce(own, flat, TIMEOUT, CPU, Preference("auto", wire=wire))
+            selection = reducers[wire].selection
+            found["probes"][wire] = {
+                "model": asdict(selection.model),
+                "timings": [asdict(timing) for timing in selection.timings],
+            }
+        start = starter(reducers[wire], algorithm)
+        found["shares"][line] = processor_share(start)
+        found["lines"][line] = train(int(batch), options.steps, options.bucket_mb, start)
     if world.is_main:
         options.json.write_text(json.dumps(found))
     dist.barrier()

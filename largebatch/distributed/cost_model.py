@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from largebatch._errors import UserError, nearest
-from largebatch.distributed.grid import Grid, Shape
+from largebatch.distributed.grid import Shape
 
 Algorithm = Literal["flat", "hierarchical", "mesh", "torus"]
 Wire = Literal["fp32", "bf16", "fp16"]
-
-__all__ = ["ALGORITHMS", "Choice", "CostModel", "Grid", "Link", "Shape", "Traffic", "Wire"]
 
 ALGORITHMS: tuple[Algorithm, ...] = ("flat", "hierarchical", "mesh", "torus")
 WIRE_SHARE: Mapping[Wire, float] = {"fp32": 1.0, "bf16": 0.5, "fp16": 0.5}

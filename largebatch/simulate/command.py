@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.distributed.cost_model import ALL_REDUCE_FORMULAS, WIRE_SHARE, CostModel, Grid
+from largebatch.distributed.cost_model import ALL_REDUCE_FORMULAS, WIRE_SHARE, CostModel
+from largebatch.distributed.grid import Grid
 from largebatch.record import BenchmarkRecord, write_record
 from largebatch.simulate.constants import Device, device, link, measured, published, table
 from largebatch.simulate.scaling import (

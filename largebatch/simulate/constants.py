@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -41,36 +42,24 @@ class Device:
     local: str
     source: str
 
-    def compute(self, trace: Trace, batch: int, samples_per_second: float | None = None) -> Compute:
+    def compute(self, trace: Trace, batch: int) -> Compute:
         """Return the seconds of a step's parts: each operator at the roofline that is reached.
 
         Args:
             trace: the step.
             batch: samples of the rank.
-            samples_per_second: measured on one device; scales all parts to give just that.
-
-        Raises:
-            UserError: the measured figure is above the device's bound.
         """
         seconds = [self._seconds(operator, batch) for operator in trace.operators]
-        optimizer = OPTIMIZER_BYTES * trace.elements / (self.bandwidth * self.reached_bandwidth)
-        scale = 1.0
-        if samples_per_second is not None:
-            bound = self.flops_bound(trace, batch)
-            if batch / samples_per_second < bound:
-                raise UserError(
-                    f"--images-per-second {samples_per_second:g}: {self.name} cannot do more than "
-                    f"{batch / bound:.0f} of this model, by its peak of {self.flops / 1e12:g} "
-                    "TFLOP/s"
-                )
-            scale = batch / samples_per_second / (sum(seconds) + optimizer)
-        forward = scale * sum(seconds[: trace.forward])
-        clock, ends = 0.0, [0.0]  # seconds of the backward pass after each of its operators
-        for part in seconds[trace.forward :]:
-            clock += scale * part
-            ends.append(clock)
-        gradients = tuple((ends[g.after - trace.forward], 4 * g.elements) for g in trace.gradients)
-        return Compute(forward, clock, scale * optimizer, gradients)
+        ends = [0.0, *accumulate(seconds[trace.forward :])]  # of the backward pass' operators
+        return Compute(
+            forward=sum(seconds[: trace.forward]),
+            backward=ends[-1],
+            optimizer=OPTIMIZER_BYTES * trace.elements / (self.bandwidth * self.reached_bandwidth),
+            gradients=tuple(
+                (ends[gradient.after - trace.forward], 4 * gradient.elements)
+                for gradient in trace.gradients
+            ),
+        )
 
     def flops_bound(self, trace: Trace, batch: int) -> float:
         """Return the seconds below which the step's FLOPs cannot be done, at the peak."""
@@ -152,17 +141,18 @@ def published(fast: Link, slow: Link) -> CostModel:
 
 
 def measured(path: str | Path) -> CostModel:
-    """Read a cost model that the probe has measured, as JSON.
+    """Read a cost model that was measured, as JSON.
 
     The file holds ``fast`` and ``slow``, each with ``latency`` (seconds) and ``seconds_per_byte``,
-    and may hold ``launch`` and ``reduction``; the same below a key ``cost_model``.
+    and may hold ``launch`` and ``reduction``; or all of them below a key ``model``, as in the files
+    that the probe keeps (``links-*.json`` in the user's cache).
 
     Raises:
         UserError: no such file, or not such a one.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        return CostModel.from_mapping(values.get("cost_model", values))
+        return CostModel.from_mapping(values.get("model", values))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

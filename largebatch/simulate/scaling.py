@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from largebatch.distributed.cost_model import CHUNKS, Algorithm, Choice, CostModel, Grid, Wire
+from largebatch._errors import UserError
+from largebatch.distributed.cost_model import CHUNKS, Algorithm, Choice, CostModel, Wire
+from largebatch.distributed.grid import Grid
 from largebatch.simulate.constants import Device
 from largebatch.simulate.step import Compute, Step, bucket, simulate
 from largebatch.simulate.trace import Trace
@@ -99,6 +101,9 @@ class Cluster:
         samples_per_second: measured on one device at the batch asked for; scales the compute time
             of every batch by one factor.
         measured_at: that batch.
+
+    Raises:
+        UserError: a measured figure above the device's bound.
     """
 
     trace: Trace
@@ -109,14 +114,22 @@ class Cluster:
     samples_per_second: float | None = None
     measured_at: int = 0
 
+    def __post_init__(self) -> None:
+        rate, batch = self.samples_per_second, self.measured_at
+        if rate is not None and batch / rate < self.device.flops_bound(self.trace, batch):
+            most = batch / self.device.flops_bound(self.trace, batch)
+            raise UserError(
+                f"--images-per-second {rate:g}: {self.device.name} cannot do more than {most:.0f} "
+                f"of this model, by its peak of {self.device.flops / 1e12:g} TFLOP/s"
+            )
+
     def compute(self, batch: int) -> Compute:
         """Return a rank's work on ``batch`` samples."""
-        if self.samples_per_second is None or batch == self.measured_at:
-            return self.device.compute(self.trace, batch, self.samples_per_second)
-        modelled = self.device.compute(self.trace, self.measured_at).seconds
-        factor = self.measured_at / self.samples_per_second / modelled
         own = self.device.compute(self.trace, batch)
-        return self.device.compute(self.trace, batch, batch / (own.seconds * factor))
+        if self.samples_per_second is None:
+            return own
+        modelled = self.device.compute(self.trace, self.measured_at).seconds
+        return own.scaled(self.measured_at / self.samples_per_second / modelled)
 
     def step(self, nodes: int, batch: int, method: Method) -> tuple[Step, float]:
         """Simulate a step; return it with the bucket size in MB."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from largebatch._errors import UserError
 from largebatch.distributed.bucketing import pack
@@ -40,6 +41,13 @@ class Compute:
     @property
     def seconds(self) -> float:
         return self.forward + self.backward + self.optimizer
+
+    def scaled(self, factor: float) -> Compute:
+        """Return the same work, all of whose parts take ``factor`` times as long."""
+        gradients = tuple((factor * ready, size) for ready, size in self.gradients)
+        return Compute(
+            factor * self.forward, factor * self.backward, factor * self.optimizer, gradients
+        )
 
 
 @dataclass(frozen=True)
@@ -112,13 +120,9 @@ def simulate(
         contention: what the streams take from each other.
     """
     sizes = [sum(compute.gradients[place][1] for place in places) for places in buckets]
-    ready = [
-        max((compute.gradients[place][0] for place in places), default=0.0) if overlap else None
-        for places in buckets
-    ]
-    due: list[float] = []  # seconds of backward work after which each bucket may leave, in order
-    for moment in ready:
-        due.append(max([compute.backward if moment is None else moment, *due[-1:]]))
+    ready = (max(compute.gradients[place][0] for place in places) for places in buckets)
+    # Seconds of backward work after which each bucket may leave, in order.
+    due = list(accumulate(ready, max)) if overlap else [compute.backward] * len(sizes)
     costs = [0.0 if collective is None else collective(size) for size in sizes]
     events = [Event("compute", "forward", 0.0, compute.forward)]
     now, done = compute.forward, 0.0

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from largebatch._errors import UserError
-from largebatch.distributed.cost_model import ALGORITHMS, CostModel, Grid, Link
+from largebatch.distributed.cost_model import ALGORITHMS, CostModel, Link
+from largebatch.distributed.grid import Grid
 
 PLAIN = CostModel(Link(1.0, 0.5), Link(10.0, 2.0))  # numbers that sums by hand can carry
 LAB = CostModel(Link(50e-6, 1 / 1.5e9), Link(100e-6, 1 / 25e6))

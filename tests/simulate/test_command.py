@@ -67,7 +67,7 @@ def test_a_damaged_cost_model_is_named(capsys, tmp_path):
 def test_table_record_and_measured_constants(capsys, tmp_path):
     constants, record = tmp_path / "cost.json", tmp_path / "plan.json"
     model = CostModel(Link(50e-6, 1 / 1.5e9), Link(100e-6, 1 / 25e6))
-    constants.write_text(json.dumps({"cost_model": asdict(model)}))
+    constants.write_text(json.dumps({"model": asdict(model), "timings": []}))
     assert main(["plan", *SMALL, f"--constants={constants}", f"--json={record}"]) == 0
     printed = capsys.readouterr().out
     assert all(method.name in printed for method in METHODS)

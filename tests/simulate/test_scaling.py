@@ -76,9 +76,8 @@ def test_a_measured_throughput_is_met_at_its_batch():
 
 
 def test_a_throughput_beyond_the_peak_is_refused():
-    plan = cluster(samples_per_second=1e9, measured_at=64)
     with pytest.raises(UserError, match="peak of 312 TFLOP/s"):
-        plan.compute(64)
+        cluster(samples_per_second=1e9, measured_at=64)
 
 
 def test_the_sweep_reaches_4096_gpus_and_the_nodes_asked_for():
