@@ -55,6 +55,8 @@ class AllReduce:
         narrow = self.wire != torch.float32
         # With one row there is no slow axis; with one column the torus is a ring's worth of bytes.
         grid = rows > 1 and (columns > 1 or narrow)
+        if device.type == "cuda" and flat._get_backend(device).name() != "nccl":
+            grid = False  # gloo's messages between two ranks take CPU tensors alone
         self.torus: Schedule | None = None
         self.row: dist.ProcessGroup | None = None
         self.column: dist.ProcessGroup | None = None
