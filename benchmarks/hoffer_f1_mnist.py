@@ -12,8 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean
 
-from largebatch.record import BenchmarkRecord, write_record
 from runs import all_top1, arguments, spread
+
+from largebatch.record import BenchmarkRecord, write_record
 
 RECIPES = ("small", "large", "sqrt", "ghost", "regime")
 A_FIFTH = ["--schedule.length=10ep", "--schedule.milestones=[2ep, 4ep, 6ep]"]

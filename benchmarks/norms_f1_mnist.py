@@ -9,8 +9,9 @@ ghost size can be tuned by itself (Hoffer et al. 2017, section 5).
 
 from __future__ import annotations
 
-from largebatch.record import BenchmarkRecord, write_record
 from runs import all_top1, arguments, spread
+
+from largebatch.record import BenchmarkRecord, write_record
 
 FORMULA = (
     "top-1 = right answers / 10,000 test images after the last epoch, in %, mean and standard "

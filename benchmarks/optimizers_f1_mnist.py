@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import all_top1, arguments, spread, top1
 
 from largebatch.data.mnist import read_idx
 from largebatch.record import BenchmarkRecord, write_record
-from runs import all_top1, arguments, spread, top1
 
 FORMULA = (
     "top-1 = right answers / 10,000 test images after the last epoch, in %, mean and standard "

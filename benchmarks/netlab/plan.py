@@ -104,7 +104,7 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
 
     def collective(size: float) -> float:
         choice = model.choose(size, topology, wire, (algorithm,))  # type: ignore[arg-type]
-        return choice.seconds * selection.correction(choice.algorithm, int(size))
+        return selection.seconds(choice, int(size))
 
     work = compute(found["calibration"], int(batch))
     buckets = [[place] for place in range(len(work.gradients))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch._C._distributed_c10d import Store
 
-from largebatch.distributed.cost_model import Algorithm, Choice, CostModel, Wire
+from largebatch.distributed.cost_model import Choice, CostModel, Wire
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.probe import Probe, Timing
 from largebatch.distributed.topology import Topology, host_identity
@@ -55,32 +54,29 @@ class Selection:
             return Choice("torus", chunks, self.wire, 0.0)
         flat = self.model.choose(bytes, self.topology, self.wire, ("flat",))
         torus = self.model.choose(bytes, self.topology, self.wire, ("torus",))
-        seconds = {
-            choice.algorithm: choice.seconds * self.correction(choice.algorithm, bytes)
-            for choice in (flat, torus)
-        }
+        seconds = {choice.algorithm: self.seconds(choice, bytes) for choice in (flat, torus)}
         best = torus if seconds["torus"] * MARGIN < seconds["flat"] else flat
         return Choice(best.algorithm, best.chunks, best.wire, seconds[best.algorithm])
 
-    def correction(self, algorithm: Algorithm, bytes: int) -> float:
-        """Return measured over modelled seconds, between the two sizes timed around ``bytes``.
+    def seconds(self, choice: Choice, bytes: int) -> float:
+        """Return what ``choice`` is expected to take: the model's seconds and what it left out.
 
-        The model knows links. What a processor adds to them, it learns here.
+        The model knows links. What processors add to them was timed at a few sizes; between two of
+        them it is interpolated, and beyond the largest the links alone make the difference.
         """
-        found = [
-            (math.log2(timing.bytes), timing.seconds / timing.expected)
+        left_out = [
+            (timing.bytes, timing.seconds - timing.expected)
             for timing in self.timings
-            if timing.algorithm == algorithm and timing.expected > 0
+            if timing.algorithm == choice.algorithm
         ]
-        if not found:
-            return 1.0
-        at = math.log2(max(bytes, 1))
-        below = max((entry for entry in found if entry[0] <= at), default=found[0])
-        above = min((entry for entry in found if entry[0] >= at), default=found[-1])
-        if below[0] >= above[0]:
-            return below[1] if at >= below[0] else above[1]
-        share = (at - below[0]) / (above[0] - below[0])
-        return below[1] + share * (above[1] - below[1])
+        if not left_out:
+            return choice.seconds
+        below = max((entry for entry in left_out if entry[0] <= bytes), default=left_out[0])
+        above = min((entry for entry in left_out if entry[0] >= bytes), default=left_out[-1])
+        width = above[0] - below[0]
+        share = (bytes - below[0]) / width if width > 0 else 0.0
+        added = below[1] + share * (above[1] - below[1])
+        return max(choice.seconds + added, choice.seconds / 2)
 
     def __str__(self) -> str:
         if self.model is None:

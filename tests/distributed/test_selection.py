@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from largebatch.distributed import selection as module
-from largebatch.distributed.cost_model import CostModel, Link
+from largebatch.distributed.cost_model import Choice, CostModel, Link
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.probe import Probe, Timing
 from largebatch.distributed.selection import KEPT_SECONDS, Selection
@@ -33,19 +33,19 @@ def test_flat_is_chosen_and_said_where_it_wins():
     model = Selection("auto", topology, "fp32", uniform)
     flat, torus = (uniform.time(name, 2**24, topology) for name in ("flat", "torus"))
     assert (model.choose(2**24).algorithm == "flat") == (torus * module.MARGIN >= flat)
-    timings = (Timing("flat", 2**20, 1.0, 1.0), Timing("torus", 2**20, 1.0, 0.2))
+    timings = (Timing("flat", 2**20, 1.0, 1.0), Timing("torus", 2**20, 99.0, 0.2))
     slower_than_modelled = Selection("auto", TOPOLOGY, "fp32", SLOW_NETWORK, timings)
     assert slower_than_modelled.choose(2**24).algorithm == "flat"
     assert str(slower_than_modelled).endswith("; flat")
 
 
-def test_corrections_are_taken_between_the_sizes_that_were_timed():
-    timings = tuple(Timing("flat", size, seconds, 1.0) for size, seconds in
-                    ((2**10, 1.0), (2**20, 3.0)))  # fmt: skip
+def test_what_the_model_leaves_out_is_taken_between_the_sizes_that_were_timed():
+    timings = (Timing("flat", 1000, 1.5, 1.0), Timing("flat", 3000, 5.0, 2.0))
     found = Selection("auto", TOPOLOGY, "fp32", SLOW_NETWORK, timings)
-    factors = [found.correction("flat", 2**power) for power in (5, 10, 15, 20, 25)]
-    assert factors == [1.0, 1.0, 2.0, 3.0, 3.0]
-    assert found.correction("torus", 2**15) == 1.0
+    flat = Choice("flat", 1, "fp32", 10.0)
+    seconds = [found.seconds(flat, bytes) for bytes in (10, 1000, 2000, 3000, 10**9)]
+    assert seconds == [10.5, 10.5, 11.75, 13.0, 13.0]
+    assert found.seconds(Choice("torus", 1, "fp32", 10.0), 2000) == 10.0
 
 
 def test_a_forced_torus_measures_nothing(ranks, monkeypatch):
