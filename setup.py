@@ -24,6 +24,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
@@ -113,6 +114,11 @@ def escape(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
+def sources(pattern: str) -> list[Path]:
+    """Return the sources of the extension; those of csrc/comm are compiled on first use instead."""
+    return sorted(path for path in CSRC.rglob(pattern) if path.parent.name != "comm")
+
+
 def ninja_file(cxx: str, nvcc: str | None) -> str:
     """Return the text of build.ninja: one rule a compiler, one edge a source."""
     sanitize = os.environ.get("LARGEBATCH_SANITIZE") == "1"
@@ -171,13 +177,26 @@ def ninja_file(cxx: str, nvcc: str | None) -> str:
             f"  command = $cxx {shared} $in -o $out " + " ".join(link),
         ]
     objects = []
-    for source in sorted(CSRC.rglob("*.cpp")) + (sorted(CSRC.rglob("*.cu")) if nvcc else []):
+    for source in sources("*.cpp") + (sources("*.cu") if nvcc else []):
         name = source.relative_to(CSRC).as_posix().replace("/", "_") + ".o"
         rule = "nvcc" if source.suffix == ".cu" else "cxx"
         lines.append(f"build {name}: {rule} {escape(source)}")
         objects.append(name)
     lines.append(f"build {LIBRARY}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
+
+
+class BuildPython(build_py):
+    """Take along the sources that a machine compiles on first use."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(
+                CSRC / "comm",
+                Path(self.build_lib, "largebatch", "csrc", "comm"),
+                dirs_exist_ok=True,
+            )
 
 
 class BuildStable(build_ext):
@@ -256,6 +275,6 @@ def banner(text: str) -> None:
 
 setup(
     ext_modules=[Extension("largebatch._C", [], py_limited_api=True, optional=True)],
-    cmdclass={"build_ext": BuildStable},
+    cmdclass={"build_ext": BuildStable, "build_py": BuildPython},
     options={"bdist_wheel": {"py_limited_api": f"cp{OLDEST_PYTHON[0]}{OLDEST_PYTHON[1]}"}},
 )

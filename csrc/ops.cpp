@@ -9,6 +9,7 @@
 #include "norm/norm.h"
 #include "optim/layerwise.h"
 #include "optim/optim.h"
+#include "shards/shards.h"
 
 STABLE_TORCH_LIBRARY(largebatch, library) {
   // optim: multi-tensor SGD with momentum, and the global norm that clipping needs.
@@ -56,6 +57,10 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
 
   // linear: the product with a part of a Hadamard matrix.
   library.def("hadamard(Tensor x, int outputs) -> Tensor");
+
+  // shards: what the ranks of one axis of a torus sent, added, divided and cast.
+  library.def(
+      "sum_shards(Tensor[] shards, Tensor(a!) out, *, int divisor, bool squares) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
@@ -77,6 +82,9 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
       "norm_gradient",
       TORCH_BOX(&largebatch::norm_gradient<largebatch::norm_gradient_cpu>));
   library.impl("hadamard", TORCH_BOX(&largebatch::hadamard_cpu));
+  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cpu));
+  library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cpu));
+  library.impl("sum_shards", TORCH_BOX(&largebatch::sum_shards_cpu));
 }
 
 #ifdef LARGEBATCH_CUDA
@@ -99,6 +107,9 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
       "norm_gradient",
       TORCH_BOX(&largebatch::norm_gradient<largebatch::norm_gradient_cuda>));
   library.impl("hadamard", TORCH_BOX(&largebatch::hadamard_cuda));
+  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cuda));
+  library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cuda));
+  library.impl("sum_shards", TORCH_BOX(&largebatch::sum_shards_cuda));
 }
 #endif
 

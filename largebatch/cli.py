@@ -10,7 +10,6 @@ from pathlib import Path
 
 from largebatch import __version__
 from largebatch._errors import RunFailure, UserError, nearest
-from largebatch.distributed import detect
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {}
 
@@ -58,6 +57,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _first() -> bool:
     """Whether this is rank 0: all ranks find a mistake together, as a rule, and one says it."""
+    from largebatch.distributed import detect  # which loads torch: not for every --help
+
     try:
         return detect().is_main
     except UserError:
@@ -107,6 +108,20 @@ def bench(arguments: Sequence[str]) -> int:
     return run(arguments)
 
 
+@_verb("plan", "predict step time and scaling on a cluster, from given constants")
+def plan(arguments: Sequence[str]) -> int:
+    from largebatch.models import ModelConfig, build_model
+    from largebatch.nn import NormConfig
+    from largebatch.simulate.command import run
+
+    return run(
+        arguments,
+        lambda name, image, classes: build_model(
+            ModelConfig(name=name), NormConfig(), classes, image
+        ),
+    )
+
+
 @_verb("report", "write one report over several runs")
 def report(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="largebatch report")
@@ -146,7 +161,12 @@ def doctor(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="largebatch doctor")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--data", type=Path, metavar="ROOT", help="decode every image below ROOT")
+    parser.add_argument("--build", action="store_true", help="compile the torus schedule now")
     options = parser.parse_args(list(arguments))
+    if options.build:
+        from largebatch._ops import torus_library
+
+        torus_library.rebuild()
     if options.data is not None:
         from largebatch.data.check import report_images
 

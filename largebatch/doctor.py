@@ -56,6 +56,7 @@ def collect() -> list[Check]:
         "CUDA driver": _cuda_driver,
         "GPUs": _gpus,
         "operators": _operators,
+        "torus schedule": _torus_schedule,
         "communication": _communication,
         "launchers": _launchers,
         "libraries": _libraries,
@@ -229,6 +230,20 @@ def _operators() -> list[Check]:
             reason = f"the reference serves {', '.join(lacking)}: {'; '.join(reasons)}"
             checks.append(Check(name, "absent", value, reason))
     return checks
+
+
+def _torus_schedule() -> list[Check]:
+    """Say whether the C++ face of the torus is there; nothing is compiled here."""
+    from largebatch._ops import torus_library
+
+    state = torus_library.state()
+    if state == "compiled":
+        return [Check("torus schedule", "ok", "compiled for this torch")]
+    if state == "not yet":
+        reason = "compiled on first use, in about a minute; largebatch doctor --build does it now"
+    else:
+        reason = f"the schedule in Python serves: {state}; largebatch doctor --build tries again"
+    return [Check("torus schedule", "absent", "", reason)]
 
 
 def _communication() -> list[Check]:

@@ -27,6 +27,7 @@ EXPECTED = [
     "CUDA driver",
     "CPU ops",
     "CUDA ops",
+    "torus schedule",
     "NCCL",
     "gloo",
     "MPI back end",

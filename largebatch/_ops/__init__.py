@@ -42,6 +42,7 @@ from largebatch._ops.norm_steps import (
     reference_norm_moments,
 )
 from largebatch._ops.sgd import reference_sgd_, sgd_
+from largebatch._ops.shards import reference_sum_shards, sum_shards
 
 __all__ = [
     "BUILD_RECORD",
@@ -73,5 +74,7 @@ __all__ = [
     "reference_norm_gradient_sums",
     "reference_norm_moments",
     "reference_sgd_",
+    "reference_sum_shards",
     "sgd_",
+    "sum_shards",
 ]

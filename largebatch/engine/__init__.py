@@ -8,6 +8,7 @@ from torch import nn
 
 from largebatch._registry import Registry
 from largebatch.distributed.environment import World
+from largebatch.distributed.preference import Preference
 from largebatch.engine.config import DistributedConfig
 from largebatch.engine.ddp import DataParallel
 
@@ -16,7 +17,8 @@ engines: Registry[Any] = Registry("distributed.engine")
 
 @engines.register("ddp", "replicas that sum gradients in fixed buckets", "Li et al. 2020")
 def _data_parallel(model: nn.Module, world: World, config: DistributedConfig) -> DataParallel:
-    return DataParallel(model, world, config.bucket_mb)
+    preference = Preference(config.allreduce, config.torus, config.wire_dtype)
+    return DataParallel(model, world, config.bucket_mb, preference)
 
 
 def build_engine(model: nn.Module, world: World, config: DistributedConfig) -> DataParallel:

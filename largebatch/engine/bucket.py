@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from largebatch.distributed.bucketing import pack
+
 
 class Bucket:
     """One message of gradient exchange: parameters of one dtype and device, one flat buffer.
@@ -76,18 +78,11 @@ def make_buckets(parameters: Sequence[torch.nn.Parameter], megabytes: float) -> 
     during a run: torch's own DDP rebuilds its buckets after the first backward pass of a process,
     which changes the order of summation, and with it the bits, between a run and its resumption.
     """
-    limit = megabytes * 1e6
-    groups: list[list[torch.nn.Parameter]] = []
-    open_group: dict[tuple[torch.dtype, torch.device], int] = {}
-    sizes: list[float] = []
-    for parameter in reversed([p for p in parameters if p.requires_grad]):
-        kind = (parameter.dtype, parameter.device)
-        size = parameter.numel() * parameter.element_size()
-        at = open_group.get(kind)
-        if at is None or sizes[at] + size > limit:
-            at = open_group[kind] = len(groups)
-            groups.append([])
-            sizes.append(0.0)
-        groups[at].append(parameter)
-        sizes[at] += size
-    return [Bucket(i, group, i == len(groups) - 1) for i, group in enumerate(groups)]
+    order = [parameter for parameter in reversed(parameters) if parameter.requires_grad]
+    groups = pack(
+        (((p.dtype, p.device), p.numel() * p.element_size()) for p in order), megabytes * 1e6
+    )
+    return [
+        Bucket(i, [order[place] for place in group], i == len(groups) - 1)
+        for i, group in enumerate(groups)
+    ]

@@ -16,9 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from largebatch.distributed.backend import all_reduce_over
 from largebatch.distributed.environment import World
+from largebatch.distributed.preference import Preference
 from largebatch.engine.bucket import Bucket, make_buckets
 
+AUTO = Preference()
 Hook = Callable[[Any, Any], torch.futures.Future[Any]]
 
 
@@ -29,7 +32,13 @@ class DataParallel:
     before the final one, then :meth:`finish`; a rank without samples calls begin and finish.
     """
 
-    def __init__(self, model: nn.Module, world: World, bucket_mb: float = 25.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        world: World,
+        bucket_mb: float = 25.0,
+        preference: Preference = AUTO,
+    ) -> None:
         self.model = model
         self.world = world
         self.alone = world.world_size == 1
@@ -38,6 +47,8 @@ class DataParallel:
         if self.alone:
             return
         self._broadcast()
+        device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        self.all_reduce = all_reduce_over("engine", None, device, preference)
         self._buckets = make_buckets(self._parameters, bucket_mb)
         self._bucket_of = {p: b for b in self._buckets for p in b.parameters()}
         self._missing: list[int] = []
@@ -104,7 +115,7 @@ class DataParallel:
 
     def _launch(self, bucket: Bucket) -> None:
         if self._hook is None:
-            self._works.append(dist.all_reduce(bucket.buffer(), async_op=True))
+            self._works.append(self.all_reduce.start(bucket.buffer()))
         else:
             state, hook = self._hook
             self._works.append(hook(state, bucket))

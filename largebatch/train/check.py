@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,9 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"checkpoint.keep={config.checkpoint.keep}: at least 1"
     if not (math.isfinite(config.distributed.bucket_mb) and config.distributed.bucket_mb > 0):
         yield f"distributed.bucket_mb={config.distributed.bucket_mb}: a number of MB above 0"
+    grid = config.distributed.torus
+    if grid is not None and not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", grid):
+        yield f"distributed.torus={grid!r}: rows x columns, such as 2x4"
     if not 1 <= config.distributed.timeout <= 10**7:
         yield f"distributed.timeout={config.distributed.timeout}: from 1 to 10^7 seconds"
     for key, every in (
@@ -99,6 +103,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield mistake
     elif norm.kind in ("l1", "linf", "topk") and ghost is None:
         yield f"norm.ghost_size is not set: a run with norm.kind={norm.kind} needs it (samples)"
+    if config.distributed.allreduce == "flat":
+        for key in ("torus", "wire_dtype"):
+            value = getattr(config.distributed, key)
+            if value not in (None, "fp32"):
+                yield f"distributed.{key}={value}: distributed.allreduce=flat takes no torus"
     if config.precision.compute == "fp64" and config.distributed.backend == "nccl":
         yield "precision.compute=fp64 runs on CPU: distributed.backend=nccl contradicts it"
     if config.precision.loss_scale != "dynamic" and config.precision.compute != "fp16":

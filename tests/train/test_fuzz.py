@@ -92,6 +92,7 @@ RANGE: dict[str, list[Any]] = {
     "telemetry.every": ["0st", "101%"],
     "telemetry.layers": ["0st", "101%"],
     "distributed.engine": ["dpp", "", "horovod"],
+    "distributed.torus": ["2by4", "0x4", "", "4", "2x4x2", "-2x4"],
     "distributed.bucket_mb": [0.0, -25.0, *INFINITE],
     "distributed.timeout": [0.0, -1.0, *INFINITE],
     "checkpoint.every": ["0ep", "101%"],
@@ -137,6 +138,8 @@ CONTRADICTIONS: list[dict[str, Any]] = [
     {"schedule.regime": "steps", "schedule.length": "500st"},
     {"precision.compute": "fp64", "distributed.backend": "nccl"},
     {"precision.compute": "bf16", "precision.loss_scale": 1024.0},
+    {"distributed.allreduce": "flat", "distributed.torus": "2x4"},
+    {"distributed.allreduce": "flat", "distributed.wire_dtype": "bf16"},
 ]
 
 FILES = {
@@ -405,6 +408,9 @@ WELL_FORMED: dict[str, list[Any]] = {
     "telemetry.every": DURATIONS,
     "telemetry.layers": DURATIONS,
     "distributed.backend": ["auto", "gloo"],
+    "distributed.allreduce": ["auto", "torus"],
+    "distributed.torus": [None, "2x4", "16x8"],
+    "distributed.wire_dtype": ["fp32", "bf16", "fp16"],
     "distributed.bucket_mb": [1, 25.0, 0.5],
     "distributed.timeout": [1, 1800.0],
     "checkpoint.every": DURATIONS,

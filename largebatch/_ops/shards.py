@@ -1,0 +1,70 @@
+"""``sum_shards``: what the ranks of one axis sent, added, divided and cast in a single pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from largebatch._ops.library import Operator, notice, register
+
+
+def reference_sum_shards(
+    shards: Sequence[Tensor], out: Tensor, *, divisor: int, squares: bool
+) -> Tensor:
+    """Specify ``largebatch::sum_shards``: added in float64 in the order given, rounded once.
+
+    Whole numbers are added in their own type, which wraps, and divided towards zero; for truth
+    values the sum is "or". :func:`sum_shards` says what the arguments mean.
+    """
+    found = out.new_zeros(2, dtype=torch.float64)
+    if out.dtype == torch.bool:
+        out.copy_(torch.stack(list(shards)).any(0))
+        return found
+    floating = out.is_floating_point()
+    if squares and floating:
+        found[0] = sum(shard.double().square().sum() for shard in shards)
+    total = shards[0].to(torch.float64 if floating else out.dtype, copy=True)
+    for shard in shards[1:]:
+        total += shard
+    if divisor != 1:
+        total = torch.div(total, divisor, rounding_mode=None if floating else "trunc")
+    out.copy_(total)
+    if squares and floating:
+        found[1] = out.double().square().sum()
+    return found
+
+
+def _fake_sum_shards(
+    shards: Sequence[Tensor], out: Tensor, *, divisor: int, squares: bool
+) -> Tensor:
+    return out.new_empty(2, dtype=torch.float64)
+
+
+register(
+    Operator(
+        "sum_shards(Tensor[] shards, Tensor(a!) out, *, int divisor, bool squares) -> Tensor",
+        reference_sum_shards,
+        _fake_sum_shards,
+    )
+)
+
+
+def sum_shards(
+    shards: Sequence[Tensor], out: Tensor, *, divisor: int = 1, squares: bool = False
+) -> Tensor:
+    """Write the sum of ``shards`` over ``divisor`` to ``out``, which may be one of them.
+
+    Args:
+        shards: contiguous tensors of one type and size, on one device.
+        out: of the same type, or of a narrower floating-point type than float32 shards: the cast
+            costs no pass of its own. Floating-point sums are exact in float64 and rounded once.
+        divisor: 1 for a sum, the number of ranks for a mean.
+        squares: whether to add up squares on the way.
+
+    Returns two float64 numbers: the sum of the squares of all shards' elements, and of ``out``'s;
+    zeros unless ``squares``.
+    """
+    notice("sum_shards", shards)
+    return torch.ops.largebatch.sum_shards(shards, out, divisor=divisor, squares=squares)

@@ -1,0 +1,188 @@
+"""Back end ``torus`` of torch.distributed: its all-reduce is ours, all else the flat group's.
+
+After ``import largebatch.distributed`` (from torch 2.15 on without it, by an entry point), a script
+that says ``init_process_group("torus")`` needs no other change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from largebatch._errors import UserError
+from largebatch.distributed.all_reduce import AllReduce
+from largebatch.distributed.connect import add_backend, connect
+from largebatch.distributed.preference import Preference
+from largebatch.distributed.topology import Topology
+
+SUM, AVG = dist.ReduceOp.SUM, dist.ReduceOp.AVG
+
+# What ProcessGroup offers under two names in several versions of torch, and we only pass on.
+PASSED_ON = (
+    "_allgather_base",
+    "_end_coalescing",
+    "_reduce_scatter_base",
+    "_start_coalescing",
+    "all_gather_single",
+    "all_gather_single_coalesced",
+    "all_to_all_single",
+    "allgather",
+    "allgather_coalesced",
+    "allgather_into_tensor_coalesced",
+    "alltoall",
+    "alltoall_base",
+    "barrier",
+    "broadcast",
+    "gather",
+    "gather_into_tensor",
+    "gather_single",
+    "monitored_barrier",
+    "recv",
+    "recv_anysource",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_single",
+    "reduce_scatter_single_coalesced",
+    "reduce_scatter_tensor_coalesced",
+    "scatter",
+    "send",
+)
+
+
+class TorusGroup(dist.ProcessGroup):
+    """A process group over a flat one.
+
+    Args:
+        store, rank, size, timeout: as every back end gets them. The timeout holds for every step.
+        preference: what the environment asks for.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        timeout: timedelta,
+        preference: Preference,
+    ) -> None:
+        super().__init__(rank, size)
+        self._store, self.timeout = store, timeout
+        self.flat = connect(PrefixStore("flat", store), rank, size, timeout, torch.device("cpu"))
+        if torch.cuda.is_available():
+            device = torch.device("cuda", torch.cuda.current_device())
+            add_backend(self.flat, PrefixStore("flat", store), timeout, device)
+        self._preference = preference
+        self._reducers: dict[str, AllReduce] = {}
+
+    def reducer(self, device: torch.device) -> AllReduce:
+        """Return the all-reduce for tensors on ``device``; its first call is a collective one."""
+        if device.type not in self._reducers:
+            self._reducers[device.type] = AllReduce(
+                self._store, self.flat, self.timeout, device, self._preference
+            )
+        return self._reducers[device.type]
+
+    def allreduce(self, tensors: list[Tensor] | Tensor, opts: Any = SUM, *_: Any) -> dist.Work:
+        """Reduce one tensor in place; sums and means may take the torus."""
+        tensor = tensors if isinstance(tensors, Tensor) else tensors[0]
+        operation = getattr(opts, "reduceOp", opts)  # which compares from the left alone
+        mean = operation == AVG
+        if (mean or operation == SUM) and not tensor.is_sparse and self.size() > 1:
+            return self.reducer(tensor.device).start(tensor, mean=mean)
+        return self.flat.allreduce([tensor], opts)
+
+    def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
+        """Reduce several tensors in place, one after the other."""
+        works = [self.allreduce([tensor], opts) for tensor in tensors]
+        for work in works[:-1]:
+            work.wait()
+        return works[-1]
+
+    def getBackendName(self) -> str:
+        """Return the name given to ``init_process_group``."""
+        return "torus"
+
+    def _get_backend(self, device: torch.device) -> Any:
+        return self.flat._get_backend(device)
+
+    @property
+    def pg_name(self) -> str:
+        """Return the name under which torch knows the group."""
+        return dist.distributed_c10d._world.pg_names[self]
+
+    @property
+    def group_name(self) -> Any:
+        """Return the name under which torch knows the group."""
+        return self.pg_name
+
+
+def process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """Return ``group``, or the default group.
+
+    Raises:
+        UserError: there is none yet.
+    """
+    found = group or (dist.group.WORLD if dist.is_initialized() else None)
+    if found is None:
+        raise UserError("no process group: call torch.distributed.init_process_group before")
+    return found
+
+
+def all_reduce_over(
+    name: str,
+    group: dist.ProcessGroup | None,
+    device: torch.device,
+    preference: Preference,
+    topology: Topology | None = None,
+) -> AllReduce:
+    """Make an all-reduce over the ranks of a group of any back end; a collective call.
+
+    Args:
+        name: tells several over one group apart.
+        group: the default group by default.
+        device, preference, topology: as of :class:`AllReduce`.
+    """
+    flat: Any = process_group(group)
+    store = dist.distributed_c10d._world.pg_map[flat][1]
+    assert store is not None
+    if isinstance(flat, TorusGroup):
+        timeout, flat = flat.timeout, flat.flat
+    else:
+        timeout = flat._get_backend(device).options._timeout
+    prefix = PrefixStore(f"largebatch/{name}", store)
+    return AllReduce(prefix, flat, timeout, device, preference, topology)
+
+
+def _pass_on(name: str) -> Callable[..., Any]:
+    def forward(self: TorusGroup, *args: Any, **options: Any) -> Any:
+        return getattr(self.flat, name)(*args, **options)
+
+    forward.__name__ = name
+    return forward
+
+
+for _name in PASSED_ON:
+    if hasattr(dist.ProcessGroup, _name):
+        setattr(TorusGroup, _name, _pass_on(_name))
+
+
+def _create(options: Any, _: object) -> TorusGroup:
+    preference = Preference.from_environment()
+    if options.global_ranks_in_group:  # a part of the ranks: the grid is that of all of them
+        preference = replace(preference, grid=None)
+    return TorusGroup(
+        options.store, options.group_rank, options.group_size, options.timeout, preference
+    )
+
+
+def register() -> None:
+    """Make the back end known to torch; nothing is imported or connected by it."""
+    if "TORUS" not in dist.Backend._plugins:
+        dist.Backend.register_backend("torus", _create, True, devices=["cpu", "cuda"])

@@ -1,0 +1,315 @@
+"""What an all-reduce costs: the alpha-beta model (Hockney 1994), one formula for each algorithm.
+
+Torus and mesh differ by one launch: both send the same bytes in as many steps, which Ying's mesh
+spells out as two scatters and two gathers. The pipeline overlaps chunk i on the columns with chunk
+i+1 on the rows, so the slower axis alone bounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from largebatch._errors import UserError, nearest
+from largebatch.distributed.grid import Shape
+
+Algorithm = Literal["flat", "hierarchical", "mesh", "torus"]
+Wire = Literal["fp32", "bf16", "fp16"]
+
+ALGORITHMS: tuple[Algorithm, ...] = ("flat", "hierarchical", "mesh", "torus")
+WIRE_SHARE: Mapping[Wire, float] = {"fp32": 1.0, "bf16": 0.5, "fp16": 0.5}
+CHUNKS = (1, 2, 4, 8, 16, 32, 64)
+BUCKETS_MB = (1.0, 2.0, 4.0, 8.0, 16.0, 25.0, 32.0, 64.0, 128.0, 256.0, 512.0)
+
+ALL_REDUCE_FORMULAS = """\
+all-reduce of S bytes over Y rows of X ranks, rows within hosts, N = X Y; a_f, b_f: latency and
+  seconds a byte of the link within a host; a_s, b_s: those of a host's link, which its ranks share:
+  X columns that send S/X each at once take as long as one sender of S; g: seconds to add a byte;
+  L: to launch a collective; w: the wire's share of fp32 (1, or 1/2 for bf16 and fp16); a_r, b_r: of
+  a ring over several hosts: the mean of its hops' latencies, the slowest of its links
+flat ring        L + 2(N-1) (a_r + S/N b_r) + (N-1)/N S g
+hierarchical     3L + 4(X-1) (a_f + S/X b_f) + 2(Y-1) (a_r + S/Y b_r w)
+                 + ((X-1)/X + (Y-1)/Y) S g                                           (Jia 2018)
+rows             R(S) = 2L + 2(X-1) (a_f + S/X b_f) + (X-1)/X S g
+columns          C(S) = L + 2(Y-1) (a_r + S/Y b_r w) + (Y-1)/Y S/X g; low precision: 2L, since an
+                 all-to-all of shards, a sum in fp32 and an all-gather replace the ring
+torus, serial    R(S) + C(S)                                                      (Mikami 2018)
+2-D mesh         R(S) + C(S) + L: two reduce-scatters, two all-gathers              (Ying 2018)
+torus, c chunks  R(S/c) + max(c C(S/c), (c-1) R(S/c))"""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One kind of link.
+
+    Args:
+        latency: alpha, seconds that a message of no bytes takes.
+        seconds_per_byte: beta, the reciprocal of the bandwidth in bytes/s, of one direction.
+    """
+
+    latency: float
+    seconds_per_byte: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a rank sends along its row and along its column."""
+
+    row: float
+    column: float
+
+    @property
+    def total(self) -> float:
+        return self.row + self.column
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The algorithm for a message, and the seconds that the model expects of it."""
+
+    algorithm: Algorithm
+    chunks: int
+    wire: Wire
+    seconds: float
+
+    def __str__(self) -> str:
+        chunks = f", {self.chunks} chunks" if self.chunks > 1 else ""
+        wire = f", {self.wire} between hosts" if self.wire != "fp32" else ""
+        return f"{self.algorithm}{chunks}{wire}: {1e3 * self.seconds:.3g} ms"
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The seconds, steps and bytes of an all-reduce, by :data:`ALL_REDUCE_FORMULAS`.
+
+    Args:
+        fast: the link between two ranks of one host, while all ranks use theirs.
+        slow: a host's link to the others, shared by its ranks.
+        reduction: seconds a rank takes to add one byte of fp32; zero where ``fast`` was measured
+            on collectives that add.
+        launch: seconds that every collective takes whatever its size.
+    """
+
+    fast: Link
+    slow: Link
+    reduction: float = 0.0
+    launch: float = 0.0
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> CostModel:
+        """Rebuild a model from what ``dataclasses.asdict`` made of it."""
+        links = {name: Link(**values[name]) for name in ("fast", "slow")}
+        return cls(**{**values, **links})
+
+    def time(
+        self,
+        algorithm: Algorithm,
+        bytes: float,
+        topology: Shape,
+        chunks: int = 1,
+        wire: Wire = "fp32",
+    ) -> float:
+        """Return the seconds that reducing ``bytes`` bytes of fp32 takes.
+
+        Args:
+            algorithm: one of ``ALGORITHMS``.
+            bytes: size of the message, as fp32.
+            topology: its ``rows`` x ``columns``; ranks outside of the grid fold into a neighbour
+                first and get the result from it at the end, both on the fast link.
+            chunks: of the torus; more than one pipelines the axes.
+            wire: type on the slow axis; the flat ring has none and stays in fp32.
+
+        Raises:
+            UserError: an unknown algorithm or wire, or no chunk.
+        """
+        _check(algorithm, chunks, wire)
+        if topology.world_size == 1:
+            return 0.0
+        if algorithm == "flat":
+            return self._flat(bytes, topology)
+        rest = topology.world_size - topology.rows * topology.columns
+        fold = 2 * (self.launch + self.fast.latency + bytes * self.fast.seconds_per_byte)
+        seconds = fold + bytes * self.reduction if rest else 0.0
+        if algorithm == "hierarchical":
+            return seconds + self._hierarchical(bytes, topology, wire)
+        part = bytes / chunks
+        row, column = self.row_time(part, topology), self.column_time(part, topology, wire)
+        if algorithm == "mesh":
+            column += self.launch if topology.rows > 1 and wire == "fp32" else 0.0
+            return seconds + chunks * (row + column)
+        return seconds + row + max(chunks * column, (chunks - 1) * row)
+
+    def row_time(self, bytes: float, topology: Shape) -> float:
+        """Return the seconds of a torus' reduce-scatter and all-gather along the rows."""
+        ranks = topology.columns
+        if ranks == 1:
+            return 0.0
+        step = self.fast.latency + bytes / ranks * self.fast.seconds_per_byte
+        add = (ranks - 1) / ranks * bytes * self.reduction
+        return 2 * self.launch + 2 * (ranks - 1) * step + add
+
+    def column_time(self, bytes: float, topology: Shape, wire: Wire = "fp32") -> float:
+        """Return the seconds of a torus' all-reduce along its columns, all at once.
+
+        Args:
+            bytes: of the whole message; a column has ``bytes / columns``.
+            topology: the grid.
+            wire: type of what is sent.
+        """
+        rows = topology.rows
+        if rows == 1:
+            return 0.0
+        ring = self._ring(rows, topology.hosts if topology.hosts > 1 else 0)
+        # On one host every column has links of its own; a host's link carries all columns' bytes.
+        load = bytes if topology.hosts > 1 else bytes / topology.columns
+        step = ring.latency + load / rows * ring.seconds_per_byte * WIRE_SHARE[wire]
+        launches = 1 if wire == "fp32" else 2
+        add = (rows - 1) / rows * bytes / topology.columns * self.reduction
+        return launches * self.launch + 2 * (rows - 1) * step + add
+
+    def steps(self, algorithm: Algorithm, topology: Shape, chunks: int = 1) -> int:
+        """Return the number of messages that a rank sends one after the other, for one message.
+
+        A rank outside of the grid adds one step in and one out.
+        """
+        _check(algorithm, chunks, "fp32")
+        rows, columns, ranks = topology.rows, topology.columns, topology.world_size
+        if algorithm == "flat":
+            return 2 * (ranks - 1)
+        fold = 2 if ranks > rows * columns else 0
+        if algorithm == "hierarchical":
+            return fold + 4 * (columns - 1) + 2 * (rows - 1)
+        return fold + chunks * (2 * (columns - 1) + 2 * (rows - 1))
+
+    def bytes_per_rank(
+        self, algorithm: Algorithm, bytes: float, topology: Shape, wire: Wire = "fp32"
+    ) -> Traffic:
+        """Return the bytes that a rank of the grid sends, exact where the grid divides them.
+
+        Under ``hierarchical`` these are a host's first rank's, which sends the most. A flat ring
+        has one axis: its bytes count as the row's on one host, else as the column's.
+        """
+        _check(algorithm, 1, wire)
+        rows, columns, ranks = topology.rows, topology.columns, topology.world_size
+        if algorithm == "flat":
+            sent = 2 * (ranks - 1) / ranks * bytes
+            return Traffic(0.0, sent) if topology.hosts > 1 else Traffic(sent, 0.0)
+        row = 2 * (columns - 1) / columns * bytes
+        column = 2 * (rows - 1) / rows * bytes * WIRE_SHARE[wire]
+        if algorithm == "hierarchical":
+            return Traffic(row, column)
+        return Traffic(row, column / columns)
+
+    def bound(self, bytes: float, topology: Shape, wire: Wire = "fp32") -> float:
+        """Return the seconds below which no all-reduce can be: a host's link, or a rank's, full.
+
+        Each host must send and receive ``2 (Y-1)/Y S`` bytes (Patarasuk and Yuan 2009), each rank
+        ``2 (N-1)/N S``, latency and additions left out.
+        """
+        hosts, ranks = topology.hosts, topology.world_size
+        between = 2 * (hosts - 1) / hosts * bytes * self.slow.seconds_per_byte * WIRE_SHARE[wire]
+        share = 2 * (ranks // hosts - 1) / max(ranks // hosts, 1)
+        return max(between, share * bytes * self.fast.seconds_per_byte)
+
+    def choose(
+        self,
+        bytes: float,
+        topology: Shape,
+        wire: Wire = "fp32",
+        algorithms: Sequence[Algorithm] = ("flat", "torus"),
+        chunks: Sequence[int] = CHUNKS,
+    ) -> Choice:
+        """Return the fastest of ``algorithms``, a simpler one where two are as fast.
+
+        Args:
+            bytes: size of the message, as fp32.
+            topology: the grid.
+            wire: type allowed on the slow axis: never chosen by itself, since it costs precision.
+            algorithms: in the order of preference; those that the package can run by default.
+            chunks: the chunk counts to consider.
+        """
+        choices = [
+            Choice(name, count, used, self.time(name, bytes, topology, count, used))
+            for name in algorithms
+            for count in (chunks if name == "torus" else (1,))
+            for used in ((wire,) if name != "flat" else ("fp32",))
+        ]
+        return min(choices, key=lambda choice: choice.seconds)
+
+    def crossover(self, topology: Shape, wire: Wire = "fp32") -> int | None:
+        """Return the power of two of bytes from which on the torus wins; None where flat does."""
+        wins = [self.choose(2**k, topology, wire).algorithm == "torus" for k in range(41)]
+        if not wins[-1]:
+            return None
+        last_flat = max((k for k, won in enumerate(wins) if not won), default=-1)
+        return 2 ** (last_flat + 1)
+
+    def choose_bucket_mb(
+        self,
+        bytes: float,
+        backward_seconds: float,
+        topology: Shape,
+        wire: Wire = "fp32",
+        sizes: Sequence[float] = BUCKETS_MB,
+    ) -> float:
+        """Return the bucket size in MB that exposes the least communication.
+
+        ``bytes`` of gradients become ready evenly over ``backward_seconds``, and the buckets'
+        all-reduces follow each other; of sizes within 1% the largest is taken.
+        """
+
+        def exposed(megabytes: float) -> float:
+            count = max(1, round(bytes / (megabytes * 1e6)))
+            seconds = self.choose(bytes / count, topology, wire).seconds
+            end = 0.0
+            for index in range(count):
+                end = max(end, (index + 1) / count * backward_seconds) + seconds
+            return end
+
+        ends = {size: exposed(size) for size in sizes}
+        return max(size for size in sizes if ends[size] <= 1.01 * min(ends.values()))
+
+    def _ring(self, ranks: int, crossings: int) -> Link:
+        """Return the link that a ring of ``ranks`` hops, ``crossings`` between hosts, is like."""
+        if crossings == 0:
+            return self.fast
+        latency = ((ranks - crossings) * self.fast.latency + crossings * self.slow.latency) / ranks
+        seconds = self.slow.seconds_per_byte
+        if crossings < ranks:
+            seconds = max(seconds, self.fast.seconds_per_byte)
+        return Link(latency, seconds)
+
+    def _flat(self, bytes: float, topology: Shape) -> float:
+        ranks = topology.world_size
+        ring = self._ring(ranks, topology.crossings)
+        # A host's link is left once by ranks placed in order, by each of them where interleaved.
+        shared = max(topology.crossings / topology.hosts, 1.0) if topology.hosts > 1 else 1.0
+        step = ring.latency + bytes / ranks * ring.seconds_per_byte * shared
+        return self.launch + 2 * (ranks - 1) * step + (ranks - 1) / ranks * bytes * self.reduction
+
+    def _hierarchical(self, bytes: float, topology: Shape, wire: Wire) -> float:
+        inside, rows = topology.columns, topology.rows
+        seconds = 0.0
+        if inside > 1:
+            step = self.fast.latency + bytes / inside * self.fast.seconds_per_byte
+            seconds += 2 * self.launch + 4 * (inside - 1) * step
+            seconds += (inside - 1) / inside * bytes * self.reduction
+        if rows > 1:
+            ring = self._ring(rows, topology.hosts if topology.hosts > 1 else 0)
+            step = ring.latency + bytes / rows * ring.seconds_per_byte * WIRE_SHARE[wire]
+            seconds += self.launch + 2 * (rows - 1) * step
+            seconds += (rows - 1) / rows * bytes * self.reduction
+        return seconds
+
+
+def _check(algorithm: str, chunks: int, wire: str) -> None:
+    if algorithm not in ALGORITHMS:
+        allowed = ", ".join(ALGORITHMS)
+        raise UserError(
+            f"all-reduce {algorithm!r}: choose from {allowed}{nearest(algorithm, ALGORITHMS)}"
+        )
+    if wire not in WIRE_SHARE:
+        raise UserError(f"wire {wire!r}: choose from {', '.join(WIRE_SHARE)}")
+    if chunks < 1:
+        raise UserError(f"chunks {chunks}: at least 1")

@@ -1,0 +1,130 @@
+"""The torus for a program that keeps its own back end: a function, and a hook for torch's DDP."""
+
+import itertools
+from typing import Any, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import GradBucket
+
+from largebatch._errors import UserError
+from largebatch.distributed.all_reduce import AllReduce
+from largebatch.distributed.backend import all_reduce_over, process_group
+from largebatch.distributed.cost_model import Wire
+from largebatch.distributed.preference import WIRE_DTYPES, Preference
+from largebatch.distributed.topology import Topology
+
+# torch reads the hook's annotations at run time, so this file leaves them unquoted.
+
+_numbers = itertools.count()  # hooks are made in one order on all ranks
+_functions: dict[tuple[dist.ProcessGroup, str], AllReduce] = {}
+
+
+class TorusHook:
+    """A communication hook that averages gradients over ranks; :func:`torus_hook` makes it."""
+
+    def __init__(
+        self,
+        topology: Topology | None,
+        preference: Preference,
+        group: dist.ProcessGroup | None,
+        mean: bool,
+        norms: bool,
+    ) -> None:
+        self.__name__ = self.__qualname__ = "torus_hook"  # which torch asks of every hook
+        self._topology, self._preference, self._mean = topology, preference, mean
+        self._group = group
+        self._name = f"hook {next(_numbers)}"
+        self._reduce: AllReduce | None = None
+        self._squares: Tensor | None = None
+        self._norms = norms
+
+    def __call__(self, state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        """Begin to reduce a bucket; the future's value is its buffer."""
+        buffer = bucket.buffer()
+        if self._reduce is None:
+            self._reduce = all_reduce_over(
+                self._name, self._group, buffer.device, self._preference, self._topology
+            )
+        if self._norms and self._squares is None:
+            self._squares = torch.zeros(2, dtype=torch.float64, device=buffer.device)
+        work = self._reduce.start(buffer, mean=self._mean, squares=self._squares)
+        return work.get_future().then(lambda done: done.value()[0])
+
+    def squared_norms(self) -> tuple[float, float]:
+        """Return the gradient's squared norms since the last call; every rank calls.
+
+        The first is the sum over ranks of |their gradient|^2 before, the second is |gradient|^2
+        after reduction. Summing them up cost no pass of its own where the torus reduced. With S
+        steps since the last call these are sums over the S steps.
+        """
+        if self._reduce is None or self._squares is None:
+            return 0.0, 0.0
+        total = self._squares.clone()
+        self._reduce.flat.allreduce([total]).wait()
+        self._squares.zero_()
+        before, after = total.tolist()
+        return before, after
+
+
+def torus_hook(
+    topology: Topology | None = None,
+    *,
+    wire_dtype: torch.dtype | Wire = "fp32",
+    algorithm: str = "torus",
+    group: dist.ProcessGroup | None = None,
+    mean: bool = True,
+    norms: bool = True,
+) -> TorusHook:
+    """Return a hook: ``model.register_comm_hook(None, torus_hook())``.
+
+    Args:
+        topology: the grid; by default that of the hosts, or LARGEBATCH_TORUS.
+        wire_dtype: ``fp32``, ``bf16`` or ``fp16``, also as torch's, of float32 gradients between
+            hosts.
+        algorithm: ``torus``, or ``auto`` to measure at the first bucket and decide by size.
+        group: the ranks; the default group by default.
+        mean: average as DDP does, else sum.
+        norms: whether :meth:`TorusHook.squared_norms` is wanted.
+
+    Raises:
+        UserError: a wire or an algorithm that does not exist.
+    """
+    names = {dtype: name for name, dtype in WIRE_DTYPES.items()}
+    wire = names.get(wire_dtype) if isinstance(wire_dtype, torch.dtype) else wire_dtype
+    if wire not in get_args(Wire):
+        raise UserError(f"wire_dtype {wire_dtype!r}: choose from {', '.join(get_args(Wire))}")
+    if algorithm not in ("torus", "auto", "flat"):
+        raise UserError(f"algorithm {algorithm!r}: choose from torus, auto, flat")
+    grid = Preference.from_environment().grid if topology is None else None
+    return TorusHook(topology, Preference(algorithm, grid, wire), group, mean, norms)  # type: ignore[arg-type]
+
+
+def torus_all_reduce(
+    tensor: Tensor,
+    op: Any = dist.ReduceOp.SUM,
+    group: dist.ProcessGroup | None = None,
+    async_op: bool = False,
+) -> dist.Work | None:
+    """Reduce ``tensor`` in place over the torus, as ``dist.all_reduce`` does over its own ring.
+
+    LARGEBATCH_ALLREDUCE, LARGEBATCH_TORUS and LARGEBATCH_WIRE steer it; ranks of one host, or one
+    rank a host without a narrow wire, have no torus and take the flat ring. The first call for a
+    group and a device connects, which takes a moment.
+
+    Raises:
+        ValueError: an operation other than SUM and AVG, or a type without one.
+    """
+    mean = op == dist.ReduceOp.AVG
+    if not (mean or op == dist.ReduceOp.SUM):
+        raise ValueError(f"torus_all_reduce: {op} is not SUM or AVG")
+    key = (process_group(group), tensor.device.type)
+    if key not in _functions:
+        preference = Preference.from_environment(default="torus")
+        _functions[key] = all_reduce_over("function", group, tensor.device, preference)
+    work = _functions[key].start(tensor, mean=mean)
+    if async_op:
+        return work
+    work.wait()
+    return None

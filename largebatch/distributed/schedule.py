@@ -1,0 +1,105 @@
+"""Which face of the torus schedule serves: C++ where it can be compiled, else Python."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from largebatch._ops.torus_library import load
+from largebatch.distributed.statistics import count_by, record
+from largebatch.distributed.topology import Topology
+from largebatch.distributed.torus import Torus
+
+
+class Schedule(Protocol):
+    """What both faces do; :class:`Torus` explains it."""
+
+    def all_reduce(
+        self,
+        flat: Tensor,
+        *,
+        chunks: int,
+        wire: torch.dtype,
+        divisor: int = 1,
+        squares: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> dist.Work: ...
+
+    def close(self) -> None: ...
+
+
+class CompiledTorus:
+    """The schedule in C++ (``csrc/comm/torus.cpp``), with the arguments of :class:`Torus`."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        rank: int,
+        row: dist.ProcessGroup,
+        column: dist.ProcessGroup | None,
+        device: torch.device,
+    ) -> None:
+        module, _ = load()
+        count_by("torus", module.sent)
+        place = topology.place(rank)
+        self._torus = module.Torus(
+            rank,
+            topology.columns,
+            topology.rows,
+            place.position,
+            list(place.row),
+            list(place.column),
+            row,
+            column,
+            str(device),
+        )
+
+    def all_reduce(
+        self,
+        flat: Tensor,
+        *,
+        chunks: int,
+        wire: torch.dtype,
+        divisor: int = 1,
+        squares: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> dist.Work:
+        """Begin to sum ``flat`` over all ranks in place."""
+        record("torus", calls=1)
+        work: dist.Work = self._torus.all_reduce(flat, chunks, wire, divisor, squares, target)
+        return work
+
+    def close(self) -> None:
+        """Let the threads end once what has begun is done."""
+        self._torus.close()
+
+
+def make_torus(
+    topology: Topology,
+    rank: int,
+    row: dist.ProcessGroup,
+    column: dist.ProcessGroup | None,
+    device: torch.device,
+) -> Schedule:
+    """Return the schedule's best face; :class:`Torus` explains the arguments.
+
+    Ranks may have different ones: both send the same messages and give the same bits.
+    """
+    module, reason = load()
+    if module is not None:
+        return CompiledTorus(topology, rank, row, column, device)
+    _say_once(reason)
+    return Torus(topology, rank, row, column, device)
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    if reason != "LARGEBATCH_OPS=reference":
+        warnings.warn(
+            f"the torus all-reduce runs in Python, which is slower ({reason})", stacklevel=4
+        )

@@ -1,0 +1,160 @@
+"""Which algorithm reduces a message of a size: what the probe measured, or what the user forced."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch._C._distributed_c10d import Store
+
+from largebatch.distributed.cost_model import Choice, CostModel, Wire
+from largebatch.distributed.preference import Preference
+from largebatch.distributed.probe import Probe, Timing
+from largebatch.distributed.topology import Topology, host_identity
+
+if TYPE_CHECKING:
+    from largebatch.distributed.all_reduce import AllReduce
+
+CHUNK_BYTES = 2**21  # of a chunk where nothing was measured: more overlap costs more wake-ups
+MOST_CHUNKS = 16
+MARGIN = 1.05  # the torus must win by more than two measurements of one thing differ
+KEPT_SECONDS = 24 * 3600.0  # networks change
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was decided, and on which grounds.
+
+    Attributes:
+        algorithm: the one for every message, or ``auto``.
+        topology: the grid.
+        wire: type of float32 on its columns.
+        model: what was measured of the links; None where nothing needed to be.
+        timings: all-reduces that were timed to check the model.
+    """
+
+    algorithm: str
+    topology: Topology
+    wire: Wire
+    model: CostModel | None = None
+    timings: tuple[Timing, ...] = ()
+
+    def choose(self, bytes: int) -> Choice:
+        """Return algorithm and chunks for a message of ``bytes`` bytes."""
+        if self.algorithm == "flat":
+            return Choice("flat", 1, "fp32", 0.0)
+        if self.model is None:
+            chunks = min(MOST_CHUNKS, max(1, round(bytes / CHUNK_BYTES)))
+            return Choice("torus", chunks, self.wire, 0.0)
+        flat = self.model.choose(bytes, self.topology, self.wire, ("flat",))
+        torus = self.model.choose(bytes, self.topology, self.wire, ("torus",))
+        seconds = {choice.algorithm: self.seconds(choice, bytes) for choice in (flat, torus)}
+        best = torus if seconds["torus"] * MARGIN < seconds["flat"] else flat
+        return Choice(best.algorithm, best.chunks, best.wire, seconds[best.algorithm])
+
+    def seconds(self, choice: Choice, bytes: int) -> float:
+        """Return what ``choice`` is expected to take: the model's seconds and what it left out.
+
+        The model knows links. What processors add to them was timed at a few sizes; between two of
+        them it is interpolated, and beyond the largest the links alone make the difference.
+        """
+        left_out = [
+            (timing.bytes, timing.seconds - timing.expected)
+            for timing in self.timings
+            if timing.algorithm == choice.algorithm
+        ]
+        if not left_out:
+            return choice.seconds
+        below = max((entry for entry in left_out if entry[0] <= bytes), default=left_out[0])
+        above = min((entry for entry in left_out if entry[0] >= bytes), default=left_out[-1])
+        width = above[0] - below[0]
+        share = (bytes - below[0]) / width if width > 0 else 0.0
+        added = below[1] + share * (above[1] - below[1])
+        return max(choice.seconds + added, choice.seconds / 2)
+
+    def __str__(self) -> str:
+        if self.model is None:
+            return f"{self.topology}: {self.algorithm}"
+        links = ", ".join(
+            f"{name} {1e6 * link.latency:.0f} us and {_rate(link.seconds_per_byte)}"
+            for name, link in (("rows", self.model.fast), ("columns", self.model.slow))
+        )
+        ranges: list[str] = []
+        last = ""
+        for power in range(10, 31):
+            algorithm = self.choose(2**power).algorithm
+            if algorithm != last:
+                ranges.append(algorithm if not last else f"{algorithm} from {_size(2**power)}")
+                last = algorithm
+        return f"{self.topology}: {links}; {', '.join(ranges)}"
+
+
+def select(reduce: AllReduce, store: Store, preference: Preference) -> Selection:
+    """Decide for the ranks of ``reduce``: a collective call that may measure for a few seconds.
+
+    What was measured is kept for a day in the user's cache, under the hosts, the grid and the wire.
+    """
+    topology = reduce.topology
+    if reduce.torus is None:
+        return Selection("flat", topology, "fp32")
+    if preference.wanted == "torus":
+        return Selection("torus", topology, preference.wire)
+    kept = _cache_file(reduce, store)
+    if reduce.rank == 0:
+        store.set("kept", _read(kept))
+    content = bytes(store.get("kept")).decode()
+    fresh = not content
+    if fresh:
+        model, timings = Probe(reduce).run()
+    else:
+        values = json.loads(content)
+        model = CostModel.from_mapping(values["model"])
+        timings = [Timing(**timing) for timing in values["timings"]]
+    selection = Selection("auto", topology, preference.wire, model, tuple(timings))
+    if reduce.rank == 0:
+        if fresh:
+            _write(kept, {"model": asdict(model), "timings": [asdict(t) for t in timings]})
+        source = "measured" if fresh else f"kept in {kept.name}"
+        print(f"all-reduce over {selection} ({source})", file=sys.stderr, flush=True)
+    return selection
+
+
+def _cache_file(reduce: AllReduce, store: Store) -> Path:
+    """Return where rank 0 keeps what was measured on these hosts."""
+    hosts = ""
+    if reduce.rank == 0:
+        names = [bytes(store.get(f"host/{rank}")) for rank in range(reduce.world_size)]
+        hosts = b"|".join(names).hex() if names else host_identity()
+    parts = (hosts, reduce.topology.key(), reduce.device.type, reduce.preference.wire)
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "largebatch", f"links-{name}.json")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text() if time.time() - path.stat().st_mtime < KEPT_SECONDS else ""
+    except OSError:
+        return ""
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    except OSError:
+        return  # a home that cannot be written costs a probe a start
+
+
+def _rate(seconds_per_byte: float) -> str:
+    return f"{1e-6 / seconds_per_byte:.3g} MB/s" if seconds_per_byte > 0 else "no limit seen"
+
+
+def _size(bytes: int) -> str:
+    return f"{bytes // 1024} KiB" if bytes < 2**20 else f"{bytes // 2**20} MiB"

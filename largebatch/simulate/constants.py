@@ -1,0 +1,170 @@
+"""Constants of links and devices: the published ones of ``constants.yaml``, or measured ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from largebatch._errors import UserError, nearest
+from largebatch.distributed.cost_model import CostModel, Link
+from largebatch.simulate.step import Compute
+from largebatch.simulate.trace import Operator, Trace
+
+OPTIMIZER_BYTES = 20  # a parameter: SGD reads fp32 weight, gradient, momentum, writes two of them
+
+
+@dataclass(frozen=True)
+class Device:
+    """An accelerator.
+
+    Args:
+        name: as in the table.
+        flops: peak FLOP/s at the precision asked for.
+        bandwidth: of its memory, bytes/s.
+        reached_flops: share of the peak that kernels reach.
+        reached_bandwidth: share of the memory's bandwidth that kernels reach.
+        kernel_seconds: seconds that any kernel takes.
+        local: the link to the other devices of the host, a name.
+        source: where the peaks come from.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    reached_flops: float
+    reached_bandwidth: float
+    kernel_seconds: float
+    local: str
+    source: str
+
+    def compute(self, trace: Trace, batch: int) -> Compute:
+        """Return the seconds of a step's parts: each operator at the roofline that is reached.
+
+        Args:
+            trace: the step.
+            batch: samples of the rank.
+        """
+        seconds = [self._seconds(operator, batch) for operator in trace.operators]
+        ends = [0.0, *accumulate(seconds[trace.forward :])]  # of the backward pass' operators
+        return Compute(
+            forward=sum(seconds[: trace.forward]),
+            backward=ends[-1],
+            optimizer=OPTIMIZER_BYTES * trace.elements / (self.bandwidth * self.reached_bandwidth),
+            gradients=tuple(
+                (ends[gradient.after - trace.forward], 4 * gradient.elements)
+                for gradient in trace.gradients
+            ),
+        )
+
+    def flops_bound(self, trace: Trace, batch: int) -> float:
+        """Return the seconds below which the step's FLOPs cannot be done, at the peak."""
+        return trace.flops() * batch / self.flops
+
+    def memory_bound(self, trace: Trace, batch: int) -> float:
+        """Return the seconds below which the step's operators cannot move their bytes."""
+        return (trace.bytes(batch) + OPTIMIZER_BYTES * trace.elements) / self.bandwidth
+
+    def _seconds(self, operator: Operator, batch: int) -> float:
+        flops = batch * operator.flops / (self.flops * self.reached_flops)
+        size = operator.fixed_bytes + batch * operator.bytes
+        return max(flops, size / (self.bandwidth * self.reached_bandwidth), self.kernel_seconds)
+
+
+@lru_cache(maxsize=1)
+def table() -> dict[str, Any]:
+    """Return the shipped constants with their sources."""
+    import yaml
+
+    text = Path(__file__).with_name("constants.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def device(name: str, precision: str) -> Device:
+    """Return a device of the table.
+
+    Raises:
+        UserError: no such device, or none of its peaks is of ``precision``.
+    """
+    entry = _entry("device", name, table()["devices"])
+    if precision not in entry["peaks"]:
+        raise UserError(
+            f"--precision {precision}: {name} has {', '.join(entry['peaks'])}"
+            f"{nearest(precision, entry['peaks'])}"
+        )
+    reached = table()["reached"]
+    return Device(
+        name=name,
+        flops=float(entry["peaks"][precision]),
+        bandwidth=float(entry["memory"]),
+        reached_flops=float(reached["flops"]),
+        reached_bandwidth=float(reached["bandwidth"]),
+        kernel_seconds=float(reached["kernel_seconds"]),
+        local=entry["local"],
+        source=entry["source"],
+    )
+
+
+def link(name: str, option: str = "link", cards: int = 1) -> Link:
+    """Return a link of the table, or one written as ``GB/s,microseconds``.
+
+    Args:
+        name: the link.
+        option: the option that named it, for the message.
+        cards: how many of it a host has, used together.
+
+    Raises:
+        UserError: no such link.
+    """
+    if name[:1].isdigit() or name[:1] == ".":
+        gigabytes, comma, microseconds = name.partition(",")
+        try:
+            bandwidth, latency = 1e9 * float(gigabytes), 1e-6 * float(microseconds)
+        except ValueError:
+            comma = ""
+        if not comma or not (0 < bandwidth < float("inf") and 0 <= latency < 1e3):
+            raise UserError(
+                f"--{option} {name}: write GB/s,microseconds (12.5,14), each above 0, or a name"
+            )
+        return Link(latency, 1 / (cards * bandwidth))
+    entry = _entry(option, name, table()["links"])
+    return Link(float(entry["latency"]), 1 / (cards * float(entry["bandwidth"])))
+
+
+def published(fast: Link, slow: Link) -> CostModel:
+    """Return the cost model of two links with the table's launch."""
+    return CostModel(fast, slow, launch=float(table()["launch"]["seconds"]))
+
+
+def measured(path: str | Path) -> CostModel:
+    """Read a cost model that was measured, as JSON.
+
+    The file holds ``fast`` and ``slow``, each with ``latency`` (seconds) and ``seconds_per_byte``,
+    and may hold ``launch`` and ``reduction``; or all of them below a key ``model``, as in the files
+    that the probe keeps (``links-*.json`` in the user's cache).
+
+    Raises:
+        UserError: no such file, or not such a one.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return CostModel.from_mapping(values.get("model", values))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not a cost model with fast and slow, each of latency and seconds_per_byte "
+            f"({type(error).__name__}: {error})"
+        ) from None
+
+
+def _entry(option: str, name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    if name not in entries:
+        raise UserError(
+            f"--{option} {name}: choose from {', '.join(entries)}{nearest(name, entries)}"
+        )
+    return dict(entries[name])

@@ -1,0 +1,148 @@
+"""What one training step asks of a device: every operator's FLOPs and bytes, from the model itself.
+
+A forward and a backward pass run on the meta device, which has shapes and no values, under a mode
+that sees every operator eager PyTorch would launch: its FLOPs by torch's own counter (2 for a
+multiplication with its addition), its bytes as those of the tensors it reads and writes once. Hooks
+note after which operator each parameter's gradient is complete. All of it is linear in the batch,
+so two small batches give every other one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from largebatch._errors import UserError
+
+Build = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator of a step: FLOPs a sample, and bytes = ``fixed_bytes`` + samples * ``bytes``."""
+
+    name: str
+    flops: float
+    bytes: float
+    fixed_bytes: float
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A parameter's gradient: its elements, and the operators launched before it is complete."""
+
+    name: str
+    elements: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One step of a model.
+
+    Args:
+        operators: in the order of launch, forward first.
+        forward: how many of them belong to the forward pass.
+        gradients: of all parameters, the last registered first: the order of exchange.
+    """
+
+    operators: tuple[Operator, ...]
+    forward: int
+    gradients: tuple[Gradient, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the model learns."""
+        return sum(gradient.elements for gradient in self.gradients)
+
+    def flops(self) -> float:
+        """Return the FLOPs of a sample, forward and backward."""
+        return sum(operator.flops for operator in self.operators)
+
+    def bytes(self, batch: int) -> float:
+        """Return the bytes that a step of ``batch`` samples reads and writes."""
+        return sum(operator.fixed_bytes + batch * operator.bytes for operator in self.operators)
+
+
+def trace(build: Build, image: Sequence[int], dtype: torch.dtype = torch.float32) -> Trace:
+    """Trace a step of an image classifier.
+
+    Args:
+        build: makes the model; called under ``torch.device("meta")``.
+        image: (channels, height, width).
+        dtype: of activations and of the weights that operators read.
+
+    Raises:
+        UserError: the model cannot take such images.
+    """
+    with torch.device("meta"):
+        model = build().to("meta", dtype).train()
+    try:
+        (small, forward, after), (large, *_) = (_run(model, n, image, dtype) for n in (2, 4))
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        shape = "x".join(map(str, image))
+        raise UserError(f"the model cannot be traced with images of {shape}: {error}") from None
+    assert [name for name, *_ in small] == [name for name, *_ in large]
+    operators = tuple(
+        Operator(name, flops / 2, (more - fewer) / 2, 2 * fewer - more)
+        for (name, flops, fewer), (_, _, more) in zip(small, large, strict=True)
+    )
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    gradients = tuple(
+        Gradient(name, parameter.numel(), after.get(name, len(operators)))
+        for name, parameter in reversed(named)
+    )
+    return Trace(operators, forward, gradients)
+
+
+class _Watch(TorchDispatchMode):
+    """Note the name, FLOPs and bytes of every operator; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, float, float]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not func.is_view:
+            packet = func._overloadpacket
+            count = flop_registry.get(packet)
+            flops = count(*args, **kwargs, out_val=out) if count is not None else 0
+            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+            size = sum(t.numel() * t.element_size() for t in tensors)
+            self.seen.append((str(packet), float(flops), float(size)))
+        return out
+
+
+def _run(
+    model: nn.Module, batch: int, image: Sequence[int], dtype: torch.dtype
+) -> tuple[list[tuple[str, float, float]], int, dict[str, int]]:
+    """Return the operators of a step, how many are the forward's, and when gradients are ready."""
+    images = torch.empty(batch, *image, device="meta", dtype=dtype)
+    targets = torch.empty(batch, device="meta", dtype=torch.long)
+    after: dict[str, int] = {}
+    model.zero_grad()
+    with _Watch() as watch:
+
+        def ready(name: str) -> Callable[[Tensor], None]:
+            return lambda parameter: after.__setitem__(name, len(watch.seen))
+
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(ready(name))
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ]
+        loss = nn.functional.cross_entropy(model(images).float(), targets)
+        forward = len(watch.seen)
+        loss.backward()
+    for hook in hooks:
+        hook.remove()
+    return watch.seen, forward, after

@@ -1,0 +1,108 @@
+"""Real gloo ranks as threads of one process: no seconds of starting processes, the same sockets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from largebatch.distributed import schedule
+from largebatch.distributed.all_reduce import AllReduce
+from largebatch.distributed.connect import connect
+from largebatch.distributed.preference import Preference
+
+CPU = torch.device("cpu")
+TIMEOUT = timedelta(seconds=60)
+
+
+def on_ranks(size: int, work: Callable[[int, dist.Store], Any]) -> list[Any]:
+    """Run ``work(rank, store)`` on a thread for each rank; return what each returned."""
+    store = dist.HashStore()
+    found: list[Any] = [None] * size
+    errors: list[BaseException] = []
+
+    def rank_main(rank: int) -> None:
+        try:
+            found[rank] = work(rank, store)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return found
+
+
+class Ranks:
+    """``size`` ranks with an :class:`AllReduce` each, over one face of the schedule."""
+
+    def __init__(
+        self,
+        size: int,
+        preference: Preference,
+        hosts: list[int] | None = None,
+        timeout: timedelta = TIMEOUT,
+    ) -> None:
+        from largebatch.distributed.topology import Topology
+
+        topology = Topology.from_hosts(hosts, preference.grid) if hosts else None
+        self.size = size
+
+        def make(rank: int, store: dist.Store) -> AllReduce:
+            flat = connect(dist.PrefixStore("flat", store), rank, size, timeout, CPU)
+            return AllReduce(store, flat, timeout, CPU, preference, topology)
+
+        self.reducers: list[AllReduce] = on_ranks(size, make)
+        self.topology = self.reducers[0].topology
+
+    def reduce(self, tensors: list[torch.Tensor], **options: Any) -> None:
+        """Reduce one tensor a rank in place."""
+        works = [
+            reducer.start(tensor, **options)
+            for reducer, tensor in zip(self.reducers, tensors, strict=True)
+        ]
+        for work in works:
+            work.wait()
+
+    def close(self) -> None:
+        for reducer in self.reducers:
+            reducer.close()
+
+
+@pytest.fixture(params=["compiled", "python"])
+def face(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Force one face of the schedule."""
+    if request.param == "python":
+        monkeypatch.setattr(schedule, "load", lambda: (None, "LARGEBATCH_OPS=reference"))
+    elif schedule.load()[0] is None:
+        pytest.skip(f"the compiled schedule is absent: {schedule.load()[1]}")
+    return str(request.param)
+
+
+@pytest.fixture
+def ranks(face: str) -> Iterator[Callable[..., Ranks]]:
+    """Make ranks; they are closed at the end of the test."""
+    made: list[Ranks] = []
+
+    def make(*arguments: Any, **options: Any) -> Ranks:
+        made.append(Ranks(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for of_test in made:
+        of_test.close()
+
+
+@pytest.fixture(name="on_ranks")
+def on_ranks_fixture() -> Callable[..., list[Any]]:
+    """Run a function on ranks."""
+    return on_ranks

@@ -1,0 +1,144 @@
+"""``largebatch plan`` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict
+
+import pytest
+
+from largebatch.cli import main
+from largebatch.distributed.cost_model import CostModel, Link
+from largebatch.record import read_record
+from largebatch.simulate.scaling import METHODS
+
+SMALL = ["--model=digits_cnn", "--image=1x8x8", "--classes=10", "--nodes=2", "--per-node=4"]
+
+
+def refused(capsys, *arguments):
+    assert main(["plan", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    line = printed.err.rstrip("\n")
+    assert "\n" not in line and line.startswith("largebatch: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model=resnet5"], ["resnet5", "did you mean 'resnet50'"]),
+        (["--link=ib-hd"], ["--link ib-hd", "did you mean 'ib-hdr'"]),
+        (["--local-link=nvlink"], ["--local-link nvlink", "nvlink-a100"]),
+        (["--device=a10"], ["--device a10", "did you mean 'a100'"]),
+        (["--device=v100"], ["--precision bf16", "v100 has fp32, fp16"]),
+        (["--link=12.5,-1"], ["12.5,-1", "GB/s,microseconds"]),
+        (["--link=0,1"], ["0,1", "above 0"]),
+        (["--nodes=0"], ["--nodes 0", "from 1"]),
+        (["--per-node=two"], ["--per-node", "two"]),
+        (["--batch-per-rank=-4"], ["--batch-per-rank -4"]),
+        (["--bucket-mb=big"], ["--bucket-mb big", "auto"]),
+        (["--wire=int8"], ["--wire int8", "fp32, bf16, fp16"]),
+        (["--image=224"], ["--image 224", "3x224x224"]),
+        (["--images-per-second=nan"], ["--images-per-second nan"]),
+        (["--images-per-second=1e9", *SMALL], ["cannot do more than"]),
+        (["--constants=absent.json"], ["absent.json"]),
+        (["--nods=4"], ["--nods=4", "no option"]),
+        (["--json=/proc/none/x.json", *SMALL], ["/proc/none"]),
+    ],
+)
+def test_mistakes_end_in_one_line(capsys, arguments, words):
+    if "--json" in arguments[0]:
+        assert main(["plan", *arguments]) == 2
+        line = capsys.readouterr().err
+    else:
+        line = refused(capsys, *arguments)
+    assert all(word in line for word in words)
+
+
+def test_a_damaged_cost_model_is_named(capsys, tmp_path):
+    path = tmp_path / "cost.json"
+    path.write_text('{"fast": {"latency": 1e-5}}')
+    assert "not a cost model" in refused(capsys, f"--constants={path}", *SMALL)
+
+
+def test_table_record_and_measured_constants(capsys, tmp_path):
+    constants, record = tmp_path / "cost.json", tmp_path / "plan.json"
+    model = CostModel(Link(50e-6, 1 / 1.5e9), Link(100e-6, 1 / 25e6))
+    constants.write_text(json.dumps({"model": asdict(model), "timings": []}))
+    assert main(["plan", *SMALL, f"--constants={constants}", f"--json={record}"]) == 0
+    printed = capsys.readouterr().out
+    assert all(method.name in printed for method in METHODS)
+    assert "a host's link 0.025 GB/s and 100 us" in printed
+    assert re.search(r"bounds .* ms by FLOPs, .* ms by memory, .* ms by network", printed)
+    rows = read_record(record).rows
+    assert {row["method"] for row in rows} == {*(m.name for m in METHODS), "auto"}
+    assert max(row["ranks"] for row in rows) == 4096
+    asked = [r for r in rows if (r["nodes"], r["batch_per_rank"], r["method"]) == (2, 64, "auto")]
+    assert len(asked) == 1
+    line = next(line for line in printed.splitlines() if line.strip().startswith("auto"))
+    assert f"{1e3 * asked[0]['step_seconds']:.2f}" in line or "against" in line
+
+
+def test_explain_states_formulas_and_sources(capsys):
+    assert main(["plan", "--explain"]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "2(N-1) (a_r + S/N b_r)",
+        "Mikami 2018",
+        "weak scaling",
+        "tuning.cc",
+        "data sheet",
+    ):
+        assert words in printed
+
+
+chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+def test_the_page_is_one_file_with_the_figures_of_the_table(capsys, tmp_path):
+    page = tmp_path / "plan.html"
+    assert main(["plan", *SMALL, f"--plot={page}"]) == 0
+    printed = capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    outside = {a for a in re.findall(r"https?://[^/\"' )]+", text) if "www.w3.org" not in a}
+    assert outside == set()
+    data = json.loads(re.search(r'id="largebatch-data">(.*?)</script>', text, re.S).group(1))
+    assert set(data["along"]) == {"nodes", "batch"} and len(data["methods"]) == len(METHODS) + 1
+    assert {event["stream"] for event in data["events"]} == {"compute", "communication"}
+    flat = re.search(r"flat ring +([\d.]+)", printed).group(1)
+    assert f">{flat}<" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    chromium is None or driver is None, reason="chromium and chromedriver are not installed"
+)
+def test_the_page_draws_without_a_word_on_the_console(capsys, tmp_path):
+    from selenium import webdriver
+
+    page = tmp_path / "plan.html"
+    assert main(["plan", *SMALL, f"--plot={page}"]) == 0
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"):
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        browser.get(page.as_uri())
+        drawn = browser.execute_script(
+            "return ['efficiency', 'step', 'batch', 'timeline'].map("
+            "key => document.getElementById(`chart-${key}`).data.length)"
+        )
+        assert drawn[:3] == [len(METHODS) + 1, len(METHODS) + 2, len(METHODS) + 1]
+        assert drawn[3] >= 4
+        hide = "document.querySelector('[data-toggle=\"0\"]').click();"
+        see = "return document.getElementById('chart-step').data[0].visible"
+        assert browser.execute_script(hide + see) is False
+        assert browser.get_log("browser") == []
+    finally:
+        browser.quit()
