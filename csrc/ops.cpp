@@ -82,8 +82,6 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
       "norm_gradient",
       TORCH_BOX(&largebatch::norm_gradient<largebatch::norm_gradient_cpu>));
   library.impl("hadamard", TORCH_BOX(&largebatch::hadamard_cpu));
-  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cpu));
-  library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cpu));
   library.impl("sum_shards", TORCH_BOX(&largebatch::sum_shards_cpu));
 }
 
@@ -107,8 +105,6 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
       "norm_gradient",
       TORCH_BOX(&largebatch::norm_gradient<largebatch::norm_gradient_cuda>));
   library.impl("hadamard", TORCH_BOX(&largebatch::hadamard_cuda));
-  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cuda));
-  library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cuda));
   library.impl("sum_shards", TORCH_BOX(&largebatch::sum_shards_cuda));
 }
 #endif
