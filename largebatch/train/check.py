@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.data import datasets
+from largebatch.data import datasets, require_dali
 from largebatch.engine import engines
 from largebatch.models import models
 from largebatch.nn import check_norm, spans_ranks, wrong_span
@@ -46,6 +46,8 @@ def check(config: Config) -> None:
         raise UserError(mistake)
     for mistake in _contradictions(config):
         raise UserError(mistake)
+    if config.data.pipeline == "dali":
+        require_dali()
 
 
 def _numbers(config: Config) -> Iterator[str]:
@@ -72,9 +74,17 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"distributed.torus={grid!r}: rows x columns, such as 2x4"
     if not 1 <= config.distributed.timeout <= 10**7:
         yield f"distributed.timeout={config.distributed.timeout}: from 1 to 10^7 seconds"
+    if not 0 <= config.distributed.heartbeat <= 10**7:
+        yield f"distributed.heartbeat={config.distributed.heartbeat}: from 0 to 10^7 seconds"
+    if not 0 <= config.telemetry.hardware_every <= 10**7:
+        yield f"telemetry.hardware_every={config.telemetry.hardware_every}: from 0 to 10^7 seconds"
+    port = config.telemetry.prometheus_port
+    if port is not None and not 0 <= port <= 65535:
+        yield f"telemetry.prometheus_port={port}: from 0 to 65535"
     for key, every in (
         ("telemetry.every", config.telemetry.every),
         ("telemetry.layers", config.telemetry.layers),
+        ("distributed.check_every", config.distributed.check_every),
         ("checkpoint.every", config.checkpoint.every),
     ):
         if every.value == 0:
@@ -108,6 +118,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             value = getattr(config.distributed, key)
             if value not in (None, "fp32"):
                 yield f"distributed.{key}={value}: distributed.allreduce=flat takes no torus"
+    if config.data.pipeline == "dali" and config.data.name != "imagefolder":
+        yield f"data.pipeline=dali reads image files: data.name=imagefolder, not {config.data.name}"
     if config.precision.compute == "fp64" and config.distributed.backend == "nccl":
         yield "precision.compute=fp64 runs on CPU: distributed.backend=nccl contradicts it"
     if config.precision.loss_scale != "dynamic" and config.precision.compute != "fp16":
