@@ -1,0 +1,123 @@
+"""torch's DDP training ResNet-18 over the lab: as it comes, and with our hook choosing by `auto`.
+
+    sudo python benchmarks/netlab/ddp.py --json benchmarks/results/netlab_ddp.json
+
+Both models start alike and see the same batches, in steps that take turns. Exposed communication is
+a step's time less that of a step without exchange (``no_sync``), medians of the slowest rank.
+Gradients of the first step and weights after the last are apart by |a - b| / |a| over all of them;
+batch norms over four samples make the weights part much faster than the gradients' rounding does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def apart(left: list[Any], right: list[Any]) -> float:
+    """Return |left - right| / |left|."""
+    pairs = list(zip(left, right, strict=True))
+    difference = sum(float((a - b).detach().double().square().sum()) for a, b in pairs)
+    return (difference / sum(float(a.detach().double().square().sum()) for a, _ in pairs)) ** 0.5
+
+
+def train(options: argparse.Namespace) -> None:
+    """Be one rank; rank 0 writes the row."""
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    from torchvision.models import resnet18
+
+    from largebatch._ops import torus_library
+    from largebatch.distributed import stats, torus_hook
+
+    torch.set_num_threads(1)
+    torus_library.load()
+    os.environ["XDG_CACHE_HOME"] = str(options.json.parent)  # the probe's, of this lab alone
+    dist.init_process_group("gloo")
+    models: dict[str, Any] = {}
+    for kind in ("default", "auto"):
+        torch.manual_seed(0)
+        models[kind] = DistributedDataParallel(resnet18(num_classes=10))
+    models["auto"].register_comm_hook(None, torus_hook(algorithm="auto"))
+    optimizers = {k: torch.optim.SGD(m.parameters(), 0.01, 0.9) for k, m in models.items()}
+    seconds: dict[str, list[float]] = {"default": [], "auto": [], "alone": []}
+    first: dict[str, list[torch.Tensor]] = {}
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    for step in range(options.steps + 1):
+        images = torch.randn(options.batch, 3, 32, 32, generator=generator)
+        labels = torch.randint(10, (options.batch,), generator=generator)
+        for kind in seconds:
+            model = models["default" if kind == "alone" else kind]
+            dist.barrier()
+            start = time.perf_counter()
+            with model.no_sync() if kind == "alone" else nullcontext():
+                torch.nn.functional.cross_entropy(model(images), labels).backward()
+            spent = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+            if step == 0 and kind != "alone":
+                first[kind] = [p.grad.clone() for p in model.parameters()]
+            if kind != "alone":
+                optimizers[kind].step()
+            model.zero_grad()
+            dist.all_reduce(spent, dist.ReduceOp.MAX)
+            if step:  # the first probes, builds buckets and touches memory
+                seconds[kind].append(float(spent))
+    if dist.get_rank() == 0:
+        row = {f"{kind}_ms": 1e3 * statistics.median(times) for kind, times in seconds.items()}
+        row["gradients_apart"] = apart(first["default"], first["auto"])
+        row["weights_apart"] = apart(*(list(model.parameters()) for model in models.values()))
+        row["torus_calls"] = stats().get("torus", {}).get("calls", 0)
+        options.json.write_text(json.dumps(row))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--grids", nargs="+", default=["2x4", "4x2"], help="hosts x ranks")
+    parser.add_argument("--rate", type=float, default=200.0, help="Mbit/s")
+    parser.add_argument("--batch", type=int, default=4, help="images of 32 x 32 a rank")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if "RANK" in os.environ:
+        train(options)
+        return
+    from lab import Lab
+
+    from largebatch.record import BenchmarkRecord, write_record
+
+    rows = []
+    for grid in options.grids:
+        hosts, ranks = map(int, grid.split("x"))
+        with tempfile.TemporaryDirectory() as folder, Lab(hosts, options.rate) as lab:
+            result = Path(folder, "row.json")
+            arguments = [f"--json={result}", f"--batch={options.batch}", f"--steps={options.steps}"]
+            processes = lab.torchrun(ranks, Path(__file__), arguments)
+            outputs = [process.communicate(timeout=1800)[0] for process in processes]
+            if not result.exists():
+                raise RuntimeError("netlab: the ranks failed:\n" + "\n".join(outputs))
+            row = {"hosts": hosts, "ranks": ranks, "mbit": options.rate, "batch": options.batch}
+            row |= json.loads(result.read_text())
+        for kind in ("default", "auto"):
+            row[f"{kind}_exposed_ms"] = row[f"{kind}_ms"] - row["alone_ms"]
+        row["speedup"] = row["default_ms"] / row["auto_ms"]
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    if options.json:
+        formula = "exposed = step - step without exchange; speedup = default / auto; medians"
+        write_record(options.json, BenchmarkRecord("netlab_ddp", formula, rows))
+
+
+if __name__ == "__main__":
+    main()
