@@ -37,6 +37,11 @@ PARTS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
         ("--models", "resnet50", "--rounds", "1"),
     ),
     ("norm", (*BENCH, "norm", "--rounds", "9", "--json", "{json}"), ("--rounds", "1")),
+    (
+        "hadamard",
+        ("benchmarks/hadamard_classifier.py", "--rounds", "15", "--json", "{json}"),
+        ("--rounds", "1"),
+    ),
     ("loop", (*BENCH, "loop", "--seconds", "1", "--json", "{json}"), ("--rounds", "1")),
 )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean
 
-from runs import all_top1, arguments, spread
+from training_runs import all_top1, arguments, spread
 
 from largebatch.record import BenchmarkRecord, write_record
 

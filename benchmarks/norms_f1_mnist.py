@@ -9,7 +9,7 @@ ghost size can be tuned by itself (Hoffer et al. 2017, section 5).
 
 from __future__ import annotations
 
-from runs import all_top1, arguments, spread
+from training_runs import all_top1, arguments, spread
 
 from largebatch.record import BenchmarkRecord, write_record
 

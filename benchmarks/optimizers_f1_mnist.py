@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from runs import all_top1, arguments, spread, top1
+from training_runs import all_top1, arguments, spread, top1
 
 from largebatch.data.mnist import read_idx
 from largebatch.record import BenchmarkRecord, write_record

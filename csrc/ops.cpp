@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "linear/linear.h"
 #include "norm/norm.h"
 #include "optim/layerwise.h"
 #include "optim/optim.h"
@@ -15,8 +16,8 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
   library.def(
       "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, *, "
       "Tensor? grad_factor, Tensor? found_inf, float lr, float momentum, float dampening, "
-      "float weight_decay, bool nesterov, bool maximize, bool lr_inside_momentum, "
-      "float buffer_factor) -> ()");
+      "float weight_decay, bool decoupled, bool nesterov, bool maximize, "
+      "bool lr_inside_momentum, float buffer_factor) -> ()");
   library.def("global_norm(Tensor[] tensors) -> Tensor");
   library.def(
       "lars_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
@@ -42,6 +43,20 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
       "ghost_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor statistics, Tensor mask, "
       "int policy, int top, int ghost_size, int full, float eps, bool residual) "
       "-> (Tensor, Tensor, Tensor)");
+  // Their steps, for a ghost batch that lies on several ranks.
+  library.def("norm_moments(Tensor x, Tensor? center) -> Tensor");
+  library.def(
+      "norm_apply(Tensor x, Tensor coefficients, Tensor? residual, bool relu) "
+      "-> (Tensor, Tensor)");
+  library.def(
+      "norm_gradient_sums(Tensor grad, Tensor x, Tensor mask, Tensor statistics, int policy) "
+      "-> Tensor");
+  library.def(
+      "norm_gradient(Tensor grad, Tensor x, Tensor mask, Tensor coefficients, int policy, "
+      "bool residual) -> (Tensor, Tensor)");
+
+  // linear: the product with a part of a Hadamard matrix.
+  library.def("hadamard(Tensor x, int outputs) -> Tensor");
 
   // shards: what the ranks of one axis of a torus sent, added, divided and cast.
   library.def(
@@ -54,8 +69,19 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
   library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cpu));
   library.impl("lars_", TORCH_BOX(&largebatch::lars<largebatch::lars_step_cpu>));
   library.impl("lamb_", TORCH_BOX(&largebatch::lamb<largebatch::lamb_step_cpu>));
-  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cpu));
-  library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cpu));
+  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm<largebatch::ghost_norm_cpu>));
+  library.impl(
+      "ghost_norm_backward",
+      TORCH_BOX(&largebatch::ghost_norm_backward<largebatch::ghost_norm_backward_cpu>));
+  library.impl("norm_moments", TORCH_BOX(&largebatch::norm_moments<largebatch::norm_moments_cpu>));
+  library.impl("norm_apply", TORCH_BOX(&largebatch::norm_apply<largebatch::norm_apply_cpu>));
+  library.impl(
+      "norm_gradient_sums",
+      TORCH_BOX(&largebatch::norm_gradient_sums<largebatch::norm_gradient_sums_cpu>));
+  library.impl(
+      "norm_gradient",
+      TORCH_BOX(&largebatch::norm_gradient<largebatch::norm_gradient_cpu>));
+  library.impl("hadamard", TORCH_BOX(&largebatch::hadamard_cpu));
   library.impl("sum_shards", TORCH_BOX(&largebatch::sum_shards_cpu));
 }
 
@@ -66,8 +92,19 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
   library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cuda));
   library.impl("lars_", TORCH_BOX(&largebatch::lars<largebatch::lars_step_cuda>));
   library.impl("lamb_", TORCH_BOX(&largebatch::lamb<largebatch::lamb_step_cuda>));
-  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm_cuda));
-  library.impl("ghost_norm_backward", TORCH_BOX(&largebatch::ghost_norm_backward_cuda));
+  library.impl("ghost_norm", TORCH_BOX(&largebatch::ghost_norm<largebatch::ghost_norm_cuda>));
+  library.impl(
+      "ghost_norm_backward",
+      TORCH_BOX(&largebatch::ghost_norm_backward<largebatch::ghost_norm_backward_cuda>));
+  library.impl("norm_moments", TORCH_BOX(&largebatch::norm_moments<largebatch::norm_moments_cuda>));
+  library.impl("norm_apply", TORCH_BOX(&largebatch::norm_apply<largebatch::norm_apply_cuda>));
+  library.impl(
+      "norm_gradient_sums",
+      TORCH_BOX(&largebatch::norm_gradient_sums<largebatch::norm_gradient_sums_cuda>));
+  library.impl(
+      "norm_gradient",
+      TORCH_BOX(&largebatch::norm_gradient<largebatch::norm_gradient_cuda>));
+  library.impl("hadamard", TORCH_BOX(&largebatch::hadamard_cuda));
   library.impl("sum_shards", TORCH_BOX(&largebatch::sum_shards_cuda));
 }
 #endif

@@ -101,7 +101,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
-@_verb("bench", "measure a claim: loop, data, norm, optim")
+@_verb("bench", "measure a claim: loop, data, norm, optim, sync")
 def bench(arguments: Sequence[str]) -> int:
     from largebatch.bench import run
 

@@ -69,6 +69,7 @@ options = st.fixed_dictionaries(
         "momentum": st.sampled_from([0.0, 0.5, 0.9]),
         "dampening": st.sampled_from([0.0, 0.3, 0.9]),
         "weight_decay": st.sampled_from([0.0, 0.01]),
+        "decoupled": st.booleans(),
         "nesterov": st.booleans(),
         "maximize": st.booleans(),
         "lr_inside_momentum": st.booleans(),
@@ -122,8 +123,9 @@ def test_sgd_agrees_with_the_reference_in_float64(
 
 
 @compiled
+@pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sgd_has_the_bits_of_the_reference(dtype: torch.dtype) -> None:
+def test_sgd_has_the_bits_of_the_reference(dtype: torch.dtype, decoupled: bool) -> None:
     # Same formula, same order, no fused multiply-add: also the vectors and their tails agree.
     torch.manual_seed(0)
     sizes = (1, 7, 33, 16384 + 5, 50000)
@@ -136,6 +138,7 @@ def test_sgd_has_the_bits_of_the_reference(dtype: torch.dtype) -> None:
             "momentum": 0.5,
             "dampening": 0.0,
             "weight_decay": 0.125,
+            "decoupled": decoupled,
             "nesterov": True,
             "maximize": False,
             "lr_inside_momentum": False,
@@ -264,6 +267,7 @@ def operator_arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
             "momentum": 0.9,
             "dampening": 0.0,
             "weight_decay": 0.01,
+            "decoupled": True,
             "nesterov": False,
             "maximize": False,
             "lr_inside_momentum": False,
@@ -417,6 +421,7 @@ def test_cuda_agrees_with_the_reference(dtype: torch.dtype, count: int) -> None:
         grad_factor=want_factor,
         found_inf=None,
         dampening=0.0,
+        decoupled=False,
         maximize=False,
         lr_inside_momentum=False,
         buffer_factor=1.0,

@@ -21,49 +21,12 @@ using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 constexpr int kPlanarChannels = 64;
 constexpr int64_t kPlanarElements = 1024;
 
-// A few adjacent channels of one ghost batch, forward.
-template <typename T>
-struct PlanarForward {
-  const T* x;
-  const T* residual;  // null without one, like mask, weight and bias
-  T* y;
-  uint8_t* mask;
-  const Wide<T>* weight;
-  const Wide<T>* bias;
-  Wide<T>* mean;
-  Wide<T>* spread;
-  Wide<T>* kth;   // of top-k alone
-  Wide<T>* heap;  // room for `top` values
+// A few adjacent channels of one ghost batch whose values of a sample lie together: `stride` values
+// from a sample to the next, `length` a channel.
+struct PlanarAt {
   int64_t samples, stride, length;
   int64_t mask_row, mask_stride;
   int channels;
-  NormPolicy policy;
-  int64_t top;
-  double eps;
-  bool stream;
-};
-
-// The same, backward.
-template <typename T>
-struct PlanarBackward {
-  const T* grad;
-  const T* x;
-  const uint8_t* mask;
-  T* dx;
-  T* dresidual;
-  const Wide<T>* weight;
-  const Wide<T>* mean;
-  const Wide<T>* spread;
-  const Wide<T>* kth;
-  Wide<T>* dweight;
-  Wide<T>* dbias;
-  int64_t samples, stride, length;
-  int64_t mask_row, mask_stride;
-  int channels;
-  NormPolicy policy;
-  int64_t top;
-  double eps;
-  bool stream;
 };
 
 // How many deviations lie above the k-th largest and at it, and the sums of their signs.
@@ -86,8 +49,22 @@ struct GradientCoefficients {
 template <typename T>
 struct NormKernels {
   using Acc = Wide<T>;
-  void (*planar_forward)(const PlanarForward<T>&);
-  void (*planar_backward)(const PlanarBackward<T>&);
+  void (*planar_moments)(const PlanarAt& at, const T* x, Acc* mean, Acc* variance);
+  void (*planar_absolute)(const PlanarAt& at, const T* x, const Acc* mean, Acc* spread);
+  void (*planar_offer)(
+      const PlanarAt& at, const T* x, const Acc* mean, Acc* heap, int64_t top, Acc* kth,
+      Acc* spread);
+  void (*planar_normalize)(
+      const PlanarAt& at, const T* x, const T* residual, T* y, uint8_t* mask, const Acc* mean,
+      const Acc* scale, const Acc* bias, bool stream);
+  void (*planar_gradient_sums)(
+      bool signs, const PlanarAt& at, const T* grad, const T* x, const uint8_t* mask,
+      const Acc* mean, GradientSums* sums);
+  void (*planar_count_top)(
+      const PlanarAt& at, const T* x, const Acc* mean, const Acc* kth, TopCounts* counts);
+  void (*planar_gradient)(
+      NormPolicy policy, const PlanarAt& at, const T* grad, const T* x, const uint8_t* mask, T* dx,
+      T* dresidual, const GradientCoefficients<Acc>& by, bool stream);
   void (*moments)(
       const T* x, int64_t rows, int64_t channels, const Acc* shift, Acc* sum, Acc* square);
   void (*absolute)(const T* x, int64_t rows, int64_t channels, const Acc* mean, Acc* sum);

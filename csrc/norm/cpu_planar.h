@@ -72,74 +72,87 @@ LARGEBATCH_INLINE void offer_row(
   });
 }
 
-template <typename T>
-LARGEBATCH_INLINE void planar_forward(const PlanarForward<T>& block) {
+template <bool Squares, typename T>
+LARGEBATCH_INLINE void planar_moments(
+    const PlanarAt& at, const T* x, Wide<T>* mean, Wide<T>* variance) {
   using Acc = Wide<T>;
-  const int channels = block.channels;
-  const int64_t length = block.length;
-  const double n = static_cast<double>(block.samples * length);
-  const double constant = norm_constant(block.policy, block.samples * length);
+  const double n = static_cast<double>(at.samples * at.length);
   double sums[kPlanarChannels] = {}, squares[kPlanarChannels] = {};
-  Acc shift[kPlanarChannels], scale[kPlanarChannels], bias[kPlanarChannels];
+  Acc shift[kPlanarChannels];
   // Squares about the mean of the first sample: at worst the cancellation is that of a shift by
   // 1 / samples of the values, however far from zero they lie.
-  for (int c = 0; c < channels; ++c) shift[c] = mean_of_row(block.x + c * length, length);
-  for (int64_t s = 0; s < block.samples; ++s) {
-    for (int c = 0; c < channels; ++c) {
-      const T* row = block.x + s * block.stride + c * length;
-      if (block.policy == NormPolicy::kL2) {
-        add_moments<true>(row, length, shift[c], sums[c], squares[c]);
-      } else {
-        add_moments<false>(row, length, shift[c], sums[c], squares[c]);
-      }
+  for (int c = 0; c < at.channels; ++c) shift[c] = mean_of_row(x + c * at.length, at.length);
+  for (int64_t s = 0; s < at.samples; ++s) {
+    for (int c = 0; c < at.channels; ++c) {
+      const T* const row = x + s * at.stride + c * at.length;
+      add_moments<Squares>(row, at.length, shift[c], sums[c], squares[c]);
     }
   }
-  for (int c = 0; c < channels; ++c) {
+  for (int c = 0; c < at.channels; ++c) {
     const double offset = sums[c] / n;
-    block.mean[c] = static_cast<Acc>(static_cast<double>(shift[c]) + offset);
-    const double variance = squares[c] / n - offset * offset;
-    block.spread[c] = static_cast<Acc>(variance < 0 ? 0 : variance);
-    sums[c] = 0;
-  }
-  if (block.policy == NormPolicy::kL1) {
-    for (int64_t s = 0; s < block.samples; ++s) {
-      for (int c = 0; c < channels; ++c) {
-        sums[c] += absolute_sum(block.x + s * block.stride + c * length, length, block.mean[c]);
-      }
-    }
-    for (int c = 0; c < channels; ++c) block.spread[c] = static_cast<Acc>(sums[c] / n);
-  } else if (block.policy == NormPolicy::kTopK) {
-    for (int c = 0; c < channels; ++c) {
-      for (int64_t i = 0; i < block.top; ++i) block.heap[i] = 0;
-      for (int64_t s = 0; s < block.samples; ++s) {
-        offer_row(
-            block.x + s * block.stride + c * length, length, block.mean[c], block.heap, block.top);
-      }
-      block.kth[c] = block.heap[0];
-      // A NaN compares as smaller than all: let it through.
-      block.spread[c] = block.mean[c] == block.mean[c]
-          ? static_cast<Acc>(heap_mean(block.heap, block.top))
-          : block.mean[c];
+    mean[c] = static_cast<Acc>(static_cast<double>(shift[c]) + offset);
+    if constexpr (Squares) {
+      const double difference = squares[c] / n - offset * offset;
+      variance[c] = static_cast<Acc>(difference < 0 ? 0 : difference);
     }
   }
-  for (int c = 0; c < channels; ++c) {
-    const double r =
-        inverse_scale(block.policy, static_cast<double>(block.spread[c]), constant, block.eps);
-    scale[c] = static_cast<Acc>(
-        r * (block.weight == nullptr ? 1.0 : static_cast<double>(block.weight[c])));
-    bias[c] = block.bias == nullptr ? Acc(0) : block.bias[c];
+}
+
+template <typename T>
+LARGEBATCH_INLINE void planar_absolute(
+    const PlanarAt& at, const T* x, const Wide<T>* mean, Wide<T>* spread) {
+  double sums[kPlanarChannels] = {};
+  for (int64_t s = 0; s < at.samples; ++s) {
+    for (int c = 0; c < at.channels; ++c) {
+      sums[c] += absolute_sum(x + s * at.stride + c * at.length, at.length, mean[c]);
+    }
   }
-  for (int64_t s = 0; s < block.samples; ++s) {
-    for (int c = 0; c < channels; ++c) {
-      const int64_t at = s * block.stride + c * length;
+  const double n = static_cast<double>(at.samples * at.length);
+  for (int c = 0; c < at.channels; ++c) spread[c] = static_cast<Wide<T>>(sums[c] / n);
+}
+
+// `heap` has room for `top` values.
+template <typename T>
+LARGEBATCH_INLINE void planar_offer(
+    const PlanarAt& at,
+    const T* x,
+    const Wide<T>* mean,
+    Wide<T>* heap,
+    int64_t top,
+    Wide<T>* kth,
+    Wide<T>* spread) {
+  for (int c = 0; c < at.channels; ++c) {
+    for (int64_t i = 0; i < top; ++i) heap[i] = 0;
+    for (int64_t s = 0; s < at.samples; ++s) {
+      offer_row(x + s * at.stride + c * at.length, at.length, mean[c], heap, top);
+    }
+    kth[c] = heap[0];
+    // A NaN compares as smaller than all: let it through.
+    spread[c] = mean[c] == mean[c] ? static_cast<Wide<T>>(heap_mean(heap, top)) : mean[c];
+  }
+}
+
+template <typename T>
+LARGEBATCH_INLINE void planar_normalize(
+    const PlanarAt& at,
+    const T* x,
+    const T* residual,
+    T* y,
+    uint8_t* mask,
+    const Wide<T>* mean,
+    const Wide<T>* scale,
+    const Wide<T>* bias,
+    bool stream) {
+  for (int64_t s = 0; s < at.samples; ++s) {
+    for (int c = 0; c < at.channels; ++c) {
+      const int64_t begin = s * at.stride + c * at.length;
       normalize<false>(
-          block.x + at, block.residual == nullptr ? nullptr : block.residual + at, block.y + at,
-          block.mask == nullptr ? nullptr
-                                : block.mask + s * block.mask_stride + c * block.mask_row,
-          &block.mean[c], &scale[c], &bias[c], length, block.stream);
+          x + begin, residual == nullptr ? nullptr : residual + begin, y + begin,
+          mask == nullptr ? nullptr : mask + s * at.mask_stride + c * at.mask_row, mean + c,
+          scale + c, bias + c, at.length, stream);
     }
   }
-  if (block.stream) stream_end();
+  if (stream) stream_end();
 }
 
 template <bool Signs, typename T>
@@ -176,58 +189,58 @@ LARGEBATCH_INLINE void count_top(
   });
 }
 
+template <bool Signs, typename T>
+LARGEBATCH_INLINE void planar_gradient_sums(
+    const PlanarAt& at,
+    const T* grad,
+    const T* x,
+    const uint8_t* mask,
+    const Wide<T>* mean,
+    GradientSums* sums) {
+  for (int c = 0; c < at.channels; ++c) sums[c] = {0, 0, 0};
+  for (int64_t s = 0; s < at.samples; ++s) {
+    for (int c = 0; c < at.channels; ++c) {
+      const int64_t begin = s * at.stride + c * at.length;
+      const uint8_t* const bits =
+          mask == nullptr ? nullptr : mask + s * at.mask_stride + c * at.mask_row;
+      add_gradient_sums<Signs>(grad + begin, x + begin, bits, at.length, mean[c], sums[c]);
+    }
+  }
+}
+
+template <typename T>
+LARGEBATCH_INLINE void planar_count_top(
+    const PlanarAt& at, const T* x, const Wide<T>* mean, const Wide<T>* kth, TopCounts* counts) {
+  for (int c = 0; c < at.channels; ++c) {
+    counts[c] = TopCounts{};
+    for (int64_t s = 0; s < at.samples; ++s) {
+      count_top(x + s * at.stride + c * at.length, at.length, mean[c], kth[c], counts[c]);
+    }
+  }
+}
+
 template <NormPolicy Policy, typename T>
-LARGEBATCH_INLINE void planar_backward(const PlanarBackward<T>& block) {
-  using Acc = Wide<T>;
-  constexpr bool kSigns = Policy == NormPolicy::kL1;
-  const int channels = block.channels;
-  const int64_t length = block.length, n = block.samples * length;
-  const double constant = norm_constant(Policy, n);
-  GradientSums sums[kPlanarChannels] = {};
-  Acc share[kPlanarChannels] = {};
-  GradientTerms<Acc> terms[kPlanarChannels];
-  for (int64_t s = 0; s < block.samples; ++s) {
-    for (int c = 0; c < channels; ++c) {
-      const int64_t at = s * block.stride + c * length;
-      const uint8_t* mask = block.mask == nullptr
-          ? nullptr
-          : block.mask + s * block.mask_stride + c * block.mask_row;
-      add_gradient_sums<kSigns>(
-          block.grad + at, block.x + at, mask, length, block.mean[c], sums[c]);
-    }
-  }
-  for (int c = 0; c < channels; ++c) {
-    if constexpr (Policy == NormPolicy::kTopK) {
-      TopCounts counts;
-      for (int64_t s = 0; s < block.samples; ++s) {
-        count_top(
-            block.x + s * block.stride + c * length, length, block.mean[c], block.kth[c], counts);
-      }
-      share[c] = static_cast<Acc>(tie_share(block.top, counts.above, counts.equal));
-      sums[c].sign = counts.above_sign + static_cast<double>(share[c]) * counts.equal_sign;
-    }
-    const double r =
-        inverse_scale(Policy, static_cast<double>(block.spread[c]), constant, block.eps);
-    const double weight =
-        block.weight == nullptr ? 1.0 : static_cast<double>(block.weight[c]);
-    terms[c] = gradient_terms<Acc>(Policy, sums[c], n, block.top, r, constant, weight);
-    block.dweight[c] = static_cast<Acc>(sums[c].grad_deviation * r);
-    block.dbias[c] = static_cast<Acc>(sums[c].grad);
-  }
-  for (int64_t s = 0; s < block.samples; ++s) {
-    for (int c = 0; c < channels; ++c) {
-      const int64_t at = s * block.stride + c * length;
+LARGEBATCH_INLINE void planar_gradient(
+    const PlanarAt& at,
+    const T* grad,
+    const T* x,
+    const uint8_t* mask,
+    T* dx,
+    T* dresidual,
+    const GradientCoefficients<Wide<T>>& by,
+    bool stream) {
+  for (int64_t s = 0; s < at.samples; ++s) {
+    for (int c = 0; c < at.channels; ++c) {
+      const int64_t begin = s * at.stride + c * at.length;
       gradient<false, Policy>(
-          block.grad + at, block.x + at,
-          block.mask == nullptr ? nullptr
-                                : block.mask + s * block.mask_stride + c * block.mask_row,
-          block.dx + at, block.dresidual == nullptr ? nullptr : block.dresidual + at,
-          {&block.mean[c], &terms[c].grad, &terms[c].constant, &terms[c].spread, &block.kth[c],
-           &share[c]},
-          length, block.stream);
+          grad + begin, x + begin,
+          mask == nullptr ? nullptr : mask + s * at.mask_stride + c * at.mask_row, dx + begin,
+          dresidual == nullptr ? nullptr : dresidual + begin,
+          {by.mean + c, by.grad + c, by.constant + c, by.spread + c, by.kth + c, by.share + c},
+          at.length, stream);
     }
   }
-  if (block.stream) stream_end();
+  if (stream) stream_end();
 }
 
 }  // namespace largebatch::LARGEBATCH_ISA

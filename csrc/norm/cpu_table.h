@@ -8,17 +8,62 @@
 namespace largebatch::LARGEBATCH_ISA {
 namespace {
 
-template <typename T>
-void planar_forward_kernel(const PlanarForward<T>& block) {
-  planar_forward(block);
+template <typename T, typename Acc>
+void planar_moments_kernel(const PlanarAt& at, const T* x, Acc* mean, Acc* variance) {
+  if (variance == nullptr) {
+    planar_moments<false>(at, x, mean, variance);
+  } else {
+    planar_moments<true>(at, x, mean, variance);
+  }
 }
 
-template <typename T>
-void planar_backward_kernel(const PlanarBackward<T>& block) {
-  switch (block.policy) {
-    case NormPolicy::kL2: return planar_backward<NormPolicy::kL2>(block);
-    case NormPolicy::kL1: return planar_backward<NormPolicy::kL1>(block);
-    default: return planar_backward<NormPolicy::kTopK>(block);
+template <typename T, typename Acc>
+void planar_absolute_kernel(const PlanarAt& at, const T* x, const Acc* mean, Acc* spread) {
+  planar_absolute(at, x, mean, spread);
+}
+
+template <typename T, typename Acc>
+void planar_offer_kernel(
+    const PlanarAt& at, const T* x, const Acc* mean, Acc* heap, int64_t top, Acc* kth,
+    Acc* spread) {
+  planar_offer(at, x, mean, heap, top, kth, spread);
+}
+
+template <typename T, typename Acc>
+void planar_normalize_kernel(
+    const PlanarAt& at, const T* x, const T* residual, T* y, uint8_t* mask, const Acc* mean,
+    const Acc* scale, const Acc* bias, bool stream) {
+  planar_normalize(at, x, residual, y, mask, mean, scale, bias, stream);
+}
+
+template <typename T, typename Acc>
+void planar_gradient_sums_kernel(
+    bool signs, const PlanarAt& at, const T* grad, const T* x, const uint8_t* mask,
+    const Acc* mean, GradientSums* sums) {
+  if (signs) {
+    planar_gradient_sums<true>(at, grad, x, mask, mean, sums);
+  } else {
+    planar_gradient_sums<false>(at, grad, x, mask, mean, sums);
+  }
+}
+
+template <typename T, typename Acc>
+void planar_count_top_kernel(
+    const PlanarAt& at, const T* x, const Acc* mean, const Acc* kth, TopCounts* counts) {
+  planar_count_top(at, x, mean, kth, counts);
+}
+
+template <typename T, typename Acc>
+void planar_gradient_kernel(
+    NormPolicy policy, const PlanarAt& at, const T* grad, const T* x, const uint8_t* mask, T* dx,
+    T* dresidual, const GradientCoefficients<Acc>& by, bool stream) {
+  switch (policy) {
+    case NormPolicy::kL2:
+      return planar_gradient<NormPolicy::kL2>(at, grad, x, mask, dx, dresidual, by, stream);
+    case NormPolicy::kL1:
+      return planar_gradient<NormPolicy::kL1>(at, grad, x, mask, dx, dresidual, by, stream);
+    default:
+      return planar_gradient<NormPolicy::kTopK>(at, grad, x, mask, dx, dresidual, by, stream);
   }
 }
 
@@ -93,9 +138,20 @@ template <typename T>
 constexpr NormKernels<T> table() {
   using Acc = Wide<T>;
   return {
-      planar_forward_kernel<T>,     planar_backward_kernel<T>,      moments_kernel<T, Acc>,
-      absolute_kernel<T, Acc>,      offer_kernel<T, Acc>,           count_top_kernel<T, Acc>,
-      normalize_kernel<T, Acc>,     gradient_sums_kernel<T, Acc>,   gradient_kernel<T, Acc>};
+      planar_moments_kernel<T, Acc>,
+      planar_absolute_kernel<T, Acc>,
+      planar_offer_kernel<T, Acc>,
+      planar_normalize_kernel<T, Acc>,
+      planar_gradient_sums_kernel<T, Acc>,
+      planar_count_top_kernel<T, Acc>,
+      planar_gradient_kernel<T, Acc>,
+      moments_kernel<T, Acc>,
+      absolute_kernel<T, Acc>,
+      offer_kernel<T, Acc>,
+      count_top_kernel<T, Acc>,
+      normalize_kernel<T, Acc>,
+      gradient_sums_kernel<T, Acc>,
+      gradient_kernel<T, Acc>};
 }
 
 constexpr NormKernelSet kKernels = {

@@ -1,4 +1,4 @@
-// CUDA back end of the batch norm family, host side: arguments checked, memory made, launched.
+// CUDA back end of the batch norm family, host side: devices checked, scratch memory made, launched.
 
 #ifdef LARGEBATCH_CUDA
 
@@ -9,8 +9,8 @@
 #include <initializer_list>
 
 #include "common/cuda_stream.h"
+#include "norm/calls.h"
 #include "norm/layout.h"
-#include "norm/norm.h"
 
 namespace largebatch {
 namespace {
@@ -24,109 +24,117 @@ NormElement norm_element(const Tensor& tensor) {
   }
 }
 
+const void* data_of(const std::optional<Tensor>& tensor) {
+  return tensor && tensor->numel() > 0 ? tensor->const_data_ptr() : nullptr;
+}
+
+const uint8_t* bits_of(const Tensor& mask) { return static_cast<const uint8_t*>(data_of(mask)); }
+
+void* result_of(const Tensor& tensor) {
+  return tensor.numel() > 0 ? tensor.mutable_data_ptr() : nullptr;
+}
+
 // Kernels read raw pointers: all of a call must be on one device. Indices of units are 32 bits.
 void check_call(
     const Tensor& x,
-    std::initializer_list<const Tensor*> others,
-    std::initializer_list<const std::optional<Tensor>*> optionals,
+    std::initializer_list<const std::optional<Tensor>> others,
     const NormLayout& at) {
-  const auto check = [&](const Tensor& tensor) {
+  for (const auto& other : others) {
     STD_TORCH_CHECK(
-        tensor.is_cuda() && tensor.get_device_index() == x.get_device_index(),
+        x.is_cuda() &&
+            (!other || (other->is_cuda() && other->get_device_index() == x.get_device_index())),
         "largebatch::ghost_norm: all tensors of a call must be on one CUDA device");
-  };
-  check(x);
-  for (const Tensor* tensor : others) check(*tensor);
-  for (const auto* tensor : optionals) {
-    if (*tensor) check(**tensor);
   }
   STD_TORCH_CHECK(
       at.mask_rows() * at.mask_row() < (int64_t(1) << 31),
       "largebatch::ghost_norm: x has more values than a CUDA call takes, 2^34 in full rows");
 }
 
-const void* data_of(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr() : nullptr;
+Tensor new_partial(const Tensor& x, const NormLayout& at) {
+  return torch::stable::new_empty(x, {norm_partials(at)}, ScalarType::Double);
 }
 
-void check_launch(const char* error) {
-  STD_TORCH_CHECK(
-      error == nullptr, "largebatch::ghost_norm: ", error == nullptr ? "" : error);
+Tensor new_coefficients(const Tensor& x, const NormLayout& at) {
+  return new_wide(x, {kNormCoefficients, at.ghosts(), at.channels});
+}
+
+double* sums_in(const Tensor& partial) { return static_cast<double*>(partial.mutable_data_ptr()); }
+
+// Calls `launch(element, stream)` on the device of `x`.
+template <class Launch>
+void on_device_of(const Tensor& x, const Launch& launch) {
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const char* const error = launch(norm_element(x), current_cuda_stream(device));
+  STD_TORCH_CHECK(error == nullptr, "largebatch::ghost_norm: ", error == nullptr ? "" : error);
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> ghost_norm_cuda(
-    Tensor x,
-    std::optional<Tensor> weight,
-    std::optional<Tensor> bias,
-    std::optional<Tensor> residual,
-    int64_t policy,
-    int64_t top,
-    int64_t ghost_size,
-    int64_t full,
-    double eps,
-    bool relu) {
-  const NormLayout at = norm_layout(x, weight, bias, policy, top, ghost_size, full);
-  check_call(x, {}, {&weight, &bias, &residual}, at);
-  const int32_t device = x.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  if (residual) residual = in_layout_of(*residual, x, "residual");
-  Tensor y = torch::stable::empty_like(x);
-  const ScalarType wide = accumulate_type(x.scalar_type());
-  const auto norm = static_cast<NormPolicy>(policy);
-  const Tensor statistics = torch::stable::new_empty(
-      x, {norm == NormPolicy::kTopK ? 3 : 2, at.ghosts(), at.channels}, wide);
-  const Tensor mask =
-      torch::stable::new_empty(x, {relu ? at.mask_rows() * at.mask_row() : 0}, ScalarType::Byte);
-  const Tensor partial = torch::stable::new_empty(x, {norm_partials(at)}, ScalarType::Double);
-  const Tensor coefficients =
-      torch::stable::new_empty(x, {kNormCoefficients, at.ghosts(), at.channels}, wide);
-  const NormForward call{
-      at, norm, top, eps, x.const_data_ptr(), data_of(residual), data_of(weight), data_of(bias),
-      y.mutable_data_ptr(), statistics.mutable_data_ptr(),
-      relu ? static_cast<uint8_t*>(mask.mutable_data_ptr()) : nullptr,
-      static_cast<double*>(partial.mutable_data_ptr()), coefficients.mutable_data_ptr()};
-  check_launch(launch_norm_forward(norm_element(x), call, current_cuda_stream(device)));
-  return {y, statistics, mask};
+void ghost_norm_cuda(const GhostNorm& call) {
+  check_call(call.x, {call.weight, call.bias, call.residual}, call.at);
+  const Tensor partial = new_partial(call.x, call.at);
+  const Tensor coefficients = new_coefficients(call.x, call.at);
+  const NormForward forward{
+      call.at, call.policy, call.top, call.eps, data_of(call.x), data_of(call.residual),
+      data_of(call.weight), data_of(call.bias), result_of(call.y), result_of(call.statistics),
+      static_cast<uint8_t*>(result_of(call.mask)), sums_in(partial),
+      coefficients.mutable_data_ptr()};
+  on_device_of(call.x, [&](NormElement element, void* stream) {
+    return launch_norm_forward(element, forward, stream);
+  });
 }
 
-std::tuple<Tensor, Tensor, Tensor> ghost_norm_backward_cuda(
-    Tensor grad,
-    Tensor x,
-    std::optional<Tensor> weight,
-    Tensor statistics,
-    Tensor mask,
-    int64_t policy,
-    int64_t top,
-    int64_t ghost_size,
-    int64_t full,
-    double eps,
-    bool residual) {
-  const NormLayout at = norm_layout(x, weight, std::nullopt, policy, top, ghost_size, full);
-  check_call(x, {&grad, &statistics, &mask}, {&weight}, at);
-  check_saved(x, statistics, mask, at, policy);
-  const int32_t device = x.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  grad = in_layout_of(grad, x, "grad");
-  Tensor dx = torch::stable::empty_like(x);
-  const bool relu = mask.numel() > 0;
-  const bool masked = residual && relu;
-  Tensor dresidual =
-      masked ? torch::stable::empty_like(x) : torch::stable::new_empty(x, {0}, x.scalar_type());
-  const ScalarType wide = accumulate_type(x.scalar_type());
-  const Tensor sums = torch::stable::new_empty(x, {2, at.ghosts(), at.channels}, wide);
-  const Tensor partial = torch::stable::new_empty(x, {norm_partials(at)}, ScalarType::Double);
-  const Tensor coefficients =
-      torch::stable::new_empty(x, {kNormCoefficients, at.ghosts(), at.channels}, wide);
-  const NormBackward call{
-      at, static_cast<NormPolicy>(policy), top, eps, grad.const_data_ptr(), x.const_data_ptr(),
-      data_of(weight), statistics.const_data_ptr(),
-      relu ? static_cast<const uint8_t*>(mask.const_data_ptr()) : nullptr, dx.mutable_data_ptr(),
-      masked ? dresidual.mutable_data_ptr() : nullptr, sums.mutable_data_ptr(),
-      static_cast<double*>(partial.mutable_data_ptr()), coefficients.mutable_data_ptr()};
-  check_launch(launch_norm_backward(norm_element(x), call, current_cuda_stream(device)));
-  return {dx, sums, dresidual};
+void ghost_norm_backward_cuda(const GhostNormBackward& call) {
+  check_call(call.x, {call.grad, call.weight, call.statistics, call.mask}, call.at);
+  const Tensor partial = new_partial(call.x, call.at);
+  const Tensor coefficients = new_coefficients(call.x, call.at);
+  const NormBackward backward{
+      call.at, call.policy, call.top, call.eps, data_of(call.grad), data_of(call.x),
+      data_of(call.weight), data_of(call.statistics), bits_of(call.mask), result_of(call.dx),
+      result_of(call.dresidual), result_of(call.sums), sums_in(partial),
+      coefficients.mutable_data_ptr()};
+  on_device_of(call.x, [&](NormElement element, void* stream) {
+    return launch_norm_backward(element, backward, stream);
+  });
+}
+
+void norm_moments_cuda(const NormMoments& call) {
+  check_call(call.x, {call.center}, call.at);
+  const Tensor partial = new_partial(call.x, call.at);
+  on_device_of(call.x, [&](NormElement element, void* stream) {
+    return launch_norm_moments(
+        element, call.at, data_of(call.x), data_of(call.center), sums_in(partial),
+        result_of(call.statistics), stream);
+  });
+}
+
+void norm_apply_cuda(const NormApply& call) {
+  check_call(call.x, {call.coefficients, call.residual}, call.at);
+  on_device_of(call.x, [&](NormElement element, void* stream) {
+    return launch_norm_apply(
+        element, call.at, data_of(call.x), data_of(call.residual), data_of(call.coefficients),
+        result_of(call.y), static_cast<uint8_t*>(result_of(call.mask)), stream);
+  });
+}
+
+void norm_gradient_sums_cuda(const NormGradientSums& call) {
+  check_call(call.x, {call.grad, call.mask, call.statistics}, call.at);
+  const Tensor partial = new_partial(call.x, call.at);
+  on_device_of(call.x, [&](NormElement element, void* stream) {
+    return launch_norm_gradient_sums(
+        element, call.at, call.policy, data_of(call.grad), data_of(call.x), bits_of(call.mask),
+        data_of(call.statistics), sums_in(partial), result_of(call.sums), stream);
+  });
+}
+
+void norm_gradient_cuda(const NormGradient& call) {
+  check_call(call.x, {call.grad, call.mask, call.coefficients}, call.at);
+  on_device_of(call.x, [&](NormElement element, void* stream) {
+    return launch_norm_gradient(
+        element, call.at, call.policy, data_of(call.grad), data_of(call.x), bits_of(call.mask),
+        data_of(call.coefficients), result_of(call.dx), result_of(call.dresidual), stream);
+  });
 }
 
 }  // namespace largebatch

@@ -26,7 +26,9 @@ __device__ __forceinline__ void narrow(float value, __nv_bfloat16& out) {
 }  // namespace
 }  // namespace largebatch
 
-#include "norm/cuda_kernels.h"
+#include "norm/cuda_elements.h"
+#include "norm/cuda_sums.h"
+#include "norm/cuda_top.h"
 
 namespace largebatch {
 namespace {
@@ -101,27 +103,58 @@ void sum(
   });
 }
 
+// Fills (2, ghosts, channels): mean and variance, or `center` and the mean absolute deviation.
+template <typename T, typename Acc>
+void moments(
+    const NormLayout& at,
+    const T* x,
+    const Acc* center,
+    double* partial,
+    Acc* statistics,
+    cudaStream_t stream) {
+  const bool vector = at.row_length() % kUnit == 0 && is_aligned(x);
+  const unsigned int blocks = blocks_for(at.ghosts() * at.channels);
+  const int parts = cut_of(at).parts;
+  if (center == nullptr) {
+    sum<Sums::kMoments, T, Acc>(at, vector, x, nullptr, nullptr, nullptr, partial, stream);
+    finish_kernel<T, Sums::kMoments>
+        <<<blocks, kThreads, 0, stream>>>(at, parts, x, nullptr, partial, statistics);
+  } else {
+    sum<Sums::kAbsolute, T, Acc>(at, vector, x, nullptr, nullptr, center, partial, stream);
+    finish_kernel<T, Sums::kAbsolute>
+        <<<blocks, kThreads, 0, stream>>>(at, parts, x, center, partial, statistics);
+  }
+}
+
+template <typename T, typename Acc>
+void apply(
+    const NormLayout& at,
+    const T* x,
+    const T* residual,
+    const Acc* coefficients,
+    T* y,
+    uint8_t* mask,
+    cudaStream_t stream) {
+  const bool vector = at.row_length() % kUnit == 0 && is_aligned(x) && is_aligned(residual) &&
+      is_aligned(y);
+  choose(at.planar, vector, [&](auto planar, auto by_vector) {
+    normalize_kernel<T, decltype(planar)::value, decltype(by_vector)::value>
+        <<<element_blocks(at), kThreads, 0, stream>>>(at, x, residual, coefficients, y, mask);
+  });
+}
+
 template <typename T>
 const char* forward(const NormForward& call, cudaStream_t stream) {
   using Acc = typename Accumulate<T>::type;
   const NormLayout& at = call.at;
   const auto* const x = static_cast<const T*>(call.x);
   const auto* const residual = static_cast<const T*>(call.residual);
-  auto* const y = static_cast<T*>(call.y);
   auto* const statistics = static_cast<Acc*>(call.statistics);
   auto* const coefficients = static_cast<Acc*>(call.coefficients);
   const int64_t all = at.ghosts() * at.channels;
-  const bool vector = at.row_length() % kUnit == 0 && is_aligned(x) && is_aligned(residual) &&
-      is_aligned(y);
-  const Parts cut = cut_of(at);
-  sum<Sums::kMoments, T, Acc>(at, vector, x, nullptr, nullptr, nullptr, call.partial, stream);
-  finish_kernel<T, Sums::kMoments>
-      <<<blocks_for(all), kThreads, 0, stream>>>(at, cut.parts, x, call.partial, statistics);
+  moments<T, Acc>(at, x, nullptr, call.partial, statistics, stream);
   if (call.policy == NormPolicy::kL1) {
-    sum<Sums::kAbsolute, T, Acc>(
-        at, vector, x, nullptr, nullptr, statistics, call.partial, stream);
-    finish_kernel<T, Sums::kAbsolute>
-        <<<blocks_for(all), kThreads, 0, stream>>>(at, cut.parts, x, call.partial, statistics);
+    moments<T, Acc>(at, x, statistics, call.partial, statistics, stream);
   } else if (call.policy == NormPolicy::kTopK) {
     top_kernel<T><<<static_cast<unsigned int>(all), kThreads, 0, stream>>>(
         at, call.top, x, statistics);
@@ -129,24 +162,61 @@ const char* forward(const NormForward& call, cudaStream_t stream) {
   coefficient_kernel<Acc><<<blocks_for(all), kThreads, 0, stream>>>(
       at, call.policy, call.eps, statistics, static_cast<const Acc*>(call.weight),
       static_cast<const Acc*>(call.bias), coefficients);
-  choose(at.planar, vector, [&](auto planar, auto by_vector) {
-    normalize_kernel<T, decltype(planar)::value, decltype(by_vector)::value>
-        <<<element_blocks(at), kThreads, 0, stream>>>(
-            at, x, residual, coefficients, y, call.mask);
-  });
+  apply<T, Acc>(at, x, residual, coefficients, static_cast<T*>(call.y), call.mask, stream);
   return last_error();
 }
 
-template <typename T, NormPolicy Policy>
-void gradients(const NormBackward& call, bool vector, cudaStream_t stream) {
-  using Acc = typename Accumulate<T>::type;
-  choose(call.at.planar, vector, [&](auto planar, auto by_vector) {
+// Fills `partial` with the sums of every part and `counts` with those of top-k.
+template <typename T, typename Acc>
+void gradient_sums(
+    const NormLayout& at,
+    NormPolicy policy,
+    const T* grad,
+    const T* x,
+    const uint8_t* mask,
+    const Acc* statistics,
+    double* partial,
+    double* counts,
+    cudaStream_t stream) {
+  const bool vector = at.row_length() % kUnit == 0 && is_aligned(x) && is_aligned(grad);
+  sum<Sums::kGradient, T, Acc>(at, vector, x, grad, mask, statistics, partial, stream);
+  if (policy == NormPolicy::kTopK) {
+    const auto blocks = static_cast<unsigned int>(at.ghosts() * at.channels);
+    count_top_kernel<T><<<blocks, kThreads, 0, stream>>>(at, x, statistics, counts);
+  }
+}
+
+double* counts_after(double* partial, const NormLayout& at) {
+  return partial + 3 * int64_t(cut_of(at).parts) * at.ghosts() * at.channels;
+}
+
+template <NormPolicy Policy, typename T, typename Acc>
+void gradients_by(
+    const NormLayout& at,
+    const T* grad,
+    const T* x,
+    const uint8_t* mask,
+    const Acc* means,
+    const Acc* coefficients,
+    T* dx,
+    T* dresidual,
+    cudaStream_t stream) {
+  const bool vector = at.row_length() % kUnit == 0 && is_aligned(x) && is_aligned(grad) &&
+      is_aligned(dx) && is_aligned(dresidual);
+  choose(at.planar, vector, [&](auto planar, auto by_vector) {
     gradient_kernel<T, Policy, decltype(planar)::value, decltype(by_vector)::value>
-        <<<element_blocks(call.at), kThreads, 0, stream>>>(
-            call.at, static_cast<const T*>(call.grad), static_cast<const T*>(call.x), call.mask,
-            static_cast<const Acc*>(call.statistics), static_cast<const Acc*>(call.coefficients),
-            static_cast<T*>(call.dx), static_cast<T*>(call.dresidual));
+        <<<element_blocks(at), kThreads, 0, stream>>>(
+            at, grad, x, mask, means, coefficients, dx, dresidual);
   });
+}
+
+template <typename T, typename Acc, typename... Arguments>
+void gradients(NormPolicy policy, Arguments... arguments) {
+  switch (policy) {
+    case NormPolicy::kL2: return gradients_by<NormPolicy::kL2, T, Acc>(arguments...);
+    case NormPolicy::kL1: return gradients_by<NormPolicy::kL1, T, Acc>(arguments...);
+    default: return gradients_by<NormPolicy::kTopK, T, Acc>(arguments...);
+  }
 }
 
 template <typename T>
@@ -156,52 +226,136 @@ const char* backward(const NormBackward& call, cudaStream_t stream) {
   const auto* const x = static_cast<const T*>(call.x);
   const auto* const grad = static_cast<const T*>(call.grad);
   const auto* const statistics = static_cast<const Acc*>(call.statistics);
-  const int64_t all = at.ghosts() * at.channels;
-  const bool vector = at.row_length() % kUnit == 0 && is_aligned(x) && is_aligned(grad) &&
-      is_aligned(call.dx) && is_aligned(call.dresidual);
-  const Parts cut = cut_of(at);
-  sum<Sums::kGradient, T, Acc>(at, vector, x, grad, call.mask, statistics, call.partial, stream);
-  double* const share_and_sign = call.partial + 3 * cut.parts * all;
-  if (call.policy == NormPolicy::kTopK) {
-    count_top_kernel<T><<<static_cast<unsigned int>(all), kThreads, 0, stream>>>(
-        at, call.top, x, statistics, share_and_sign);
-  }
-  gradient_term_kernel<Acc><<<blocks_for(all), kThreads, 0, stream>>>(
-      at, call.policy, call.top, call.eps, cut.parts, call.partial, share_and_sign, statistics,
-      static_cast<const Acc*>(call.weight), static_cast<Acc*>(call.coefficients),
-      static_cast<Acc*>(call.sums));
-  switch (call.policy) {
-    case NormPolicy::kL2: gradients<T, NormPolicy::kL2>(call, vector, stream); break;
-    case NormPolicy::kL1: gradients<T, NormPolicy::kL1>(call, vector, stream); break;
-    default: gradients<T, NormPolicy::kTopK>(call, vector, stream);
-  }
+  auto* const coefficients = static_cast<Acc*>(call.coefficients);
+  double* const counts = counts_after(call.partial, at);
+  gradient_sums<T, Acc>(
+      at, call.policy, grad, x, call.mask, statistics, call.partial, counts, stream);
+  gradient_term_kernel<Acc>
+      <<<blocks_for(at.ghosts() * at.channels), kThreads, 0, stream>>>(
+          at, call.policy, call.top, call.eps, cut_of(at).parts, call.partial, counts, statistics,
+          static_cast<const Acc*>(call.weight), coefficients, static_cast<Acc*>(call.sums));
+  gradients<T, Acc>(
+      call.policy, at, grad, x, call.mask, statistics, static_cast<const Acc*>(coefficients),
+      static_cast<T*>(call.dx), static_cast<T*>(call.dresidual), stream);
   return last_error();
+}
+
+// Calls `body` with a null pointer of the element's type.
+template <class Body>
+const char* dispatch(NormElement element, const Body& body) {
+  switch (element) {
+    case NormElement::kFloat: return body(static_cast<float*>(nullptr));
+    case NormElement::kDouble: return body(static_cast<double*>(nullptr));
+    case NormElement::kHalf: return body(static_cast<__half*>(nullptr));
+    default: return body(static_cast<__nv_bfloat16*>(nullptr));
+  }
 }
 
 }  // namespace
 
 int64_t norm_partials(const NormLayout& at) {
-  return (3 * int64_t(cut_of(at).parts) + 2) * at.ghosts() * at.channels;
+  return (3 * int64_t(cut_of(at).parts) + 4) * at.ghosts() * at.channels;
 }
 
 const char* launch_norm_forward(NormElement element, const NormForward& call, void* stream) {
-  const auto queue = static_cast<cudaStream_t>(stream);
-  switch (element) {
-    case NormElement::kFloat: return forward<float>(call, queue);
-    case NormElement::kDouble: return forward<double>(call, queue);
-    case NormElement::kHalf: return forward<__half>(call, queue);
-    default: return forward<__nv_bfloat16>(call, queue);
-  }
+  return dispatch(element, [&](auto* typed) {
+    using T = std::remove_pointer_t<decltype(typed)>;
+    return forward<T>(call, static_cast<cudaStream_t>(stream));
+  });
 }
 
 const char* launch_norm_backward(NormElement element, const NormBackward& call, void* stream) {
-  const auto queue = static_cast<cudaStream_t>(stream);
-  switch (element) {
-    case NormElement::kFloat: return backward<float>(call, queue);
-    case NormElement::kDouble: return backward<double>(call, queue);
-    case NormElement::kHalf: return backward<__half>(call, queue);
-    default: return backward<__nv_bfloat16>(call, queue);
-  }
+  return dispatch(element, [&](auto* typed) {
+    using T = std::remove_pointer_t<decltype(typed)>;
+    return backward<T>(call, static_cast<cudaStream_t>(stream));
+  });
+}
+
+const char* launch_norm_moments(
+    NormElement element,
+    const NormLayout& at,
+    const void* x,
+    const void* center,
+    double* partial,
+    void* statistics,
+    void* stream) {
+  return dispatch(element, [&](auto* typed) {
+    using T = std::remove_pointer_t<decltype(typed)>;
+    using Acc = typename Accumulate<T>::type;
+    moments<T, Acc>(
+        at, static_cast<const T*>(x), static_cast<const Acc*>(center), partial,
+        static_cast<Acc*>(statistics), static_cast<cudaStream_t>(stream));
+    return last_error();
+  });
+}
+
+const char* launch_norm_apply(
+    NormElement element,
+    const NormLayout& at,
+    const void* x,
+    const void* residual,
+    const void* coefficients,
+    void* y,
+    uint8_t* mask,
+    void* stream) {
+  return dispatch(element, [&](auto* typed) {
+    using T = std::remove_pointer_t<decltype(typed)>;
+    using Acc = typename Accumulate<T>::type;
+    apply<T, Acc>(
+        at, static_cast<const T*>(x), static_cast<const T*>(residual),
+        static_cast<const Acc*>(coefficients), static_cast<T*>(y), mask,
+        static_cast<cudaStream_t>(stream));
+    return last_error();
+  });
+}
+
+const char* launch_norm_gradient_sums(
+    NormElement element,
+    const NormLayout& at,
+    NormPolicy policy,
+    const void* grad,
+    const void* x,
+    const uint8_t* mask,
+    const void* statistics,
+    double* partial,
+    void* sums,
+    void* stream) {
+  return dispatch(element, [&](auto* typed) {
+    using T = std::remove_pointer_t<decltype(typed)>;
+    using Acc = typename Accumulate<T>::type;
+    const auto queue = static_cast<cudaStream_t>(stream);
+    double* const counts = counts_after(partial, at);
+    gradient_sums<T, Acc>(
+        at, policy, static_cast<const T*>(grad), static_cast<const T*>(x), mask,
+        static_cast<const Acc*>(statistics), partial, counts, queue);
+    finish_gradient_sums_kernel<Acc>
+        <<<blocks_for(at.ghosts() * at.channels), kThreads, 0, queue>>>(
+            at, policy, cut_of(at).parts, partial, counts, static_cast<Acc*>(sums));
+    return last_error();
+  });
+}
+
+const char* launch_norm_gradient(
+    NormElement element,
+    const NormLayout& at,
+    NormPolicy policy,
+    const void* grad,
+    const void* x,
+    const uint8_t* mask,
+    const void* coefficients,
+    void* dx,
+    void* dresidual,
+    void* stream) {
+  return dispatch(element, [&](auto* typed) {
+    using T = std::remove_pointer_t<decltype(typed)>;
+    using Acc = typename Accumulate<T>::type;
+    const auto* const means = static_cast<const Acc*>(coefficients);
+    gradients<T, Acc>(
+        policy, at, static_cast<const T*>(grad), static_cast<const T*>(x), mask, means,
+        means + at.channels, static_cast<T*>(dx), static_cast<T*>(dresidual),
+        static_cast<cudaStream_t>(stream));
+    return last_error();
+  });
 }
 
 }  // namespace largebatch

@@ -48,10 +48,52 @@ struct NormBackward {
 
 constexpr int kNormCoefficients = 5;
 
-// Doubles of scratch memory: three sums for each part of each channel of each ghost.
+// Doubles of scratch memory: three sums for each part of each channel of each ghost, and four counts
+// for each channel of each ghost.
 int64_t norm_partials(const NormLayout& at);
 
 const char* launch_norm_forward(NormElement element, const NormForward& call, void* stream);
 const char* launch_norm_backward(NormElement element, const NormBackward& call, void* stream);
+
+// The steps of both for one ghost, see calls.h. Tables are Acc (rows, channels).
+const char* launch_norm_moments(
+    NormElement element,
+    const NormLayout& at,
+    const void* x,
+    const void* center,  // null for the mean of x
+    double* partial,
+    void* statistics,
+    void* stream);
+const char* launch_norm_apply(
+    NormElement element,
+    const NormLayout& at,
+    const void* x,
+    const void* residual,
+    const void* coefficients,
+    void* y,
+    uint8_t* mask,
+    void* stream);
+const char* launch_norm_gradient_sums(
+    NormElement element,
+    const NormLayout& at,
+    NormPolicy policy,
+    const void* grad,
+    const void* x,
+    const uint8_t* mask,
+    const void* statistics,
+    double* partial,
+    void* sums,
+    void* stream);
+const char* launch_norm_gradient(
+    NormElement element,
+    const NormLayout& at,
+    NormPolicy policy,
+    const void* grad,
+    const void* x,
+    const uint8_t* mask,
+    const void* coefficients,
+    void* dx,
+    void* dresidual,
+    void* stream);
 
 }  // namespace largebatch

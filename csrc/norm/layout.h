@@ -1,4 +1,4 @@
-// Which layout a tensor is in, and the checks that both back ends share.
+// Which layout a tensor is in, and the checks and allocations that the operators share.
 
 #pragma once
 
@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 
 #include "common/tensors.h"
@@ -29,15 +30,8 @@ inline bool is_rows(const Tensor& x) {
   return true;
 }
 
-// Checks the arguments, puts `x` into one of the two layouts and describes it.
-inline NormLayout norm_layout(
-    Tensor& x,
-    const std::optional<Tensor>& weight,
-    const std::optional<Tensor>& bias,
-    int64_t policy,
-    int64_t top,
-    int64_t ghost_size,
-    int64_t full) {
+// Checks `x`, puts it into one of the two layouts and describes it.
+inline NormLayout norm_layout(Tensor& x, int64_t ghost_size, int64_t full) {
   const auto sizes = x.sizes();
   STD_TORCH_CHECK(
       sizes.size() >= 2 && x.numel() > 0,
@@ -46,20 +40,9 @@ inline NormLayout norm_layout(
       is_supported(x.scalar_type()),
       "largebatch::ghost_norm: x must be float32, float64, float16 or bfloat16");
   STD_TORCH_CHECK(
-      policy >= 0 && policy <= 2 && (policy != 2 || top >= 1),
-      "largebatch::ghost_norm: policy must be 0 (L2), 1 (L1) or 2 (top-k with k of at least 1)");
-  STD_TORCH_CHECK(
       ghost_size >= 1 && full >= 0 && full * ghost_size <= sizes[0],
       "largebatch::ghost_norm: ", full, " ghosts of ", ghost_size, " samples do not fit a batch of ",
       sizes[0]);
-  for (const auto* parameter : {&weight, &bias}) {
-    if (!*parameter) continue;
-    STD_TORCH_CHECK(
-        (*parameter)->scalar_type() == accumulate_type(x.scalar_type()) &&
-            (*parameter)->numel() == sizes[1] && (*parameter)->is_contiguous(),
-        "largebatch::ghost_norm: weight and bias must be contiguous, with a value a channel, and "
-        "float64 for float64 x, else float32");
-  }
   int64_t length = 1;
   for (size_t dim = 2; dim < sizes.size(); ++dim) length *= sizes[dim];
   bool planar = length > 1 && x.is_contiguous();
@@ -68,6 +51,41 @@ inline NormLayout norm_layout(
     planar = length > 1;
   }
   return {planar, sizes[0], sizes[1], length, ghost_size, full};
+}
+
+inline void check_policy(int64_t policy, int64_t top) {
+  STD_TORCH_CHECK(
+      policy >= 0 && policy <= 2 && (policy != 2 || top >= 1),
+      "largebatch::ghost_norm: policy must be 0 (L2), 1 (L1) or 2 (top-k with k of at least 1)");
+}
+
+// A value a channel, in the type of the statistics.
+inline void check_parameters(
+    const Tensor& x, std::initializer_list<const std::optional<Tensor>*> parameters) {
+  for (const auto* parameter : parameters) {
+    if (!*parameter) continue;
+    STD_TORCH_CHECK(
+        (*parameter)->scalar_type() == accumulate_type(x.scalar_type()) &&
+            (*parameter)->numel() == x.size(1) && (*parameter)->is_contiguous(),
+        "largebatch::ghost_norm: weight, bias and center must be contiguous, with a value a "
+        "channel, and float64 for float64 x, else float32");
+  }
+}
+
+// `rows` values a channel, which another operator of the family has made.
+inline void check_rows(const Tensor& x, const Tensor& table, int64_t rows, const char* name) {
+  STD_TORCH_CHECK(
+      table.is_contiguous() && table.scalar_type() == accumulate_type(x.scalar_type()) &&
+          table.numel() == rows * x.size(1),
+      "largebatch::ghost_norm: ", name, " must be contiguous, of ", rows, " rows of ", x.size(1),
+      " values, and float64 for float64 x, else float32");
+}
+
+inline void check_mask(const Tensor& mask, const NormLayout& at) {
+  STD_TORCH_CHECK(
+      mask.is_contiguous() && mask.scalar_type() == ScalarType::Byte &&
+          (mask.numel() == 0 || mask.numel() == at.mask_rows() * at.mask_row()),
+      "largebatch::ghost_norm: the mask is not that of the forward");
 }
 
 // `other`, of the shape and type of `x`, in its layout.
@@ -81,21 +99,18 @@ inline Tensor in_layout_of(const Tensor& other, const Tensor& x, const char* nam
   return copy;
 }
 
-// Checks what a forward has kept for its backward.
-inline void check_saved(
-    const Tensor& x,
-    const Tensor& statistics,
-    const Tensor& mask,
-    const NormLayout& at,
-    int64_t policy) {
-  STD_TORCH_CHECK(
-      statistics.is_contiguous() && statistics.scalar_type() == accumulate_type(x.scalar_type()) &&
-          statistics.numel() == (policy == 2 ? 3 : 2) * at.ghosts() * at.channels,
-      "largebatch::ghost_norm_backward: statistics are not those of the forward");
-  STD_TORCH_CHECK(
-      mask.is_contiguous() && mask.scalar_type() == ScalarType::Byte &&
-          (mask.numel() == 0 || mask.numel() == at.mask_rows() * at.mask_row()),
-      "largebatch::ghost_norm_backward: the mask is not that of the forward");
+inline Tensor new_wide(const Tensor& x, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(x, sizes, accumulate_type(x.scalar_type()));
+}
+
+inline Tensor new_mask(const Tensor& x, const NormLayout& at, bool relu) {
+  return torch::stable::new_empty(
+      x, {relu ? at.mask_rows() * at.mask_row() : 0}, ScalarType::Byte);
+}
+
+inline Tensor new_residual_gradient(const Tensor& x, bool wanted) {
+  return wanted ? torch::stable::empty_like(x)
+                : torch::stable::new_empty(x, {0}, x.scalar_type());
 }
 
 }  // namespace largebatch

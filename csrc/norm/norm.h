@@ -1,4 +1,5 @@
-// The batch norm family over ghost batches: functions that ops.cpp registers, one set a back end.
+// The operators of the batch norm family: arguments as PyTorch gives them, checked and put in
+// order, once for both back ends.
 //
 // x is (N, C, ...), float32, float64, float16 or bfloat16, in any layout; contiguous and
 // channels-last layouts are kept, others become contiguous. Statistics, weight and bias are float64
@@ -7,19 +8,16 @@
 
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <cstdint>
-#include <optional>
 #include <tuple>
+
+#include "norm/calls.h"
+#include "norm/layout.h"
 
 namespace largebatch {
 
-using torch::stable::Tensor;
-
-// Returns y; the statistics (2 or 3, ghosts, C): mean, spread, and for top-k its k-th largest
-// deviation; and the bits of the ReLU's mask, empty without one (see layout.h).
-std::tuple<Tensor, Tensor, Tensor> ghost_norm_cpu(
+// Returns y, the statistics and the bits of the ReLU's mask.
+template <void (*Step)(const GhostNorm&)>
+std::tuple<Tensor, Tensor, Tensor> ghost_norm(
     Tensor x,
     std::optional<Tensor> weight,
     std::optional<Tensor> bias,
@@ -29,11 +27,27 @@ std::tuple<Tensor, Tensor, Tensor> ghost_norm_cpu(
     int64_t ghost_size,
     int64_t full,
     double eps,
-    bool relu);
+    bool relu) {
+  check_policy(policy, top);
+  const NormLayout at = norm_layout(x, ghost_size, full);
+  check_parameters(x, {&weight, &bias});
+  if (residual) residual = in_layout_of(*residual, x, "residual");
+  const GhostNorm call{
+      at,     static_cast<NormPolicy>(policy),
+      top,    eps,
+      x,      weight,
+      bias,   residual,
+      torch::stable::empty_like(x),
+      new_wide(x, {policy == 2 ? 3 : 2, at.ghosts(), at.channels}),
+      new_mask(x, at, relu)};
+  Step(call);
+  return {call.y, call.statistics, call.mask};
+}
 
-// Returns the gradients of x; of weight and bias for every ghost, (2, ghosts, C); and, where the
-// residual has one that differs from `grad`, of the residual, else an empty tensor.
-std::tuple<Tensor, Tensor, Tensor> ghost_norm_backward_cpu(
+// Returns the gradients of x; of weight and bias for every ghost; and, where the residual has one
+// that differs from `grad`, of the residual, else an empty tensor.
+template <void (*Step)(const GhostNormBackward&)>
+std::tuple<Tensor, Tensor, Tensor> ghost_norm_backward(
     Tensor grad,
     Tensor x,
     std::optional<Tensor> weight,
@@ -44,31 +58,83 @@ std::tuple<Tensor, Tensor, Tensor> ghost_norm_backward_cpu(
     int64_t ghost_size,
     int64_t full,
     double eps,
-    bool residual);
+    bool residual) {
+  check_policy(policy, top);
+  const NormLayout at = norm_layout(x, ghost_size, full);
+  check_parameters(x, {&weight});
+  check_rows(x, statistics, (policy == 2 ? 3 : 2) * at.ghosts(), "statistics");
+  check_mask(mask, at);
+  const GhostNormBackward call{
+      at,         static_cast<NormPolicy>(policy),
+      top,        eps,
+      in_layout_of(grad, x, "grad"),
+      x,          weight,
+      statistics, mask,
+      torch::stable::empty_like(x),
+      new_wide(x, {2, at.ghosts(), at.channels}),
+      new_residual_gradient(x, residual && mask.numel() > 0)};
+  Step(call);
+  return {call.dx, call.sums, call.dresidual};
+}
 
-std::tuple<Tensor, Tensor, Tensor> ghost_norm_cuda(
-    Tensor x,
-    std::optional<Tensor> weight,
-    std::optional<Tensor> bias,
-    std::optional<Tensor> residual,
-    int64_t policy,
-    int64_t top,
-    int64_t ghost_size,
-    int64_t full,
-    double eps,
-    bool relu);
+// Returns (2, C): the mean and the biased variance of each channel, or `center` and the mean
+// absolute deviation from it.
+template <void (*Step)(const NormMoments&)>
+Tensor norm_moments(Tensor x, std::optional<Tensor> center) {
+  const NormLayout at = norm_layout(x, x.size(0), 1);
+  check_parameters(x, {&center});
+  const NormMoments call{at, x, center, new_wide(x, {2, at.channels})};
+  Step(call);
+  return call.statistics;
+}
 
-std::tuple<Tensor, Tensor, Tensor> ghost_norm_backward_cuda(
-    Tensor grad,
-    Tensor x,
-    std::optional<Tensor> weight,
-    Tensor statistics,
-    Tensor mask,
-    int64_t policy,
-    int64_t top,
-    int64_t ghost_size,
-    int64_t full,
-    double eps,
-    bool residual);
+// Returns (x - mean) * scale + bias (+ residual) (through a ReLU), and the bits of its mask.
+template <void (*Step)(const NormApply&)>
+std::tuple<Tensor, Tensor> norm_apply(
+    Tensor x, Tensor coefficients, std::optional<Tensor> residual, bool relu) {
+  const NormLayout at = norm_layout(x, x.size(0), 1);
+  check_rows(x, coefficients, 3, "coefficients");
+  if (residual) residual = in_layout_of(*residual, x, "residual");
+  const NormApply call{
+      at, x, coefficients, residual, torch::stable::empty_like(x), new_mask(x, at, relu)};
+  Step(call);
+  return {call.y, call.mask};
+}
+
+// Returns the sums over a channel that its gradient needs; see calls.h.
+template <void (*Step)(const NormGradientSums&)>
+Tensor norm_gradient_sums(Tensor grad, Tensor x, Tensor mask, Tensor statistics, int64_t policy) {
+  check_policy(policy, 1);
+  const auto norm = static_cast<NormPolicy>(policy);
+  const NormLayout at = norm_layout(x, x.size(0), 1);
+  check_rows(x, statistics, policy == 2 ? 3 : 2, "statistics");
+  check_mask(mask, at);
+  const NormGradientSums call{
+      at,   norm,       in_layout_of(grad, x, "grad"),
+      x,    mask,       statistics,
+      new_wide(x, {gradient_sums(norm), at.channels})};
+  Step(call);
+  return call.sums;
+}
+
+// Returns grad * g + constant + spread * s(d), see math.h, and the gradient of the residual where
+// it is not `grad` itself, else an empty tensor.
+template <void (*Step)(const NormGradient&)>
+std::tuple<Tensor, Tensor> norm_gradient(
+    Tensor grad, Tensor x, Tensor mask, Tensor coefficients, int64_t policy, bool residual) {
+  check_policy(policy, 1);
+  const NormLayout at = norm_layout(x, x.size(0), 1);
+  check_rows(x, coefficients, 6, "coefficients");
+  check_mask(mask, at);
+  const NormGradient call{
+      at,   static_cast<NormPolicy>(policy),
+      in_layout_of(grad, x, "grad"),
+      x,    mask,
+      coefficients,
+      torch::stable::empty_like(x),
+      new_residual_gradient(x, residual && mask.numel() > 0)};
+  Step(call);
+  return {call.dx, call.dresidual};
+}
 
 }  // namespace largebatch

@@ -145,6 +145,7 @@ void sgd_cpu(
     double momentum,
     double dampening,
     double weight_decay,
+    bool decoupled,
     bool nesterov,
     bool maximize,
     bool lr_inside_momentum,
@@ -182,7 +183,8 @@ void sgd_cpu(
       using T = std::remove_pointer_t<decltype(typed)>;
       using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
       const auto scalars = sgd_scalars<Acc>(
-          lr, momentum, dampening, weight_decay, nesterov, lr_inside_momentum, buffer_factor);
+          lr, momentum, dampening, weight_decay, decoupled, nesterov, lr_inside_momentum,
+          buffer_factor);
       T* param = static_cast<T*>(row.param) + chunk.begin;
       const T* grad = static_cast<const T*>(row.grad) + chunk.begin;
       if (has_buffers) {

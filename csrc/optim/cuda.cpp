@@ -62,6 +62,7 @@ void sgd_cuda(
     double momentum,
     double dampening,
     double weight_decay,
+    bool decoupled,
     bool nesterov,
     bool maximize,
     bool lr_inside_momentum,
@@ -92,8 +93,8 @@ void sgd_cuda(
          params[index].numel()});
   }
   const SgdCall call = {
-      lr, momentum, dampening, weight_decay, nesterov, maximize, lr_inside_momentum, buffer_factor,
-      device_scalar(grad_factor, device), device_scalar(found_inf, device)};
+      lr, momentum, dampening, weight_decay, decoupled, nesterov, maximize, lr_inside_momentum,
+      buffer_factor, device_scalar(grad_factor, device), device_scalar(found_inf, device)};
   for (const Element element : kElements) {
     const auto& of_type = rows[static_cast<size_t>(element)];
     check_launch(

@@ -136,7 +136,7 @@ template <typename T, bool Momentum, int Capacity>
 const char* run_sgd(const SgdRow* rows, size_t count, const SgdCall& call, cudaStream_t stream) {
   using Acc = typename Accumulate<T>::type;
   const auto scalars = sgd_scalars<Acc>(
-      call.lr, call.momentum, call.dampening, call.weight_decay, call.nesterov,
+      call.lr, call.momentum, call.dampening, call.weight_decay, call.decoupled, call.nesterov,
       call.lr_inside_momentum, call.buffer_factor);
   SgdTable<Capacity> table;
   for (size_t start = 0; start < count; start += Capacity) {

@@ -32,6 +32,7 @@ struct SgdCall {
   double momentum;
   double dampening;
   double weight_decay;
+  bool decoupled;
   bool nesterov;
   bool maximize;
   bool lr_inside_momentum;

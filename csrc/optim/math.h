@@ -19,6 +19,7 @@ struct SgdScalars {
   Acc fresh_scale;    // 1 - dampening
   Acc look_ahead;     // momentum, for Nesterov's step
   Acc param_scale;    // learning rate where it sits outside the buffer, else 1
+  Acc shrink;         // decoupled weight decay: learning rate x weight decay, else 0
   bool nesterov;
 };
 
@@ -28,26 +29,29 @@ SgdScalars<Acc> sgd_scalars(
     double momentum,
     double dampening,
     double weight_decay,
+    bool decoupled,
     bool nesterov,
     bool lr_inside_momentum,
     double buffer_factor) {
   return {
-      static_cast<Acc>(weight_decay),
+      static_cast<Acc>(decoupled ? 0.0 : weight_decay),
       static_cast<Acc>(lr_inside_momentum ? lr : 1.0),
       static_cast<Acc>(momentum * buffer_factor),
       static_cast<Acc>(1.0 - dampening),
       static_cast<Acc>(momentum),
       static_cast<Acc>(lr_inside_momentum ? 1.0 : lr),
+      static_cast<Acc>(decoupled ? lr * weight_decay : 0.0),
       nesterov};
 }
 
 // g <- factor grad + weight_decay p;  s <- step_scale g
-// b <- buffer_scale b + fresh_scale s;  p <- p - param_scale (b, or s + look_ahead b)
+// b <- buffer_scale b + fresh_scale s;  p <- p - shrink p - param_scale (b, or s + look_ahead b)
 template <bool Momentum, typename Acc>
 LARGEBATCH_HOST_DEVICE void sgd_element(
     Acc& param, Acc grad, Acc& buffer, Acc factor, const SgdScalars<Acc>& scalars) {
   const Acc decayed = factor * grad + scalars.weight_decay * param;
   const Acc step = scalars.step_scale * decayed;
+  param -= scalars.shrink * param;
   if (Momentum) {
     buffer = scalars.buffer_scale * buffer + scalars.fresh_scale * step;
     // A choice, not a product with zero: that would make NaN of an infinite gradient.
@@ -112,6 +116,7 @@ LARGEBATCH_HOST_DEVICE SgdScalars<Acc> lars_scalars(
       static_cast<Acc>(1.0),
       static_cast<Acc>(options.momentum),
       static_cast<Acc>((options.lr_inside ? 1.0 : lr) * (options.ratio_inside ? 1.0 : ratio)),
+      static_cast<Acc>(0.0),
       options.nesterov};
 }
 

@@ -16,6 +16,7 @@ from largebatch._ops.gradient_norm import (
     reference_clip_factor,
     reference_global_norm,
 )
+from largebatch._ops.hadamard import hadamard, reference_hadamard
 from largebatch._ops.layerwise import lamb_, lars_, reference_lamb_, reference_lars_
 from largebatch._ops.library import (
     BUILD_RECORD,
@@ -27,12 +28,18 @@ from largebatch._ops.library import (
     face,
     is_compiled,
 )
-from largebatch._ops.norm import (
+from largebatch._ops.norm import ghost_norm
+from largebatch._ops.norm_reference import (
     NormPolicy,
-    ghost_norm,
     norm_constant,
     reference_ghost_norm,
     reference_ghost_norm_backward,
+)
+from largebatch._ops.norm_steps import (
+    reference_norm_apply,
+    reference_norm_gradient,
+    reference_norm_gradient_sums,
+    reference_norm_moments,
 )
 from largebatch._ops.sgd import reference_sgd_, sgd_
 from largebatch._ops.shards import reference_sum_shards, sum_shards
@@ -50,6 +57,7 @@ __all__ = [
     "face",
     "ghost_norm",
     "global_norm",
+    "hadamard",
     "is_compiled",
     "lamb_",
     "lars_",
@@ -58,8 +66,13 @@ __all__ = [
     "reference_ghost_norm",
     "reference_ghost_norm_backward",
     "reference_global_norm",
+    "reference_hadamard",
     "reference_lamb_",
     "reference_lars_",
+    "reference_norm_apply",
+    "reference_norm_gradient",
+    "reference_norm_gradient_sums",
+    "reference_norm_moments",
     "reference_sgd_",
     "reference_sum_shards",
     "sgd_",

@@ -23,6 +23,7 @@ def reference_sgd_(
     momentum: float,
     dampening: float,
     weight_decay: float,
+    decoupled: bool,
     nesterov: bool,
     maximize: bool,
     lr_inside_momentum: bool,
@@ -36,7 +37,7 @@ def reference_sgd_(
         g = grad.to(dtype)
         if grad_factor is not None:
             g = g * grad_factor.to(dtype)
-        g = (-g if maximize else g) + weight_decay * old
+        g = (-g if maximize else g) + (0.0 if decoupled else weight_decay) * old
         step = inner * g
         if momentum != 0.0:
             old_buffer = momentum_buffers[index]
@@ -45,7 +46,8 @@ def reference_sgd_(
             if found_inf is not None:
                 buffer = torch.where(found_inf != 0, old_buffer, buffer)
             old_buffer.copy_(buffer)
-        new = old - outer * step
+        kept = old - (lr * weight_decay if decoupled else 0.0) * old
+        new = kept - outer * step
         if found_inf is not None:
             new = torch.where(found_inf != 0, old, new)
         param.copy_(new)
@@ -59,8 +61,8 @@ register(
     Operator(
         "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, *, "
         "Tensor? grad_factor, Tensor? found_inf, float lr, float momentum, float dampening, "
-        "float weight_decay, bool nesterov, bool maximize, bool lr_inside_momentum, "
-        "float buffer_factor) -> ()",
+        "float weight_decay, bool decoupled, bool nesterov, bool maximize, "
+        "bool lr_inside_momentum, float buffer_factor) -> ()",
         reference_sgd_,
         _fake_sgd_,
     )
@@ -76,6 +78,7 @@ def sgd_(
     momentum: float = 0.0,
     dampening: float = 0.0,
     weight_decay: float = 0.0,
+    decoupled: bool = False,
     nesterov: bool = False,
     maximize: bool = False,
     lr_inside_momentum: bool = False,
@@ -94,6 +97,7 @@ def sgd_(
     where the outer ``lr`` is left out if it is inside. ``dampening`` = ``momentum`` is the damped
     form, ``lr_inside_momentum`` the form whose buffer holds the last displacement, and
     ``buffer_factor`` = lr / previous lr is the momentum correction (Goyal et al. 2017, section 3).
+    ``decoupled`` takes the decay out of g and p down by ``lr`` x ``weight_decay`` x p instead.
 
     Args:
         params: tensors of one device, float32, float64, float16 or bfloat16, any layout.
@@ -115,6 +119,7 @@ def sgd_(
         momentum=momentum,
         dampening=dampening,
         weight_decay=weight_decay,
+        decoupled=decoupled,
         nesterov=nesterov,
         maximize=maximize,
         lr_inside_momentum=lr_inside_momentum,

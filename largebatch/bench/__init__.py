@@ -14,7 +14,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run ``largebatch bench WHAT`` and return its exit code."""
     parser = argparse.ArgumentParser(prog="largebatch bench", exit_on_error=False)
     parser.add_argument(
-        "what", choices=("loop", "data", "norm", "optim"), help="the claim to measure"
+        "what", choices=("loop", "data", "norm", "optim", "sync"), help="the claim to measure"
     )
     parser.add_argument("--root", help="data: loop takes MNIST's folder, data an ImageNet sample")
     parser.add_argument("--workers", type=int, default=2, help="worker processes (data)")
@@ -48,6 +48,10 @@ def run(arguments: Sequence[str]) -> int:
         from largebatch.bench import norm
 
         record = norm.run(options.rounds)
+    elif options.what == "sync":
+        from largebatch.bench import sync
+
+        record = sync.run(options.rounds)
     else:
         from largebatch.bench import data
 

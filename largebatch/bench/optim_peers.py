@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.optim import LAMB, LARS, SGD
+from largebatch.optim.apex import fused_lamb
 
 Step = Callable[[], object]
 DECAY, MOMENTUM, TRUST = 1e-4, 0.9, 0.001
@@ -81,8 +82,7 @@ def _deepspeed_lamb(params: list[nn.Parameter]) -> Step:
 def _apex_lamb(params: list[nn.Parameter]) -> Step:
     if not torch.cuda.is_available():
         raise RuntimeError("its FusedLAMB is a CUDA kernel; no GPU here")
-    module = importlib.import_module("apex.optimizers")
-    return _step_of(module.FusedLAMB(params, lr=1e-5))
+    return _step_of(fused_lamb()(params, lr=1e-5))  # type: ignore[call-arg]
 
 
 def _torch_sgd(params: list[nn.Parameter]) -> Step:

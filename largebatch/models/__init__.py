@@ -1,6 +1,15 @@
 """Models by name; each file registers its own."""
 
-from largebatch.models import cifar_resnet, digits_cnn, f1, resnet, shallow, vgg, wide_resnet
+from largebatch.models import (
+    cifar_resnet,
+    digits_cnn,
+    f1,
+    nf_resnet,
+    resnet,
+    shallow,
+    vgg,
+    wide_resnet,
+)
 from largebatch.models.build import build_model, try_images
 from largebatch.models.config import ModelConfig
 from largebatch.models.init import initialize
@@ -10,4 +19,4 @@ from largebatch.models.weights import load_weights
 __all__ = ["ModelConfig", "build_model", "initialize", "load_weights", "models", "try_images"]
 
 # The order of `largebatch explain` and of error messages is the order of the imports above.
-_REGISTERED = (cifar_resnet, digits_cnn, f1, resnet, shallow, vgg, wide_resnet)
+_REGISTERED = (cifar_resnet, digits_cnn, f1, nf_resnet, resnet, shallow, vgg, wide_resnet)

@@ -14,7 +14,7 @@ from largebatch.models.config import ModelConfig
 from largebatch.models.init import initialize
 from largebatch.models.registry import ImageShape, models
 from largebatch.models.weights import load_weights
-from largebatch.nn import NormConfig, apply_norm
+from largebatch.nn import NormConfig, apply_norm, fix_classifier
 
 
 def build_model(
@@ -48,6 +48,8 @@ def build_model(
             torch.manual_seed(seed)
         classes = config.num_classes or num_classes
         model = _construct(entry, config, classes, image_shape)
+        if config.classifier != "learned":
+            model = fix_classifier(model, config.classifier)
         initialize(model, config.init)
     if entry.name not in models:
         try_images(model, config.name, classes, image_shape)

@@ -24,7 +24,11 @@ class ModelConfig:
     channels_last: bool = True
     """Keep images and convolution weights in channels-last memory order."""
     residual_gamma: float | None = None
-    """Initial scale of the last norm of every residual block (Goyal et al. 2017: 0); unset: 1."""
+    """Initial scale of the last norm of every residual block (Goyal et al. 2017: 0), or of what
+    scales the branch without norms; unset: 1, in nf_resnet50 0."""
+    classifier: Literal["learned", "hadamard", "orthonormal"] = "learned"
+    """The last linear layer: learned, or fixed but for a scale and biases, by the rows of a
+    Hadamard or of a random orthonormal matrix (Hoffer et al. 2018, Fix your classifier)."""
     init: Literal["default", "kaiming", "xavier"] = "default"
     """Initial weights of linear and convolution layers: the model's own, N(0, 2/fan_in), or
     uniform within sqrt(6/(fan_in + fan_out)); biases are 0 in the last two."""

@@ -8,12 +8,13 @@ import warnings
 from torch import Tensor, nn
 
 from largebatch._errors import UserError
+from largebatch.nn import find_classifier
 
 
 def load_weights(model: nn.Module, path: str) -> list[str]:
     """Load ``path`` into ``model``; every tensor must be there, with its shape, and no other.
 
-    Two things are forgiven. The classifier (the model's last linear layer) may have another number
+    Two things are forgiven. The classifier (``find_classifier``) may have another number
     of classes in the file: it then keeps its fresh weights, with a warning. And the norms'
     ``num_batches_tracked`` may be missing, as in the oldest torchvision checkpoints.
 
@@ -69,9 +70,9 @@ def _read(path: str) -> dict[str, Tensor]:
 def _classifier_of_other_data(
     model: nn.Module, expected: dict[str, Tensor], found: dict[str, Tensor]
 ) -> list[str]:
-    """Return the names of the last linear layer's tensors if only their first sizes differ."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    names = [n for n in expected if linear and n in (f"{linear[-1]}.weight", f"{linear[-1]}.bias")]
+    """Return the names of the classifier's tensors if only their first sizes differ."""
+    last = find_classifier(model)
+    names = [n for n in expected if n in (f"{last}.weight", f"{last}.bias")]
     pairs = [(expected[n].shape, found[n].shape) for n in names if n in found]
     if len(pairs) != len(names) or any(
         mine[1:] != theirs[1:] or len(mine) != len(theirs) or mine == theirs
@@ -82,7 +83,7 @@ def _classifier_of_other_data(
         mine, theirs = pairs[0]
         warnings.warn(
             f"model.init_from: the file has {theirs[0]} classes, the model {mine[0]}: the "
-            f"classifier {linear[-1]} starts fresh",
+            f"classifier {last} starts fresh",
             stacklevel=3,
         )
     return names

@@ -4,9 +4,18 @@ Needs torch and nothing else.
 """
 
 from largebatch.nn.config import NormConfig
-from largebatch.nn.convert import apply_norm, check_norm, convert_batch_norm
+from largebatch.nn.convert import (
+    apply_norm,
+    check_norm,
+    convert_batch_norm,
+    spans_ranks,
+    wrong_span,
+)
+from largebatch.nn.fixed_classifier import FixedClassifier, find_classifier, fix_classifier
+from largebatch.nn.frozen import frozen_statistics
 from largebatch.nn.fuse import fuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
+from largebatch.nn.ghost_gradients import noise_scale_terms
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
 from largebatch.nn.l1_batch_norm import L1BatchNorm
 from largebatch.nn.linf_batch_norm import LInfBatchNorm
@@ -19,27 +28,48 @@ from largebatch.nn.merge import (
 from largebatch.nn.place import ghost_place
 from largebatch.nn.registry import norms
 from largebatch.nn.running import discard_step, step_end
+from largebatch.nn.sample_norm import SampleNorm
+from largebatch.nn.scaled_ws_conv import ACTIVATION_GAINS, ScaledWSConv2d, SkipInit
+from largebatch.nn.sync_batch_norm import SyncBatchNorm, join_ranks
 from largebatch.nn.topk_batch_norm import TopKBatchNorm
+from largebatch.nn.weight_norm import BoundedWeightNorm, ChannelBias, WeightNorm, normalize_weights
 
 __all__ = [
+    "ACTIVATION_GAINS",
+    "BoundedWeightNorm",
+    "ChannelBias",
+    "FixedClassifier",
     "GhostBatchNorm",
     "L1BatchNorm",
     "LInfBatchNorm",
     "NormConfig",
+    "SampleNorm",
+    "ScaledWSConv2d",
+    "SkipInit",
+    "SyncBatchNorm",
     "TopKBatchNorm",
+    "WeightNorm",
     "apply_norm",
     "check_norm",
     "convert_batch_norm",
     "discard_step",
+    "find_classifier",
+    "fix_classifier",
+    "frozen_statistics",
     "fuse",
     "ghost_place",
     "ghost_sizes",
     "has_batch_norm",
+    "join_ranks",
     "load_rank_statistics",
     "merge_running_stats",
     "merged_running_stats",
     "minimum_samples",
+    "noise_scale_terms",
+    "normalize_weights",
     "norms",
     "rank_statistics",
+    "spans_ranks",
     "step_end",
+    "wrong_span",
 ]

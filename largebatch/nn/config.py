@@ -13,12 +13,20 @@ class NormConfig:
     """Which normalisation takes the place of the model's batch norms."""
 
     kind: str = "batch"
-    """batch (statistics per forward, as torch), ghost (per ghost batch), l1, linf or topk (per
-    ghost batch, by another norm), or none."""
+    """batch (statistics per forward, as torch), ghost (per ghost batch), sync (ghosts that span
+    ranks), l1, linf or topk (per ghost batch, by another norm), layer, instance or group (per
+    sample), weight, bounded_weight or equal_weight (the weights are normalised instead), or
+    none."""
     ghost_size: int | None = None
-    """Samples that share their statistics; needed by every kind but batch and none."""
+    """Samples that share their statistics, over all ranks that hold them; needed by the kinds
+    ghost, l1, linf and topk. Unset with sync: what the ranks of a group hold in one forward."""
+    sync_ranks: int | None = None
+    """Ranks that hold a ghost together, with sync (unset: all), l1, linf and topk (unset: one);
+    divides the number of ranks."""
     topk: int | None = None
     """Largest deviations that kind=topk averages; unset means 10."""
+    groups: int | None = None
+    """Groups of a sample's channels with kind=group; unset means 32."""
     running: Running = "sequential"
     """How a step's ghosts enter the running statistics: one after the other, averaged, or alone
     (last: no moving average)."""

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from typing import get_args
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch._errors import UserError
 from largebatch.nn.config import NormConfig, Running
+from largebatch.nn.over_ghosts import OverGhosts
+from largebatch.nn.over_ranks import ranks_of
 from largebatch.nn.registry import NormFactory, norms
 from largebatch.nn.running import RunningStatistics, forget_norms
+from largebatch.nn.sample_norm import DEFAULT_GROUPS, SampleNorm
+from largebatch.nn.sync_batch_norm import join_ranks
+from largebatch.nn.weight_norm import FORMS, ChannelBias, normalize_weights
 
-_STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+SPANNING = ("sync", "l1", "linf", "topk")
+"""Kinds whose ghosts can span ranks."""
+PER_SAMPLE = ("layer", "instance", "group")
+"""Kinds without statistics over samples."""
+GHOSTLESS = ("batch", "none", *PER_SAMPLE, *FORMS)
 _TORCH: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -51,17 +61,47 @@ def check_norm(config: NormConfig) -> None:
         raise UserError(f"norm.topk={config.topk}: must be at least 1 value")
     if config.topk is not None and config.kind != "topk":
         raise UserError(f"norm.topk={config.topk}: no effect with norm.kind={config.kind}")
+    if config.sync_ranks is not None and config.sync_ranks < 1:
+        raise UserError(f"norm.sync_ranks={config.sync_ranks}: must be at least 1 rank")
+    if config.sync_ranks is not None and config.kind not in SPANNING:
+        raise UserError(
+            f"norm.sync_ranks={config.sync_ranks}: no effect with norm.kind={config.kind}; kinds"
+            f" that span ranks are {', '.join(SPANNING)}"
+        )
+    if config.groups is not None and config.groups < 1:
+        raise UserError(f"norm.groups={config.groups}: must be at least 1 group")
+    if config.groups is not None and config.kind != "group":
+        raise UserError(f"norm.groups={config.groups}: no effect with norm.kind={config.kind}")
     if config.momentum is not None and not 0.0 <= config.momentum <= 1.0:
         raise UserError(f"norm.momentum={config.momentum}: must lie in 0 to 1")
     if config.eps is not None and not 0.0 < config.eps < float("inf"):
         raise UserError(f"norm.eps={config.eps}: must be positive")
-    if config.kind in ("batch", "none"):
-        for key, default in (("ghost_size", None), ("running", "sequential")):
-            value = getattr(config, key)
-            if value != default:
-                raise UserError(f"norm.{key}={value}: no effect with norm.kind={config.kind}")
+    unused = {"ghost_size": None, "running": "sequential"} if config.kind in GHOSTLESS else {}
+    if config.kind in PER_SAMPLE:
+        unused["momentum"] = None
+    for key, default in unused.items():
+        value = getattr(config, key)
+        if value != default:
+            raise UserError(f"norm.{key}={value}: no effect with norm.kind={config.kind}")
     # The factory knows what else its kind needs.
-    norms.entry(config.kind).factory(1, config)
+    norms.entry(config.kind).factory(config.groups or DEFAULT_GROUPS, config)
+
+
+def spans_ranks(config: NormConfig) -> bool:
+    """Return whether ranks hold ghosts together under this section, if there are several."""
+    return config.kind == "sync" or (config.kind in SPANNING and config.sync_ranks is not None)
+
+
+def wrong_span(config: NormConfig, world_size: int) -> str:
+    """Say why ``norm.sync_ranks`` does not fit so many ranks; '' if it does."""
+    span = config.sync_ranks
+    if span is None or world_size % span == 0:
+        return ""
+    allowed = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
+    return (
+        f"norm.sync_ranks={span}: must divide the number of ranks, {world_size}: "
+        f"{', '.join(allowed)}, or leave it out"
+    )
 
 
 def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
@@ -72,7 +112,7 @@ def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
     done: dict[nn.Module, nn.Module] = {}  # a norm used twice stays one norm
 
     def exchange(module: nn.Module) -> nn.Module:
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, (_BatchNorm, SampleNorm)):
             if module not in done:
                 done[module] = _replacement(module, factory, config)
             return done[module]
@@ -83,6 +123,8 @@ def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
         return module
 
     exchanged = exchange(model)
+    if done and config.kind in FORMS:
+        normalize_weights(exchanged, config.kind)
     forget_norms()
     return exchanged
 
@@ -95,13 +137,16 @@ def convert_batch_norm(
     eps: float | None = None,
     running: Running = "sequential",
     topk: int | None = None,
+    groups: int | None = None,
+    process_group: dist.ProcessGroup | None = None,
 ) -> nn.Module:
     """Exchange every batch norm of ``model`` (torch's or ours) for ``kind``, in place.
 
     Parameters and buffers are the same tensors afterwards, so an optimizer made before stays
     valid; training flags, ``affine`` and ``track_running_stats`` are kept, and ``momentum`` and
     ``eps`` where they are not given. ``kind="batch"`` gives back the very classes that an earlier
-    conversion took away.
+    conversion took away; after ``layer``, ``instance`` and ``group``, which have none, running
+    statistics begin anew.
 
     Args:
         model: changed in place.
@@ -112,6 +157,9 @@ def convert_batch_norm(
         eps: added to the variance; None keeps each module's own.
         running: how ghosts enter the running statistics.
         topk: the number of deviations that kind ``topk`` averages; None means 10.
+        groups: of a sample's channels, for kind ``group``; None means 32.
+        process_group: the ranks that hold a ghost together, for ``sync`` (None: all), ``l1``,
+            ``linf`` and ``topk`` (None: each rank its own); a forward of them is then one ghost.
 
     Returns:
         ``model``, or its replacement if it is itself a batch norm.
@@ -119,14 +167,22 @@ def convert_batch_norm(
     Raises:
         UserError: the kind is unknown, or the arguments do not fit it.
     """
-    return apply_norm(model, NormConfig(kind, ghost_size, topk, running, momentum, eps))
+    sync_ranks = None if process_group is None else process_group.size()
+    config = NormConfig(kind, ghost_size, sync_ranks, topk, groups, running, momentum, eps)
+    if ghost_size is not None and (kind == "sync" or process_group is not None):
+        raise UserError(f"ghost_size={ghost_size}: over ranks a forward is one ghost")
+    model = apply_norm(model, config)
+    return model if process_group is None else join_ranks(model, process_group)
 
 
-def _replacement(old: _BatchNorm, factory: NormFactory, config: NormConfig) -> nn.Module:
-    ours = isinstance(old, RunningStatistics)
-    origin = old.converted_from if isinstance(old, RunningStatistics) else type(old)
+def _replacement(
+    old: _BatchNorm | SampleNorm, factory: NormFactory, config: NormConfig
+) -> nn.Module:
+    ours = isinstance(old, (RunningStatistics, SampleNorm))
+    origin = old.converted_from if isinstance(old, (RunningStatistics, SampleNorm)) else type(old)
     activation = old.activation if isinstance(old, RunningStatistics) else None
     plain = ours or type(old) in (*_TORCH, nn.SyncBatchNorm, BatchNorm)
+    channels = old.num_channels if isinstance(old, SampleNorm) else old.num_features
     new: nn.Module
     if config.kind == "batch" and not ours and type(old) is not nn.SyncBatchNorm:
         new = old
@@ -136,18 +192,23 @@ def _replacement(old: _BatchNorm, factory: NormFactory, config: NormConfig) -> n
             "does besides would be lost; set norm.kind=batch"
         )
     elif config.kind == "batch" and origin in _TORCH:
-        new = origin(old.num_features)
+        new = origin(channels)
     else:
-        new = factory(old.num_features, config)
-    if isinstance(new, _BatchNorm):
-        new.momentum = old.momentum if config.momentum is None else config.momentum
-        new.eps = old.eps if config.eps is None else config.eps
-        for name in (*_STATE, "affine", "track_running_stats"):
-            setattr(new, name, getattr(old, name))
+        new = factory(channels, config)
+    if isinstance(new, ChannelBias):
+        _take_bias(new, old, config.kind)
+    else:
+        _take_over(old, new, config)
+    if isinstance(new, (RunningStatistics, SampleNorm)):
+        new.converted_from = origin
     if isinstance(new, RunningStatistics):
         new.forget_terms()
-        new.converted_from = origin
         new.activation = activation
+        if isinstance(new, OverGhosts) and new.over_ranks:
+            if isinstance(old, OverGhosts):
+                new.ranks = old.ranks
+            elif isinstance(old, nn.SyncBatchNorm) and old.process_group is not None:
+                new.ranks = ranks_of(old.process_group)
     elif activation is not None:
         raise UserError(
             f"norm.kind={config.kind}: {type(old).__name__} has a fused {activation}, which this "
@@ -155,3 +216,34 @@ def _replacement(old: _BatchNorm, factory: NormFactory, config: NormConfig) -> n
         )
     new.train(old.training)
     return new
+
+
+def _take_over(old: _BatchNorm | SampleNorm, new: nn.Module, config: NormConfig) -> None:
+    """Give ``new`` the parameters, buffers and settings of ``old`` that it has a place for."""
+    if isinstance(new, nn.Identity):
+        return
+    assert isinstance(new, (_BatchNorm, SampleNorm))
+    new.eps = old.eps if config.eps is None else config.eps
+    new.affine, new.weight, new.bias = old.affine, old.weight, old.bias
+    if isinstance(new, SampleNorm):
+        return
+    if isinstance(old, SampleNorm):  # statistics begin anew, where the weights are
+        if old.weight is not None:
+            new.to(old.weight.device, old.weight.dtype)
+        new.momentum = new.momentum if config.momentum is None else config.momentum
+        return
+    new.momentum = old.momentum if config.momentum is None else config.momentum
+    new.track_running_stats = old.track_running_stats
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        setattr(new, name, getattr(old, name))
+
+
+def _take_bias(new: ChannelBias, old: _BatchNorm | SampleNorm, kind: str) -> None:
+    """Keep the bias of ``old``; its scale would undo what the weights' norm fixes."""
+    if old.weight is not None and not bool((old.weight == 1).all()):
+        raise UserError(
+            f"norm.kind={kind}: a batch norm's scale is not 1 and would be lost; leave "
+            "model.residual_gamma unset"
+        )
+    if old.bias is not None:
+        new.bias = old.bias

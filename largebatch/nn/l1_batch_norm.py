@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from largebatch._ops import NormPolicy
 from largebatch.nn.config import NormConfig
-from largebatch.nn.over_ghosts import OverGhosts
+from largebatch.nn.over_ghosts import OverGhosts, over_ghosts
 from largebatch.nn.registry import norms
 
 
@@ -17,8 +17,9 @@ class L1BatchNorm(OverGhosts):
 
     On normally distributed input that estimates the standard deviation without bias. Arguments and
     behaviour are those of ``GhostBatchNorm``, but ``ghost_size`` may be None (all samples of a
-    forward) and ``eps`` is added to the deviation. Unlike the paper's code, ``momentum`` is the
-    weight of the new statistics and ``running_var`` holds squared deviations, as torch would.
+    forward), ``process_group`` (or ``"all"``) names the ranks that hold a ghost together, as in
+    ``SyncBatchNorm``, and ``eps`` is added to the deviation. Unlike the paper's code, ``momentum``
+    is the weight of the new statistics, and ``running_var`` holds squared deviations like torch.
     """
 
     policy = NormPolicy.L1
@@ -26,4 +27,4 @@ class L1BatchNorm(OverGhosts):
 
 @norms.register("l1", "batch norm by the mean absolute deviation (L1)", "Hoffer et al. 2018")
 def _l1(num_features: int, config: NormConfig) -> L1BatchNorm:
-    return L1BatchNorm(num_features, config.ghost_size, running=config.running)
+    return L1BatchNorm(num_features, **over_ghosts(config))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from largebatch._ops import NormPolicy
 from largebatch.nn.config import NormConfig
-from largebatch.nn.over_ghosts import OverGhosts
+from largebatch.nn.over_ghosts import OverGhosts, over_ghosts
 from largebatch.nn.registry import norms
 
 
@@ -25,4 +25,4 @@ class LInfBatchNorm(OverGhosts):
 
 @norms.register("linf", "batch norm by the largest deviation (L-infinity)", "Hoffer et al. 2018")
 def _linf(num_features: int, config: NormConfig) -> LInfBatchNorm:
-    return LInfBatchNorm(num_features, config.ghost_size, running=config.running)
+    return LInfBatchNorm(num_features, **over_ghosts(config))

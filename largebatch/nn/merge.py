@@ -53,8 +53,12 @@ def merged_running_stats(
     sums = packed[len(norms) :].split([share.numel() for _, share in shares])
     merged = {}
     for (name, norm), count, total, (_, share) in zip(norms, votes, sums, shares, strict=True):
+        owns = share
+        if isinstance(norm, RunningStatistics) and not count:
+            assert norm.local is not None
+            owns = norm.local
         for buffer, new, own in zip(
-            ("running_mean", "running_var"), total.view_as(share), share, strict=True
+            ("running_mean", "running_var"), total.view_as(share), owns, strict=True
         ):
             old = getattr(norm, buffer)
             value = new / count if count else old + (new - own)
@@ -104,6 +108,6 @@ def _share(norm: _BatchNorm) -> tuple[bool, Tensor]:
     """Return whether the ranks are to be averaged, and this rank's part, (2, channels)."""
     if isinstance(norm, RunningStatistics) and not norm._alone:
         assert norm.local is not None
-        return False, norm.local
+        return False, norm.local / norm.ranks_of_a_ghost
     assert norm.running_mean is not None and norm.running_var is not None
     return True, torch.stack((norm.running_mean, norm.running_var))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from largebatch._ops import NormPolicy, ghost_norm, norm_constant
-from largebatch.nn.config import Running
+from largebatch.nn.config import NormConfig, Running
+from largebatch.nn.ghost_gradients import Observer, observed_ghost_norm
 from largebatch.nn.ghosts import split_ghosts
+from largebatch.nn.over_ranks import Ranks, all_ranks, norm_over_ranks, ranks_of
 from largebatch.nn.place import current_place
 from largebatch.nn.running import RunningStatistics
 
@@ -30,6 +34,8 @@ class OverGhosts(RunningStatistics):
         track_running_stats: keep running statistics for evaluation.
         running: how the ghosts of a step enter the running statistics (``largebatch.nn.running``).
         activation: ``"relu"`` to end in one, in the same pass over memory.
+        process_group: ranks that hold a ghost together, ``"all"`` for all of them: then a forward
+            of all of them is one ghost, and ``ghost_size`` must be None. None: a ghost is a rank's.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -38,6 +44,9 @@ class OverGhosts(RunningStatistics):
     policy: ClassVar[NormPolicy] = NormPolicy.L2
     top: int = 1
     ghost_size: int | None
+    gradient_observer: Observer | None = None
+    """Set it to be called in every backward with the gradients of weight and bias by each ghost,
+    (2, ghosts, C); for training on one rank a ghost, not for second derivatives."""
 
     def __init__(
         self,
@@ -51,9 +60,12 @@ class OverGhosts(RunningStatistics):
         activation: Literal["relu"] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        process_group: dist.ProcessGroup | Literal["all"] | None = None,
     ) -> None:
         if ghost_size is not None and ghost_size < 1:
             raise ValueError(f"ghost_size={ghost_size}: must be at least 1 sample")
+        if ghost_size is not None and process_group is not None:
+            raise ValueError(f"ghost_size={ghost_size}: over ranks a forward is one ghost")
         super().__init__(
             num_features,
             eps,
@@ -66,6 +78,10 @@ class OverGhosts(RunningStatistics):
             dtype,
         )
         self.ghost_size = ghost_size
+        self.over_ranks = process_group is not None
+        self.ranks: Ranks | None = None
+        if process_group is not None and not isinstance(process_group, str):
+            self.ranks = ranks_of(process_group)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the normalised ``x`` (N, C, ...), plus ``residual`` if given, then activated.
@@ -78,15 +94,14 @@ class OverGhosts(RunningStatistics):
                 two values per channel.
         """
         self._check_input_dim(x)
+        if self.training and self.ranks_of_a_ghost > 1:
+            return self._normalize_over_ranks(x, residual)
         if self.training:
             size, full = self._ghosts(x)
             return self._normalize(x, residual, size, full, record=True)
         if self.running_mean is None:
             return self._normalize(x, residual, max(x.shape[0], 1), 1, record=False)
-        y = self._evaluate(x)
-        if residual is not None:
-            y = y + residual
-        return F.relu(y) if self.activation == "relu" else y
+        return self._finish(self._evaluate(x), residual)
 
     def _evaluate(self, x: Tensor) -> Tensor:
         assert self.running_var is not None
@@ -101,9 +116,12 @@ class OverGhosts(RunningStatistics):
     ) -> Tensor:
         if x.numel() == 0:
             return x if residual is None else x + residual
-        relu = self.activation == "relu"
-        fused = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
-        y, statistics = ghost_norm(
+        fused = self._fuses(x, residual)
+        observer = self.gradient_observer if record else None
+        norm = ghost_norm
+        if observer is not None:
+            norm = partial(observed_ghost_norm, observer=observer)
+        y, statistics = norm(
             x,
             self.weight,
             self.bias,
@@ -113,21 +131,51 @@ class OverGhosts(RunningStatistics):
             policy=self.policy,
             top=self.top,
             residual=residual if fused else None,
-            relu=relu and fused,
+            relu=self.activation == "relu" and fused,
         )
         if record:
             self.record(statistics[0], self._variances(x, statistics[1], size, full))
-        if not fused:
-            assert residual is not None
-            y = y + residual
-            y = F.relu(y) if relu else y
-        return y
+        return y if fused else self._finish(y, residual)
+
+    def _normalize_over_ranks(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        ranks = self._ranks()
+        assert ranks is not None
+        fused = self._fuses(x, residual)
+        y, statistics = norm_over_ranks(
+            x,
+            self.weight,
+            self.bias,
+            ranks,
+            shift=self.running_mean,
+            eps=self.eps,
+            policy=self.policy,
+            top=self.top,
+            residual=residual if fused else None,
+            relu=self.activation == "relu" and fused,
+        )
+        self.record(statistics[:1], statistics[1:])
+        return y if fused else self._finish(y, residual)
+
+    def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
+        return residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+
+    def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        y = y if residual is None else y + residual
+        return F.relu(y) if self.activation == "relu" else y
+
+    def _ranks(self) -> Ranks | None:
+        return (self.ranks or all_ranks()) if self.over_ranks else None
+
+    @property
+    def ranks_of_a_ghost(self) -> int:
+        ranks = self._ranks()
+        return 1 if ranks is None else ranks.size
 
     def _ghosts(self, x: Tensor) -> tuple[int, int]:
         """Return the samples of a full ghost and how many full ones there are."""
         place = current_place()
         limit = None if place is None else place.total - place.first
-        if self.ghost_size is None and place is not None:
+        if self.ghost_size is None and place is not None and not self.over_ranks:
             raise ValueError("ghost_size is not set: inside of ghost_place a norm needs it")
         size = self.ghost_size or x.shape[0]
         minimum = 2 if x[0, 0].numel() < 2 else 1
@@ -176,3 +224,10 @@ class OverGhosts(RunningStatistics):
             f"{super().extra_repr()}, ghost_size={self.ghost_size}, running={self.running!r}"
             f"{activation}"
         )
+
+
+def over_ghosts(config: NormConfig) -> dict[str, Any]:
+    """Return the arguments that a norm which can span ranks takes from the ``norm`` section."""
+    if config.sync_ranks is None:
+        return {"ghost_size": config.ghost_size, "running": config.running}
+    return {"process_group": "all", "running": config.running}  # the trainer names the group

@@ -12,6 +12,7 @@ so ranks and micro-batches can add up their own terms in any grouping. A rank ke
 - ``pending``: its terms of the step under way.
 
 A merge sums ``local`` over the ranks and adds the others' part. Nothing is communicated between.
+Where k ranks hold a ghost together all of them record it, and a merge counts each k-th part.
 
 | running    | decay      | weight of ghost i = 0 .. T-1  | source |
 |------------|------------|-------------------------------|--------|
@@ -78,6 +79,11 @@ class RunningStatistics(_BatchNorm):
         self.register_buffer("pending", None, persistent=False)
         self.register_buffer("local", None, persistent=False)
         self.forget_terms()
+
+    @property
+    def ranks_of_a_ghost(self) -> int:
+        """How many ranks hold a ghost together and record the same statistics."""
+        return 1
 
     def forget_terms(self) -> None:
         """Take ``running_mean`` and ``running_var`` as what all ranks agree on."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 
 from largebatch._ops import NormPolicy
 from largebatch.nn.config import NormConfig, Running
-from largebatch.nn.over_ghosts import OverGhosts
+from largebatch.nn.over_ghosts import OverGhosts, over_ghosts
 from largebatch.nn.registry import norms
 
 
@@ -38,6 +39,7 @@ class TopKBatchNorm(OverGhosts):
         activation: Literal["relu"] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        process_group: dist.ProcessGroup | Literal["all"] | None = None,
         k: int = 10,
     ) -> None:
         if k < 1:
@@ -53,6 +55,7 @@ class TopKBatchNorm(OverGhosts):
             activation,
             device,
             dtype,
+            process_group,
         )
         self.top = k
 
@@ -63,4 +66,4 @@ class TopKBatchNorm(OverGhosts):
 @norms.register("topk", "batch norm by the largest norm.topk deviations", "Hoffer et al. 2018")
 def _topk(num_features: int, config: NormConfig) -> TopKBatchNorm:
     k = 10 if config.topk is None else config.topk
-    return TopKBatchNorm(num_features, config.ghost_size, running=config.running, k=k)
+    return TopKBatchNorm(num_features, **over_ghosts(config), k=k)

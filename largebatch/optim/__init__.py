@@ -1,30 +1,46 @@
 """Optimizers by name, parameter groups and gradient clipping."""
 
+from largebatch.optim.agc import adaptive_grad_clip_, clipped_parameters
+from largebatch.optim.apex import from_apex, to_apex
 from largebatch.optim.build import build_optimizer, set_step
 from largebatch.optim.bundle import Fragment
-from largebatch.optim.clip import clip_grad_norm_, clip_gradients
+from largebatch.optim.clip import Clipping, clip_grad_norm_, clip_gradients
 from largebatch.optim.config import OptimConfig
+from largebatch.optim.deepspeed import shard_for_deepspeed
 from largebatch.optim.groups import describe_groups, param_groups
 from largebatch.optim.lamb import LAMB
 from largebatch.optim.lars import LARS
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.muon import MuonWithAuxiliary
 from largebatch.optim.registry import optimizers
+from largebatch.optim.rmsprop_warmup import RMSpropWarmup, sgd_share
+from largebatch.optim.sam import SAM
 from largebatch.optim.sgd import SGD
+from largebatch.optim.sgdw import SGDW
 
 __all__ = [
     "LAMB",
     "LARS",
+    "SAM",
     "SGD",
+    "SGDW",
+    "Clipping",
     "Fragment",
     "LayerwiseOptimizer",
     "MuonWithAuxiliary",
     "OptimConfig",
+    "RMSpropWarmup",
+    "adaptive_grad_clip_",
     "build_optimizer",
     "clip_grad_norm_",
     "clip_gradients",
+    "clipped_parameters",
     "describe_groups",
+    "from_apex",
     "optimizers",
     "param_groups",
     "set_step",
+    "sgd_share",
+    "shard_for_deepspeed",
+    "to_apex",
 ]

@@ -6,7 +6,16 @@ import torch
 from torch import nn
 
 # Imported for their entries in the registry.
-from largebatch.optim import lamb, lars, muon, sgd, torch_optimizers  # noqa: F401
+from largebatch.optim import (  # noqa: F401
+    apex,
+    lamb,
+    lars,
+    muon,
+    rmsprop_warmup,
+    sgd,
+    sgdw,
+    torch_optimizers,
+)
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import param_groups
 from largebatch.optim.registry import optimizers
@@ -22,7 +31,11 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     config.check()
     factory = optimizers.entry(config.name).factory
     groups = param_groups(
-        model, config.weight_decay, config.decay_norm_and_bias, config.adapt_norm_and_bias
+        model,
+        config.weight_decay,
+        config.decay_norm_and_bias,
+        config.adapt_norm_and_bias,
+        config.lr_correction,
     )
     return factory(config, groups)
 
@@ -33,8 +46,9 @@ def set_step(
     lr: float,
     batch: int,
     clock: Clock | None = None,
+    samples: int = 0,
 ) -> None:
-    """Set what the coming step depends on: its rate, and averages with a half-life.
+    """Set what the coming step depends on: its rate, averages with a half-life, a transition.
 
     A half-life H makes the factor per step 2^(-batch / H), whatever the batch (see
     ``half_life_factor``). The bias correction of the Adam family counts steps with the factor of
@@ -43,7 +57,8 @@ def set_step(
     Args:
         lr: the rate of the step; a group's ``lr_multiplier`` (1 if absent) multiplies it.
         batch: samples of the step.
-        clock: turns half-lives into samples; needed only if the config has one.
+        clock: turns durations into samples; needed only if the optimizer has some.
+        samples: seen before the step.
     """
     first = _factor(config.momentum_half_life, batch, clock)
     second = _factor(config.beta2_half_life, batch, clock)
@@ -62,6 +77,12 @@ def set_step(
         for key in ("alpha", "rho"):  # the second moment of RMSprop and of Adadelta
             if second is not None and key in group:
                 group[key] = second
+        if "sgd_share" in group:
+            assert clock is not None, "the transition from RMSprop to SGD needs the run's clock"
+            center = config.transition_center.samples(clock)
+            group["sgd_share"] = rmsprop_warmup.sgd_share(
+                samples, center, config.transition_period.samples(clock)
+            )
 
 
 def _factor(half_life: Duration | None, batch: int, clock: Clock | None) -> float | None:

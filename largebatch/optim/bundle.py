@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from largebatch._errors import UserError
+from largebatch.optim.parameters import local
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Bundle:
     def parts(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the call's tensors, given one a parameter: a gradient, a moment, a master."""
         if isinstance(self.params[0], DTensor):
-            tensors = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+            tensors = [local(tensor) for tensor in tensors]
         return [
             tensors[piece.param]
             if piece.start is None
@@ -129,7 +131,7 @@ class Bundle:
         self.norms[:, :2] = table[self.rows]
 
 
-def ranks_of(param: Tensor, fragments: dict[Tensor, Fragments]) -> tuple[Any, ...]:
+def ranks_of(param: Tensor, fragments: Mapping[Tensor, Fragments]) -> tuple[Any, ...]:
     """Return the process groups whose ranks hold parts of the tensors in ``param``.
 
     Raises:
@@ -149,7 +151,7 @@ def ranks_of(param: Tensor, fragments: dict[Tensor, Fragments]) -> tuple[Any, ..
 
 
 def cut(
-    groups: list[tuple[dict[str, Any], list[Tensor]]], fragments: dict[Tensor, Fragments]
+    groups: list[tuple[dict[str, Any], list[Tensor]]], fragments: Mapping[Tensor, Fragments]
 ) -> tuple[list[Piece], int]:
     """Return the pieces of the groups' parameters, and how many tensors ranks add up."""
     pieces: list[Piece] = []

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from largebatch import _ops
+from largebatch.optim.agc import adaptive_grad_clip_, clipped_parameters
+from largebatch.optim.config import OptimConfig
+from largebatch.optim.norm import norm_parts
+from largebatch.optim.parameters import local
 
 
 @torch.no_grad()
@@ -15,19 +19,22 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
     """Scale gradients in place so that their global norm is at most ``max_norm``.
 
     The factor is min(1, ``max_norm`` / (norm + 1e-6)), applied even where it is 1, as torch does.
+    Of sharded DTensors (FSDP2) the norm is that of the whole gradients; their ranks must all call.
 
     Args:
         parameters: whose gradients, where they have one, count together.
         max_norm: positive.
 
     Returns:
-        The norm before clipping: 0-d, float64 if any gradient is, else float32; the same bits for
-        any thread count.
+        The norm before clipping: 0-d, the same bits for any thread count; float32, or float64 if a
+        gradient is or if several devices or ranks have added up.
+
+    Raises:
+        UserError: a sparse gradient.
     """
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    grads = [param.grad for param in params if param.grad is not None]
-    norm, factor = _norm_and_factor(grads, max_norm)
-    _scale(grads, factor)
+    norm, factor = _ops.clip_factor(norm_parts("clip_grad_norm_", params), max_norm)
+    _scale(params, factor)
     return norm
 
 
@@ -37,33 +44,41 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
 
     An optimizer with a ``grad_factor`` (:class:`largebatch.optim.SGD`) is handed the factor and
     applies it as it reads the gradients, so that clipping writes nothing; for any other the
-    gradients are scaled in place.
+    gradients are scaled in place. Of sharded parameters the norm is that of the whole gradients.
+
+    Raises:
+        UserError: a sparse gradient.
     """
-    grads = [
-        param.grad
-        for group in optimizer.param_groups
-        for param in group["params"]
-        if param.grad is not None
-    ]
-    _, factor = _norm_and_factor(grads, max_norm)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    fragments = getattr(optimizer, "fragments", None)
+    _, factor = _ops.clip_factor(norm_parts("clip_gradients", params, fragments), max_norm)
     if hasattr(optimizer, "grad_factor"):
         optimizer.grad_factor = factor
     else:
-        _scale(grads, factor)
+        _scale(params, factor)
     return factor
 
 
-def _norm_and_factor(grads: list[Tensor], max_norm: float) -> tuple[Tensor, Tensor]:
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for grad in grads:
-        by_device.setdefault(grad.device, []).append(grad)
-    if len(by_device) <= 1:
-        return _ops.clip_factor(grads, max_norm)
-    first = grads[0].device
-    norms = [_ops.global_norm(part).to(first) for part in by_device.values()]
-    return _ops.clip_factor([torch.stack([norm.double() for norm in norms])], max_norm)
+def _scale(params: list[Tensor], factor: Tensor) -> None:
+    for param in params:
+        if param.grad is not None:
+            local(param.grad).mul_(factor.to(param.grad.device))
 
 
-def _scale(grads: list[Tensor], factor: Tensor) -> None:
-    for grad in grads:
-        grad.mul_(factor.to(grad.device))
+class Clipping:
+    """What a config clips before a step: units (``adaptive_clip``), then the global norm."""
+
+    def __init__(
+        self, config: OptimConfig, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._config, self._optimizer = config, optimizer
+        self._parameters = clipped_parameters(model)
+
+    def __call__(self) -> Tensor | None:
+        """Clip the unscaled gradients; return the factor of the global norm where it is clipped."""
+        config = self._config
+        if config.adaptive_clip is not None:
+            adaptive_grad_clip_(self._parameters, config.adaptive_clip, config.adaptive_clip_eps)
+        if config.clip_norm is None:
+            return None
+        return clip_gradients(self._optimizer, config.clip_norm)

@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from largebatch._errors import UserError
+from largebatch.nn import find_classifier
 
 NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -21,6 +25,7 @@ def param_groups(
     weight_decay: float,
     decay_norm_and_bias: bool = False,
     adapt_norm_and_bias: bool | None = None,
+    lr_correction: bool = False,
 ) -> list[dict[str, Any]]:
     """Return optimizer groups that keep biases and the parameters of norms from decaying.
 
@@ -34,14 +39,20 @@ def param_groups(
         decay_norm_and_bias: decay all of them.
         adapt_norm_and_bias: whether LARS and LAMB adapt the rate of the other group; None leaves it
             to their ``exclude``.
+        lr_correction: imitate the decay, by SGD's ``imitated_decay``, on the weights of all
+            convolutions and linear layers but the classifier. That a norm follows each of them
+            directly is the caller's to know (it does not in pre-activation networks).
 
     Returns:
-        Up to two groups with the keys ``name``, ``params`` (pairs of name and parameter) and
+        Up to three groups with the keys ``name``, ``params`` (pairs of name and parameter) and
         ``weight_decay``; one alone where nothing tells them apart.
+
+    Raises:
+        UserError: ``lr_correction`` for a model without norms.
     """
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     same_decay = decay_norm_and_bias or weight_decay == 0.0
-    if same_decay and adapt_norm_and_bias is not False:
+    if same_decay and not lr_correction and adapt_norm_and_bias is not False:
         return [{"name": "all", "params": named, "weight_decay": weight_decay}]
     of_norms = {
         id(param)
@@ -55,9 +66,33 @@ def param_groups(
         {"name": "decay", "params": decay, "weight_decay": weight_decay},
         {"name": "no_decay", "params": rest, "weight_decay": weight_decay if same_decay else 0.0},
     ]
+    if lr_correction:
+        invariant = _scale_invariant(model)
+        corrected = [(n, p) for n, p in decay if id(p) in invariant]
+        groups[0]["params"] = [(n, p) for n, p in decay if id(p) not in invariant]
+        groups.append(
+            {
+                "name": "lr_correction",
+                "params": corrected,
+                "weight_decay": 0.0,
+                "imitated_decay": weight_decay,
+            }
+        )
     if adapt_norm_and_bias is not None:
         groups[1]["layer_adaptation"] = adapt_norm_and_bias
     return [group for group in groups if group["params"]]
+
+
+def _scale_invariant(model: nn.Module) -> set[int]:
+    """Return the ids of the weights whose size a norm after them takes away."""
+    if not any(isinstance(module, NORMS) for module in model.modules()):
+        raise UserError("optim.lr_correction=true: no norm of the model takes its weights' size")
+    classifier = find_classifier(model)
+    return {
+        id(layer.weight)
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Linear, _ConvNd)) and name != classifier
+    }
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
@@ -65,8 +100,10 @@ def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
     lines = []
     for index, group in enumerate(optimizer.param_groups):
         count = sum(param.numel() for param in group["params"])
+        imitated = group.get("imitated_decay", 0.0)
         lines.append(
             f"{group.get('name', index)}: {len(group['params'])} tensors, {count:,} parameters, "
-            f"weight decay {group.get('weight_decay', 0.0):g}"
+            f"weight decay {imitated or group.get('weight_decay', 0.0):g}"
+            + (", imitated by the rate" if imitated else "")
         )
     return lines

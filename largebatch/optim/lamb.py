@@ -7,17 +7,16 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch._ops.layerwise import Stage
-from largebatch.optim.bundle import Bundle, ranks_of
+from largebatch.optim.bundle import Bundle
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
 from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.norm import norm_parts
 from largebatch.optim.presets import chosen, preset_of
 from largebatch.optim.registry import optimizers
 
@@ -159,30 +158,12 @@ class LAMB(LayerwiseOptimizer):
         """Add this optimizer's own clipping to the factor of the gradients."""
         if self.max_grad_norm is None:
             return factor
-        params = [
-            param
-            for group in self.param_groups
-            for param in group["params"]
-            if param.grad is not None
-        ]
-        if not params:
+        params = [param for group in self.param_groups for param in group["params"]]
+        parts = norm_parts("LAMB", params, self.fragments)
+        if not parts:
             return factor
-        if len({param.device for param in params}) > 1:
-            raise UserError("LAMB: max_grad_norm needs all parameters on one device")
-        scale = None if factor is None else factor.to(params[0].device)
-        by_ranks: dict[tuple[Any, ...], list[Tensor]] = {}
-        for param in params:
-            grad = param.grad.to_local() if isinstance(param.grad, DTensor) else param.grad
-            by_ranks.setdefault(ranks_of(param, self._fragments), []).append(grad)
-        if list(by_ranks) == [()]:
-            return _ops.clip_factor(by_ranks[()], self.max_grad_norm, eps=0.0, scale=scale)[1]
-        norms = []
-        for ranks, grads in by_ranks.items():
-            square = _ops.global_norm(grads).double().square()
-            for group in ranks:
-                dist.all_reduce(square, group=group)
-            norms.append(square.sqrt())
-        return _ops.clip_factor(norms, self.max_grad_norm, eps=0.0, scale=scale)[1].float()
+        scale = None if factor is None else factor.to(parts[0].device)
+        return _ops.clip_factor(parts, self.max_grad_norm, eps=0.0, scale=scale)[1]
 
     def call(
         self,
@@ -239,7 +220,7 @@ class LAMB(LayerwiseOptimizer):
     "Adam whose step follows each tensor's norm; presets paper, nvlamb, author, deepspeed",
     "You et al. 2020",
 )
-def build_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> LAMB:
     """Build :class:`LAMB` from the config."""
     config.refuse_unused(
         {"betas", "eps", "momentum_half_life", "beta2_half_life", "preset", "adapt_norm_and_bias"}
@@ -250,5 +231,5 @@ def build_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim
         "preset": preset_of(config, PRESETS),
         "eps": config.eps,
     }
-    built: torch.optim.Optimizer = construct(LAMB, config, groups, arguments)
+    built: LAMB = construct(LAMB, config, groups, arguments)
     return built

@@ -200,7 +200,7 @@ class LARS(LayerwiseOptimizer):
     "momentum SGD whose rate follows each tensor's norms; presets paper, mlperf, timm, larc, optax",
     "You, Gitman and Ginsburg 2017",
 )
-def build_lars(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_lars(config: OptimConfig, groups: list[dict[str, Any]]) -> LARS:
     """Build :class:`LARS` from the config."""
     used = {"momentum", "nesterov", "momentum_half_life", "eps", "preset", "trust_coefficient"}
     config.refuse_unused(used | {"adapt_norm_and_bias"})
@@ -212,5 +212,5 @@ def build_lars(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim
         "trust_coefficient": config.trust_coefficient,
         "eps": config.eps,
     }
-    built: torch.optim.Optimizer = construct(LARS, config, groups, arguments)
+    built: LARS = construct(LARS, config, groups, arguments)
     return built

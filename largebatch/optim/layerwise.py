@@ -13,11 +13,10 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch._ops.layerwise import Stage
 from largebatch.optim.bundle import Bundle, Fragment, Fragments, cut, ranks_of
+from largebatch.optim.parameters import SIXTEEN_BIT, check_dense, check_types
 from largebatch.optim.state import restore_exactly
 
 EXCLUDE = ("none", "one_dimensional", "no_decay")
-SIXTEEN_BIT = (torch.float16, torch.bfloat16)
-SUPPORTED = (torch.float32, torch.float64, *SIXTEEN_BIT)
 
 # What may differ between the groups of one call: rates, and what decay and adaptation come from.
 RULES = ("weight_decay", "layer_adaptation", "exclude", "decay_excluded", "split")
@@ -37,6 +36,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     Attributes:
         grad_factor: a 0-d tensor that multiplies the gradients of the next step, such as the clip
             factor of :func:`largebatch.optim.clip_gradients`; the step sets it back to None.
+        fragments: what :meth:`shard` was told of each flat parameter.
     """
 
     grad_factor: Tensor | None = None
@@ -45,7 +45,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._bundles: dict[tuple[Any, ...], Bundle] = {}
-        self._fragments: dict[Tensor, Fragments] = {}
+        self.fragments: dict[Tensor, Fragments] = {}
         super().__init__(params, {**defaults, "layer_adaptation": None, "split": 1})
 
     # What an optimizer of this kind adds.
@@ -86,7 +86,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bundles = {}
-        self._fragments = {}
+        self.fragments = getattr(self, "fragments", {})  # loading state keeps the parameters
         for group in self.param_groups:  # state of another library's form lacks our settings
             for key in set(self.defaults) - {"differentiable"}:  # which torch adds to them here
                 group.setdefault(key, self.defaults[key])
@@ -121,7 +121,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
                 raise UserError(f"{part}: not within the {param.numel()} elements of its parameter")
             if not 0 <= part.tensor < tensors:
                 raise UserError(f"{part}: a tensor from 0 up and below {tensors}")
-        self._fragments[param] = Fragments(parts, tensors, group)
+        self.fragments[param] = Fragments(parts, tensors, group)
         self._bundles.clear()
 
     @torch.no_grad()
@@ -171,7 +171,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
                 by_ranks: dict[tuple[Any, ...], list[Tensor]] = {}
                 for param in present:
                     if param.device == device:
-                        by_ranks.setdefault(ranks_of(param, self._fragments), []).append(param)
+                        by_ranks.setdefault(ranks_of(param, self.fragments), []).append(param)
                 for ranks, part in by_ranks.items():
                     plan.setdefault((device, ranks, *same), []).append((group, part))
         for same, groups in plan.items():
@@ -208,11 +208,11 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     def _make_bundle(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> Bundle:
         params = [param for _, part in groups for param in part]
-        pieces, tensors = cut(groups, self._fragments)
+        pieces, tensors = cut(groups, self.fragments)
         device = params[0].device
         norms = torch.zeros((len(pieces), 3), dtype=torch.float64, device=device)
         absent = torch.empty(0, device=device)
-        ranks = ranks_of(params[0], self._fragments)
+        ranks = ranks_of(params[0], self.fragments)
         rows = torch.tensor([p.tensor for p in pieces], dtype=torch.int64, device=device)
         return Bundle(groups, params, pieces, ranks, tensors, rows, torch.empty(0), norms, absent)
 
@@ -243,13 +243,13 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         for param in bundle.params:
             assert param.grad is not None
             grads.append(param.grad)
-        if any(grad.is_sparse for grad in grads):
-            raise UserError(f"{type(self).__name__}: sparse gradients are not supported")
+        check_dense(type(self).__name__, grads)
         states = [self.state[param] for param in bundle.params]
         names = self.moment_names(bundle.group)
         wanted = set(names)
         for param, state in zip(bundle.params, states, strict=True):
-            if not state or not state.keys() >= wanted:
+            lacks_master = param.dtype in SIXTEEN_BIT and "master" not in state
+            if not state.keys() >= wanted or (lacks_master and bundle.group["master_weights"]):
                 self._begin_state(param, state, bundle.group)
         moments = [bundle.parts([state[name] for state in states]) for name in names]
         masters: list[Tensor] = []
@@ -295,12 +295,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         if split != "rows" and not (isinstance(split, int) and split >= 1):
             raise UserError(f"{name}: split={split!r}: a number from 1 up, or 'rows'")
         self.check_group(group)
+        check_types(name, group["params"])
         for param in group["params"]:
-            if param.dtype not in SUPPORTED:
-                raise UserError(
-                    f"{name}: parameters of type {param.dtype}; float32, float64, float16 or "
-                    "bfloat16"
-                )
             if isinstance(split, int) and split > 1 and (param.ndim == 0 or len(param) % split):
                 raise UserError(
                     f"{name}: split={split}: a parameter of shape {tuple(param.shape)} does not "

@@ -124,7 +124,7 @@ def split_for_muon(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "Muon for hidden matrices, AdamW for embeddings, classifier, convolutions, norms and biases",
     "Jordan et al. 2024; Liu et al. 2025",
 )
-def build_muon(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_muon(config: OptimConfig, groups: list[dict[str, Any]]) -> MuonWithAuxiliary:
     """Build :class:`MuonWithAuxiliary` from the config."""
     config.refuse_unused({"momentum", "betas", "eps", "momentum_half_life", "beta2_half_life"})
     arguments: dict[str, Any] = {
@@ -134,7 +134,7 @@ def build_muon(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim
     }
     if config.eps is not None:
         arguments["eps"] = config.eps
-    built: torch.optim.Optimizer = construct(
+    built: MuonWithAuxiliary = construct(
         MuonWithAuxiliary, config, split_for_muon(groups), arguments
     )
     return built

@@ -9,8 +9,8 @@ Nesterov 1983; Sutskever et al. 2013.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Set
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,10 +19,21 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
+from largebatch.optim.lr_correction import corrected_rate
+from largebatch.optim.parameters import check_dense, check_types, local
 from largebatch.optim.registry import optimizers
 from largebatch.optim.state import restore_exactly
 
-OWN_SETTINGS = ("lr_inside_momentum", "momentum_correction", "dampen_first_step", "previous_lr")
+OWN_SETTINGS = (
+    "decoupled_weight_decay",
+    "lr_inside_momentum",
+    "momentum_correction",
+    "dampen_first_step",
+    "previous_lr",
+    "imitated_decay",
+    "decayed_norm",
+    "decayed_buffer",
+)
 
 
 class SGD(torch.optim.Optimizer):
@@ -39,10 +50,15 @@ class SGD(torch.optim.Optimizer):
         dampening: the gradient enters the buffer times 1 - ``dampening``.
         weight_decay: L2 term, added to the gradient as ``weight_decay`` x parameter.
         nesterov: Nesterov's form; needs ``momentum`` and no ``dampening``.
+        decoupled_weight_decay: p <- p - lr ``weight_decay`` p instead, outside gradient and buffer
+            (see :class:`largebatch.optim.SGDW`).
         maximize: ascend.
         lr_inside_momentum: b <- momentum b + lr g; p <- p - b, instead of p <- p - lr b.
         momentum_correction: b <- momentum (lr / previous lr) b + lr g, which makes the rate
             inside the buffer equal to the rate outside it.
+        imitated_decay: instead of decaying, raise the rate so that weights in front of a norm take
+            the directions that they would take under this ``weight_decay``
+            (``largebatch.optim.lr_correction``); for groups of such weights alone.
         dampen_first_step: with ``dampening``, the buffer starts as an average at zero; PyTorch
             (False) starts it at the first gradient.
         fused: True demands the compiled kernel, False the reference; None takes what there is.
@@ -68,10 +84,12 @@ class SGD(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
+        decoupled_weight_decay: bool = False,
         maximize: bool = False,
         lr_inside_momentum: bool = False,
         momentum_correction: bool = False,
         dampen_first_step: bool = False,
+        imitated_decay: float = 0.0,
         fused: bool | None = None,
     ) -> None:
         defaults = {
@@ -80,11 +98,15 @@ class SGD(torch.optim.Optimizer):
             "dampening": dampening,
             "weight_decay": weight_decay,
             "nesterov": nesterov,
+            "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
             "lr_inside_momentum": lr_inside_momentum,
             "momentum_correction": momentum_correction,
             "dampen_first_step": dampen_first_step,
             "previous_lr": None,
+            "imitated_decay": imitated_decay,
+            "decayed_norm": 1.0,
+            "decayed_buffer": 0.0,
             "fused": fused,
         }
         super().__init__(params, defaults)
@@ -93,7 +115,7 @@ class SGD(torch.optim.Optimizer):
         """Add a group as torch does, having checked its hyperparameters and parameters."""
         super().add_param_group(param_group)
         try:
-            _check(self.param_groups[-1])
+            self._check(self.param_groups[-1])
         except Exception:
             del self.param_groups[-1]
             raise
@@ -140,12 +162,15 @@ class SGD(torch.optim.Optimizer):
         starts_undamped = momentum != 0.0 and dampening != 0.0 and not group["dampen_first_step"]
         fresh = [param for param in params if momentum != 0.0 and not self.state[param]]
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        # Only what the host keeps count of, the first step and the previous rate, has to know
+        # Only what the host keeps count of, the first step and earlier rates, has to know
         # whether this step is skipped; everything else leaves that to the device.
-        if found_inf is not None and (group["momentum_correction"] or (starts_undamped and fresh)):
+        counts = group["momentum_correction"] or group["imitated_decay"]
+        if found_inf is not None and (counts or (starts_undamped and fresh)):
             if found_inf.item() != 0:
                 return
             found_inf = None
+        if group["imitated_decay"]:
+            lr = corrected_rate(group, lr)
         buffer_factor = 1.0
         if group["momentum_correction"]:
             previous = group["previous_lr"]
@@ -178,19 +203,19 @@ class SGD(torch.optim.Optimizer):
         grads: list[Tensor] = []
         for param in params:
             assert param.grad is not None
-            if param.grad.is_sparse:
-                raise UserError("SGD: sparse gradients; use torch.optim.SGD for such parameters")
             grads.append(param.grad)
+        check_dense(type(self).__name__, grads)
         has_buffers = group["momentum"] != 0.0
         run = _ops.reference_sgd_ if group["fused"] is False else _ops.sgd_
         run(
-            params,
-            grads,
-            [self.state[param]["momentum_buffer"] for param in params] if has_buffers else [],
+            [local(param) for param in params],
+            [local(grad) for grad in grads],
+            [local(self.state[param]["momentum_buffer"]) for param in params if has_buffers],
             lr=lr,
             momentum=group["momentum"],
             dampening=dampening,
             weight_decay=group["weight_decay"],
+            decoupled=group["decoupled_weight_decay"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             lr_inside_momentum=group["lr_inside_momentum"],
@@ -198,6 +223,30 @@ class SGD(torch.optim.Optimizer):
             grad_factor=None if factor is None else factor.to(device),
             found_inf=None if found_inf is None else found_inf.to(device),
         )
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Refuse hyperparameters out of range and parameters that cannot be stepped."""
+        name = type(self).__name__
+        for key in ("lr", "momentum", "weight_decay", "imitated_decay"):
+            if not 0.0 <= float(group[key]) < math.inf:
+                raise UserError(f"{name}: {key}={group[key]}: a number from 0 up")
+        if group["nesterov"] and (group["momentum"] <= 0.0 or group["dampening"] != 0.0):
+            raise UserError(f"{name}: nesterov needs a momentum above 0 and no dampening")
+        if group["momentum_correction"] and not group["lr_inside_momentum"]:
+            raise UserError(f"{name}: momentum_correction needs lr_inside_momentum")
+        other_forms = group["nesterov"] or group["dampening"] or group["lr_inside_momentum"]
+        if group["imitated_decay"] and (other_forms or group["weight_decay"]):
+            raise UserError(
+                f"{name}: imitated_decay takes the place of weight_decay, and needs momentum in "
+                "its plain form: no nesterov, dampening or lr_inside_momentum"
+            )
+        check_types(name, group["params"])
+        for param in group["params"]:
+            if group["fused"] and not _ops.is_compiled("sgd_", param.device):
+                raise RuntimeError(
+                    f"{name}: fused=True, but the compiled op is absent on {param.device.type}: "
+                    f"{_ops.backends()['sgd_'].get(param.device.type, 'no kernel for this device')}"
+                )
 
 
 def _by_device(params: list[Tensor]) -> list[list[Tensor]]:
@@ -207,24 +256,7 @@ def _by_device(params: list[Tensor]) -> list[list[Tensor]]:
     return list(parts.values())
 
 
-def _check(group: dict[str, Any]) -> None:
-    for key in ("lr", "momentum", "weight_decay"):
-        if not 0.0 <= float(group[key]) < math.inf:
-            raise UserError(f"SGD: {key}={group[key]}: a number from 0 up")
-    if group["nesterov"] and (group["momentum"] <= 0.0 or group["dampening"] != 0.0):
-        raise UserError("SGD: nesterov needs a momentum above 0 and no dampening")
-    if group["momentum_correction"] and not group["lr_inside_momentum"]:
-        raise UserError("SGD: momentum_correction needs lr_inside_momentum")
-    for param in group["params"]:
-        if param.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-            raise UserError(
-                f"SGD: parameters of type {param.dtype}; float32, float64, float16 or bfloat16"
-            )
-        if group["fused"] and not _ops.is_compiled("sgd_", param.device):
-            raise RuntimeError(
-                f"SGD: fused=True, but the compiled op is absent on {param.device.type}: "
-                f"{_ops.backends()['sgd_'].get(param.device.type, 'no kernel for this device')}"
-            )
+Form = TypeVar("Form", bound=SGD)
 
 
 @optimizers.register(
@@ -232,11 +264,21 @@ def _check(group: dict[str, Any]) -> None:
     "SGD with momentum, Nesterov, dampening, the rate inside or outside the buffer",
     "Polyak 1964; Nesterov 1983; Goyal et al. 2017, section 3",
 )
-def build_sgd(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def build_sgd(config: OptimConfig, groups: list[dict[str, Any]]) -> SGD:
     """Build :class:`SGD` from the config."""
+    return build_form(SGD, config, groups, {"lr_correction"})
+
+
+def build_form(
+    kind: type[Form],
+    config: OptimConfig,
+    groups: list[dict[str, Any]],
+    own: Set[str] = frozenset(),
+) -> Form:
+    """Build :class:`SGD` or a form of it; ``own`` are the keys that it alone takes."""
     used = {"momentum", "nesterov", "dampening", "dampen_first_step"}
     used |= {"lr_inside_momentum", "momentum_correction"}
-    config.refuse_unused(used | {"momentum_half_life"})
+    config.refuse_unused(used | own | {"momentum_half_life"})
     arguments = {key: getattr(config, key) for key in ("lr", *sorted(used))}
-    built: torch.optim.Optimizer = construct(SGD, config, groups, arguments)
+    built: Form = construct(kind, config, groups, arguments)
     return built

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from largebatch._errors import UserError
 
-Value: TypeAlias = float | int | str | None
+Value: TypeAlias = "float | int | str | list[Value] | dict[str, Value] | None"
 
 
 class MetricsWriter:
@@ -120,4 +120,8 @@ def _decode(line: bytes) -> dict[str, Any] | None:
 
 
 def _finite(value: Value) -> Value:
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

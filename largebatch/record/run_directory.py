@@ -53,6 +53,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def layers(self) -> Path:
+        """Norms and trust ratios of tensors, one JSON object a line; absent for most optimizers."""
+        return self.path / "layers.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"

@@ -2,7 +2,7 @@
   "use strict";
   const data = JSON.parse(document.getElementById("largebatch-data").textContent);
   const many = data.runs.length > 1;
-  const state = { x: "epoch", log: false, hidden: new Set() };
+  const state = { x: "epoch", log: false, norm: "ratio", hidden: new Set() };
   const axisNames = { epoch: "epochs", samples: "samples", step: "steps" };
   const dashes = ["solid", "dash", "dot", "dashdot"];
   const touch = matchMedia("(pointer: coarse)").matches;
@@ -152,7 +152,55 @@
     displayModeBar: false,
   };
 
+  // Layer against samples: the colour is the logarithm, so that a factor looks alike everywhere.
+  function drawLayers(index, layers) {
+    const box = document.getElementById(`layers-${index}`);
+    const values = layers[state.norm];
+    const logs = values.map((row) => row.map((value) => (value > 0 ? Math.log10(value) : null)));
+    const seen = logs.flat().filter((value) => value !== null);
+    const [low, high] = seen.length
+      ? [seen.reduce((a, b) => Math.min(a, b)), seen.reduce((a, b) => Math.max(a, b))] : [0, 1];
+    const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => low + share * (high - low));
+    const axis = { automargin: true, fixedrange: touch, tickcolor: color("edge"), zeroline: false };
+    const height = 90 + Math.max(7, Math.min(16, 900 / values.length)) * values.length;
+    box.style.height = `${height}px`;
+    Plotly.react(box, [{
+      type: "heatmap",
+      x: layers[state.x],
+      y: layers.names.map(plain),
+      z: logs,
+      customdata: values,
+      zmin: low,
+      zmax: high > low ? high : low + 1,
+      colorscale: "Viridis",
+      hoverongaps: false,
+      hovertemplate: "%{y}<br>%{x:,}: %{customdata:.4~g}<extra></extra>",
+      colorbar: {
+        thickness: 12, outlinewidth: 0, tickfont: { color: color("soft") },
+        tickvals: ticks, ticktext: ticks.map((value) => Number((10 ** value).toPrecision(2))),
+      },
+    }], {
+      height,
+      margin: { l: 44, r: 12, t: 12, b: 40 },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: "system-ui, sans-serif", size: 12, color: color("soft") },
+      hoverlabel: {
+        bgcolor: color("card"), bordercolor: color("edge"), font: { color: color("ink"), size: 12 },
+      },
+      dragmode: touch ? false : "zoom",
+      xaxis: {
+        ...axis, title: { text: axisNames[state.x], standoff: 6 }, ticks: "outside",
+        tickformat: state.x === "epoch" ? "" : "~s",
+      },
+      yaxis: { ...axis, type: "category", autorange: "reversed", tickfont: { size: 10 } },
+    }, options);
+  }
+
   function draw() {
+    data.runs.forEach((run, index) => {
+      if (run.layers) drawLayers(index, run.layers);
+    });
     for (const chart of data.charts) {
       const drawn = traces(chart);
       Plotly.react(`chart-${chart.key}`, drawn, layout(chart, drawn), options);
@@ -166,11 +214,12 @@
     for (const button of buttons) button.setAttribute("aria-pressed", String(button === pressed));
   }
 
-  for (const attribute of ["x", "log"]) {
+  for (const attribute of ["x", "log", "norm"]) {
     const buttons = document.querySelectorAll(`[data-${attribute}]`);
     for (const button of buttons) {
       button.addEventListener("click", () => {
-        state[attribute] = attribute === "x" ? button.dataset.x : Boolean(button.dataset.log);
+        const value = button.dataset[attribute];
+        state[attribute] = attribute === "log" ? Boolean(value) : value;
         press(buttons, button);
         draw();
       });

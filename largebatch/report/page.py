@@ -92,7 +92,13 @@ def render(runs: Sequence[Run], now: datetime | None = None) -> str:
     charts = charts_for(runs)
     data = {
         "runs": [
-            {"name": name, "finished": run.finished, "figures": run.row, "series": run.series}
+            {
+                "name": name,
+                "finished": run.finished,
+                "figures": run.row,
+                "series": run.series,
+                "layers": run.layers,
+            }
             for name, run in zip(names, runs, strict=True)
         ],
         "charts": [asdict(chart) for chart in charts],

@@ -13,7 +13,9 @@ from largebatch.record import RunDirectory, read_metrics
 from largebatch.report.thinning import thin
 
 MOST_POINTS = 2000
+MOST_COLUMNS = 200  # of a map of layers
 PLACES = ("samples", "step", "epoch")
+NORMS = ("weight", "update", "ratio")  # the numbers of a tensor in layers.jsonl
 IDENTITY = (*PLACES, "split", "order_hash", "count")
 OF_THE_MODEL = ("weight_norm", "weight_distance")  # of no split, whichever line they stand on
 
@@ -33,6 +35,9 @@ class Run:
         config: the resolved config as written; empty if there is none.
         keys: the config with dotted keys.
         finished: whether the run has left its summary.
+        layers: of a layer-wise optimizer, else None: ``names`` of the tensors; ``samples``,
+            ``step`` and ``epoch``, lists of one length; ``weight``, ``update`` and ``ratio``, a row
+            of that length for each tensor.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Run:
     config: str
     keys: dict[str, str]
     finished: bool
+    layers: dict[str, list[Any]] | None = None
 
 
 def read_run(path: str | Path) -> Run:
@@ -65,7 +71,31 @@ def read_run(path: str | Path) -> Run:
         config=text,
         keys=keys,
         finished=summary is not None,
+        layers=_layers(directory),
     )
+
+
+def _layers(directory: RunDirectory) -> dict[str, list[Any]] | None:
+    """Return the map of layers, at most ``MOST_COLUMNS`` steps of it, four digits a number."""
+    lines = read_metrics(directory.layers) if directory.layers.exists() else []
+    if not lines:
+        return None
+    lines = lines[:: -(-len(lines) // MOST_COLUMNS)]
+    names = list({name: None for line in lines for name in line["layers"]})
+    none = [None] * len(NORMS)
+    columns = [[line["layers"].get(name, none) for line in lines] for name in names]
+    return {
+        "names": names,
+        **{place: [line[place] for line in lines] for place in PLACES},
+        **{
+            norm: [[_rounded(cell[index]) for cell in row] for row in columns]
+            for index, norm in enumerate(NORMS)
+        },
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _series(lines: list[dict[str, Any]], split: str) -> dict[str, Series]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from largebatch._errors import UserError
 from largebatch.data import EpochOrder, Pipeline, Source, build_source
 from largebatch.distributed import World
 from largebatch.engine import DataParallel, build_engine
 from largebatch.models import build_model, try_images
-from largebatch.nn import has_batch_norm, minimum_samples
-from largebatch.optim import build_optimizer
+from largebatch.nn import has_batch_norm, join_ranks, minimum_samples, spans_ranks, wrong_span
+from largebatch.optim import SAM, Clipping, build_optimizer
 from largebatch.schedule import Schedule
 from largebatch.tasks import Classification, build_task
 from largebatch.train.config import Config
@@ -92,9 +95,15 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
     Raises:
         UserError: data are missing or damaged, or parts do not fit together.
     """
+    check_span(config, world)
     plan = prepare(config, device)
     source, validation, model = plan.source, plan.validation, plan.model
-    precision, atoms, schedule = plan.precision, plan.atoms, plan.schedule
+    precision, schedule = plan.precision, plan.schedule
+    atoms = with_span(plan.atoms, config, world)
+    if atoms.span and world.world_size > 1:
+        # A group of their own: the norms' messages never mix with those of the gradients.
+        timeout = timedelta(seconds=config.distributed.timeout)
+        join_ranks(model, dist.new_subgroups(atoms.span, timeout=timeout)[0])
     channels_last = config.model.channels_last
     task = build_task(config.task, source.num_classes)
     engine = build_engine(model, world, config.distributed)
@@ -107,7 +116,8 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
     )
     micro = config.batch.micro
     largest = max(phase.size for phase in schedule.plan.phases)
-    largest_share = math.ceil(math.ceil(largest / atoms.size) / world.world_size) * atoms.size
+    largest_share = math.ceil(math.ceil(largest / (atoms.size or 1)) / world.world_size)
+    largest_share *= atoms.size or 1
     if micro == "auto":
         probe = min(atoms.size, len(validation)) if atoms.size > 1 else min(8, len(validation))
         sample = next(iter(val_pipeline.batches(requests(probe, probe, World()))))
@@ -128,7 +138,8 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         optimizer,
         precision,
         device,
-        config.optim.clip_norm,
+        Clipping(config.optim, model, optimizer),
+        _sharpness_aware(config, model, optimizer),
         config.run.seed,
         varying_weight=config.data.skip_corrupt > 0,
     )
@@ -150,17 +161,58 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         feed,
         stepper,
         evaluator,
-        _caveats(config, model),
+        _caveats(config, model, atoms),
     )
 
 
-def _caveats(config: Config, model: nn.Module) -> list[str]:
+def check_span(config: Config, world: World) -> None:
+    """Refuse groups of ranks that do not add up to all ranks.
+
+    Raises:
+        UserError: ``norm.sync_ranks`` does not divide the number of ranks.
+    """
+    mistake = wrong_span(config.norm, world.world_size)
+    if mistake:
+        raise UserError(mistake)
+
+
+def with_span(atoms: Atoms, config: Config, world: World) -> Atoms:
+    """Return ``atoms`` with the ranks that hold a ghost together."""
+    if not spans_ranks(config.norm):
+        return atoms
+    return replace(atoms, span=config.norm.sync_ranks or world.world_size)
+
+
+def _sharpness_aware(
+    config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> SAM | None:
+    if config.optim.sam_rho is None:
+        return None
+    return SAM(optimizer, model, config.optim.sam_rho, config.optim.sam_scope)
+
+
+def _caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:
     """Say where the trajectory depends on the number of ranks after all."""
     lines = []
+    micros = (config.batch.micro, *(phase.micro for phase in config.batch.plan))
+    if atoms.span and not atoms.size and (config.norm.sync_ranks or any(micros)):
+        held = "its share of the step" if not any(micros) else "batch.micro"
+        lines.append(
+            f"norm.kind={config.norm.kind} takes statistics over {atoms.span} ranks with {held}"
+            " each: another number of ranks or another batch.micro gives another run"
+            " (norm.ghost_size sets the samples instead)"
+        )
+    if atoms.span and (config.data.mixup or config.data.cutmix):
+        lines.append("mixup partners are drawn inside a rank's part of a ghost: ranks change them")
     if config.norm.kind == "batch" and has_batch_norm(model):
         lines.append(
             "norm.kind=batch takes statistics per forward pass: another number of ranks or another"
             " batch.micro gives another run (norm.kind=ghost does not)"
+        )
+    if config.optim.sam_scope == "rank":
+        lines.append(
+            "optim.sam_scope=rank perturbs by each rank's own gradient: another number of ranks"
+            " gives another run (global does not)"
         )
     random = (nn.modules.dropout._DropoutNd,)
     if any(isinstance(m, random) and m.p > 0 for m in model.modules()) or config.model.drop_path:
@@ -186,7 +238,7 @@ def make_atoms(config: Config, model: nn.Module) -> Atoms:
     """Return what a step may not divide: a ghost batch, or a sample where no norm reads a batch."""
     minimum = minimum_samples(model)
     size = config.norm.ghost_size or 0
-    if size == 0:
+    if size == 0 and not spans_ranks(config.norm):
         mixing = config.data.mixup or config.data.cutmix
         # Under statistics per forward a rank's share of one sample has none: two stay together.
         size = MIXING_GROUP if mixing else minimum

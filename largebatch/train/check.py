@@ -13,7 +13,7 @@ from largebatch._errors import UserError
 from largebatch.data import datasets
 from largebatch.engine import engines
 from largebatch.models import models
-from largebatch.nn import check_norm
+from largebatch.nn import check_norm, spans_ranks, wrong_span
 from largebatch.optim import build_optimizer
 from largebatch.schedule import curves
 from largebatch.tasks import tasks
@@ -40,7 +40,8 @@ def check(config: Config) -> None:
     config.model.check()
     config.data.check()
     check_norm(config.norm)
-    build_optimizer(config.optim, nn.Linear(2, 2))  # finds what only the optimizer itself knows
+    any_model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    build_optimizer(config.optim, any_model)  # finds what only the optimizer itself knows
     for mistake in _numbers(config):
         raise UserError(mistake)
     for mistake in _contradictions(config):
@@ -73,6 +74,7 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"distributed.timeout={config.distributed.timeout}: from 1 to 10^7 seconds"
     for key, every in (
         ("telemetry.every", config.telemetry.every),
+        ("telemetry.layers", config.telemetry.layers),
         ("checkpoint.every", config.checkpoint.every),
     ):
         if every.value == 0:
@@ -85,10 +87,21 @@ def _contradictions(config: Config) -> Iterator[str]:
         ("batch.micro", batch.micro),
         *((f"batch.plan[{i}].micro", phase.micro) for i, phase in enumerate(batch.plan)),
     ]:
-        if isinstance(micro, int) and ghost and micro % ghost:
+        if spans_ranks(norm) and ghost and micro is not None:
+            yield (
+                f"{key}={micro}: with norm.kind={norm.kind} over ranks a forward pass holds one"
+                f" ghost of norm.ghost_size={ghost}; leave one of the two out"
+            )
+        elif spans_ranks(norm) and micro == "auto":
+            yield f"{key}=auto: ranks that share statistics need one size; give a number"
+        elif isinstance(micro, int) and ghost and micro % ghost:
             near = max(ghost, round(micro / ghost) * ghost)
             yield f"{key}={micro}: a multiple of norm.ghost_size={ghost} is needed, such as {near}"
-    if norm.kind in ("l1", "linf", "topk") and ghost is None:
+    if spans_ranks(norm):
+        mistake = wrong_span(norm, config.run.nproc) if config.run.nproc > 1 else ""
+        if mistake:
+            yield mistake
+    elif norm.kind in ("l1", "linf", "topk") and ghost is None:
         yield f"norm.ghost_size is not set: a run with norm.kind={norm.kind} needs it (samples)"
     if config.distributed.allreduce == "flat":
         for key in ("torus", "wire_dtype"):

@@ -65,6 +65,8 @@ class TelemetryConfig:
 
     every: Duration = field(default_factory=lambda: Duration.parse("1st"))
     """Distance between train lines."""
+    layers: Duration = field(default_factory=lambda: Duration.parse("1%"))
+    """lars, lamb: distance between lines of layers.jsonl (norms and trust ratio of each tensor)."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 from largebatch._errors import UserError, nearest
 from largebatch._registry import Registry
@@ -50,7 +50,14 @@ def _cards(name: str) -> Iterator[str]:
         lines = [f"{registry.key}: {entry.name}", entry.summary]
         if entry.source:
             lines.append(f"source: {entry.source}")
-        documentation = inspect.getdoc(entry.factory)
+        documentation = inspect.getdoc(_subject(entry.factory))
         if documentation:
             lines += ["", documentation]
         yield "\n".join(lines)
+
+
+def _subject(factory: Any) -> Any:
+    """Return what ``factory`` makes, where that is a class of ours, else the factory itself."""
+    made = get_type_hints(factory).get("return") if inspect.isfunction(factory) else None
+    ours = inspect.isclass(made) and made.__module__.startswith("largebatch.")
+    return made if ours else factory

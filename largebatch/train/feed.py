@@ -12,15 +12,27 @@ import numpy as np
 from largebatch.data import Batch, EpochOrder, Pipeline, Request
 from largebatch.distributed import World
 from largebatch.schedule import BatchPlan, Step
-from largebatch.train.share import Micro, ghost_count, share
+from largebatch.train.share import (
+    Micro,
+    even_ghost_size,
+    ghost_count,
+    share,
+    share_over_ranks,
+)
 
 
 @dataclass(frozen=True)
 class Atoms:
-    """What may not be divided: ``size`` samples of a ghost, none below ``minimum`` samples."""
+    """What may not be divided: ``size`` samples of a ghost, none below ``minimum`` samples.
+
+    Attributes:
+        span: ranks that hold a ghost together, 0 where each is one rank's. ``size`` 0 then means
+            what these ranks hold in one forward pass.
+    """
 
     size: int
     minimum: int
+    span: int = 0
 
 
 class Feed:
@@ -48,20 +60,26 @@ class Feed:
 
     def micros(self, step: Step) -> tuple[Micro, ...]:
         """Return this rank's forward passes of ``step``."""
-        micro = self.micro if step.phase.micro in (None, "auto") else step.phase.micro
-        assert micro is None or isinstance(micro, int)
-        return share(
-            step.size,
-            self.atoms.size,
-            micro,
-            self.world.rank,
-            self.world.world_size,
-            self.atoms.minimum,
-        )
+        atoms, world, size = self.atoms, self.world, self._ghost_size(step)
+        place = (world.rank, world.world_size, atoms.minimum)
+        if atoms.span:
+            return share_over_ranks(step.size, size, atoms.span, *place)
+        return share(step.size, size, self._micro(step), *place)
 
     def ghosts(self, step: Step) -> int:
         """Return the number of ghosts of ``step`` over all ranks."""
-        return ghost_count(step.size, self.atoms.size, self.atoms.minimum)
+        return ghost_count(step.size, self._ghost_size(step), self.atoms.minimum)
+
+    def _ghost_size(self, step: Step) -> int:
+        if self.atoms.size:
+            return self.atoms.size
+        even = even_ghost_size(step.size, self._micro(step), self.atoms.span, self.world.world_size)
+        return max(self.atoms.minimum, even)
+
+    def _micro(self, step: Step) -> int | None:
+        micro = self.micro if step.phase.micro in (None, "auto") else step.phase.micro
+        assert micro is None or isinstance(micro, int)
+        return micro
 
     def steps(self, samples: int) -> Iterator[tuple[Step, tuple[Micro, ...], Iterator[Batch]]]:
         """Walk the steps from ``samples`` on, each with its forward passes and their source."""

@@ -13,7 +13,9 @@ from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
 from largebatch.report import write_report
 from largebatch.train import checkpoint, parse
 from largebatch.train.config import Config, run_name
+from largebatch.train.layers import LayerRecord
 from largebatch.train.progress import say
+from largebatch.train.telemetry import Every
 from largebatch.train.trainer import Trainer
 
 
@@ -36,6 +38,14 @@ def begin(
         say(line)
     if isinstance(parts.optimizer, LayerwiseOptimizer):
         say(_excluded(parts.optimizer, parts.model))
+        trainer.layers = LayerRecord(
+            parts.optimizer,
+            parts.model,
+            directory.layers,
+            Every(config.telemetry.layers, trainer.clock),
+            trainer.clock.epoch_samples,
+            position.samples,
+        )
     for warning in parts.caveats:
         say(warning)
     if position.samples:

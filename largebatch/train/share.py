@@ -11,7 +11,8 @@ class Micro:
     """One forward pass of one rank: samples ``start`` to ``stop`` of the step's order.
 
     Attributes:
-        first_ghost, ghosts: its first ghost's index in the step, and how many it holds.
+        first_ghost, ghosts: its first ghost's index in the step, and how many it holds; where
+            ranks hold a ghost together, this rank's part of one.
         ghost_size: samples of each ghost but the last, which takes what is left.
     """
 
@@ -58,9 +59,7 @@ def share(
         minimum: samples a ghost needs to have statistics: 2 with a batch norm.
     """
     total = ghost_count(size, ghost_size, minimum)
-    each, more = divmod(total, world_size)
-    first = rank * each + min(rank, more)
-    end = first + each + (rank < more)
+    first, end = _part(total, rank, world_size)
     per_pass = max(1, end - first if micro is None else micro // ghost_size)
     passes = []
     for at in range(first, end, per_pass):
@@ -68,3 +67,42 @@ def share(
         stop = size if until == total else until * ghost_size
         passes.append(Micro(at * ghost_size, stop, at, until - at, ghost_size))
     return tuple(passes)
+
+
+def share_over_ranks(
+    size: int, ghost_size: int, span: int, rank: int, world_size: int, minimum: int = 1
+) -> tuple[Micro, ...]:
+    """Return the forward passes of ``rank`` where ``span`` adjacent ranks hold a ghost together.
+
+    A group of ranks takes ghosts as one rank does in :func:`share`, one a pass, and its ranks take
+    contiguous parts of each as even as can be. All of them make the same passes: a part may be
+    empty, where a ghost has fewer samples than ranks.
+    """
+    group, member = divmod(rank, span)
+    passes = []
+    for whole in share(size, ghost_size, 1, group, world_size // span, minimum):
+        start, stop = _part(whole.stop - whole.start, member, span)
+        part = (whole.start + start, whole.start + stop)
+        passes.append(Micro(*part, whole.first_ghost, 1, stop - start))
+    return tuple(passes)
+
+
+def even_ghost_size(size: int, micro: int | None, span: int, world_size: int) -> int:
+    """Return the samples of a ghost where no size is set: what ``span`` ranks hold in a forward.
+
+    Args:
+        micro: most samples of a rank and forward pass; None for the whole share.
+
+    >>> even_ghost_size(100, None, 2, 4), even_ghost_size(100, 10, 2, 4)
+    (50, 17)
+    """
+    groups = world_size // span
+    passes = 1 if micro is None else -(-size // (groups * micro * span))
+    return -(-size // (groups * passes))
+
+
+def _part(total: int, index: int, parts: int) -> tuple[int, int]:
+    """Return where part ``index`` of ``total`` things in even parts begins and ends."""
+    each, more = divmod(total, parts)
+    first = index * each + min(index, more)
+    return first, first + each + (index < more)

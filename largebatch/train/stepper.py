@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from largebatch.data import Batch
 from largebatch.data.draws import key
 from largebatch.engine import DataParallel
 from largebatch.nn import discard_step, ghost_place, step_end
-from largebatch.optim import clip_gradients
+from largebatch.optim import SAM, Clipping
 from largebatch.schedule import Step
 from largebatch.tasks import Classification
 from largebatch.train.precision import Precision
@@ -22,10 +23,23 @@ from largebatch.train.share import Micro
 DROPOUT = 0x44726F70  # separates the stream of dropout seeds from the data's streams
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """What the passes of one step have in common."""
+
+    step: Step
+    ghosts: int
+    micros: tuple[Micro, ...]
+    weight: float
+
+
 class Stepper:
     """Takes optimizer steps.
 
     Args:
+        clip: clips the gradients.
+        sam: takes every step from the gradient at perturbed weights; its micro-batches are held in
+            memory for their second pass.
         seed: with the step's start, the rank and the micro-batch it seeds the device's generator,
             so that dropout needs no state in a checkpoint.
         varying_weight: whether the weight of a step is known only from its batches (unreadable
@@ -40,13 +54,15 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         precision: Precision,
         device: torch.device,
-        clip_norm: float | None,
+        clip: Clipping,
+        sam: SAM | None,
         seed: int,
         varying_weight: bool,
     ) -> None:
         self.model, self.task, self.engine = model, task, engine
         self.optimizer, self.precision, self.device = optimizer, precision, device
-        self.clip_norm, self.seed, self.varying_weight = clip_norm, seed, varying_weight
+        self.clip, self.sam = clip, sam
+        self.seed, self.varying_weight = seed, varying_weight
         self.clip_factor: Tensor | None = None
         self._none = torch.zeros(2 + len(task.metrics), dtype=torch.float64, device=device)
         self._asked = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device=device).unbind()
@@ -75,30 +91,54 @@ class Stepper:
             micros: this rank's forward passes; none if it has no samples.
             batches: yields the samples of each.
         """
-        self.engine.begin()
-        weight = float(step.size)
-        if self.varying_weight:
+        weight, held = float(step.size), None
+        if self.varying_weight or self.sam is not None:
             held = [next(batches) for _ in micros]
-            weight, batches = self._global_weight(held), iter(held)
-        sums, work = self._none, None
-        if not micros:
-            sums, work = self._send(sums, stop)
-        for micro in micros:
-            batch = next(batches)
-            self._generator.manual_seed(key(self.seed, DROPOUT, step.start, micro.first_ghost))
-            with ghost_place(micro.first_ghost, ghosts):
-                loss, values = self._train(self.model, batch)
-            sums = values if micro is micros[0] else sums + values.double()
-            if micro is micros[-1]:
-                sums, work = self._send(sums, stop)  # they travel while the backward pass runs
-                self.engine.last()
-            self.precision.scale(loss).backward(torch.full_like(loss, 1.0 / weight))
-        self.engine.finish()
+        if self.varying_weight:
+            assert held is not None
+            weight = self._global_weight(held)
+        passes = _Passes(step, ghosts, micros, weight)
+        summed = self.sam is None or self.sam.scope == "global"
+        sums, work = self._pass(passes, batches if held is None else iter(held), stop, summed)
+        if self.sam is not None:
+            assert held is not None
+            with self.sam.perturbed():
+                self._pass(passes, iter(held), None, True)
         self._update()
         step_end(self.model, ghosts)
         if work is not None:
             work.wait()
         return sums
+
+    def _pass(
+        self, passes: _Passes, batches: Iterator[Batch], stop: bool | None, summed: bool
+    ) -> tuple[Tensor, Any]:
+        """Take every micro-batch forward and backward, and sum the gradients of all ranks.
+
+        Args:
+            stop: sent along with the sums of loss and metrics; None: these are not sent.
+            summed: False leaves each rank its own gradients.
+        """
+        step, micros = passes.step, passes.micros
+        self.engine.begin()
+        sums, work = self._none, None
+        if not micros and stop is not None:
+            sums, work = self._send(sums, stop)
+        for micro in micros:
+            batch = next(batches)
+            self._generator.manual_seed(key(self.seed, DROPOUT, step.start, micro.start))
+            with ghost_place(micro.first_ghost, passes.ghosts):
+                loss, values = self._train(self.model, batch)
+            sums = values if micro is micros[0] else sums + values.double()
+            if micro is micros[-1]:
+                if stop is not None:
+                    sums, work = self._send(sums, stop)  # they travel during the backward pass
+                if summed:
+                    self.engine.last()
+            self.precision.scale(loss).backward(torch.full_like(loss, 1.0 / passes.weight))
+        if summed:
+            self.engine.finish()
+        return sums, work
 
     def _send(self, sums: Tensor, stop: bool) -> tuple[Tensor, Any]:
         sums = torch.cat((sums, self._asked[stop]))
@@ -113,8 +153,7 @@ class Stepper:
         scaler = self.precision.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        if self.clip_norm is not None:
-            self.clip_factor = clip_gradients(self.optimizer, self.clip_norm)
+        self.clip_factor = self.clip()
         if scaler is not None:
             scaler.step(self.optimizer)
             scaler.update()

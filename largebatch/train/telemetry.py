@@ -17,6 +17,20 @@ HELD_SECONDS = 0.25  # train lines are written together this often: formatting o
 SPACING = 1.2  # ratio of the steps at which weights are measured: distances go with log steps
 
 
+class Every:
+    """Which steps lie a duration apart: every so many steps, or the first past each stretch."""
+
+    def __init__(self, every: Duration, clock: Clock) -> None:
+        self._in_steps = every.unit == "st"
+        self._length = max(1, int(every.value) if self._in_steps else every.samples(clock))
+
+    def due(self, step: Step, number: int) -> bool:
+        """Whether the step that was the ``number``-th (from 1) is one of them."""
+        if self._in_steps:
+            return number % self._length == 0
+        return step.end // self._length > step.start // self._length
+
+
 class WeightDistance:
     """Norm of the weights and of their way from the start, ``|w|`` and ``|w - w_0|``.
 
@@ -65,8 +79,7 @@ class Telemetry:
         self._writers, self.progress, self.distance = writers, progress, distance
         self.names = names
         self._clock = clock
-        self._steps = int(every.value) if every.unit == "st" else None
-        self._samples = max(1, every.samples(clock))
+        self.due = Every(every, clock).due  # whether a step gets a train line
         self._seconds = 0.0
         self._last_time = time.perf_counter()
         self._last_samples: int | None = None
@@ -74,12 +87,6 @@ class Telemetry:
         self._written = 0.0
         self.train_seconds = 0.0
         self.train_samples = 0
-
-    def due(self, step: Step, number: int) -> bool:
-        """Whether the step that was the ``number``-th (from 1) gets a train line."""
-        if self._steps is not None:
-            return number % max(1, self._steps) == 0
-        return step.end // self._samples > step.start // self._samples
 
     def train(
         self, step: Step, number: int, sums: list[float], extra: dict[str, Any], now: float

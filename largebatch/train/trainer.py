@@ -20,11 +20,12 @@ from largebatch.train import checkpoint
 from largebatch.train.averages import WeightAverage, swapped_in
 from largebatch.train.build import Parts
 from largebatch.train.config import Config
+from largebatch.train.layers import LayerRecord
 from largebatch.train.micro import halved, is_out_of_memory
 from largebatch.train.progress import Progress, say
 from largebatch.train.snapshot import SnapshotEnsemble
 from largebatch.train.state import RunState
-from largebatch.train.telemetry import Telemetry, WeightDistance
+from largebatch.train.telemetry import Every, Telemetry, WeightDistance
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Taken:
     sums: Tensor
     clip_factor: Tensor | None
     weights: dict[str, float]
+    layers: tuple[list[str], Tensor] | None
     at: float
 
 
@@ -86,6 +88,7 @@ class Trainer:
             parts.model, parts.optimizer, parts.precision, self.average, self.snapshots, self.world
         )
         self._taken: Taken | None = None
+        self.layers: LayerRecord | None = None
         self._distance = WeightDistance(parts.model) if self.world.is_main else None
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -154,7 +157,7 @@ class Trainer:
         """Take a step; return whether to stop after it, or None if memory ran out."""
         parts, position = self.parts, self.position
         rate = self.schedule.lr(step.start)
-        set_step(parts.optimizer, self.config.optim, rate, step.size, self.clock)
+        set_step(parts.optimizer, self.config.optim, rate, step.size, self.clock, step.start)
         try:
             sums = parts.stepper.run(
                 step, parts.feed.ghosts(step), micros, batches, bool(self.stop)
@@ -178,6 +181,7 @@ class Trainer:
             sums,
             parts.stepper.clip_factor,
             self._measure(position.steps),
+            self._measure_layers(step, position.steps),
             time.perf_counter(),
         )
         # The step before is read while this one runs, so that a GPU never waits for the host; a
@@ -191,11 +195,19 @@ class Trainer:
             return {}
         return self._distance.measure()
 
+    def _measure_layers(self, step: Step, number: int) -> tuple[list[str], Tensor] | None:
+        """Return the norms of the layers, still on the device, where this step is to show them."""
+        if self.layers is None or not self.layers.due(step, number):
+            return None
+        return self.layers.measure()
+
     def _read(self, taken: Taken | None) -> bool:
         """Write the line of a step taken; return whether a rank was asked to stop by then."""
         if taken is None:
             return False
         values = taken.sums.tolist()
+        if taken.layers is not None and self.layers is not None:
+            self.layers.write(taken.step, taken.number, taken.layers)
         if self.world.is_main and self.telemetry.due(taken.step, taken.number):
             extra: dict[str, Any] = {
                 "lr": taken.lr,
@@ -230,10 +242,7 @@ class Trainer:
         return end // epoch > start // epoch or end >= self.schedule.total_samples
 
     def _due(self, every: Duration, step: Step) -> bool:
-        if every.unit == "st":
-            return self.position.steps % max(1, int(every.value)) == 0
-        distance = max(1, every.samples(self.clock))
-        return step.end // distance > step.start // distance
+        return Every(every, self.clock).due(step, self.position.steps)
 
     def _evaluate(self, samples: int) -> bool:
         """Write the validation line; return True if a signal came before it was complete."""

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.models import ModelConfig, build_model, initialize
+from largebatch.models import ModelConfig, build_model, initialize, models
 from largebatch.models.layers import drop_path_rates, stochastic_depth
-from largebatch.nn import NormConfig
+from largebatch.nn import FixedClassifier, NormConfig, find_classifier
 
 
 def build(name, **options):
@@ -100,9 +100,32 @@ def test_init_reaches_the_model_and_spares_the_norms():
     assert not blocks_of(model)[0].bn2.weight.any()
 
 
+@pytest.mark.parametrize("kind", ["hadamard", "orthonormal"])
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_takes_a_fixed_classifier(name, kind):
+    with torch.device("meta"):
+        model = build_model(ModelConfig(name=name, classifier=kind), NormConfig(), 10, (3, 32, 32))
+    last = model.get_submodule(find_classifier(model))
+    assert isinstance(last, FixedClassifier)
+    assert (last.kind, last.num_classes) == (kind, 10)
+    learned = sum(p.numel() for p in model.parameters())
+    with torch.device("meta"):
+        plain = build_model(ModelConfig(name=name), NormConfig(), 10, (3, 32, 32))
+    saved = sum(p.numel() for p in plain.parameters()) - learned
+    assert saved == 10 * last.in_features - 1
+
+
+def test_a_fixed_classifier_trains_the_features():
+    model = build("cifar_resnet20", classifier="hadamard", init="kaiming").double()
+    logits = model(torch.randn(4, 3, 32, 32, dtype=torch.float64))
+    torch.nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"classifier": "hadamard", "num_classes": 100}, "model.classifier=hadamard: 64 features"),
         ({"name": "f1", "drop_path": 0.1}, "model.drop_path=0.1: model.name=f1 has no such"),
         ({"name": "c1", "residual_gamma": 0.0}, "model.residual_gamma=0.0: model.name=c1"),
         ({"drop": 1.0}, "model.drop=1.0"),

@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.nn import GhostBatchNorm, NormConfig, check_norm, convert_batch_norm, norms
+from largebatch.nn import (
+    GhostBatchNorm,
+    NormConfig,
+    SampleNorm,
+    check_norm,
+    convert_batch_norm,
+    has_batch_norm,
+    norms,
+)
 
 
 def small_net():
@@ -64,7 +72,7 @@ def test_torchvision_resnet():
 def test_every_kind_is_one_registration():
     assert {"batch", "ghost", "none"} <= set(norms.names())
     for entry in norms:
-        module = entry.factory(4, NormConfig(kind=entry.name, ghost_size=2))
+        module = entry.factory(4, NormConfig(kind=entry.name, ghost_size=2, groups=2))
         assert module(torch.randn(4, 4, 3, 3)).shape == (4, 4, 3, 3)
 
 
@@ -95,6 +103,43 @@ def test_a_fused_activation_is_not_lost():
         convert_batch_norm(fused, "batch")
 
 
+@pytest.mark.parametrize(("kind", "groups"), [("layer", None), ("instance", None), ("group", 2)])
+def test_norms_of_a_sample_there_and_back(kind, groups):
+    net = small_net().double()[:5]
+    net(torch.randn(4, 3, 6, 6, dtype=torch.float64))
+    state, weight = {k: v.clone() for k, v in net.state_dict().items()}, net[1].weight
+    net[4] = nn.BatchNorm1d(64, affine=False).double()
+    convert_batch_norm(net, kind, groups=groups)
+    assert type(net[1]) is type(net[4]) is SampleNorm
+    assert net[1].weight is weight
+    assert (net[1].eps, net[4].weight) == (1e-3, None)
+    x = torch.randn(4, 4, 3, 3, dtype=torch.float64)
+    expected = {
+        "layer": lambda: nn.functional.layer_norm(x, x.shape[1:], eps=1e-3),
+        "instance": lambda: nn.functional.instance_norm(x, eps=1e-3),
+        "group": lambda: nn.functional.group_norm(x, 2, eps=1e-3),
+    }[kind]()
+    torch.testing.assert_close(net[1](x), expected * weight.view(-1, 1, 1))
+    net[:4].load_state_dict({k: v for k, v in state.items() if k[0] in "0123"}, strict=True)
+    convert_batch_norm(net, "ghost", ghost_size=2)
+    assert net[1].weight is weight
+    assert net[1].running_var.dtype == torch.float64
+    convert_batch_norm(net, "batch")
+    assert type(net[1]) is nn.BatchNorm2d
+    assert torch.equal(net[1].running_var, torch.ones(4, dtype=torch.float64))
+    net[1](x)
+    with pytest.raises(UserError, match="fused relu"):
+        convert_batch_norm(GhostBatchNorm(4, 2, activation="relu"), kind, groups=groups)
+
+
+def test_norms_of_a_sample_refuse_what_they_cannot():
+    with pytest.raises(UserError, match=r"norm.groups=32: does not divide the 4 channels.*1, 2, 4"):
+        convert_batch_norm(nn.BatchNorm2d(4), "group")
+    with pytest.raises(UserError, match="one value in each of 4 groups"):
+        convert_batch_norm(nn.BatchNorm1d(4), "instance")(torch.randn(8, 4))
+    assert not has_batch_norm(convert_batch_norm(small_net(), "layer"))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -104,6 +149,9 @@ def test_a_fused_activation_is_not_lost():
         (NormConfig(ghost_size=8), "norm.ghost_size=8: no effect with norm.kind=batch"),
         (NormConfig(kind="none", running="last"), "norm.running=last: no effect"),
         (NormConfig(kind="ghost", ghost_size=8, running="mean"), "norm.running"),
+        (NormConfig(kind="layer", momentum=0.2), "norm.momentum=0.2: no effect"),
+        (NormConfig(kind="layer", groups=2), "norm.groups=2: no effect with norm.kind=layer"),
+        (NormConfig(kind="group", groups=0), "norm.groups=0: must be at least 1"),
         (NormConfig(momentum=1.5), "norm.momentum=1.5"),
         (NormConfig(momentum=float("nan")), "norm.momentum"),
         (NormConfig(eps=0.0), "norm.eps=0"),

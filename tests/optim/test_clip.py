@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.optim import SGD, clip_grad_norm_, clip_gradients
+from largebatch._errors import UserError
+from largebatch.optim import (
+    LAMB,
+    LARS,
+    SAM,
+    SGD,
+    SGDW,
+    RMSpropWarmup,
+    clip_grad_norm_,
+    clip_gradients,
+)
 
 
 def with_gradients(scale: float) -> list[nn.Parameter]:
@@ -73,3 +83,21 @@ def test_sgd_gets_the_factor_and_keeps_the_gradients() -> None:
     moved = torch.cat([p.detach().reshape(-1) for p in params]).norm().item()
     assert moved == pytest.approx(5.0, rel=1e-6)
     assert factor.item() == pytest.approx(5.0 / before, rel=1e-6)
+
+
+def test_sparse_gradients_meet_one_message_everywhere() -> None:
+    embedding = nn.Embedding(4, 2, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    params = list(embedding.parameters())
+    calls = {
+        "LAMB": LAMB(params, 0.1, preset="nvlamb").step,  # clips before it looks at a gradient
+        "LARS": LARS(params, 0.1).step,
+        "SGDW": SGDW(params, 0.1).step,
+        "RMSpropWarmup": RMSpropWarmup(params, 0.1).step,
+        "clip_gradients": lambda: clip_gradients(SGD(params), 1.0),
+        "clip_grad_norm_": lambda: clip_grad_norm_(params, 1.0),
+        "SAM": lambda: SAM(SGD(params), embedding).perturbed().__enter__(),
+    }
+    for name, call in calls.items():
+        with pytest.raises(UserError, match=f"^{name}: sparse gradients; make them dense"):
+            call()

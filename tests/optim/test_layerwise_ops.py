@@ -64,8 +64,8 @@ def tensors_of(rows: list[dict[str, Any]], seed: int) -> dict[str, list[Tensor]]
     return sets
 
 
-def exactly(sets: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    return {key: [tensor.clone() for tensor in tensors] for key, tensors in sets.items()}
+def exactly(sets: dict[str, list[Tensor]], device: str) -> dict[str, list[Tensor]]:
+    return {key: [tensor.to(device, copy=True) for tensor in ts] for key, ts in sets.items()}
 
 
 def settings_of(rows: list[dict[str, Any]], lr: float) -> Tensor:
@@ -97,12 +97,14 @@ LARS_SWITCHES = st.fixed_dictionaries(
 )
 
 
-def check_lars(rows: Any, switches: dict[str, Any], seed: int, nesterov: bool) -> None:
+def check_lars(
+    rows: Any, switches: dict[str, Any], seed: int, nesterov: bool, device: str = "cpu"
+) -> None:
     start = tensors_of(rows, seed)
     results = []
-    for reference in (False, True):
-        sets = exactly(start)
-        norms = torch.zeros((len(rows), 3), dtype=torch.float64)
+    for reference, where in ((False, device), (True, "cpu")):
+        sets = exactly(start, where)
+        norms = torch.zeros((len(rows), 3), dtype=torch.float64, device=where)
         _ops.lars_(
             sets["params"],
             sets["grads"],
@@ -110,7 +112,7 @@ def check_lars(rows: Any, switches: dict[str, Any], seed: int, nesterov: bool) -
             sets["master"],
             norms,
             settings_of(rows, 0.5),
-            grad_factor=torch.tensor(0.5),
+            grad_factor=torch.tensor(0.5, device=where),
             nesterov=nesterov and switches["momentum"] > 0.0,
             reference=reference,
             **switches,
@@ -119,13 +121,13 @@ def check_lars(rows: Any, switches: dict[str, Any], seed: int, nesterov: bool) -
     compare(results, rows, ("params", "first", "master"), start)
 
 
-def check_lamb(rows: Any, switches: dict[str, Any], seed: int) -> None:
+def check_lamb(rows: Any, switches: dict[str, Any], seed: int, device: str = "cpu") -> None:
     start = tensors_of(rows, seed)
     results = []
-    for reference in (False, True):
-        sets = exactly(start)
-        norms = torch.zeros((len(rows), 3), dtype=torch.float64)
-        steps = [torch.tensor(float(index)) for index in range(len(rows))]
+    for reference, where in ((False, device), (True, "cpu")):
+        sets = exactly(start, where)
+        norms = torch.zeros((len(rows), 3), dtype=torch.float64, device=where)
+        steps = [torch.tensor(float(index), device=where) for index in range(len(rows))]
         _ops.lamb_(
             sets["params"],
             sets["grads"],
@@ -135,7 +137,7 @@ def check_lamb(rows: Any, switches: dict[str, Any], seed: int) -> None:
             steps,
             norms,
             settings_of(rows, 0.01),
-            grad_factor=torch.tensor(0.5),
+            grad_factor=torch.tensor(0.5, device=where),
             reference=reference,
             **switches,
         )
@@ -146,6 +148,7 @@ def check_lamb(rows: Any, switches: dict[str, Any], seed: int) -> None:
 
 def compare(results: Any, rows: Any, keys: tuple[str, ...], start: Any) -> None:
     (found, found_norms), (expected, expected_norms) = results
+    found, found_norms = exactly(found, "cpu"), found_norms.cpu()
     torch.testing.assert_close(found_norms, expected_norms, rtol=2e-5, atol=1e-12, equal_nan=True)
     for key in keys:
         for index, row in enumerate(rows):
@@ -190,6 +193,55 @@ def test_a_thousand_random_sets(rows, lars, lamb, seed, nesterov):
         rows = [{**rows[0], "numel": 3_000_000}]
     check_lars(rows, lars, seed, nesterov)
     check_lamb(rows, lamb, seed)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.timeout(1200)
+@settings(max_examples=300, deadline=None)
+@given(tensor_sets(), LARS_SWITCHES, LAMB_SWITCHES, st.integers(0, 2**31), st.booleans())
+def test_cuda_kernels_equal_the_reference(rows, lars, lamb, seed, nesterov):
+    if seed % 50 == 0:
+        rows = [{**rows[0], "numel": 3_000_000}]
+    if seed % 20 == 0:
+        rows = rows * 80  # more tensors than one launch takes
+    check_lars(rows, lars, seed, nesterov, "cuda")
+    check_lamb(rows, lamb, seed, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS.values())
+def test_a_step_on_cuda_is_few_launches_and_waits_for_nothing(kind):
+    """161 tensors in three types under a loss scale: at most 4 launches, the same bits."""
+    results = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        types = (torch.float32, torch.float16, torch.bfloat16)
+        params = [
+            nn.Parameter(torch.randn(20 + 997 * i, device="cuda", dtype=types[i % 3]))
+            for i in range(161)
+        ]
+        optimizer = kind(params, torch.tensor(0.1, device="cuda"), weight_decay=0.01)
+        optimizer.grad_scale = torch.tensor(8.0, device="cuda")
+        optimizer.found_inf = torch.tensor(0.0, device="cuda")
+        for step in range(3):
+            for param in params:
+                param.grad = torch.sin(param.detach() * 3)
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error" if step else "default")
+            try:
+                with torch.profiler.profile(
+                    activities=[torch.profiler.ProfilerActivity.CUDA]
+                ) as profile:
+                    optimizer.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize()
+        launches = [e for e in profile.events() if "largebatch" in e.name]
+        assert 1 <= len(launches) <= 4, [e.name for e in profile.events()]
+        results.append([param.detach().clone() for param in params])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -212,3 +212,30 @@ def test_nothing_overflows_sideways(browser, tmp_path, make_run):
             )
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_map_of_layers(browser, tmp_path, make_run):
+    run = make_run(epochs=4)
+    names = [f"layer{index}.weight" for index in range(30)]
+    with (run / "layers.jsonl").open("w") as file:
+        for number in range(1, 401):
+            layers = {n: [1.0 + i, 0.1 * number, 1e-3 * (i + number)] for i, n in enumerate(names)}
+            place = {"samples": 100 * number, "step": number, "epoch": number / 100}
+            file.write(json.dumps({"split": "layers", **place, "layers": layers}) + "\n")
+    page = opened(browser, tmp_path, [make_run("without"), run])
+    boxes = "return [...document.querySelectorAll('.layers')].map(box => box.id)"
+    assert browser.execute_script(boxes) == ["layers-1"]
+    trace = (
+        "const trace = document.getElementById('layers-1').data[0];"
+        "return [Array.from(trace.x), trace.y, trace.customdata[2].slice(0, 3), trace.z[2][0]]"
+    )
+    x, y, row, logarithm = browser.execute_script(trace)
+    assert len(x) == 200 and x[:2] == [0.01, 0.03]
+    assert y == names
+    assert row == [0.003, 0.005, 0.007]
+    assert logarithm == pytest.approx(-2.5229, abs=1e-4)
+    press(browser, '[data-norm="weight"]')
+    press(browser, '[data-x="samples"]')
+    x, _, row, _ = browser.execute_script(trace)
+    assert x[:2] == [100, 300] and row == [3, 3, 3]
+    clean(browser, page)

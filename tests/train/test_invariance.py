@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ def distance(a, b) -> float:
 
 def test_world_size_and_micro_batch_do_not_change_a_run(train):
     one = train("one", *DOUBLE, "--optim.clip_norm=1.0")
-    for nproc, micro in ((1, 32), (2, 128), (3, 64)):
+    for nproc, micro in ((1, 32), (2, 96), (3, 64)):
         many = train(
             f"{nproc}-{micro}",
             *DOUBLE,
@@ -38,6 +40,60 @@ def test_ranks_without_a_sample_take_part(train):
     # The last step of an epoch of 290 has 34 samples, two ghosts for three ranks.
     few = [*DOUBLE, "--data.limit=290", "--schedule.length=20st"]
     check_same(train("one", *few), train("three", *few, nproc=3))
+
+
+def test_a_ghost_on_several_ranks_changes_nothing(train):
+    """The last step of an epoch has 34 samples: its second ghost of 2 leaves one rank of 3 none."""
+    sync = [*DOUBLE, "--norm.kind=sync", "--data.limit=290", "--schedule.length=6st"]
+    check_same(train("one", *sync), train("three", *sync, nproc=3))
+
+
+@pytest.mark.slow
+def test_groups_of_ranks_and_whole_steps(train):
+    """L1 ghosts that pairs of four ranks hold together; and statistics of the whole step."""
+    few = [*DOUBLE, "--schedule.length=12st"]
+    l1 = [*few, "--norm.kind=l1"]
+    check_same(train("l1", *l1), train("pairs", *l1, "--norm.sync_ranks=2", nproc=4))
+    whole = [*few, "--norm.kind=sync", "--norm.ghost_size=null"]
+    check_same(train("whole", *whole), train("three", *whole, nproc=3))
+    wrong = train("wrong", *whole, "--norm.sync_ranks=2", nproc=3, code=2)
+    assert "norm.sync_ranks=2: must divide the number of ranks, 3: 1, 3" in wrong.output
+    stated = train("stated", *whole, "--norm.sync_ranks=2", "--batch.micro=16", nproc=2)
+    assert "norm.kind=sync takes statistics over 2 ranks with batch.micro each" in stated.output
+
+
+CHECKPOINTED = """
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+class Net(nn.Sequential):
+    recompute = False
+
+    def forward(self, x):
+        for layer in self:
+            x = checkpoint(layer, x, use_reentrant=False) if self.recompute else layer(x)
+        return x
+
+def plain(num_classes):
+    return Net(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8),
+        nn.ReLU(), nn.Flatten(), nn.Linear(128, num_classes), nn.BatchNorm1d(num_classes),
+    )
+
+def recomputed(num_classes):
+    net = plain(num_classes)
+    net.recompute = True
+    return net
+"""
+
+
+def test_with_activation_checkpointing(train, tmp_path):
+    (tmp_path / "nets.py").write_text(CHECKPOINTED)
+    few = [*DOUBLE, "--schedule.length=6st"]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    one = train("plain", *few, "--model.name=nets:plain", PYTHONPATH=path)
+    again = [*few, "--model.name=nets:recomputed", "--batch.micro=32"]
+    check_same(one, train("recomputed", *again, nproc=2, PYTHONPATH=path))
 
 
 def check_same(one, many):
@@ -89,3 +145,8 @@ def test_in_float32_ranks_differ_no_more_than_threads(train):
     assert first_step < 1e-5
     # Rounding grows by about a quarter a step here, so both distances are draws of one size.
     assert ranks < 3 * threads
+
+
+def test_clipped_units_and_sharpness_do_not_depend_on_ranks(train):
+    sharp = [*DOUBLE, "--schedule.length=6st", "--optim.sam_rho=0.1", "--optim.adaptive_clip=0.05"]
+    check_same(train("one", *sharp), train("two", *sharp, "--batch.micro=32", nproc=2))

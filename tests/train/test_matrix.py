@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from largebatch.distributed import World
 from largebatch.distributed.lifetime import StopRequest
 from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig, norms
+from largebatch.nn.weight_norm import FORMS
 from largebatch.optim import OptimConfig, optimizers
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig, curves
@@ -29,9 +31,11 @@ RATES = {
     "adagrad": 0.01,
     "adadelta": 1.0,
     "rmsprop": 0.001,
+    "rmsprop_warmup": 0.05,
     "muon": 0.02,
     "radam": 0.02,
     "sgd": 0.05,
+    "sgdw": 0.05,
     "lars": 20.0,
     "lamb": 0.01,
 }
@@ -95,23 +99,61 @@ def check_learns_and_resumes(config: Config, folder: Path, learns: bool = True) 
         assert torch.equal(tensor, second.average.tensors[name]), name
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in optimizers])
+@pytest.mark.parametrize("name", [n for n in optimizers.names() if n != "apex_lamb"])
 def test_every_optimizer_learns_and_resumes(name: str, tmp_path: Path) -> None:
     optim = OptimConfig(name=name, lr=RATES.get(name, 0.002), weight_decay=1e-3, clip_norm=5.0)
     check_learns_and_resumes(make(optim=optim, norm=GHOST, model=ModelConfig(name="f1")), tmp_path)
 
 
-@pytest.mark.parametrize("kind", [entry.name for entry in norms])
+@pytest.mark.parametrize("compute", ["fp32", "fp16"])
+def test_the_lr_correction_learns_and_resumes(compute: Any, tmp_path: Path) -> None:
+    optim = OptimConfig(lr=0.05, weight_decay=0.05, lr_correction=True)
+    precision = PrecisionConfig(compute=compute)
+    check_learns_and_resumes(make(optim=optim, norm=GHOST, precision=precision), tmp_path)
+
+
+def test_the_lr_correction_takes_the_path_of_weight_decay(tmp_path: Path) -> None:
+    losses = {}
+    for decay, correction in ((0.05, False), (0.05, True), (0.0, False)):
+        config = make(
+            optim=OptimConfig(lr=0.05, weight_decay=decay, lr_correction=correction),
+            norm=NormConfig(kind="ghost", ghost_size=16, eps=1e-12),
+            schedule=ScheduleConfig(length=Duration.parse("4ep"), curve="cosine"),
+            precision=PrecisionConfig(compute="fp64"),
+        )
+        losses[decay, correction] = advance(trainer_of(config, tmp_path), 14)
+    assert losses[0.05, True] == pytest.approx(losses[0.05, False], rel=1e-8)
+    assert losses[0.05, True] != pytest.approx(losses[0.0, False], rel=1e-3)
+
+
+NORMS = {entry.name: NormConfig(kind=entry.name, ghost_size=16) for entry in norms}
+for _kind in ("batch", "none", "layer", "instance", "group", *FORMS):
+    NORMS[_kind] = NormConfig(kind=_kind, groups=8 if _kind == "group" else None)
+
+
 @pytest.mark.parametrize("running", ["sequential", "averaged", "last"])
+@pytest.mark.parametrize("kind", NORMS)
 def test_every_norm_learns_and_resumes(kind: str, running: Any, tmp_path: Path) -> None:
-    if kind in ("batch", "none"):
-        norm = NormConfig(kind=kind)
-    else:
-        norm = NormConfig(kind=kind, ghost_size=16, running=running)
-    rate = 0.01 if kind == "none" else 0.05
-    check_learns_and_resumes(
-        make(norm=norm, optim=OptimConfig(lr=rate)), tmp_path, learns=kind != "none"
+    if NORMS[kind].ghost_size is None and running != "sequential":
+        pytest.skip("has no ghosts")
+    norm = replace(NORMS[kind], running=running)
+    # Weights that keep their norms must keep the signal alive: variance 2 / fan_in.
+    init: Any = "kaiming" if kind in FORMS else "default"
+    rate = 0.03 if kind in FORMS else 0.01 if kind == "none" else 0.05
+    config = make(norm=norm, optim=OptimConfig(lr=rate), model=ModelConfig(init=init))
+    check_learns_and_resumes(config, tmp_path, learns=kind != "none")
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "orthonormal"])
+@pytest.mark.parametrize("compute", ["fp32", "bf16", "fp16"])
+def test_every_classifier_learns_and_resumes(kind: Any, compute: Any, tmp_path: Path) -> None:
+    config = make(
+        model=ModelConfig(classifier=kind),
+        norm=GHOST,
+        precision=PrecisionConfig(compute=compute),
+        optim=OptimConfig(lr=0.2),
     )
+    check_learns_and_resumes(config, tmp_path)
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in curves])
@@ -134,6 +176,28 @@ def test_every_precision_learns_and_resumes(compute: Any, tmp_path: Path) -> Non
     check_learns_and_resumes(config, tmp_path)
 
 
+SHARP = {"sam_rho": 0.05, "adaptive_clip": 0.02}
+
+
+@pytest.mark.parametrize("compute", ["fp32", "fp16"])
+def test_sharpness_and_clipped_units_learn_and_resume(compute: Any, tmp_path: Path) -> None:
+    config = make(
+        precision=PrecisionConfig(compute=compute),
+        norm=GHOST,
+        batch=BatchConfig(size=64, micro=32),
+        optim=OptimConfig(lr=0.2, clip_norm=5.0, **SHARP),
+    )
+    check_learns_and_resumes(config, tmp_path)
+
+
+def test_each_of_them_changes_the_run(tmp_path: Path) -> None:
+    found = set()
+    for keys in ({}, {"sam_rho": 0.05}, {"sam_rho": 0.05, "sam_scope": "rank"}, SHARP):
+        trainer = trainer_of(make(norm=GHOST, optim=OptimConfig(lr=0.05, **keys)), tmp_path)
+        found.add(advance(trainer, 3)[-1])
+    assert len(found) == 3  # on one rank both scopes are one
+
+
 def test_everything_kept_besides_the_weights_resumes(tmp_path: Path) -> None:
     config = make(
         model=ModelConfig(drop=0.2),
@@ -149,10 +213,30 @@ def test_everything_kept_besides_the_weights_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [entry.name for entry in norms])
+def test_a_network_without_norms_learns_and_resumes(tmp_path: Path) -> None:
+    config = make(
+        model=ModelConfig(name="nf_resnet50", drop_path=0.1, classifier="hadamard"),
+        data=DataConfig(limit=64, image_size=32),
+        batch=BatchConfig(size=8),
+        optim=OptimConfig(lr=0.05, clip_norm=5.0),
+    )
+    check_learns_and_resumes(config, tmp_path, learns=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NORMS)
 def test_every_norm_compiles(kind: str, tmp_path: Path) -> None:
-    norm = NormConfig(kind=kind, ghost_size=None if kind in ("batch", "none") else 16)
-    plain = make(norm=norm, optim=OptimConfig(lr=0.02))
-    compiled = make(norm=norm, optim=OptimConfig(lr=0.02), model=ModelConfig(compile=True))
-    expected = advance(trainer_of(plain, tmp_path), 4)
-    assert advance(trainer_of(compiled, tmp_path), 4) == pytest.approx(expected, rel=1e-4)
+    check_compiled(NORMS[kind], ModelConfig(), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hadamard", "orthonormal"])
+def test_every_classifier_compiles(kind: Any, tmp_path: Path) -> None:
+    check_compiled(GHOST, ModelConfig(classifier=kind), tmp_path)
+
+
+def check_compiled(norm: NormConfig, model: ModelConfig, folder: Path) -> None:
+    plain = make(norm=norm, optim=OptimConfig(lr=0.02), model=model)
+    expected = advance(trainer_of(plain, folder), 4)
+    compiled = make(norm=norm, optim=OptimConfig(lr=0.02), model=replace(model, compile=True))
+    assert advance(trainer_of(compiled, folder), 4) == pytest.approx(expected, rel=1e-4)

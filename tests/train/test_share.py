@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largebatch.train.share import ghost_count, share
+from largebatch.train.share import even_ghost_size, ghost_count, share, share_over_ranks
 
 
 @given(
@@ -45,6 +45,47 @@ def test_ranks_are_as_even_as_can_be_and_the_last_may_be_empty(size, ghost_size,
     ]
     assert max(counts) - min(counts) <= 1
     assert counts == sorted(counts, reverse=True)
+
+
+@given(
+    size=st.integers(1, 300),
+    ghost_size=st.integers(2, 40),
+    groups=st.integers(1, 4),
+    span=st.integers(1, 4),
+)
+def test_ranks_of_a_group_make_the_same_passes_and_share_each_ghost(size, ghost_size, groups, span):
+    world = groups * span
+    passes = [share_over_ranks(size, ghost_size, span, r, world, 2) for r in range(world)]
+    ghosts = {}
+    for rank, own in enumerate(passes):
+        first = passes[rank // span * span]
+        assert [p.first_ghost for p in own] == [p.first_ghost for p in first]
+        for one in own:
+            ghosts.setdefault(one.first_ghost, []).append(one)
+            assert (one.ghosts, one.sizes) == (1, (one.stop - one.start,))
+    assert sorted(ghosts) == list(range(ghost_count(size, ghost_size, 2)))
+    whole = share(size, ghost_size, ghost_size, 0, 1, 2)
+    for number, parts in ghosts.items():
+        assert len(parts) == span
+        assert [p.start for p in parts[1:]] == [p.stop for p in parts[:-1]]
+        assert (parts[0].start, parts[-1].stop) == (whole[number].start, whole[number].stop)
+        sizes = [p.stop - p.start for p in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@given(
+    size=st.integers(1, 300),
+    micro=st.one_of(st.none(), st.integers(1, 40)),
+    groups=st.integers(1, 4),
+    span=st.integers(1, 4),
+)
+def test_an_even_ghost_fits_the_micro_batch_and_needs_no_more_passes(size, micro, groups, span):
+    ghost = even_ghost_size(size, micro, span, groups * span)
+    assert micro is None or ghost <= micro * span
+    assert ghost_count(size, ghost) <= groups * (1 if micro is None else -(-size // micro))
+    passes = [share_over_ranks(size, ghost, span, r, groups * span) for r in range(groups * span)]
+    if micro is None:
+        assert max(len(own) for own in passes) <= 1
 
 
 def test_the_documented_examples():

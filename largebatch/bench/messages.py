@@ -1,0 +1,117 @@
+"""Every collective of a process, counted: a process group that passes all on to gloo.
+
+Whoever makes the call is seen: our engine, torch's DistributedDataParallel with its broadcast of
+buffers (from C++), functional collectives in a compiled graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BACKEND = "recorded"
+COLLECTIVES = (
+    "allreduce",
+    "allreduce_coalesced",
+    "allgather",
+    "_allgather_base",
+    "allgather_coalesced",
+    "allgather_into_tensor_coalesced",
+    "alltoall",
+    "alltoall_base",
+    "barrier",
+    "broadcast",
+    "gather",
+    "reduce",
+    "_reduce_scatter_base",
+    "reduce_scatter",
+    "reduce_scatter_tensor_coalesced",
+    "scatter",
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One collective.
+
+    Attributes:
+        kind: the process group's method.
+        size: bytes of the result on one rank: of an all-reduce its tensor, of an all-gather what
+            all ranks have sent.
+        ranks: of the group.
+        label: what :func:`groups_of` called the group.
+    """
+
+    kind: str
+    size: int
+    ranks: int
+    label: str
+
+
+messages: list[Message] = []
+"""What this process has taken part in; clear it before what is to be counted."""
+_label = "default"
+
+
+class RecordingGroup(dist.ProcessGroup):
+    """A gloo group on CPU that notes each collective in ``messages``."""
+
+    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+        super().__init__(rank, size)
+        cpu, kinds = torch.device("cpu"), dist.ProcessGroup.BackendType
+        gloo = dist.ProcessGroupGloo(store, rank, size, timeout)
+        self.inner = dist.ProcessGroup(store, rank, size)
+        for group, kind in ((self.inner, kinds.GLOO), (self, kinds.CUSTOM)):
+            group._register_backend(cpu, kind, gloo)
+            group._set_default_backend(kind)
+        self.label = _label
+
+    def getBackendName(self) -> str:
+        """Return the name under which the group was asked for."""
+        return BACKEND
+
+
+def _noted(kind: str) -> Callable[..., Any]:
+    def collective(self: RecordingGroup, *arguments: Any, **options: Any) -> Any:
+        results = arguments[0] if arguments else []
+        size = sum(tensor.nbytes for tensor in _tensors(results))
+        messages.append(Message(kind, size, self.size(), self.label))
+        return getattr(self.inner, kind)(*arguments, **options)
+
+    return collective
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from _tensors(part)
+
+
+for _kind in COLLECTIVES:
+    if hasattr(dist.ProcessGroup, _kind):
+        setattr(RecordingGroup, _kind, _noted(_kind))
+
+
+def register() -> None:
+    """Make ``recorded`` known to ``dist.init_process_group``."""
+    dist.Backend.register_backend(BACKEND, RecordingGroup, devices=["cpu"])
+
+
+@contextmanager
+def groups_of(label: str) -> Iterator[None]:
+    """Call the groups that are made inside by ``label``."""
+    global _label
+    before, _label = _label, label
+    try:
+        yield
+    finally:
+        _label = before

@@ -1,0 +1,71 @@
+"""Norms that look at one sample alone: layer, instance and group norm, torch's own underneath.
+
+Ba, Kiros, Hinton, "Layer normalization", 2016; Ulyanov, Vedaldi, Lempitsky, "Instance
+normalization", 2016; Wu and He, "Group normalization", 2018, of which the other two are the ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from largebatch._errors import UserError
+from largebatch.nn.config import NormConfig
+from largebatch.nn.registry import norms
+
+DEFAULT_GROUPS = 32
+"""Wu and He 2018, section 4."""
+
+
+class SampleNorm(nn.GroupNorm):
+    """torch's group norm in the place of a batch norm: weight and bias a channel, no statistics.
+
+    One group is layer norm (over channels and positions together), a group a channel is instance
+    norm. Loading a batch norm's ``state_dict`` leaves its running statistics out.
+
+    Raises:
+        UserError: in a forward, if a group of a sample has one value only.
+    """
+
+    converted_from: type[_BatchNorm] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input`` (N, C, ...) normalised, group by group of each sample."""
+        if 0 < input.numel() == input.shape[0] * self.num_groups:
+            raise UserError(
+                f"norm.kind: input of shape {tuple(input.shape)} has one value in each of"
+                f" {self.num_groups} groups; take fewer groups, or norm.kind=layer"
+            )
+        return super().forward(input)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@norms.register("layer", "torch's group norm with one group: over all of a sample",
+                "Ba et al. 2016")  # fmt: skip
+def _layer(num_features: int, config: NormConfig) -> SampleNorm:
+    return SampleNorm(1, num_features)
+
+
+@norms.register("instance", "torch's group norm with a group a channel of each sample",
+                "Ulyanov et al. 2016")  # fmt: skip
+def _instance(num_features: int, config: NormConfig) -> SampleNorm:
+    return SampleNorm(num_features, num_features)
+
+
+@norms.register("group", "torch's group norm: norm.groups groups of each sample's channels",
+                "Wu and He 2018")  # fmt: skip
+def _group(num_features: int, config: NormConfig) -> SampleNorm:
+    groups = config.groups or DEFAULT_GROUPS
+    if num_features % groups:
+        divisors = [n for n in range(1, num_features + 1) if num_features % n == 0]
+        raise UserError(
+            f"norm.groups={groups}: does not divide the {num_features} channels of a norm; "
+            f"{', '.join(map(str, divisors))} do"
+        )
+    return SampleNorm(groups, num_features)

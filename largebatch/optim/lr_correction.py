@@ -1,0 +1,48 @@
+"""LR correction: weight decay on scale-invariant weights, imitated by the learning rate.
+
+Hoffer, Banner, Golan, Soudry, "Norm matters", 2018, section 3. A weight in front of a norm acts by
+its direction alone, which moves by about lr |gradient at the direction| / |w|^2. What weight decay
+does is keep |w| small, so a run without it takes the same path at the rate
+
+    lr |w|^2 / |w_decayed|^2,
+
+per output channel, where w_decayed is the weight of the run with decay. The paper measures that
+norm in such a run. It need not be measured: under SGD the two runs' weights stay parallel, and
+their ratio q = |w_decayed| / |w| is the same in all channels, what decay alone makes of a weight
+of 1, by the optimizer's own recurrence with momentum m:
+
+    c <- m c + decay q;    q' = q - lr c;    corrected rate = lr / (q q')
+
+This is exact, momentum included, for gradients that are exactly scale-invariant (a norm's eps
+breaks that slightly), and for changing rates. The weights of the corrected run grow as 1 / q: by
+e^(lr decay steps / (1 - m)), which float32 holds for any run of practical length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from largebatch._errors import UserError
+
+
+def corrected_rate(group: dict[str, Any], lr: float) -> float:
+    """Return the rate of the coming step that imitates a decay, and note the step in ``group``.
+
+    Args:
+        group: of an optimizer: reads ``momentum`` and ``imitated_decay``; keeps q in
+            ``decayed_norm`` and c in ``decayed_buffer``, which a checkpoint saves with the group.
+        lr: the rate of the run with decay.
+
+    Raises:
+        UserError: rate x decay is so large that it would turn the weights' sign.
+    """
+    norm = group["decayed_norm"]
+    buffer = group["momentum"] * group["decayed_buffer"] + group["imitated_decay"] * norm
+    after = norm - lr * buffer
+    if after <= 0.0:
+        raise UserError(
+            f"optim.lr_correction=true: a rate of {lr:g} with a weight decay of "
+            f"{group['imitated_decay']:g} would turn the weights around; lower one of them"
+        )
+    group["decayed_norm"], group["decayed_buffer"] = after, buffer
+    return float(lr / (norm * after))

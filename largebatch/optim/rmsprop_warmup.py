@@ -1,0 +1,192 @@
+"""RMSprop warm-up: a run that begins as RMSprop and passes over to SGD (Akiba et al. 2017)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from largebatch import _ops
+from largebatch._errors import UserError
+from largebatch.optim.config import OptimConfig
+from largebatch.optim.construct import construct
+from largebatch.optim.parameters import SIXTEEN_BIT, check_dense, check_types
+from largebatch.optim.registry import optimizers
+from largebatch.optim.state import restore_exactly
+
+
+def sgd_share(place: float, center: float = 10.0, period: float = 5.0) -> float:
+    """Return the share of SGD after ``place`` epochs (or samples, all three in one unit).
+
+    It rises exponentially to 1/2 at ``center``, then in a straight line of the same slope to 1,
+    which it reaches ``period`` / 2 later (section 2.1; 10 and 5 epochs there).
+    """
+    if place < center:
+        return 0.5 * math.exp(2.0 * (place - center) / period)
+    if place < center + 0.5 * period:
+        return 0.5 + (place - center) / period
+    return 1.0
+
+
+class RMSpropWarmup(torch.optim.Optimizer):
+    """Momentum over a mix of SGD's and RMSprop's step.
+
+    With gradient g (L2 decay included), a the share of SGD and w the parameter::
+
+        s <- alpha s + (1 - alpha) g^2
+        v <- momentum v + (a + (1 - a) (rmsprop_lr / base lr) / (sqrt(s) + eps)) g
+        w <- w - lr v
+
+    The base lr is the ``lr`` that a group was made with, so that both parts follow one schedule and
+    ``rmsprop_lr`` is the rate of the RMSprop part when ``lr`` is at its base. At a = 1 the step is
+    that of :class:`largebatch.optim.SGD` and s rests.
+
+    Args:
+        params: parameters, named parameters or groups of them, float32, float64, float16 or
+            bfloat16.
+        lr: rate of the SGD part; 0 rests both.
+        momentum: factor of the buffer per step.
+        weight_decay: L2 term, added to the gradient as ``weight_decay`` x parameter.
+        rmsprop_lr: rate of the RMSprop part. The paper prints none of the three that follow; these
+            are those of its authors' code as others report them.
+        alpha: factor of the mean square per step.
+        eps: added to its root.
+        maximize: ascend.
+        master_weights: keep float16 and bfloat16 parameters in float32 as well.
+
+    A group's ``sgd_share`` is a; :meth:`set_epoch` follows the paper's course.
+
+    Raises:
+        UserError: a hyperparameter out of range, complex parameters, sparse gradients.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        rmsprop_lr: float = 3e-4,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        maximize: bool = False,
+        master_weights: bool = True,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "base_lr": None,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "rmsprop_lr": rmsprop_lr,
+            "alpha": alpha,
+            "eps": eps,
+            "maximize": maximize,
+            "master_weights": master_weights,
+            "sgd_share": sgd_share(0.0),
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does, having checked its hyperparameters and parameters."""
+        super().add_param_group(param_group)
+        try:
+            _check(self.param_groups[-1])
+        except Exception:
+            del self.param_groups[-1]
+            raise
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load state bit by bit, masters included."""
+        super().load_state_dict(state_dict)
+        restore_exactly(self, state_dict)
+
+    def set_epoch(self, epoch: float, center: float = 10.0, period: float = 5.0) -> None:
+        """Set every group's share of SGD to that after ``epoch`` epochs; see :func:`sgd_share`."""
+        for group in self.param_groups:
+            group["sgd_share"] = sgd_share(epoch, center, period)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; return the loss of ``closure``, which may compute it anew."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step_group(group)
+        return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        params = [param for param in group["params"] if param.grad is not None]
+        if not params:
+            return
+        check_dense("RMSpropWarmup", [param.grad for param in params])
+        states = [self._state_of(param, group["master_weights"]) for param in params]
+        buffers = [state["momentum_buffer"] for state in states]
+        weights = [s.get("master", p) for s, p in zip(states, params, strict=True)]
+        sign = -1.0 if group["maximize"] else 1.0
+        grads = [
+            torch.add(weight.to(buffer.dtype) * group["weight_decay"], param.grad, alpha=sign)
+            for param, weight, buffer in zip(params, weights, buffers, strict=True)
+        ]
+        share: float = group["sgd_share"]
+        steps = grads
+        if share < 1.0:
+            squares = [state["square_avg"] for state in states]
+            torch._foreach_mul_(squares, group["alpha"])
+            torch._foreach_addcmul_(squares, grads, grads, 1.0 - group["alpha"])
+            roots = torch._foreach_sqrt(squares)
+            torch._foreach_add_(roots, group["eps"])
+            steps = list(torch._foreach_div(grads, roots))
+            base = group["base_lr"]
+            torch._foreach_mul_(steps, (1.0 - share) * group["rmsprop_lr"] / base if base else 0.0)
+            torch._foreach_add_(steps, grads, alpha=share)
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, steps)
+        for param, weight, buffer in zip(params, weights, buffers, strict=True):
+            new = torch.add(weight.to(buffer.dtype), buffer, alpha=-group["lr"])
+            weight.copy_(new)
+            if weight is not param:
+                param.copy_(new)
+
+    def _state_of(self, param: Tensor, master_weights: bool) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[param]
+        if not state:
+            dtype = _ops.accumulate_dtype(param.dtype)
+            for name in ("momentum_buffer", "square_avg"):
+                state[name] = torch.zeros_like(param, dtype=dtype)
+            if param.dtype in SIXTEEN_BIT and master_weights:
+                state["master"] = param.detach().to(torch.float32, copy=True)
+        return state
+
+
+def _check(group: dict[str, Any]) -> None:
+    if group["base_lr"] is None:
+        group["base_lr"] = group["lr"]
+    for key in ("lr", "weight_decay", "rmsprop_lr", "eps"):
+        if not 0.0 <= group[key] < math.inf:
+            raise UserError(f"RMSpropWarmup: {key}={group[key]}: a number from 0 up")
+    for key in ("momentum", "alpha"):
+        if not 0.0 <= group[key] < 1.0:
+            raise UserError(f"RMSpropWarmup: {key}={group[key]}: a number from 0 up and below 1")
+    check_types("RMSpropWarmup", group["params"])
+
+
+@optimizers.register(
+    "rmsprop_warmup",
+    "begins as RMSprop and passes over to momentum SGD by samples seen",
+    "Akiba, Suzuki and Fukuda 2017",
+)
+def build_rmsprop_warmup(config: OptimConfig, groups: list[dict[str, Any]]) -> RMSpropWarmup:
+    """Build :class:`RMSpropWarmup` from the config."""
+    used = {"momentum", "eps", "momentum_half_life", "beta2_half_life"}
+    config.refuse_unused(used | {"transition_center", "transition_period"})
+    arguments: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum}
+    if config.eps is not None:
+        arguments["eps"] = config.eps
+    built: RMSpropWarmup = construct(RMSpropWarmup, config, groups, arguments)
+    return built

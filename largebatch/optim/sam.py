@@ -1,0 +1,126 @@
+"""Sharpness-aware minimization (Foret et al. 2021): the gradient at a worse place nearby."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from largebatch import _ops
+from largebatch._errors import UserError
+from largebatch.nn import frozen_statistics
+from largebatch.optim.norm import norm_parts
+from largebatch.optim.parameters import local
+
+Scope = Literal["global", "rank"]
+
+
+class SAM(torch.optim.Optimizer):
+    """Wraps an optimizer, which then takes its step from the gradient at perturbed weights::
+
+        e = rho g / |g|,  g = gradient at w;   the optimizer steps from w with the gradient at w + e
+
+    A step takes two forward and two backward passes. As a torch optimizer it needs a closure, which
+    clears the gradients, computes the loss and calls ``backward``::
+
+        sam = SAM(SGD(model.parameters(), lr=0.1), model)
+        loss = sam.step(closure)
+
+    Where the loop takes the passes itself (gradient accumulation, loss scaling), the first
+    backward pass is followed by::
+
+        with sam.perturbed():
+            sam.zero_grad()
+            scaler.scale(loss_of(batch)).backward()
+        scaler.step(sam)
+
+    The perturbation does not depend on a loss scale. Running statistics of norms are those of the
+    first pass. Weight decay of the optimizer takes no part in e; clipping belongs after the second
+    pass. Weights come back to the bit, also after an exception. Where the gradient is zero there is
+    no perturbation.
+
+    Args:
+        optimizer: takes the steps; shares groups and state with this one.
+        model: whose norms keep their statistics.
+        rho: length of e.
+        scope: ``global``: e is that of the gradient that the ranks have summed, so that it does not
+            depend on their number; ``rank``: each rank takes its own gradient for it, which spares
+            a message, as the authors' code does by default. With a closure and ``rank``, ``model``
+            is torch's DistributedDataParallel, whose ``no_sync`` covers the first pass.
+
+    Raises:
+        UserError: ``rho`` or ``scope`` is out of range, a sparse gradient.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module,
+        rho: float = 0.05,
+        scope: Scope = "global",
+    ) -> None:
+        if not 0.0 <= rho < math.inf:
+            raise UserError(f"SAM: rho={rho}: a number from 0 up")
+        if scope not in get_args(Scope):
+            raise UserError(f"SAM: scope={scope!r}: {' or '.join(get_args(Scope))}")
+        super().__init__([{"params": g["params"]} for g in optimizer.param_groups], {})
+        self.optimizer, self.model, self.rho, self.scope = optimizer, model, rho, scope
+        self._share()
+
+    def _share(self) -> None:
+        self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
+        self.defaults = self.optimizer.defaults
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the wrapped optimizer."""
+        if hasattr(self, "optimizer"):
+            self.optimizer.add_param_group(param_group)
+        else:
+            super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimizer's state: a perturbation does not outlive a step."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the wrapped optimizer's state."""
+        self.optimizer.load_state_dict(state_dict)
+        self._share()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step; return the loss that ``closure`` found at the unperturbed weights.
+
+        Without a closure the gradients must come from a pass within :meth:`perturbed`.
+        """
+        loss = None
+        if closure is not None:
+            alone = nullcontext if self.scope == "global" else getattr(self.model, "no_sync", None)
+            with torch.enable_grad(), (alone or nullcontext)():
+                loss = closure()
+            with torch.enable_grad(), self.perturbed():
+                closure()
+        self.optimizer.step()
+        return loss
+
+    @contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Move the weights by e, from the gradients they have now, for the length of a block."""
+        params = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        with torch.no_grad():
+            weights = [local(param) for param in params]
+            before = [weight.clone() for weight in weights]
+            norm = _ops.global_norm(norm_parts("SAM", params))
+            scale = torch.where(norm > 0, self.rho / norm, torch.zeros_like(norm))
+            for weight, param in zip(weights, params, strict=True):
+                grad = local(param.grad).to(_ops.accumulate_dtype(weight.dtype))
+                weight.add_(grad * scale.to(weight.device))
+        try:
+            with frozen_statistics(self.model):
+                yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, before)

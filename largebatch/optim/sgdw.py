@@ -1,0 +1,75 @@
+"""SGD with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from largebatch.optim.config import OptimConfig
+from largebatch.optim.registry import optimizers
+from largebatch.optim.sgd import SGD, build_form
+
+
+class SGDW(SGD):
+    """SGD whose weight decay goes past the gradient and the momentum.
+
+    With gradient g, buffer b, parameter p and weight decay l::
+
+        b <- momentum b + g;   p <- p - lr l p - lr b      (nesterov: g + momentum b for b)
+
+    The decay takes its share of the parameter as it was before the step, in proportion to the
+    *learning rate* of the step, as in ``torch.optim.AdamW``. Loshchilov and Hutter take the
+    schedule factor lr / (peak lr) instead: their l is ``weight_decay`` x peak lr here. They also
+    put the rate inside the buffer (``lr_inside_momentum``), which is the same while the rate is
+    constant. With ``nesterov`` this is Nesterov momentum with decoupled decay. Without momentum L2
+    and decoupled decay are one, and so are :class:`SGD` and this.
+
+    Args:
+        params, lr, momentum, dampening, nesterov, maximize, lr_inside_momentum,
+            momentum_correction, dampen_first_step, fused: as in :class:`SGD`.
+        weight_decay: l.
+
+    Raises:
+        UserError: a hyperparameter out of range, complex parameters, sparse gradients.
+        RuntimeError: ``fused=True`` where the compiled kernel is absent.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        lr_inside_momentum: bool = False,
+        momentum_correction: bool = False,
+        dampen_first_step: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            decoupled_weight_decay=True,
+            maximize=maximize,
+            lr_inside_momentum=lr_inside_momentum,
+            momentum_correction=momentum_correction,
+            dampen_first_step=dampen_first_step,
+            fused=fused,
+        )
+
+
+@optimizers.register(
+    "sgdw",
+    "SGD with weight decay decoupled from gradient and momentum (times the rate)",
+    "Loshchilov and Hutter 2019",
+)
+def build_sgdw(config: OptimConfig, groups: list[dict[str, Any]]) -> SGDW:
+    """Build :class:`SGDW` from the config."""
+    return build_form(SGDW, config, groups)
