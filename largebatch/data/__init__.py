@@ -6,6 +6,7 @@ Importing this package registers every data set that a config can name.
 from largebatch.data import arrays, cifar, digits, imagefolder, mnist, synthetic
 from largebatch.data.build import build_source
 from largebatch.data.config import DataConfig
+from largebatch.data.dali import require_dali
 from largebatch.data.mixing import Mixed
 from largebatch.data.order import EpochOrder, Permutation
 from largebatch.data.pipeline import Pipeline
@@ -28,5 +29,6 @@ __all__ = [
     "digits",
     "imagefolder",
     "mnist",
+    "require_dali",
     "synthetic",
 ]

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from largebatch._errors import UserError
-from largebatch.data.decode import Photograph
+from largebatch.data.decode import DAMAGED, Photograph
 from largebatch.data.imagefolder import find_images
 
 _AHEAD = 64
@@ -75,6 +75,6 @@ def _reason(path: str) -> str | None:
         with open(path, "rb") as file:
             image = Photograph(file.read())
         image.pixels((0, 0, image.height, image.width))
-    except (OSError, ValueError, SyntaxError) as error:
+    except DAMAGED as error:
         return " ".join(str(error).split()) or type(error).__name__
     return None

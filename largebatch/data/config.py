@@ -22,12 +22,13 @@ class DataConfig:
     skip_corrupt: int = 0
     """How many unreadable images to leave out before the run ends with an error."""
 
-    pipeline: Literal["torchvision"] = "torchvision"
-    """What decodes and augments the images."""
+    pipeline: Literal["torchvision", "dali"] = "torchvision"
+    """What decodes and resizes the images: torchvision's operators in worker processes, or NVIDIA
+    DALI (imagefolder only; on the GPU where there is one). Order, crops and flips are the same."""
 
     workers: int | None = None
-    """Worker processes of a rank for data read sample by sample (None: its share of the cores);
-    data held in memory needs none."""
+    """Worker processes (dali: threads) of a rank for data read sample by sample (None: its share of
+    the cores); data held in memory needs none."""
 
     image_size: int | None = None
     """Side of the square images fed to the model, in pixels (None: the data set's own)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from largebatch.data.draws import SampleDraws
-from largebatch.data.region import decode_region
+from largebatch.data.region import END, decode_region
 
 try:
     import simplejpeg  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -27,6 +28,7 @@ except ImportError:
     simplejpeg = None
 
 Box = tuple[int, int, int, int]
+DAMAGED = (OSError, ValueError, SyntaxError)  # what decoders raise; the last is Pillow's, of a PNG
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -67,45 +69,51 @@ def evaluation_size(height: int, width: int, size: int) -> tuple[int, int]:
     return max(shorter, int(shorter * height / width)), shorter
 
 
-def training_view(data: bytes, size: int, crop: SampleDraws, flip: SampleDraws) -> Tensor:
-    """Decode, take a random box, resize it to a square and mirror half of the images.
+@dataclass(frozen=True)
+class View:
+    """Which part of an image a sample shows, and how: the same for every pipeline.
+
+    Attributes:
+        box: (top, left, height, width) of the part, in pixels of the image.
+        factor: 1, 2, 4 or 8: the box, on whose grid it lies, has pixels enough when the image is
+            decoded at that fraction of its size.
+        resized: (height, width) that the box is resized to.
+        corner: (top, left) of the square taken from that.
+        size: side of the square.
+        flip: whether the square is mirrored.
+    """
+
+    box: Box
+    factor: int
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+    size: int
+    flip: bool
+
+
+def training_view(height: int, width: int, size: int, crop: SampleDraws, flip: SampleDraws) -> View:
+    """Draw a box of an image, resized to a square; half of the views are mirrored.
 
     Args:
-        data: the file's bytes.
+        height, width: of the image, in pixels.
         size: side of the square, in pixels.
         crop: draws for the box.
         flip: draws for the mirroring.
-
-    Returns:
-        uint8 (3, size, size).
-
-    Raises:
-        OSError, ValueError: the bytes are not an image that can be read whole.
     """
-    image = Photograph(data)
-    box = random_box(crop, image.height, image.width)
+    box = random_box(crop, height, width)
     factor = 1
     while factor < 8 and min(box[2:]) >= 2 * factor * size:
         factor *= 2
-    top, left, height, width = (edge // factor * factor for edge in box)
-    view = _resize(image.pixels((top, left, height, width), factor), size, size)
-    return view.flip(-1) if flip.uniform() < 0.5 else view
+    top, left, rows, columns = (edge // factor * factor for edge in box)
+    mirrored = flip.uniform() < 0.5
+    return View((top, left, rows, columns), factor, (size, size), (0, 0), size, mirrored)
 
 
-def evaluation_view(data: bytes, size: int) -> Tensor:
-    """Decode, resize the shorter side to size * 256 / 224 and crop the centre.
-
-    Returns:
-        uint8 (3, size, size).
-
-    Raises:
-        OSError, ValueError: the bytes are not an image that can be read whole.
-    """
-    image = Photograph(data)
-    height, width = evaluation_size(image.height, image.width, size)
-    resized = _resize(image.pixels((0, 0, image.height, image.width)), height, width)
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return resized[:, top : top + size, left : left + size]
+def evaluation_view(height: int, width: int, size: int) -> View:
+    """Resize the shorter side to size * 256 / 224 and take the square in the centre."""
+    resized = evaluation_size(height, width, size)
+    corner = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    return View((0, 0, height, width), 1, resized, corner, size, False)
 
 
 class Photograph:
@@ -152,6 +160,25 @@ class Photograph:
         elif factor > 1:
             self._opened.draft("RGB", (self.width // factor, self.height // factor))
         return _inside(np.array(self._opened.convert("RGB")), box, factor)
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is a whole RGB or grey JPEG by its ends: what every decoder reads alike."""
+        known = self._opened is None or (
+            self._opened.format == "JPEG" and self._opened.mode in ("RGB", "L")
+        )
+        return known and self._data.endswith(END)
+
+    def show(self, view: View) -> Tensor:
+        """Decode and resize what a view takes of the image: uint8 (3, size, size).
+
+        Raises:
+            OSError, ValueError: the image cannot be read whole.
+        """
+        resized = _resize(self.pixels(view.box, view.factor), *view.resized)
+        top, left = view.corner
+        square = resized[:, top : top + view.size, left : left + view.size]
+        return square.flip(-1) if view.flip else square
 
     def _open(self) -> None:
         from PIL import Image

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
-from largebatch.data.decode import evaluation_view, is_image, training_view
+from largebatch.data.decode import (
+    DAMAGED,
+    Photograph,
+    View,
+    evaluation_view,
+    is_image,
+    training_view,
+)
 from largebatch.data.draws import SampleDraws, Stream
 from largebatch.data.source import (
     SampleSource,
@@ -57,16 +64,26 @@ class FileSource(SampleSource):
         try:
             with open(path, "rb") as file:
                 data = file.read()
-            if augment:
-                crop = SampleDraws(seed, epoch, index, Stream.CROP)
-                flip = SampleDraws(seed, epoch, index, Stream.FLIP)
-                view = training_view(data, size, crop, flip)
-            else:
-                view = evaluation_view(data, size)
-        except (OSError, ValueError, SyntaxError) as error:
-            # Pillow raises SyntaxError for a broken PNG.
+            image = Photograph(data)
+            pixels = image.show(self.view(image, index, epoch, seed, size, augment))
+        except DAMAGED as error:
             raise UnreadableSample(path, error) from None
-        return view, int(self._labels[index])
+        return pixels, self.label(index)
+
+    def label(self, index: int) -> int:
+        """Return the class of one image."""
+        return int(self._labels[index])
+
+    @staticmethod
+    def view(
+        image: Photograph, index: int, epoch: int, seed: int, size: int, augment: bool
+    ) -> View:
+        """Return what a sample shows of its image; see `SampleSource.load` for the arguments."""
+        if not augment:
+            return evaluation_view(image.height, image.width, size)
+        crop = SampleDraws(seed, epoch, index, Stream.CROP)
+        flip = SampleDraws(seed, epoch, index, Stream.FLIP)
+        return training_view(image.height, image.width, size, crop, flip)
 
 
 @datasets.register("imagefolder", "photographs in root/train/CLASS/* and root/val/CLASS/*")

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
+from largebatch.data.dali import DaliReader
+from largebatch.data.imagefolder import FileSource
 from largebatch.data.memory import ArrayReader
 from largebatch.data.mixing import mix_batch
 from largebatch.data.normalize import Normalizer
@@ -53,12 +55,15 @@ class Pipeline:
         self._size = None if config.image_size is None else source.image_shape[1:]
         self._normalize = Normalizer(source, self.device, dtype, channels_last)
         augment = train and config.augment == "standard"
-        self._reader: ArrayReader | WorkerReader
-        if isinstance(source, ArraySource):
+        self._reader: ArrayReader | WorkerReader | DaliReader
+        workers = default_workers() if config.workers is None else config.workers
+        if config.pipeline == "dali":
+            assert isinstance(source, FileSource)
+            self._reader = DaliReader(source, seed, workers, augment, self.device)
+        elif isinstance(source, ArraySource):
             self._reader = ArrayReader(source, seed, self.device, augment, channels_last)
         else:
             assert isinstance(source, SampleSource)
-            workers = default_workers() if config.workers is None else config.workers
             cuda = self.device.type == "cuda"
             self._reader = WorkerReader(source, seed, workers, augment, pin_memory=cuda)
         self.skipped: set[str] = set()
@@ -100,6 +105,9 @@ class Pipeline:
         for request, pieces in read:
             with torch.cuda.stream(side):
                 following = self._batch(request, pieces)
+            for piece in pieces:
+                if piece.images.is_cuda:  # decoded there, on a stream of the reader's
+                    piece.images.record_stream(side)
             if ready is not None:
                 yield _handed_over(ready, self.device)
             # The next batch was queued before the one just used: wait for both cost nothing.

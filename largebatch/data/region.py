@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_END = b"\xff\xd9"
+END = b"\xff\xd9"  # the last marker of a JPEG
 _own = threading.local()
 
 
@@ -29,7 +29,7 @@ def decode_region(data: bytes, box: tuple[int, int, int, int]) -> NDArray[np.uin
         uint8 (height, width, 3), or None where the library is absent or declines the file.
     """
     # A file cut short must fail as a whole, though the box may lie before the cut.
-    if not data.endswith(_END):
+    if not data.endswith(END):
         return None
     codec, decoder = _decoder()
     if decoder is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.data import datasets
+from largebatch.data import datasets, require_dali
 from largebatch.engine import engines
 from largebatch.models import models
 from largebatch.nn import check_norm, spans_ranks, wrong_span
@@ -46,6 +46,8 @@ def check(config: Config) -> None:
         raise UserError(mistake)
     for mistake in _contradictions(config):
         raise UserError(mistake)
+    if config.data.pipeline == "dali":
+        require_dali()
 
 
 def _numbers(config: Config) -> Iterator[str]:
@@ -108,6 +110,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             value = getattr(config.distributed, key)
             if value not in (None, "fp32"):
                 yield f"distributed.{key}={value}: distributed.allreduce=flat takes no torus"
+    if config.data.pipeline == "dali" and config.data.name != "imagefolder":
+        yield f"data.pipeline=dali reads image files: data.name=imagefolder, not {config.data.name}"
     if config.precision.compute == "fp64" and config.distributed.backend == "nccl":
         yield "precision.compute=fp64 runs on CPU: distributed.backend=nccl contradicts it"
     if config.precision.loss_scale != "dynamic" and config.precision.compute != "fp16":

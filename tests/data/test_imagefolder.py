@@ -162,11 +162,12 @@ def test_decoding_at_a_fraction_keeps_the_picture(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(decode.Photograph, "pixels", spy)
     for index in range(60):
         draws = (SampleDraws(0, 0, index, stream) for stream in (Stream.CROP, Stream.FLIP))
-        assert decode.training_view(buffer.getvalue(), 100, *draws).shape == (3, 100, 100)
+        view = decode.training_view(photograph.height, photograph.width, 100, *draws)
+        assert photograph.show(view).shape == (3, 100, 100)
     assert {factor for factor, _ in asked} >= {2, 4}
     assert all(factor * 100 <= side < 2 * factor * 100 for factor, side in asked)
     asked.clear()
-    decode.evaluation_view(buffer.getvalue(), 60)
+    photograph.show(decode.evaluation_view(photograph.height, photograph.width, 60))
     assert asked == [(1, 903)]
 
 
@@ -181,7 +182,8 @@ def test_grey_palette_and_cmyk_files_become_rgb(tmp_path: Path) -> None:
     }.items():
         buffer = io.BytesIO()
         image.save(buffer, "JPEG" if name.endswith("jpg") else "PNG")
-        view = decode.evaluation_view(buffer.getvalue(), 16)
+        photograph = decode.Photograph(buffer.getvalue())
+        view = photograph.show(decode.evaluation_view(photograph.height, photograph.width, 16))
         assert view.shape == (3, 16, 16), name
         assert view.dtype == torch.uint8
         spread = view.float().amax(0) - view.float().amin(0)
