@@ -113,6 +113,7 @@ def _measured_apart(loader: Peer, paths: list[str], workers: int, seconds: float
 def _answer(
     sender: Connection, loader: Peer, paths: list[str], workers: int, seconds: float
 ) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # the loaders' own workers, as in a run
     try:
         sender.send(_measure(loader, paths, workers, seconds))
     except Exception as error:
