@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from largebatch._errors import RunFailure, UserError
 from largebatch.distributed.environment import World
+from largebatch.distributed.heartbeat import CONTINUE, Heartbeat
 
 T = TypeVar("T")
 MISTAKE = "largebatch/mistake"  # a key of the rendezvous store, which outlives a lost connection
@@ -46,7 +48,27 @@ def announce(mistake: UserError, world: World) -> None:
         dist.distributed_c10d._get_default_store().set(MISTAKE, str(mistake))
 
 
-def lost_peer(error: RuntimeError, world: World) -> Exception:
+def require_same(values: Mapping[str, Any], world: World) -> None:
+    """Compare named values, the same names on every rank, over the ranks.
+
+    Raises:
+        UserError: on every rank alike, naming the first that differs, where, and both values.
+    """
+    if world.world_size == 1:
+        return
+    everyone: list[Any] = [None] * world.world_size
+    dist.all_gather_object(everyone, (socket.gethostname(), dict(values)))
+    first_host, expected = everyone[0]
+    for rank, (host, found) in enumerate(everyone):
+        for name, value in found.items():
+            if value != expected[name]:
+                raise UserError(
+                    f"{name}={value!r} on rank {rank} ({host}) but {expected[name]!r} on rank 0 "
+                    f"({first_host}): every rank needs the same config and data"
+                )
+
+
+def lost_peer(error: RuntimeError, world: World, heartbeat: Heartbeat | None = None) -> Exception:
     """Say in one line that another rank is gone, where that is what ``error`` means.
 
     A rank that ended over a user's mistake has announced it and says it itself: then the answer is
@@ -57,10 +79,9 @@ def lost_peer(error: RuntimeError, world: World) -> Exception:
         return error
     if _announced():
         return UserError("")
-    return RunFailure(
-        f"rank {world.rank}: another rank has ended or is out of reach; the same command continues"
-        f" from the last checkpoint ({text.splitlines()[0][:120]})"
-    )
+    account = heartbeat.account() if heartbeat is not None else ""
+    lost = account or f"another rank has ended or is out of reach; {CONTINUE}"
+    return RunFailure(f"rank {world.rank}: {lost} ({text.splitlines()[0][:120]})")
 
 
 def _announced() -> bool:

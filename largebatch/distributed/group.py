@@ -13,6 +13,7 @@ import torch.distributed as dist
 from largebatch._errors import RunFailure, UserError
 from largebatch.distributed.agreement import lost_peer
 from largebatch.distributed.environment import World, cores
+from largebatch.distributed.heartbeat import RECORDED, Heartbeat
 
 
 def choose_device(world: World) -> torch.device:
@@ -30,24 +31,27 @@ def set_threads(world: World) -> None:
 
 @contextmanager
 def process_group(
-    world: World, backend: str, timeout: float, device: torch.device
-) -> Iterator[None]:
+    world: World, backend: str, timeout: float, device: torch.device, patience: float = 0.0
+) -> Iterator[Heartbeat]:
     """Join the ranks for the length of a ``with`` block; nothing to join when alone.
 
     Args:
         backend: ``gloo``, ``nccl`` or ``auto`` (NCCL on GPUs, gloo otherwise).
         timeout: seconds that a collective may take before every rank fails.
+        patience: seconds without a sign of life after which a rank is lost, see `Heartbeat`.
 
     Raises:
         RunFailure: another rank is lost, see :func:`lost_peer`.
     """
     if world.world_size == 1:
-        yield
+        yield Heartbeat(world)
         return
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
     if backend == "nccl" and device.type != "cuda":
         raise UserError("distributed.backend='nccl' needs a GPU on every rank; use gloo or auto")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED)
+    heartbeat = None
     try:
         dist.init_process_group(
             backend,
@@ -59,12 +63,15 @@ def process_group(
             timeout=timedelta(seconds=timeout),
             device_id=device if backend == "nccl" else None,
         )
-        yield
+        heartbeat = Heartbeat(world, patience)
+        yield heartbeat
         dist.barrier()
     except RunFailure:
         raise
     except RuntimeError as error:
-        raise lost_peer(error, world) from error
+        raise lost_peer(error, world, heartbeat) from error
     finally:
+        if heartbeat is not None:
+            heartbeat.close()
         if dist.is_initialized():
             dist.destroy_process_group()

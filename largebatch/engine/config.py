@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from largebatch.schedule import Duration
 
 
 @dataclass
@@ -24,3 +26,8 @@ class DistributedConfig:
     """Size of one gradient message in MB; larger ones overlap less with the backward pass."""
     timeout: float = 1800.0
     """Seconds a collective may take before every rank fails."""
+    heartbeat: float = 120.0
+    """Seconds without a sign of life after which a rank counts as lost and the run ends, naming it
+    and the collective the others wait in; 0: only timeout ends the wait."""
+    check_every: Duration = field(default_factory=lambda: Duration.parse("1000st"))
+    """Distance between comparisons of the ranks' parameters, which must be equal to the bit."""

@@ -33,7 +33,8 @@ class MetricsWriter:
         """Append one line; a number that is not finite becomes null, which JSON can hold.
 
         Args:
-            values: with ``samples`` (int) and ``split`` (``train`` or ``val``) among them.
+            values: with ``samples`` (int) and ``split`` (``train``, ``val`` or
+                ``hardware``) among them.
 
         Raises:
             OSError: the disk is full.
@@ -72,15 +73,15 @@ class MetricsWriter:
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl as dictionaries, in order.
 
-    A torn last line, as a kill leaves it, is passed over. Of lines of one split at the same
-    samples, as an evaluation repeated on resumption leaves them, the last counts.
+    A torn last line, as a kill leaves it, is passed over. Of lines of one split (and rank) at the
+    same samples, as an evaluation repeated on resumption leaves them, the last counts.
 
     Raises:
         UserError: the file is absent, or damaged elsewhere than in its last line.
     """
-    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    lines: dict[tuple[str, int, int | None], dict[str, Any]] = {}
     for values in _lines(Path(path)):
-        key = (values["split"], values["samples"])
+        key = (values["split"], values["samples"], values.get("rank"))
         lines.pop(key, None)
         lines[key] = values
     return list(lines.values())

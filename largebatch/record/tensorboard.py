@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-IDENTITY = ("samples", "split", "step", "epoch", "order_hash")
+IDENTITY = ("samples", "split", "step", "epoch", "order_hash", "rank", "host", "gpu")
 
 
 class TensorBoardMirror:
@@ -48,9 +48,10 @@ class TensorBoardMirror:
         writer = self._open()
         if writer is None:
             return
+        rank = f"/rank{values['rank']}" if "rank" in values else ""
         for name, value in values.items():
             if name not in IDENTITY and isinstance(value, (int, float)) and (math.isfinite(value)):
-                writer.add_scalar(f"{values['split']}/{name}", value, values["samples"])
+                writer.add_scalar(f"{values['split']}/{name}{rank}", value, values["samples"])
 
     def close(self) -> None:
         """Flush what is left."""

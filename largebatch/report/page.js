@@ -19,7 +19,42 @@
     return sorted[Math.round(share * (sorted.length - 1))];
   }
 
+  function line(index, series, name, extra) {
+    return {
+      type: "scatter",
+      mode: "lines",
+      x: series[state.x],
+      y: series.value,
+      name,
+      visible: !state.hidden.has(index),
+      hovertemplate: `%{y:,.4~g}<extra>${name}</extra>`,
+      ...extra,
+    };
+  }
+
+  // Phases one above the other, the last on top.
+  function stacked(chart) {
+    return chart.parts.flatMap(([key, name], part) => {
+      const series = data.runs[0].series.train[key];
+      if (!series) return [];
+      const shade = runColor(part);
+      const extra = { stackgroup: "step", line: { width: 0.5, color: shade }, fillcolor: shade };
+      return [line(0, series, name, extra)];
+    });
+  }
+
+  function perRank(chart) {
+    return data.runs.flatMap((run, index) =>
+      Object.entries(run.hardware[chart.key] || {}).map(([rank, series], place) =>
+        line(index, series, many ? `${plain(run.name)} · ${rank}` : rank, {
+          line: { width: 1.5, color: runColor(many ? index : place), simplify: false },
+          hovertemplate: `${chart.unit === "percent" ? "%{y:.1%}" : "%{y:,.4~g}"}`,
+        })));
+  }
+
   function traces(chart) {
+    if (chart.parts.length) return stacked(chart);
+    if (chart.ranks) return perRank(chart);
     const x = chart.log_steps ? "step" : state.x;
     const drawn = [];
     for (const split of ["train", "val"]) {
@@ -53,14 +88,23 @@
     return drawn;
   }
 
+  // Rare slow steps (the first, one after a pause) may leave the top.
+  function stackedRange(seen) {
+    if (!seen.length) return null;
+    const sums = seen[0].y.map((_, place) =>
+      seen.reduce((sum, trace) => sum + (trace.y[place] || 0), 0));
+    return [0, quantile(sums.sort((a, b) => a - b), 0.985) * 1.15 || 1];
+  }
+
   // The range that shows how runs end: a first point far off must not flatten all others.
   function range(chart, drawn) {
     const seen = drawn.filter((trace) => trace.visible);
+    if (chart.parts.length) return stackedRange(seen);
     const values = seen.flatMap((trace) => trace.y).sort((a, b) => a - b);
     if (!values.length) return null;
     let low = values[0];
     let high = values[values.length - 1];
-    if (chart.unit === "percent") {
+    if (chart.unit === "percent" && !chart.ranks) {
       const strong = seen.filter((trace) => trace.line.width > 2);
       const points = (strong.length ? strong : seen).flatMap((trace) => trace.y);
       low = Math.min(quantile(points.sort((a, b) => a - b), 0.1), high - 0.04);
@@ -113,7 +157,8 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: color("soft") },
-      showlegend: false,
+      showlegend: chart.parts.length > 0 || (chart.ranks && drawn.length > 1),
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
       hovermode: "x unified",
       hoverlabel: {
         bgcolor: color("card"), bordercolor: color("edge"), font: { color: color("ink"), size: 12 },
@@ -203,7 +248,7 @@
     });
     for (const chart of data.charts) {
       const drawn = traces(chart);
-      Plotly.react(`chart-${chart.key}`, drawn, layout(chart, drawn), options);
+      Plotly.react(`chart-${chart.id}`, drawn, layout(chart, drawn), options);
     }
     for (const swatch of document.querySelectorAll(".swatch")) {
       swatch.style.background = runColor(Number(swatch.dataset.run));

@@ -31,6 +31,8 @@ class Chart:
         log_steps: whether it is drawn against the logarithm of steps, whatever the page shows.
         log_choice: whether the page's choice of a logarithmic axis holds for it.
         note: below the title.
+        parts: keys, each with its name, that are stacked; ``key`` then only names the chart.
+        ranks: whether it draws the hardware of every rank.
     """
 
     key: str
@@ -41,7 +43,43 @@ class Chart:
     log_steps: bool = False
     log_choice: bool = False
     note: str = ""
+    parts: tuple[tuple[str, str], ...] = ()
+    ranks: bool = False
 
+
+PHASES = (
+    ("compute_seconds", "compute"),
+    ("communication_seconds", "exposed communication"),
+    ("optimizer_seconds", "optimizer"),
+    ("data_seconds", "waiting for data"),
+)
+BREAKDOWN = Chart(
+    "step_seconds",
+    "Seconds of a step",
+    note="of rank 0: computing, and what no computing hides",
+    parts=PHASES,
+)
+HARDWARE = (
+    Chart("gpu_utilization", "GPU utilisation", unit="percent", ranks=True),
+    Chart("gpu_memory_bytes", "GPU memory", unit="count", ranks=True, note="bytes in use"),
+    Chart("gpu_power_watts", "GPU power", ranks=True, note="watts"),
+    Chart("gpu_temperature_celsius", "GPU temperature", floor=False, ranks=True, note="°C"),
+    Chart("gpu_sm_clock_mhz", "GPU clock", ranks=True, note="MHz, of the multiprocessors"),
+    Chart("gpu_memory_clock_mhz", "GPU memory clock", ranks=True, note="MHz"),
+    Chart("nvlink_tx_bytes_per_second", "NVLink sent", unit="count", ranks=True, note="bytes/s"),
+    Chart(
+        "nvlink_rx_bytes_per_second", "NVLink received", unit="count", ranks=True, note="bytes/s"
+    ),
+    Chart("host_cpu_utilization", "Host processor", unit="percent", ranks=True, note="all cores"),
+    Chart("host_memory_bytes", "Host memory", unit="count", ranks=True, note="bytes in use"),
+    Chart(
+        "process_memory_bytes", "Memory of a rank", unit="count", ranks=True, note="bytes resident"
+    ),
+    *(
+        Chart(f"{key}", f"Seconds a step, {name}", ranks=True, note="means between two readings")
+        for key, name in PHASES
+    ),
+)
 
 CHARTS = (
     Chart("top1", "Top-1 accuracy", unit="percent", floor=False),
@@ -64,6 +102,7 @@ CHARTS = (
         note="‖w − w₀‖ against log steps: a straight line is ultra-slow diffusion (Hoffer 2017)",
     ),
     Chart("clip_factor", "Clip factor", note="1: the gradient passed whole"),
+    Chart("samples_per_joule", "Samples per joule", note="of the power of all GPUs"),
 )
 
 
@@ -98,10 +137,11 @@ def render(runs: Sequence[Run], now: datetime | None = None) -> str:
                 "figures": run.row,
                 "series": run.series,
                 "layers": run.layers,
+                "hardware": run.hardware,
             }
             for name, run in zip(names, runs, strict=True)
         ],
-        "charts": [asdict(chart) for chart in charts],
+        "charts": [{**asdict(chart), "id": chart_id(chart)} for chart in charts],
     }
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -110,7 +150,7 @@ def render(runs: Sequence[Run], now: datetime | None = None) -> str:
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs",
         names=names,
         runs=runs,
-        charts=charts,
+        charts=[(chart, chart_id(chart)) for chart in charts],
         differing=differing_keys(runs),
         version=__version__,
         date=(now or datetime.now()).strftime("%Y-%m-%d %H:%M"),
@@ -122,15 +162,33 @@ def render(runs: Sequence[Run], now: datetime | None = None) -> str:
 
 
 def charts_for(runs: Sequence[Run]) -> list[Chart]:
-    """Return the charts that some run has points for: the known ones first, then any other key."""
+    """Return the charts that some run has points for: the known ones first, then any other key.
+
+    The breakdown of a step is stacked for one run; of several, each phase has a chart. Hardware
+    comes last.
+    """
     present = {key: None for run in runs for split in run.series.values() for key in split}
+    measured = {key for run in runs for key in run.hardware}
     known = {chart.key for chart in CHARTS}
+    breakdown = [BREAKDOWN] if len(runs) == 1 and PHASES[0][0] in present else []
+    if breakdown:
+        known |= {key for key, _ in PHASES}
     others = [
         Chart(key, key.replace("_", " ").capitalize(), floor=False)
         for key in present
         if key not in known
     ]
-    return [chart for chart in CHARTS if chart.key in present] + others
+    return [
+        *(chart for chart in CHARTS if chart.key in present),
+        *breakdown,
+        *others,
+        *(chart for chart in HARDWARE if chart.key in measured),
+    ]
+
+
+def chart_id(chart: Chart) -> str:
+    """Return the name of the chart's element: a phase is drawn for training and for ranks."""
+    return f"rank-{chart.key}" if chart.ranks else chart.key
 
 
 def differing_keys(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -14,10 +14,12 @@ from largebatch.report.thinning import thin
 
 MOST_POINTS = 2000
 MOST_COLUMNS = 200  # of a map of layers
+MOST_RANKS = 8  # drawn one by one
 PLACES = ("samples", "step", "epoch")
 NORMS = ("weight", "update", "ratio")  # the numbers of a tensor in layers.jsonl
 IDENTITY = (*PLACES, "split", "order_hash", "count")
 OF_THE_MODEL = ("weight_norm", "weight_distance")  # of no split, whichever line they stand on
+OF_A_STEP = ("compute_seconds", "communication_seconds", "optimizer_seconds", "data_seconds")
 
 Series = dict[str, list[float]]
 
@@ -31,6 +33,8 @@ class Run:
         series: ``series[split][key]`` holds ``samples``, ``step``, ``epoch`` and ``value``, lists
             of one length. Training series are thinned, evaluations are exact. Figures of the
             model itself, such as its weights' norm, are with training.
+        hardware: ``hardware[key][rank]`` is the series of one rank, such as ``rank 0``; of many
+            ranks there are only ``lowest``, ``mean`` and ``highest``.
         row: the run's line in the table of runs, as text.
         config: the resolved config as written; empty if there is none.
         keys: the config with dotted keys.
@@ -42,6 +46,7 @@ class Run:
 
     name: str
     series: dict[str, dict[str, Series]]
+    hardware: dict[str, dict[str, Series]]
     row: dict[str, str]
     config: str
     keys: dict[str, str]
@@ -67,6 +72,7 @@ def read_run(path: str | Path) -> Run:
     return Run(
         name=Path(os.path.abspath(directory.path)).name,
         series={split: _series(lines, split) for split in ("train", "val")},
+        hardware=_hardware([line for line in lines if line["split"] == "hardware"]),
         row=_row(keys, config, summary or {}, lines),
         config=text,
         keys=keys,
@@ -108,16 +114,49 @@ def _series(lines: list[dict[str, Any]], split: str) -> dict[str, Series]:
             if belongs == split and key not in IDENTITY and isinstance(value, (int, float)):
                 found.setdefault(key, []).append((*place, value))
     series = {}
+    most = MOST_POINTS if split == "train" else len(lines)
+    # What is stacked needs the same points in every layer: those that suit the sum.
+    layers = [[point[-1] for point in found[key]] for key in OF_A_STEP if key in found]
+    sums = [sum(layer) for layer in zip(*layers, strict=False)]
+    weights = dict.fromkeys(OF_A_STEP, sums)
     for key, points in found.items():
         points = _without_short_steps(points) if key == "batch_size" else points
-        kept = range(len(points))
-        if split == "train":
-            kept = thin([point[-1] for point in points], MOST_POINTS)  # type: ignore[assignment]
-        columns = zip(*(points[index] for index in kept), strict=True)
-        series[key] = {
-            name: list(column) for name, column in zip((*PLACES, "value"), columns, strict=True)
-        }
+        kept = thin(weights.get(key) or [point[-1] for point in points], most)
+        series[key] = _columns([points[index] for index in kept])
     return series
+
+
+def _columns(points: list[tuple[float, ...]]) -> Series:
+    """Turn points (samples, step, epoch, value) into columns."""
+    columns = zip(*points, strict=True)
+    return {name: list(column) for name, column in zip((*PLACES, "value"), columns, strict=True)}
+
+
+def _hardware(lines: list[dict[str, Any]]) -> dict[str, dict[str, Series]]:
+    """Return every numeric key of the ranks' hardware, a series for each rank or over all."""
+    found: dict[str, dict[tuple[float, ...], dict[int, float]]] = {}
+    for line in lines:
+        place = tuple(line.get(key, 0) for key in PLACES)
+        for key, value in line.items():
+            if key not in (*IDENTITY, "rank") and isinstance(value, (int, float)):
+                found.setdefault(key, {}).setdefault(place, {})[line["rank"]] = value
+    hardware = {}
+    for key, places in found.items():
+        drawn: dict[str, list[tuple[float, ...]]] = {}
+        ranks = sorted({rank for values in places.values() for rank in values})
+        for place, values in places.items():
+            shown: dict[str, float] = {f"rank {rank}": values[rank] for rank in sorted(values)}
+            if len(ranks) > MOST_RANKS:
+                every = values.values()
+                mean = sum(every) / len(every)
+                shown = {"lowest": min(every), "mean": mean, "highest": max(every)}
+            for name, value in shown.items():
+                drawn.setdefault(name, []).append((*place, value))
+        hardware[key] = {
+            name: _columns([points[i] for i in thin([p[-1] for p in points], MOST_POINTS)])
+            for name, points in drawn.items()
+        }
+    return hardware
 
 
 def _without_short_steps(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:

@@ -13,6 +13,7 @@ from torch import nn
 from largebatch._errors import UserError
 from largebatch.data import EpochOrder, Pipeline, Source, build_source
 from largebatch.distributed import World
+from largebatch.distributed.agreement import require_same, together
 from largebatch.engine import DataParallel, build_engine
 from largebatch.models import build_model, try_images
 from largebatch.nn import has_batch_norm, join_ranks, minimum_samples, spans_ranks, wrong_span
@@ -96,7 +97,16 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         UserError: data are missing or damaged, or parts do not fit together.
     """
     check_span(config, world)
-    plan = prepare(config, device)
+    # Before the engine's first message: a rank whose data are missing would leave others waiting.
+    plan = together(lambda: prepare(config, device), world)
+    require_same(
+        {
+            "the number of training samples": len(plan.source),
+            "the number of validation samples": len(plan.validation),
+            "the number of classes": plan.source.num_classes,
+        },
+        world,
+    )
     source, validation, model = plan.source, plan.validation, plan.model
     precision, schedule = plan.precision, plan.schedule
     atoms = with_span(plan.atoms, config, world)

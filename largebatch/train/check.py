@@ -74,9 +74,17 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"distributed.torus={grid!r}: rows x columns, such as 2x4"
     if not 1 <= config.distributed.timeout <= 10**7:
         yield f"distributed.timeout={config.distributed.timeout}: from 1 to 10^7 seconds"
+    if not 0 <= config.distributed.heartbeat <= 10**7:
+        yield f"distributed.heartbeat={config.distributed.heartbeat}: from 0 to 10^7 seconds"
+    if not 0 <= config.telemetry.hardware_every <= 10**7:
+        yield f"telemetry.hardware_every={config.telemetry.hardware_every}: from 0 to 10^7 seconds"
+    port = config.telemetry.prometheus_port
+    if port is not None and not 0 <= port <= 65535:
+        yield f"telemetry.prometheus_port={port}: from 0 to 65535"
     for key, every in (
         ("telemetry.every", config.telemetry.every),
         ("telemetry.layers", config.telemetry.layers),
+        ("distributed.check_every", config.distributed.check_every),
         ("checkpoint.every", config.checkpoint.every),
     ):
         if every.value == 0:

@@ -67,6 +67,11 @@ class TelemetryConfig:
     """Distance between train lines."""
     layers: Duration = field(default_factory=lambda: Duration.parse("1%"))
     """lars, lamb: distance between lines of layers.jsonl (norms and trust ratio of each tensor)."""
+    hardware_every: float = 10.0
+    """Seconds between readings of each rank's GPU, host and step times; 0: none are taken."""
+    prometheus_port: int | None = None
+    """Serve the newest figures to Prometheus on this port of 127.0.0.1, from rank 0 (0: any free
+    port; none: not at all)."""
 
 
 @dataclass
@@ -100,6 +105,9 @@ class Config:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
+
+# Keys that may differ between the ranks of a run: where it lies and what each host affords.
+RANK_KEYS = ("run.dir", "run.name", "data.root", "data.workers", "batch.micro", "telemetry")
 
 # Keys that may differ between a run and its continuation: they do not shape the trajectory.
 FREE_KEYS = (

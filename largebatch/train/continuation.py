@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,15 @@ def differences(config: Config, saved: Config) -> dict[str, tuple[Any, Any]]:
     now, before = parse.flat(config), parse.flat(saved)
     return {
         key: (value, before[key])
-        for key, value in now.items()
-        if value != before[key] and key not in FREE_KEYS and key.partition(".")[0] not in FREE_KEYS
+        for key, value in without(now, FREE_KEYS).items()
+        if value != before[key]
+    }
+
+
+def without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Leave out the keys, and the sections, that are named."""
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in names and key.partition(".")[0] not in names
     }

@@ -15,14 +15,17 @@ from largebatch.train import checkpoint, parse
 from largebatch.train.config import Config, run_name
 from largebatch.train.layers import LayerRecord
 from largebatch.train.progress import say
-from largebatch.train.telemetry import Every
+from largebatch.train.prometheus import PrometheusEndpoint
+from largebatch.train.telemetry import Every, Writers
 from largebatch.train.trainer import Trainer
 
 
-def begin(
-    config: Config, directory: RunDirectory, trainer: Trainer
-) -> tuple[MetricsWriter, TensorBoardMirror]:
-    """Write the config, open the metrics where the run goes on, and say what it will do."""
+def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
+    """Write the config, open the metrics where the run goes on, and say what it will do.
+
+    Raises:
+        UserError: ``telemetry.prometheus_port`` is taken.
+    """
     position, schedule, parts = trainer.position, trainer.schedule, trainer.parts
     if not directory.config.exists():
         directory.write_config(parse.dump(config))
@@ -50,8 +53,12 @@ def begin(
         say(warning)
     if position.samples:
         say(f"continuing at {position.samples:,} of {schedule.total_samples:,} samples")
-    resumed_at = position.samples or None
-    return writer, TensorBoardMirror(directory.tensorboard, resumed_at)
+    mirror = TensorBoardMirror(directory.tensorboard, position.samples or None)
+    if config.telemetry.prometheus_port is None:
+        return writer, mirror
+    endpoint = PrometheusEndpoint(config.telemetry.prometheus_port)
+    say(f"figures for Prometheus: http://127.0.0.1:{endpoint.port}/metrics")
+    return writer, mirror, endpoint
 
 
 def _excluded(optimizer: LayerwiseOptimizer, model: nn.Module) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed.agreement import agreed, announce, together
+from largebatch.distributed.agreement import agreed, announce, require_same, together
 from largebatch.distributed.environment import World, detect
 from largebatch.distributed.group import choose_device, process_group, set_threads
+from largebatch.distributed.heartbeat import Heartbeat
 from largebatch.distributed.launch import launch_local_ranks
 from largebatch.distributed.lifetime import LAUNCHER_VARIABLE, StopRequest, die_with_parent
 from largebatch.distributed.memory import keep_freed_memory
@@ -21,8 +22,8 @@ from largebatch.report import write_report
 from largebatch.train import checkpoint, parse
 from largebatch.train.build import build, prepare
 from largebatch.train.check import check
-from largebatch.train.config import Config
-from largebatch.train.continuation import choose_directory, what_is_there
+from largebatch.train.config import RANK_KEYS, Config
+from largebatch.train.continuation import choose_directory, what_is_there, without
 from largebatch.train.progress import say
 from largebatch.train.results import begin, conclude
 from largebatch.train.trainer import Trainer
@@ -64,10 +65,10 @@ def train(arguments: Sequence[str]) -> int:
         torch.cuda.set_device(device)
     if config.run.deterministic:
         torch.use_deterministic_algorithms(True)
-    backend, timeout = config.distributed.backend, config.distributed.timeout
+    plan = config.distributed
     try:
-        with process_group(world, backend, timeout, device):
-            return _session(config, world, device, stop)
+        with process_group(world, plan.backend, plan.timeout, device, plan.heartbeat) as heartbeat:
+            return _session(config, world, device, stop, heartbeat)
     except OSError as error:
         raise RunFailure(
             f"rank {world.rank}: {error}; mend that and run the same command again, the last"
@@ -75,7 +76,10 @@ def train(arguments: Sequence[str]) -> int:
         ) from error
 
 
-def _session(config: Config, world: World, device: torch.device, stop: StopRequest) -> int:
+def _session(
+    config: Config, world: World, device: torch.device, stop: StopRequest, heartbeat: Heartbeat
+) -> int:
+    require_same(without(parse.flat(config), RANK_KEYS), world)
     path = Path(agreed(str(choose_directory(config)) if world.is_main else "", world))
     directory = RunDirectory(path)
     if world.is_main:
@@ -91,11 +95,13 @@ def _session(config: Config, world: World, device: torch.device, stop: StopReque
                 say(f"report: {directory.report}")
             return 0
         parts = together(lambda: build(config, world, device), world)
-        trainer = Trainer(config, parts, directory, stop)
+        trainer = Trainer(config, parts, directory, stop, heartbeat)
         if found["checkpoint"] is not None:
             saved = Path(found["checkpoint"])
             together(lambda: trainer.resume(checkpoint.load(saved)), world)
-        writers = begin(config, directory, trainer) if world.is_main else ()
+        writers = together(
+            lambda: begin(config, directory, trainer) if world.is_main else (), world
+        )
         try:
             finished = trainer.run(writers)
         except UserError as error:

@@ -19,6 +19,7 @@ from largebatch.schedule import Step
 from largebatch.tasks import Classification
 from largebatch.train.precision import Precision
 from largebatch.train.share import Micro
+from largebatch.train.step_times import StepTimes
 
 DROPOUT = 0x44726F70  # separates the stream of dropout seeds from the data's streams
 
@@ -64,6 +65,7 @@ class Stepper:
         self.clip, self.sam = clip, sam
         self.seed, self.varying_weight = seed, varying_weight
         self.clip_factor: Tensor | None = None
+        self.times = StepTimes(device)
         self._none = torch.zeros(2 + len(task.metrics), dtype=torch.float64, device=device)
         self._asked = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device=device).unbind()
         self._train = precision.wrap(task.train)
@@ -91,11 +93,14 @@ class Stepper:
             micros: this rank's forward passes; none if it has no samples.
             batches: yields the samples of each.
         """
+        self.times.begin()
         weight, held = float(step.size), None
         if self.varying_weight or self.sam is not None:
+            self.times.enter("data")
             held = [next(batches) for _ in micros]
         if self.varying_weight:
             assert held is not None
+            self.times.enter("communication")
             weight = self._global_weight(held)
         passes = _Passes(step, ghosts, micros, weight)
         summed = self.sam is None or self.sam.scope == "global"
@@ -104,10 +109,12 @@ class Stepper:
             assert held is not None
             with self.sam.perturbed():
                 self._pass(passes, iter(held), None, True)
-        self._update()
-        step_end(self.model, ghosts)
         if work is not None:
             work.wait()
+        self.times.enter("optimizer")
+        self._update()
+        step_end(self.model, ghosts)
+        self.times.enter("between steps")
         return sums
 
     def _pass(
@@ -120,12 +127,15 @@ class Stepper:
             summed: False leaves each rank its own gradients.
         """
         step, micros = passes.step, passes.micros
+        self.times.enter("compute")
         self.engine.begin()
         sums, work = self._none, None
         if not micros and stop is not None:
             sums, work = self._send(sums, stop)
         for micro in micros:
+            self.times.enter("data")
             batch = next(batches)
+            self.times.enter("compute")
             self._generator.manual_seed(key(self.seed, DROPOUT, step.start, micro.start))
             with ghost_place(micro.first_ghost, passes.ghosts):
                 loss, values = self._train(self.model, batch)
@@ -136,6 +146,7 @@ class Stepper:
                 if summed:
                     self.engine.last()
             self.precision.scale(loss).backward(torch.full_like(loss, 1.0 / passes.weight))
+        self.times.enter("communication")
         if summed:
             self.engine.finish()
         return sums, work

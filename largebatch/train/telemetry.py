@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from largebatch import _ops
+from largebatch.distributed.heartbeat import Heartbeat
 from largebatch.record import MetricsWriter, TensorBoardMirror
 from largebatch.schedule import Clock, Duration, Step
 from largebatch.train.progress import Progress
+from largebatch.train.prometheus import PrometheusEndpoint
+
+Writers: TypeAlias = (
+    tuple[()]
+    | tuple[MetricsWriter, TensorBoardMirror]
+    | tuple[MetricsWriter, TensorBoardMirror, PrometheusEndpoint]
+)
 
 HELD_SECONDS = 0.25  # train lines are written together this often: formatting one costs more
 SPACING = 1.2  # ratio of the steps at which weights are measured: distances go with log steps
@@ -63,18 +72,22 @@ class Telemetry:
     """Writes train and validation lines on rank 0.
 
     Args:
-        writers: where lines go, on rank 0.
+        writers: where lines go, on rank 0; the metrics first.
         names: of the metric sums after the loss, as the task gives them.
+        heartbeat: brings the readings of all ranks' hardware, taken off the training thread.
+        hardware_every: seconds between the lines of those; 0: none.
     """
 
     def __init__(
         self,
-        writers: tuple[MetricsWriter, TensorBoardMirror] | tuple[()],
+        writers: Writers,
         progress: Progress,
         distance: WeightDistance | None,
         names: tuple[str, ...],
         every: Duration,
         clock: Clock,
+        heartbeat: Heartbeat | None = None,
+        hardware_every: float = 0.0,
     ) -> None:
         self._writers, self.progress, self.distance = writers, progress, distance
         self.names = names
@@ -85,6 +98,9 @@ class Telemetry:
         self._last_samples: int | None = None
         self._held: list[tuple[Step, int, list[float], dict[str, Any], float]] = []
         self._written = 0.0
+        self._heartbeat, self._hardware_every = heartbeat, hardware_every
+        self._hardware_next = time.monotonic() + hardware_every
+        self._watts: float | None = None
         self.train_seconds = 0.0
         self.train_samples = 0
 
@@ -107,6 +123,34 @@ class Telemetry:
         held, self._held = self._held, []
         for line in held:
             self._train(*line)
+        if held and self._heartbeat is not None and self._hardware_every > 0:
+            step, number, *_ = held[-1]
+            if time.monotonic() >= self._hardware_next:
+                self._hardware_next = time.monotonic() + self._hardware_every
+                self._hardware(step, number, self._heartbeat)
+
+    def _hardware(self, step: Step, number: int, heartbeat: Heartbeat) -> None:
+        """Write a line for every rank that has sent a reading."""
+        watts: dict[str, float] = {}
+        beats = sorted(heartbeat.beats().items())
+        readings = [(rank, beat, beat["hardware"]) for rank, beat in beats if beat.get("hardware")]
+        for rank, beat, reading in readings:
+            record = {
+                "split": "hardware",
+                "samples": step.end,
+                "step": number,
+                "epoch": round(step.end / self._clock.epoch_samples, 6),
+                "rank": rank,
+                "host": beat["host"],
+                **reading,
+            }
+            self._write(record)
+            # Ranks may share a GPU, whose power counts once; a rank that tells none makes a NaN.
+            gpu = reading.get("gpu", f"of rank {rank}")
+            watts[gpu] = reading.get("gpu_power_watts", math.nan)
+        total = sum(watts.values())
+        everyone = len(readings) == heartbeat.world.world_size
+        self._watts = total if everyone and total > 0 else None
 
     def _train(
         self, step: Step, number: int, sums: list[float], extra: dict[str, Any], now: float
@@ -124,6 +168,8 @@ class Telemetry:
             "batch_size": step.size,
             "samples_per_second": since / max(now - self._last_time, 1e-9),
         }
+        if self._watts is not None:
+            record["samples_per_joule"] = record["samples_per_second"] / self._watts
         self._last_time, self._last_samples = now, step.end
         self.train_seconds += since / record["samples_per_second"]
         self.train_samples += since
@@ -161,7 +207,5 @@ class Telemetry:
             self._writers[0].sync()
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self._writers:
-            metrics, mirror = self._writers
-            metrics.write(record)
-            mirror.write(record)
+        for writer in self._writers:
+            writer.write(record)

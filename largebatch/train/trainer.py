@@ -11,21 +11,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 from largebatch._errors import RunFailure
+from largebatch.distributed.heartbeat import Heartbeat
 from largebatch.distributed.lifetime import StopRequest
 from largebatch.nn import merged_running_stats
 from largebatch.optim import set_step
-from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
+from largebatch.record import RunDirectory
 from largebatch.schedule import Duration, Step
 from largebatch.train import checkpoint
 from largebatch.train.averages import WeightAverage, swapped_in
 from largebatch.train.build import Parts
+from largebatch.train.checksum import require_same_parameters
 from largebatch.train.config import Config
+from largebatch.train.hardware import HardwareSampler, HostReader, Reader, StepReader, gpu_reader
 from largebatch.train.layers import LayerRecord
 from largebatch.train.micro import halved, is_out_of_memory
 from largebatch.train.progress import Progress, say
 from largebatch.train.snapshot import SnapshotEnsemble
 from largebatch.train.state import RunState
-from largebatch.train.telemetry import Every, Telemetry, WeightDistance
+from largebatch.train.step_times import Marks
+from largebatch.train.telemetry import Every, Telemetry, WeightDistance, Writers
 
 
 @dataclass
@@ -59,6 +63,7 @@ class Taken:
     clip_factor: Tensor | None
     weights: dict[str, float]
     layers: tuple[list[str], Tensor] | None
+    marks: Marks
     at: float
 
 
@@ -68,11 +73,19 @@ class Trainer:
     Args:
         directory: where results go; only rank 0 writes.
         stop: set by a signal; the ranks agree on the step after which they stop.
+        heartbeat: of this rank; it carries the readings of its hardware to rank 0.
     """
 
     def __init__(
-        self, config: Config, parts: Parts, directory: RunDirectory, stop: StopRequest
+        self,
+        config: Config,
+        parts: Parts,
+        directory: RunDirectory,
+        stop: StopRequest,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
+        self.heartbeat = heartbeat or Heartbeat(parts.world)
+        parts.stepper.times.activity = self.heartbeat.activity
         self.config, self.parts, self.directory, self.stop = config, parts, directory, stop
         self.world, self.schedule = parts.world, parts.schedule
         self.clock = parts.schedule.clock
@@ -95,7 +108,7 @@ class Trainer:
         """Continue from a checkpoint's state."""
         self.position = Position(**self.state.restore(state))
 
-    def run(self, writers: tuple[MetricsWriter, TensorBoardMirror] | tuple[()]) -> bool:
+    def run(self, writers: Writers) -> bool:
         """Train to the end and return True, or False if a signal stopped the run before.
 
         Args:
@@ -114,10 +127,21 @@ class Trainer:
             self.parts.task.metrics,
             self.config.telemetry.every,
             self.clock,
+            self.heartbeat,
+            self.config.telemetry.hardware_every,
         )
+        times = self.parts.stepper.times
+        readers: list[Reader] = [HostReader(), StepReader(times)]
+        gpu = gpu_reader(self.parts.device)
+        if gpu is not None:
+            readers.append(gpu)
+        sampler = HardwareSampler(readers, self.config.telemetry.hardware_every)
+        self.heartbeat.note = lambda: {"hardware": sampler.latest}
         try:
+            require_same_parameters(self.parts.model.parameters(), self.world, self.position.steps)
             return self._loop(begun - before)
         finally:
+            sampler.close()
             self.telemetry.flush()
             progress.close()
 
@@ -168,6 +192,9 @@ class Trainer:
             self._back_off(error)
             return None
         position.samples, position.steps = step.end, position.steps + 1
+        self.heartbeat.activity.step = position.steps
+        if self._due(self.config.distributed.check_every, step):
+            require_same_parameters(parts.model.parameters(), self.world, position.steps)
         if self.average is not None:
             self.average.update(step.size)
         if self.snapshots is not None and self.snapshots.due(step.start, step.end):
@@ -182,6 +209,7 @@ class Trainer:
             parts.stepper.clip_factor,
             self._measure(position.steps),
             self._measure_layers(step, position.steps),
+            parts.stepper.times.take(),
             time.perf_counter(),
         )
         # The step before is read while this one runs, so that a GPU never waits for the host; a
@@ -208,10 +236,12 @@ class Trainer:
         values = taken.sums.tolist()
         if taken.layers is not None and self.layers is not None:
             self.layers.write(taken.step, taken.number, taken.layers)
+        seconds = self.parts.stepper.times.seconds(taken.marks)
         if self.world.is_main and self.telemetry.due(taken.step, taken.number):
             extra: dict[str, Any] = {
                 "lr": taken.lr,
                 "order_hash": taken.order_hash,
+                **seconds,
                 **taken.weights,
             }
             if taken.clip_factor is not None:
@@ -247,6 +277,7 @@ class Trainer:
     def _evaluate(self, samples: int) -> bool:
         """Write the validation line; return True if a signal came before it was complete."""
         parts, position = self.parts, self.position
+        self.heartbeat.activity.doing = "evaluation"
         with swapped_in(parts.model, merged_running_stats(parts.model)):
             sums = parts.evaluator.sums(parts.model, self.stop)
             extra_sums = {}
@@ -294,6 +325,7 @@ class Trainer:
         return False
 
     def _save(self) -> None:
+        self.heartbeat.activity.doing = "saving a checkpoint"
         state = self.state.capture(vars(self.position))
         if state is not None:
             self.telemetry.sync()

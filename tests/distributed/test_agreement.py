@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed.agreement import announce, together
+from largebatch.distributed.agreement import announce, require_same, together
 from largebatch.distributed.environment import World, free_port
 from largebatch.distributed.group import process_group
 
@@ -46,6 +47,26 @@ def test_a_lost_rank_means_what_it_announced(tmp_path, announces):
         assert said == "UserError: "
     else:
         assert said.startswith("RunFailure: rank 0: another rank has ended")
+
+
+def differing_main(rank: int, port: int, folder: str) -> None:
+    here = world(rank, port)
+    try:
+        with process_group(here, "gloo", 60.0, torch.device("cpu")):
+            require_same({"optim.lr": 0.1, "data": (1, 2)}, here)
+            require_same({"optim.lr": 0.1 + rank, "data": (1, 2)}, here)
+    except UserError as error:
+        Path(folder, f"{rank}").write_text(str(error))
+
+
+def test_what_differs_is_named_on_every_rank(tmp_path):
+    mp.spawn(differing_main, (free_port(), str(tmp_path)), nprocs=2)
+    host = socket.gethostname()
+    for rank in range(2):
+        assert (tmp_path / f"{rank}").read_text() == (
+            f"optim.lr=1.1 on rank 1 ({host}) but 0.1 on rank 0 ({host}): every rank needs the same"
+            " config and data"
+        )
 
 
 def test_alone_a_mistake_is_raised_and_nothing_announced():

@@ -1,0 +1,261 @@
+"""Signs of life: which rank is lost or slow, and in which collective the others wait for it.
+
+Every rank leaves a beat in the rendezvous store every second or two, from a thread of its own: a
+stopped process or a lost host falls silent, a rank that is only slow goes on beating with the step
+it is in. Rank 0 reads all beats; the others read rank 0's and its verdict. What a rank waits in
+comes from torch's flight recorder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from largebatch.distributed.environment import World
+
+VERDICT = "largebatch/lost"
+MOST_SECONDS = 2.0  # between two beats
+RECORDED = "32"  # collectives that the flight recorder keeps
+ENDING = "ending over an error"
+CONTINUE = "the same command continues from the last checkpoint"
+
+
+@dataclass
+class Activity:
+    """What a rank is doing, for others to read: assigned on the hot path, so plain fields."""
+
+    step: int = 0
+    doing: str = "starting"
+
+
+class Heartbeat:
+    """Beats for this rank and watches the others, until :meth:`close`.
+
+    A rank without a sign of life for ``patience`` seconds ends the run: a collective that waits for
+    it cannot be interrupted, so every other rank prints one line that names it and exits with 1. A
+    rank that beats but keeps others waiting for as long is named on rank 0, and the run goes on
+    until ``distributed.timeout``.
+
+    Args:
+        patience: seconds; 0 turns the watch off.
+    """
+
+    def __init__(self, world: World, patience: float = 0.0) -> None:
+        self.world, self.patience = world, patience
+        self.activity = Activity()
+        self.note: Callable[[], dict[str, Any]] = dict
+        """What this rank adds to its beats; called in the thread."""
+        self.end: Callable[[str], None] = _end
+        self._interval = min(patience / 8, MOST_SECONDS)
+        self._host = socket.gethostname()
+        self._count = 0
+        self._beats: dict[int, dict[str, Any]] = {}
+        self._closed = threading.Event()
+        self._store: Any = None
+        self._threads: list[threading.Thread] = []
+        if world.world_size == 1 or patience <= 0:
+            return
+        # A connection of its own, so that no request of another thread holds it up.
+        self._store = dist.distributed_c10d._get_default_store().clone()
+        self._store.set_timeout(timedelta(seconds=patience))
+        self._exchanged = time.monotonic()
+        for work in (self._exchange, self._watch_store):
+            thread = threading.Thread(target=work, name="heartbeat", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def beats(self) -> dict[int, dict[str, Any]]:
+        """Return the last beat of every rank seen so far (on rank 0; its own when alone)."""
+        return self._beats if self._store is not None else {self.world.rank: self._beat(None)}
+
+    def close(self) -> None:
+        """Say goodbye, so that silence from here on means nothing."""
+        if self._store is None or self._closed.is_set():
+            return
+        self._closed.set()
+        for thread in self._threads:
+            thread.join(self._interval + 1)
+        with suppress(RuntimeError):  # the store may have gone with the rank that held it
+            self._store.set(_key(self.world.rank), json.dumps({**self._beat(None), "done": True}))
+
+    def account(self) -> str:
+        """Say who is missing, after an error in a collective; empty if nobody can be named.
+
+        Takes a few beats' time: whoever has not beaten in it is named, else who is behind.
+        """
+        if self._store is None:
+            return ""
+        self.activity.doing = ENDING
+        try:
+            if self._store.check([VERDICT]):
+                return self._store.get(VERDICT).decode()
+            before = self._read(range(self.world.world_size))
+            time.sleep(3 * self._interval)
+            after = self._read(range(self.world.world_size))
+        except RuntimeError:
+            return f"rank 0 ({self.world.address}), which holds the rendezvous, does not answer"
+        waiting = _in_flight()
+        others = [rank for rank in range(self.world.world_size) if rank != self.world.rank]
+        silent = [
+            rank
+            for rank in others
+            if rank not in after
+            or (
+                after[rank]["count"] == before.get(rank, {}).get("count") and not _done(after, rank)
+            )
+        ]
+        if silent:
+            return self._missing(silent[0], after, waiting)
+        behind = [
+            rank
+            for rank in others
+            if not _done(after, rank) and not after[rank]["waiting"]
+            if after[rank]["doing"] != ENDING
+        ]
+        return self._behind(behind[0], after, waiting) if behind else ""
+
+    def _beat(self, waiting: str | None) -> dict[str, Any]:
+        return {
+            "count": self._count,
+            "host": self._host,
+            "pid": os.getpid(),
+            "step": self.activity.step,
+            "doing": self.activity.doing,
+            "waiting": waiting,
+            **self.note(),
+        }
+
+    def _paced(self) -> Iterator[tuple[float, bool]]:
+        """Yield, beat by beat, the time and whether this process itself has been held up."""
+        last = time.monotonic()
+        while not self._closed.wait(self._interval):
+            now = time.monotonic()
+            yield now, now - last > 3 * self._interval + 1
+            last = now
+
+    def _exchange(self) -> None:
+        watched = range(self.world.world_size) if self.world.is_main else (0,)
+        seen: dict[int, tuple[int, float]] = {rank: (-1, time.monotonic()) for rank in watched}
+        waits: dict[int, tuple[Any, float]] = {}
+        place, said = (-1, ""), self.patience
+        try:
+            for now, held_up in self._paced():
+                self._count += 1
+                here = (self.activity.step, self.activity.doing)
+                # The recorder is asked only when nothing has moved: a run at speed pays nothing.
+                waiting = _in_flight() if here == place else None
+                place = here
+                self._store.set(_key(self.world.rank), json.dumps(self._beat(waiting)))
+                self._beats = beats = self._read(watched)
+                self._exchanged = time.monotonic()
+                if not self.world.is_main and self._store.check([VERDICT]):
+                    return self.end(self._store.get(VERDICT).decode())
+                for rank in watched:
+                    count = beats.get(rank, {}).get("count", -1)
+                    if count != seen[rank][0] or held_up or _done(beats, rank):
+                        seen[rank] = (count, now)
+                    wait = beats.get(rank, {}).get("waiting")
+                    if wait is None or wait != waits.get(rank, (None, 0))[0]:
+                        waits[rank] = (wait, now)
+                silent = [rank for rank in watched if now - seen[rank][1] > self.patience]
+                if silent:
+                    text = self._missing(silent[0], beats, waiting, now - seen[silent[0]][1])
+                    if self.world.is_main:
+                        self._store.set(VERDICT, text)
+                        time.sleep(3 * self._interval)  # the store may end with this process
+                    return self.end(text)
+                longest = max((now - since for wait, since in waits.values() if wait), default=0.0)
+                behind = [rank for rank in beats if not beats[rank]["waiting"]]
+                if longest < self._interval:
+                    said = self.patience
+                elif longest > said and behind and self.world.is_main:
+                    print(self._behind(behind[0], beats, waiting), flush=True)
+                    said *= 2
+        except RuntimeError:
+            return None  # the store is gone: the next collective fails, and says so
+        return None
+
+    def _watch_store(self) -> None:
+        """End the run if the store itself has fallen silent: a request to it may never return."""
+        for now, held_up in self._paced():
+            if held_up:
+                self._exchanged = now
+            if now - self._exchanged > self.patience + 4 * self._interval:
+                holder = "rank 0" if self.world.launcher != "torchrun" else "the launcher"
+                self.end(
+                    f"{holder} on {self.world.address}, which holds the rendezvous, has not "
+                    f"answered rank {self.world.rank} for {now - self._exchanged:.0f} s;"
+                    f"{_while(_in_flight(), self.world.rank)} {CONTINUE}"
+                )
+                return
+
+    def _read(self, ranks: Any) -> dict[int, dict[str, Any]]:
+        present = [rank for rank in ranks if rank in self._beats or self._store.check([_key(rank)])]
+        if not present:
+            return {}
+        found = self._store.multi_get([_key(rank) for rank in present])
+        return {rank: json.loads(beat) for rank, beat in zip(present, found, strict=True)}
+
+    def _missing(
+        self, rank: int, beats: dict[int, dict[str, Any]], waiting: str | None, seconds: float = 0.0
+    ) -> str:
+        if rank not in beats:
+            return f"rank {rank} has given no sign of life since the start; {CONTINUE}"
+        beat = beats[rank]
+        return (
+            f"rank {rank} on {beat['host']} (process {beat['pid']}) gives no sign of life"
+            f"{f' for {seconds:.0f} s' if seconds else ''}: stopped, or lost with its host; it was "
+            f"last in step {beat['step'] + 1}, {beat['doing']};"
+            f"{_while(waiting, self.world.rank)} {CONTINUE}"
+        )
+
+    def _behind(self, rank: int, beats: dict[int, dict[str, Any]], waiting: str | None) -> str:
+        beat = beats[rank]
+        return (
+            f"rank {rank} on {beat['host']} (process {beat['pid']}) keeps others waiting: it is in "
+            f"step {beat['step'] + 1}, {beat['doing']};{_while(waiting, self.world.rank)}"
+        ).rstrip(";")
+
+
+def _end(text: str) -> None:
+    print(f"largebatch: {text}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _key(rank: int) -> str:
+    return f"largebatch/heartbeat/{rank}"
+
+
+def _done(beats: dict[int, dict[str, Any]], rank: int) -> bool:
+    return bool(beats.get(rank, {}).get("done"))
+
+
+def _while(waiting: str | None, rank: int) -> str:
+    return f" rank {rank} waits in {waiting};" if waiting else ""
+
+
+def _in_flight() -> str | None:
+    """Name the oldest collective that this process has begun and not finished."""
+    try:
+        from torch._C._distributed_c10d import _dump_fr_trace_json
+
+        entries = json.loads(_dump_fr_trace_json(True, False)).get("entries", [])
+    except (ImportError, RuntimeError, ValueError):
+        return None
+    for entry in entries:
+        if not entry.get("retired"):
+            sizes = [size for size in entry.get("input_sizes", []) if size]
+            shape = "x".join(map(str, sizes[0])) if sizes else "nothing"
+            return f"{entry['profiling_name']} number {entry['collective_seq_id']} (of {shape})"
+    return None

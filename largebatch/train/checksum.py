@@ -1,0 +1,57 @@
+"""Whether all ranks still hold the same parameters, to the bit."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from largebatch._errors import RunFailure
+from largebatch.distributed import World
+
+_WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_FACTOR = 0x100000001B3  # of the FNV-1a hash: earlier parameters count otherwise than later ones
+
+
+def parameter_checksum(parameters: Iterable[Tensor]) -> Tensor:
+    """Return an int64 of the parameters' bits: each one's words are summed, the sums hashed."""
+    total: Any = 0
+    for parameter in parameters:
+        words = parameter.detach().view(_WORD[parameter.element_size()])
+        total = total * _FACTOR + words.sum(dtype=torch.int64)
+    return torch.as_tensor(total, dtype=torch.int64)
+
+
+def require_same_parameters(parameters: Iterable[Tensor], world: World, steps: int) -> None:
+    """Compare the parameters over the ranks; sharded ones (DTensor) are no rank's to compare.
+
+    Args:
+        steps: taken so far, for the message.
+
+    Raises:
+        RunFailure: on every rank alike, naming the rank that holds others than most.
+    """
+    if world.world_size == 1:
+        return
+    whole = [p for p in parameters if not hasattr(p, "to_local")]
+    mine = parameter_checksum(whole).view(1)
+    if whole:
+        mine = mine.to(whole[0].device)
+    everyone = [torch.empty_like(mine) for _ in range(world.world_size)]
+    dist.all_gather(everyone, mine)
+    sums = torch.cat(everyone).tolist()
+    usual = Counter(sums).most_common(1)[0][0]
+    odd = [rank for rank, found in enumerate(sums) if found != usual]
+    if odd:
+        hosts: list[Any] = [None] * world.world_size
+        dist.all_gather_object(hosts, socket.gethostname())
+        raise RunFailure(
+            f"after {steps} steps rank {odd[0]} on {hosts[odd[0]]} holds other parameters than "
+            f"{sums.count(usual)} of {world.world_size} ranks: its memory, its library versions or "
+            "its hardware differ; the last checkpoint stands"
+        )

@@ -1,0 +1,64 @@
+"""Where the time of a step goes: waiting for data, computing, waiting for others, updating."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from largebatch.distributed.heartbeat import Activity
+
+PHASES = ("data", "compute", "communication", "optimizer")
+Marks = list[tuple[str, Any]]
+
+
+class StepTimes:
+    """Marks where a step enters a phase; the difference of two marks is the phase's time.
+
+    On a CPU the marks are of the clock. On a GPU they are events of the stream, so that ``data``
+    and ``communication`` count only what no computation has hidden.
+
+    Args:
+        activity: told each phase, so that other ranks can read what this one is doing.
+    """
+
+    def __init__(self, device: torch.device, activity: Activity | None = None) -> None:
+        self.activity = activity or Activity()
+        self._events = device.type == "cuda"
+        self._marks: Marks = []
+        self.totals = dict.fromkeys(PHASES, 0.0)
+        """Seconds of all steps whose marks have been read."""
+        self.steps = 0
+
+    def begin(self) -> None:
+        """Begin a step in ``compute``; the marks of one that was given up are forgotten."""
+        self._marks = []
+        self.enter("compute")
+
+    def enter(self, phase: str) -> None:
+        """End the phase before and begin this one; a name that is no phase ends the step."""
+        mark: Any
+        if self._events:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        else:
+            mark = time.perf_counter()
+        self._marks.append((phase, mark))
+        self.activity.doing = phase
+
+    def take(self) -> Marks:
+        """Return the marks of the step."""
+        marks, self._marks = self._marks, []
+        return marks
+
+    def seconds(self, marks: Marks) -> dict[str, float]:
+        """Return ``data_seconds``, ``compute_seconds``, ... of one step, which has to be over."""
+        spent = dict.fromkeys(PHASES, 0.0)
+        for (phase, begin), (_, end) in pairwise(marks):
+            spent[phase] += begin.elapsed_time(end) / 1e3 if self._events else end - begin
+        for phase, value in spent.items():
+            self.totals[phase] += value
+        self.steps += 1
+        return {f"{phase}_seconds": round(value, 7) for phase, value in spent.items()}

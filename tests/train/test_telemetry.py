@@ -1,0 +1,140 @@
+"""What a run tells of its hardware and of its steps, and ranks that do not belong together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from largebatch.distributed.environment import World, free_port
+from largebatch.distributed.heartbeat import Heartbeat
+from largebatch.record import read_metrics
+from largebatch.schedule import BatchConfig, Duration, Schedule, ScheduleConfig
+from largebatch.train.progress import Progress
+from largebatch.train.telemetry import Telemetry
+
+PHASES = {f"{name}_seconds" for name in ("data", "compute", "communication", "optimizer")}
+
+
+def test_a_run_tells_where_its_time_goes_and_what_every_rank_does(begin: Any) -> None:
+    port = free_port()
+    run = begin(
+        "run",
+        "--schedule.length=100000st",
+        "--telemetry.hardware_every=0.2",
+        f"--telemetry.prometheus_port={port}",
+        nproc=2,
+    )
+    path = run.directory / "metrics.jsonl"
+
+    def ranks_seen() -> set[int]:
+        lines = read_metrics(path) if path.exists() else []
+        return {line["rank"] for line in lines if line["split"] == "hardware"}
+
+    def scraped() -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                return answer.read().decode()
+        except urllib.error.URLError:
+            return ""
+
+    run.wait_for(lambda: ranks_seen() == {0, 1}, "a reading of both ranks")
+    text = scraped()
+    assert 'largebatch_loss{split="train"} ' in text
+    host = socket.gethostname()
+    for rank in (0, 1):
+        labels = f'split="hardware",rank="{rank}",host="{host}"'
+        assert f"largebatch_process_memory_bytes{{{labels}}} " in text
+    run.process.terminate()
+    assert run.process.wait(120) == 0, run.end()
+    lines = read_metrics(path)
+    for line in lines:
+        if line["split"] == "train":
+            assert set(line) >= PHASES
+            assert 0 < sum(line[name] for name in PHASES) < 60
+            assert line["compute_seconds"] > 0
+            assert "samples_per_joule" not in line  # no power is known on a CPU
+    reading = [line for line in lines if line["split"] == "hardware"][-1]
+    assert set(reading) >= {"samples", "step", "epoch", "rank", "host", *PHASES}
+    assert set(reading) >= {"host_cpu_utilization", "host_memory_bytes", "process_memory_bytes"}
+    assert not any(name.startswith("gpu") for name in reading)
+
+
+def test_samples_per_joule_count_a_shared_gpu_once(tmp_path: Path) -> None:
+    class Writer(list[Any]):
+        write = list.append
+
+    def watched(*powers: tuple[str, float]) -> list[dict[str, Any]]:
+        heartbeat = Heartbeat(World(0, len(powers)))
+        heartbeat.beats = lambda: {  # type: ignore[method-assign]
+            rank: {"host": "h", "hardware": {"gpu": gpu, "gpu_power_watts": watts}}
+            if watts
+            else {"host": "h", "hardware": {"gpu": gpu}}
+            for rank, (gpu, watts) in enumerate(powers)
+        }
+        batch = BatchConfig(size=100)
+        length = ScheduleConfig(length=Duration.parse("3st"))
+        schedule = Schedule(length, batch, 0.1, "none", 300, 1, None)
+        lines = Writer()
+        progress = Progress(300, 0, shown=False)
+        telemetry = Telemetry(
+            (lines,), progress, None, ("top1",), Duration.parse("1st"), schedule.clock,
+            heartbeat, 1e-9,
+        )  # fmt: skip
+        for number, step in enumerate(schedule.plan.steps(0), 1):
+            telemetry.train(step, number, [1.0, 1.0, 100.0], {}, telemetry._last_time + 0.5)
+            telemetry.flush()
+        return [line for line in lines if line["split"] == "train"]
+
+    first, second, _ = watched(("a", 300.0), ("b", 100.0))
+    assert "samples_per_joule" not in first  # no reading yet
+    assert second["samples_per_joule"] == pytest.approx(100 / 0.5 / 400)
+    assert watched(("a", 300.0), ("a", 300.0))[1]["samples_per_joule"] == pytest.approx(200 / 300)
+    assert "samples_per_joule" not in watched(("a", 300.0), ("b", 0.0))[1]
+
+
+@pytest.mark.parametrize(
+    ("different", "said"),
+    [
+        ("--optim.lr=0.3", "optim.lr=0.3 on rank 1 ({host}) but 0.1 on rank 0 ({host})"),
+        ("--data.root={other}", "the number of training samples=39 on rank 1 ({host}) but 40 on"),
+    ],
+)
+def test_ranks_that_differ_are_refused_by_name(tmp_path: Path, different: str, said: str) -> None:
+    for name, count in (("one", 40), ("other", 39)):
+        generator = np.random.default_rng(0)
+        images = generator.integers(0, 256, (50, 8, 8), dtype=np.uint8)
+        labels = np.arange(50) % 4
+        np.savez(tmp_path / f"{name}.npz", x_train=images[:count], y_train=labels[:count],
+                 x_test=images[40:], y_test=labels[40:])  # fmt: skip
+    ranks = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    different = different.format(other=tmp_path / "other.npz")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "largebatch", "train", f"--run.dir={tmp_path / 'run'}",
+             "--data.name=arrays", f"--data.root={tmp_path / 'one.npz'}",
+             *([different] if rank else [])],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, **ranks, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    host = socket.gethostname()
+    assert outputs[0].startswith(f"largebatch: {said.format(host=host)}")
+    assert outputs[0].count("\n") == 1
+    assert outputs[1] == ""
