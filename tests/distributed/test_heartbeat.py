@@ -103,7 +103,7 @@ Start = Callable[..., Ranks]
 
 def test_a_stopped_rank_is_named_with_host_and_collective(ranks: Start) -> None:
     """Long before the collective's own timeout of ten minutes."""
-    run = ranks(3, 600.0, 4.0, "run")
+    run = ranks(3, 600.0, 6.0, "run")
     run.wait_until_running()
     stopped = run.processes[1]
     stopped.send_signal(signal.SIGSTOP)
@@ -119,7 +119,7 @@ def test_a_stopped_rank_is_named_with_host_and_collective(ranks: Start) -> None:
 
 
 def test_a_stopped_rank_that_holds_the_store_is_named(ranks: Start) -> None:
-    run = ranks(2, 600.0, 4.0, "run")
+    run = ranks(2, 600.0, 6.0, "run")
     run.wait_until_running()
     run.processes[0].send_signal(signal.SIGSTOP)
     said = run.output(1)
@@ -158,7 +158,7 @@ def test_a_slow_rank_is_said_and_the_run_goes_on(ranks: Start) -> None:
 
 
 def test_a_rank_that_has_ended_in_good_order_is_not_missed(ranks: Start) -> None:
-    run = ranks(2, 600.0, 3.0, "ends")
+    run = ranks(2, 600.0, 6.0, "ends")
     assert run.output(0) == "running\nseen\n"
     assert run.output(1) == "running\n"
     assert [process.returncode for process in run.processes] == [0, 0]

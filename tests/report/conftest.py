@@ -7,11 +7,39 @@ import random
 import pytest
 
 
+def hardware_lines(place, ranks, rng):
+    """Return a reading of every rank at the place of a train line."""
+    return [
+        {
+            **{key: place[key] for key in ("samples", "step", "epoch")},
+            "split": "hardware",
+            "rank": rank,
+            "host": "node0",
+            "gpu": f"GPU-{rank}",
+            "gpu_utilization": 0.9 + 0.08 * rng.random(),
+            "gpu_memory_bytes": 50e9 + rank * 1e9,
+            "gpu_power_watts": 500 + 40 * rng.random() + 10 * rank,
+            "host_cpu_utilization": 0.4 + 0.1 * rng.random(),
+            "data_seconds": 0.002 + 0.0003 * rank,
+        }
+        for rank in range(ranks)
+    ]
+
+
 @pytest.fixture
 def make_run(tmp_path):
     """Return a function that writes a run directory and returns its path."""
 
-    def make(name="digits", epochs=10, batch=128, samples=1437, seed=0, finished=True, **config):
+    def make(
+        name="digits",
+        epochs=10,
+        batch=128,
+        samples=1437,
+        seed=0,
+        finished=True,
+        ranks=0,
+        **config,
+    ):
         rng = random.Random(seed)
         path = tmp_path / name
         path.mkdir()
@@ -38,6 +66,13 @@ def make_run(tmp_path):
                     "clip_factor": min(1.0, 0.4 + progress + rng.random() * 0.3),
                     "order_hash": f"{rng.getrandbits(64):016x}",
                 }
+                if ranks:
+                    line["compute_seconds"] = 0.05 + rng.random() * 0.004
+                    line["communication_seconds"] = 0.006 + rng.random() * 0.004
+                    line["optimizer_seconds"] = 0.003 + rng.random() * 0.0005
+                    line["data_seconds"] = 0.0005 if rng.random() < 0.9 else 0.02
+                    if step % 10 == 0:
+                        lines += hardware_lines(line, ranks, rng)
                 if step >= due:
                     due = max(step + 1, step * 1.1)
                     line["weight_norm"] = 40 + 2 * progress

@@ -192,6 +192,34 @@ def test_a_long_run_is_drawn_thinned_with_exact_evaluations(browser, tmp_path, m
     clean(browser, page)
 
 
+def test_a_step_is_stacked_and_ranks_are_told_apart(browser, tmp_path, make_run):
+    run = make_run(ranks=3)
+    page = opened(browser, tmp_path, [run])
+    stack = drawn(browser, "step_seconds")
+    assert [trace["name"] for trace in stack] == [
+        "compute",
+        "exposed communication",
+        "optimizer",
+        "waiting for data",
+    ]
+    assert stack[3]["y"] == [
+        line["data_seconds"] for line in lines_of(run, "train", "data_seconds")
+    ]
+    low, high = vertical_range(browser, "step_seconds")
+    assert low == 0
+    assert 0.065 < high < 0.12  # of the sums, not of one layer
+    power = drawn(browser, "rank-gpu_power_watts")
+    assert [trace["name"] for trace in power] == ["rank 0", "rank 1", "rank 2"]
+    expected = [line for line in lines_of(run, ("hardware",), "gpu_power_watts")]
+    assert power[2]["y"] == [line["gpu_power_watts"] for line in expected if line["rank"] == 2]
+    press(browser, '[data-x="step"]')
+    assert (
+        drawn(browser, "rank-gpu_power_watts")[0]["x"]
+        == drawn(browser, "step_seconds")[0]["x"][9::10]
+    )
+    clean(browser, page)
+
+
 def test_nothing_overflows_sideways(browser, tmp_path, make_run):
     opened(browser, tmp_path, [make_run("a-run-with-quite-a-long-name-20260102-030405")])
     try:

@@ -167,3 +167,40 @@ def test_refusals(tmp_path, make_run):
     with pytest.raises(UserError, match=r"metrics\.jsonl: No such file"):
         write_report([run], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_steps_and_hardware_have_their_charts(tmp_path, make_run):
+    run = make_run(epochs=300, samples=6000, ranks=2)
+    data = json.loads(Page(written(tmp_path, [run])).blocks["largebatch-data"])
+    ids = [chart["id"] for chart in data["charts"]]
+    assert ids.count("step_seconds") == 1
+    assert "data_seconds" not in ids  # it is stacked with the others
+    assert ids[-4:] == [
+        "rank-gpu_memory_bytes",
+        "rank-gpu_power_watts",
+        "rank-host_cpu_utilization",
+        "rank-data_seconds",
+    ]
+    # Layers of a stack are thinned together, or they would not add up.
+    phases = ("compute", "communication", "optimizer", "data")
+    layers = [data["runs"][0]["series"]["train"][f"{name}_seconds"] for name in phases]
+    assert 1000 < len(layers[0]["step"]) <= 2002
+    assert all(layer["step"] == layers[0]["step"] for layer in layers)
+    power = data["runs"][0]["hardware"]["gpu_power_watts"]
+    assert sorted(power) == ["rank 0", "rank 1"]
+    assert all(500 <= value <= 551 for value in power["rank 1"]["value"])
+    # Several runs: a chart for each phase instead of a stack.
+    two = json.loads(
+        Page(written(tmp_path, [run, make_run("other", ranks=1)])).blocks["largebatch-data"]
+    )
+    assert {"data_seconds", "compute_seconds"} < {chart["id"] for chart in two["charts"]}
+    assert "step_seconds" not in {chart["id"] for chart in two["charts"]}
+
+
+def test_of_many_ranks_the_extremes_and_the_mean_are_drawn(make_run):
+    hardware = read_run(make_run(epochs=2, ranks=12)).hardware["gpu_memory_bytes"]
+    assert {name: set(series["value"]) for name, series in hardware.items()} == {
+        "lowest": {50e9},
+        "mean": {55.5e9},
+        "highest": {61e9},
+    }
