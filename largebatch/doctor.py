@@ -297,6 +297,7 @@ def _libraries() -> list[Check]:
             ["deepspeed"],
             "not installed: pip install 'largebatch[deepspeed]'",
         ),
+        _package("NVML", "pynvml", ["nvidia-ml-py"], "not installed: no readings of GPUs"),
     ]
 
 

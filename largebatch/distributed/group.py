@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed.agreement import lost_peer
+from largebatch.distributed.agreement import agreed, lost_peer
 from largebatch.distributed.environment import World, cores
 from largebatch.distributed.heartbeat import RECORDED, Heartbeat
 
@@ -63,7 +63,9 @@ def process_group(
             timeout=timedelta(seconds=timeout),
             device_id=device if backend == "nccl" else None,
         )
-        heartbeat = Heartbeat(world, patience)
+        # A store of torch's elastic agent outlives its ranks: what others left in it is not ours.
+        session = agreed(os.urandom(8).hex(), world) if patience > 0 else ""
+        heartbeat = Heartbeat(world, patience, session)
         yield heartbeat
         dist.barrier()
     except RunFailure:

@@ -24,7 +24,6 @@ import torch.distributed as dist
 
 from largebatch.distributed.environment import World
 
-VERDICT = "largebatch/lost"
 MOST_SECONDS = 2.0  # between two beats
 RECORDED = "32"  # collectives that the flight recorder keeps
 ENDING = "ending over an error"
@@ -49,15 +48,17 @@ class Heartbeat:
 
     Args:
         patience: seconds; 0 turns the watch off.
+        session: tells the keys of these ranks in the store from those of others before them.
     """
 
-    def __init__(self, world: World, patience: float = 0.0) -> None:
+    def __init__(self, world: World, patience: float = 0.0, session: str = "") -> None:
         self.world, self.patience = world, patience
         self.activity = Activity()
         self.note: Callable[[], dict[str, Any]] = dict
         """What this rank adds to its beats; called in the thread."""
         self.end: Callable[[str], None] = _end
         self._interval = min(patience / 8, MOST_SECONDS)
+        self._keys, self._verdict = f"largebatch/{session}", f"largebatch/{session}/lost"
         self._host = socket.gethostname()
         self._count = 0
         self._beats: dict[int, dict[str, Any]] = {}
@@ -87,7 +88,9 @@ class Heartbeat:
         for thread in self._threads:
             thread.join(self._interval + 1)
         with suppress(RuntimeError):  # the store may have gone with the rank that held it
-            self._store.set(_key(self.world.rank), json.dumps({**self._beat(None), "done": True}))
+            self._store.set(
+                self._key(self.world.rank), json.dumps({**self._beat(None), "done": True})
+            )
 
     def account(self) -> str:
         """Say who is missing, after an error in a collective; empty if nobody can be named.
@@ -98,8 +101,8 @@ class Heartbeat:
             return ""
         self.activity.doing = ENDING
         try:
-            if self._store.check([VERDICT]):
-                return self._store.get(VERDICT).decode()
+            if self._store.check([self._verdict]):
+                return self._store.get(self._verdict).decode()
             before = self._read(range(self.world.world_size))
             time.sleep(3 * self._interval)
             after = self._read(range(self.world.world_size))
@@ -124,6 +127,9 @@ class Heartbeat:
             if after[rank]["doing"] != ENDING
         ]
         return self._behind(behind[0], after, waiting) if behind else ""
+
+    def _key(self, rank: int) -> str:
+        return f"{self._keys}/heartbeat/{rank}"
 
     def _beat(self, waiting: str | None) -> dict[str, Any]:
         return {
@@ -156,11 +162,11 @@ class Heartbeat:
                 # The recorder is asked only when nothing has moved: a run at speed pays nothing.
                 waiting = _in_flight() if here == place else None
                 place = here
-                self._store.set(_key(self.world.rank), json.dumps(self._beat(waiting)))
+                self._store.set(self._key(self.world.rank), json.dumps(self._beat(waiting)))
                 self._beats = beats = self._read(watched)
                 self._exchanged = time.monotonic()
-                if not self.world.is_main and self._store.check([VERDICT]):
-                    return self.end(self._store.get(VERDICT).decode())
+                if not self.world.is_main and self._store.check([self._verdict]):
+                    return self.end(self._store.get(self._verdict).decode())
                 for rank in watched:
                     count = beats.get(rank, {}).get("count", -1)
                     if count != seen[rank][0] or held_up or _done(beats, rank):
@@ -172,7 +178,7 @@ class Heartbeat:
                 if silent:
                     text = self._missing(silent[0], beats, waiting, now - seen[silent[0]][1])
                     if self.world.is_main:
-                        self._store.set(VERDICT, text)
+                        self._store.set(self._verdict, text)
                         time.sleep(3 * self._interval)  # the store may end with this process
                     return self.end(text)
                 longest = max((now - since for wait, since in waits.values() if wait), default=0.0)
@@ -201,10 +207,12 @@ class Heartbeat:
                 return
 
     def _read(self, ranks: Any) -> dict[int, dict[str, Any]]:
-        present = [rank for rank in ranks if rank in self._beats or self._store.check([_key(rank)])]
+        present = [
+            rank for rank in ranks if rank in self._beats or self._store.check([self._key(rank)])
+        ]
         if not present:
             return {}
-        found = self._store.multi_get([_key(rank) for rank in present])
+        found = self._store.multi_get([self._key(rank) for rank in present])
         return {rank: json.loads(beat) for rank, beat in zip(present, found, strict=True)}
 
     def _missing(
@@ -231,10 +239,6 @@ class Heartbeat:
 def _end(text: str) -> None:
     print(f"largebatch: {text}", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-def _key(rank: int) -> str:
-    return f"largebatch/heartbeat/{rank}"
 
 
 def _done(beats: dict[int, dict[str, Any]], rank: int) -> bool:

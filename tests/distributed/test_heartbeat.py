@@ -20,6 +20,7 @@ pytestmark = pytest.mark.timeout(300)
 # Rank 0 holds the store here. What a rank does in each step is told by the scenario.
 PROGRAM = """
 import sys, time, torch, torch.distributed as dist
+from datetime import timedelta
 from largebatch._errors import RunFailure
 from largebatch.distributed.environment import World
 from largebatch.distributed.group import process_group
@@ -27,7 +28,8 @@ rank, size, port, timeout, patience, scenario = sys.argv[1:]
 rank, size = int(rank), int(size)
 world = World(rank, size, rank, size, "mpirun", port=int(port))
 try:
-    with process_group(world, "gloo", float(timeout), torch.device("cpu"), float(patience)) as beat:
+    with process_group(world, "gloo", 600.0, torch.device("cpu"), float(patience)) as beat:
+        group = dist.new_group(timeout=timedelta(seconds=float(timeout)))
         beat.note = lambda: {"hardware": {"seat": rank}}
         for step in range(10**9):
             beat.activity.step, beat.activity.doing = step, "compute"
@@ -50,7 +52,7 @@ try:
             if scenario == "slow" and step == 60:
                 break
             beat.activity.doing = "communication"
-            dist.all_reduce(torch.ones(123))
+            dist.all_reduce(torch.ones(123), group=group)
             time.sleep(0.005)
 except RunFailure as failure:
     print(f"failure: {failure}", flush=True)

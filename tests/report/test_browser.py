@@ -210,7 +210,7 @@ def test_a_step_is_stacked_and_ranks_are_told_apart(browser, tmp_path, make_run)
     assert 0.065 < high < 0.12  # of the sums, not of one layer
     power = drawn(browser, "rank-gpu_power_watts")
     assert [trace["name"] for trace in power] == ["rank 0", "rank 1", "rank 2"]
-    expected = [line for line in lines_of(run, ("hardware",), "gpu_power_watts")]
+    expected = lines_of(run, ("hardware",), "gpu_power_watts")
     assert power[2]["y"] == [line["gpu_power_watts"] for line in expected if line["rank"] == 2]
     press(browser, '[data-x="step"]')
     assert (

@@ -46,7 +46,7 @@ def test_a_run_tells_where_its_time_goes_and_what_every_rank_does(begin: Any) ->
         except urllib.error.URLError:
             return ""
 
-    run.wait_for(lambda: ranks_seen() == {0, 1}, "a reading of both ranks")
+    run.wait_for(lambda: ranks_seen() == {0, 1}, "a reading of both ranks", 300)
     text = scraped()
     assert 'largebatch_loss{split="train"} ' in text
     host = socket.gethostname()
