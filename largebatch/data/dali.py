@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -92,6 +92,7 @@ class DaliReader:
         self._graph: Any = None
         self._pieces: Iterator[_Piece] = iter(())
         self._fed: deque[_Piece] = deque()
+        self._files: ThreadPoolExecutor
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         # A thread inside DALI must not outlive the interpreter.
@@ -137,9 +138,12 @@ class DaliReader:
                     break
 
         try:
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)
-            with ThreadPoolExecutor(self._threads) as self._files:
+            with ExitStack() as stack:
+                if self._device.type == "cuda":
+                    torch.cuda.set_device(self._device)
+                    # On the default stream its copies would wait for the training step.
+                    stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self._device)))
+                self._files = stack.enter_context(ThreadPoolExecutor(self._threads))
                 for item in self._samples(_cut(requests, stop)):
                     put(item)
             put(None)

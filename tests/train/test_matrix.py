@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from largebatch.data import DataConfig
 from largebatch.distributed import World
@@ -196,6 +198,25 @@ def test_each_of_them_changes_the_run(tmp_path: Path) -> None:
         trainer = trainer_of(make(norm=GHOST, optim=OptimConfig(lr=0.05, **keys)), tmp_path)
         found.add(advance(trainer, 3)[-1])
     assert len(found) == 3  # on one rank both scopes are one
+
+
+@pytest.mark.parametrize("pipeline", ["torchvision", "dali"])
+def test_every_pipeline_learns_and_resumes(pipeline: Any, tmp_path: Path) -> None:
+    """Files of 10 steps an epoch, the last short; resumed in the middle of the first."""
+    if pipeline == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 75), ("val", 4)):
+        for label, name in enumerate(("dark", "light")):
+            place = tmp_path / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 128, (24, 30, 3)) + 127 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number:03d}.jpg")
+    data = DataConfig(name="imagefolder", root=str(tmp_path), pipeline=pipeline, workers=0)
+    data.image_size = 16
+    config = make(data=data, batch=BatchConfig(size=16), norm=GHOST, optim=OptimConfig(lr=0.02))
+    check_learns_and_resumes(config, tmp_path)
 
 
 def test_everything_kept_besides_the_weights_resumes(tmp_path: Path) -> None:
