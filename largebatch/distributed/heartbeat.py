@@ -71,6 +71,8 @@ class Heartbeat:
         self._store = dist.distributed_c10d._get_default_store().clone()
         self._store.set_timeout(timedelta(seconds=patience))
         self._exchanged = time.monotonic()
+        # At once, so that a rank lost in its first second can be named.
+        self._leave(None)
         for work in (self._exchange, self._watch_store):
             thread = threading.Thread(target=work, name="heartbeat", daemon=True)
             thread.start()
@@ -88,9 +90,7 @@ class Heartbeat:
         for thread in self._threads:
             thread.join(self._interval + 1)
         with suppress(RuntimeError):  # the store may have gone with the rank that held it
-            self._store.set(
-                self._key(self.world.rank), json.dumps({**self._beat(None), "done": True})
-            )
+            self._leave(None, done=True)
 
     def account(self) -> str:
         """Say who is missing, after an error in a collective; empty if nobody can be named.
@@ -142,6 +142,10 @@ class Heartbeat:
             **self.note(),
         }
 
+    def _leave(self, waiting: str | None, done: bool = False) -> None:
+        beat = {**self._beat(waiting), "done": done}
+        self._store.set(self._key(self.world.rank), json.dumps(beat))
+
     def _paced(self) -> Iterator[tuple[float, bool]]:
         """Yield, beat by beat, the time and whether this process itself has been held up."""
         last = time.monotonic()
@@ -162,7 +166,7 @@ class Heartbeat:
                 # The recorder is asked only when nothing has moved: a run at speed pays nothing.
                 waiting = _in_flight() if here == place else None
                 place = here
-                self._store.set(self._key(self.world.rank), json.dumps(self._beat(waiting)))
+                self._leave(waiting)
                 self._beats = beats = self._read(watched)
                 self._exchanged = time.monotonic()
                 if not self.world.is_main and self._store.check([self._verdict]):

@@ -15,7 +15,7 @@ import pytest
 from largebatch.distributed.environment import World, free_port
 from largebatch.distributed.heartbeat import Heartbeat
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 # Rank 0 holds the store here. What a rank does in each step is told by the scenario.
 PROGRAM = """
@@ -81,7 +81,7 @@ class Ranks:
             while (line := process.stdout.readline()) != "running\n":
                 assert line, "ended before its third step"
 
-    def output(self, rank: int, seconds: float = 120) -> str:
+    def output(self, rank: int, seconds: float = 500) -> str:
         return self.processes[rank].communicate(timeout=seconds)[0]
 
 
