@@ -46,7 +46,7 @@ def test_a_run_tells_where_its_time_goes_and_what_every_rank_does(begin: Any) ->
         except urllib.error.URLError:
             return ""
 
-    run.wait_for(lambda: ranks_seen() == {0, 1}, "a reading of both ranks", 300)
+    run.wait_for(lambda: ranks_seen() == {0, 1}, "a reading of both ranks", 500)
     text = scraped()
     assert 'largebatch_loss{split="train"} ' in text
     host = socket.gethostname()
@@ -128,7 +128,7 @@ def test_ranks_that_differ_are_refused_by_name(tmp_path: Path, different: str, s
         for rank in range(2)
     ]  # fmt: skip
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=500)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
