@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 
+from largebatch.distributed import heartbeat
 from largebatch.distributed.environment import World, free_port
 from largebatch.distributed.heartbeat import Heartbeat
 
@@ -166,11 +169,79 @@ def test_a_rank_that_has_ended_in_good_order_is_not_missed(ranks: Start) -> None
     assert [process.returncode for process in run.processes] == [0, 0]
 
 
-def test_alone_there_is_nothing_to_watch(tmp_path: Path) -> None:
-    heartbeat = Heartbeat(World(), 1.0)
-    heartbeat.note = lambda: {"hardware": {"x": 1}}
-    heartbeat.activity.step = 7
-    (beat,) = heartbeat.beats().values()
+@pytest.fixture
+def beats(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[Heartbeat], dict[int, str]]]:
+    """Three ranks' heartbeats in one process, over a real store, and what ended which of them."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(heartbeat, "_in_flight", lambda: "gloo:all_reduce number 7 (of 123)")
+    ends: dict[int, str] = {}
+    every = [Heartbeat(World(rank, 3, launcher="mpirun"), 4.0, "one") for rank in range(3)]
+    for rank, each in enumerate(every):
+        each.end = partial(ends.__setitem__, rank)
+    yield every, ends
+    for each in every:
+        each.close()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_silence_is_judged_by_rank_0_and_told_to_all(beats: Any) -> None:
+    every, ends = beats
+    every[1].activity.step, every[1].activity.doing = 11, "optimizer"
+    time.sleep(1.5)
+    every[1]._closed.set()  # its thread falls silent, and says no goodbye
+    wait_for(lambda: len(ends) == 2)
+    assert set(ends) == {0, 2}
+    assert ends[0] == ends[2]
+    host = os.uname().nodename
+    assert ends[0].startswith(f"rank 1 on {host} (process {os.getpid()}) gives no sign of life for")
+    assert "it was last in step 12, optimizer;" in ends[0]
+    assert "rank 0 waits in gloo:all_reduce number 7 (of 123); the same command" in ends[0]
+    assert every[0].account() == ends[0]
+
+
+def test_without_rank_0_the_others_judge_themselves(beats: Any) -> None:
+    every, ends = beats
+    time.sleep(1.5)
+    every[0]._closed.set()
+    wait_for(lambda: len(ends) == 2)
+    for rank in (1, 2):
+        assert ends[rank].startswith(f"rank 0 on {os.uname().nodename} (process {os.getpid()})")
+        assert f"rank {rank} waits in gloo:all_reduce number 7" in ends[rank]
+
+
+def test_a_rank_that_moves_while_others_wait_is_named(
+    beats: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every, ends = beats
+    said = ""
+
+    def slow() -> bool:
+        nonlocal said
+        every[2].activity.step += 1  # it does not wait: something of it moves
+        said += capsys.readouterr().out
+        return "keeps others waiting" in said
+
+    wait_for(slow)
+    assert f"rank 2 on {os.uname().nodename} (process {os.getpid()}) keeps others waiting" in said
+    assert not ends
+    every[2].activity.step = 50
+    every[2].close()  # one that has said goodbye is not missed
+    time.sleep(6)
+    assert not ends
+
+
+def test_alone_there_is_nothing_to_watch() -> None:
+    alone = Heartbeat(World(), 1.0)
+    alone.note = lambda: {"hardware": {"x": 1}}
+    alone.activity.step = 7
+    (beat,) = alone.beats().values()
     assert (beat["step"], beat["hardware"]) == (7, {"x": 1})
-    assert heartbeat.account() == ""
-    heartbeat.close()
+    assert alone.account() == ""
+    alone.close()
