@@ -104,9 +104,9 @@ class OptimConfig:
             raise UserError("optim.momentum_correction=true: needs optim.lr_inside_momentum=true")
         if self.sam_scope != "global" and self.sam_rho is None:
             raise UserError(f"optim.sam_scope={self.sam_scope}: needs optim.sam_rho")
-        others = self.nesterov or self.dampening or self.lr_inside_momentum
-        others = others or self.clip_norm or self.adaptive_clip or self.sam_rho
-        if self.lr_correction and (others or self.weight_decay == 0.0):
+        other_forms = self.nesterov or self.dampening or self.lr_inside_momentum
+        clips = self.clip_norm or self.adaptive_clip or self.sam_rho
+        if self.lr_correction and (other_forms or clips or self.weight_decay == 0.0):
             raise UserError(
                 "optim.lr_correction=true: needs optim.weight_decay above 0 and none of optim."
                 "nesterov, dampening, lr_inside_momentum, clip_norm, adaptive_clip and sam_rho"
