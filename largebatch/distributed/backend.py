@@ -6,6 +6,7 @@ that says ``init_process_group("torus")`` needs no other change.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -145,7 +146,7 @@ def all_reduce_over(
     """Make an all-reduce over the ranks of a group of any back end; a collective call.
 
     Args:
-        name: tells several over one group apart.
+        name: who asks; each one that is made has a place of its own in the group's store.
         group: the default group by default.
         device, preference, topology: as of :class:`AllReduce`.
     """
@@ -156,8 +157,13 @@ def all_reduce_over(
         timeout, flat = flat.timeout, flat.flat
     else:
         timeout = flat._get_backend(device).options._timeout
-    prefix = PrefixStore(f"largebatch/{name}", store)
+    made = (process_group(group).group_name, name)
+    _made[made] += 1  # the same on all ranks of the group: the call is collective
+    prefix = PrefixStore(f"largebatch/{name}/{_made[made]}", store)
     return AllReduce(prefix, flat, timeout, device, preference, topology)
+
+
+_made: Counter[tuple[str, str]] = Counter()
 
 
 def _pass_on(name: str) -> Callable[..., Any]:
