@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import largebatch
 from largebatch import _ops
@@ -36,8 +36,7 @@ def begin(
     )
     for line in schedule.describe():
         say(line)
-    if isinstance(parts.optimizer, LayerwiseOptimizer):
-        say(_excluded(parts.optimizer, parts.model))
+    if isinstance(parts.optimizer, LayerwiseOptimizer) and not parts.engine.flattens:
         trainer.layers = LayerRecord(
             parts.optimizer,
             parts.model,
@@ -46,20 +45,12 @@ def begin(
             trainer.clock.epoch_samples,
             position.samples,
         )
-    for warning in parts.caveats:
-        say(warning)
+    for remark in parts.remarks:
+        say(remark)
     if position.samples:
         say(f"continuing at {position.samples:,} of {schedule.total_samples:,} samples")
     resumed_at = position.samples or None
     return writer, TensorBoardMirror(directory.tensorboard, resumed_at)
-
-
-def _excluded(optimizer: LayerwiseOptimizer, model: nn.Module) -> str:
-    """Say which parameters take the plain rate."""
-    names = {id(param): name for name, param in model.named_parameters()}
-    excluded = [names[id(param)] for param in optimizer.excluded()]
-    listed = f": {', '.join(excluded)}" if excluded else ""
-    return f"{len(excluded)} of {len(names)} tensors do not adapt their rate{listed}"
 
 
 def conclude(
@@ -67,8 +58,14 @@ def conclude(
     directory: RunDirectory,
     trainer: Trainer,
     weights: dict[str, Tensor] | None,
+    averaged: dict[str, Tensor],
 ) -> None:
-    """Write what a finished run leaves, its weights among it; or say how a stopped one goes on."""
+    """Write what a finished run leaves, its weights among it; or say how a stopped one goes on.
+
+    Args:
+        weights: the whole ``state_dict``; None if the run was stopped.
+        averaged: the parameters' moving average, empty if there is none.
+    """
     position, parts = trainer.position, trainer.parts
     if weights is None:
         say(
@@ -78,8 +75,8 @@ def conclude(
         )
         return
     checkpoint.save_weights(directory.weights, weights)
-    if trainer.average is not None:
-        averaged = {**weights, **trainer.average.tensors}
+    if averaged:
+        averaged = {**weights, **averaged}
         checkpoint.save_weights(directory.path / "weights_ema.safetensors", averaged)
     last = position.last or {}
     summary = {
