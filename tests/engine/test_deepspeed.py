@@ -38,12 +38,19 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 5e-2, "fp16": 1e-2}
 
 
 class Net(nn.Module):
-    """Rows that two ranks do not divide; a norm, whose parameters are a group of their own."""
+    """Rows that two ranks do not divide; a norm, whose parameters are a group of their own.
+
+    No bias before it: its gradient is rounding noise, which LARS would amplify.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(6, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 5), nn.Linear(5, 3)
+            nn.Linear(6, 7, bias=False),
+            nn.BatchNorm1d(7),
+            nn.ReLU(),
+            nn.Linear(7, 5),
+            nn.Linear(5, 3),
         )
 
     def forward(self, x: Tensor) -> Tensor:
