@@ -26,6 +26,15 @@ def agreed(value: Any, world: World) -> Any:
     return box[0]
 
 
+def gathered(value: T, world: World) -> list[T]:
+    """Return every rank's value, on every rank."""
+    if world.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * world.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
 def together(work: Callable[[], T], world: World) -> T:
     """Do ``work`` on every rank; if it is a user's mistake on any, all ranks raise the first."""
     mistake: UserError | None = None
@@ -33,10 +42,7 @@ def together(work: Callable[[], T], world: World) -> T:
         result = work()
     except UserError as error:
         mistake = error
-    if world.world_size > 1:
-        mistakes: list[Any] = [None] * world.world_size
-        dist.all_gather_object(mistakes, mistake)
-        mistake = next((found for found in mistakes if found is not None), None)
+    mistake = next((found for found in gathered(mistake, world) if found is not None), None)
     if mistake is not None:
         raise mistake
     return result

@@ -77,7 +77,8 @@ def _torchrun(environment: Mapping[str, str]) -> World:
         rank=_number(environment, "RANK"),
         world_size=size,
         local_rank=_number(environment, "LOCAL_RANK", default=0),
-        local_world_size=_number(environment, "LOCAL_WORLD_SIZE", default=size),
+        # DeepSpeed's launcher sets torchrun's variables but for this one.
+        local_world_size=_number(environment, "LOCAL_WORLD_SIZE", "LOCAL_SIZE", default=size),
         launcher="torchrun",
         address=environment.get("MASTER_ADDR", "127.0.0.1"),
         port=_number(environment, "MASTER_PORT", default=29500),

@@ -13,7 +13,7 @@ class DistributedConfig:
     """How ranks exchange gradients."""
 
     engine: str = "ddp"
-    """Who owns gradient exchange."""
+    """Who owns gradient exchange: ddp, fsdp or deepspeed."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """c10d back end; auto takes NCCL on GPUs and gloo on CPU."""
     allreduce: Literal["auto", "flat", "torus"] = "auto"
@@ -31,3 +31,29 @@ class DistributedConfig:
     and the collective the others wait in; 0: only timeout ends the wait."""
     check_every: Duration = field(default_factory=lambda: Duration.parse("1000st"))
     """Distance between comparisons of the ranks' parameters, which must be equal to the bit."""
+    shard_ranks: int | None = None
+    """fsdp: ranks that divide one copy of the model among them; null: all."""
+    zero_stage: Literal[0, 1, 2] | None = None
+    """deepspeed: ZeRO stage; null: that of deepspeed_config, else 1."""
+    deepspeed_config: str | None = None
+    """deepspeed: path of a JSON config of DeepSpeed's own, which may not contradict this one."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the other sections say that an engine with a config of its own must not contradict.
+
+    Attributes:
+        batch, micro: samples of a step and of a pass.
+        optimizer, lr, weight_decay, clip_norm: of the ``optim`` section.
+        compute, loss_scale: of the ``precision`` section.
+    """
+
+    batch: int = 1
+    micro: int | None = None
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    compute: str = "fp32"
+    loss_scale: float | Literal["dynamic"] = "dynamic"

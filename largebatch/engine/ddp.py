@@ -13,24 +13,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from largebatch.distributed.backend import all_reduce_over
 from largebatch.distributed.environment import World
 from largebatch.distributed.preference import Preference
 from largebatch.engine.bucket import Bucket, make_buckets
+from largebatch.engine.engine import Engine, broadcast_from_first
 
 AUTO = Preference()
 Hook = Callable[[Any, Any], torch.futures.Future[Any]]
 
 
-class DataParallel:
-    """Owns the gradients of ``model`` on every rank.
-
-    A step is: :meth:`begin`, then for every micro-batch a backward pass with :meth:`last` called
-    before the final one, then :meth:`finish`; a rank without samples calls begin and finish.
-    """
+class DataParallel(Engine):
+    """Every rank holds the whole model; a step's gradients travel in buckets."""
 
     def __init__(
         self,
@@ -39,14 +35,12 @@ class DataParallel:
         bucket_mb: float = 25.0,
         preference: Preference = AUTO,
     ) -> None:
-        self.model = model
-        self.world = world
-        self.alone = world.world_size == 1
+        super().__init__(model, world)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._hook: tuple[Any, Hook] | None = None
         if self.alone:
             return
-        self._broadcast()
+        broadcast_from_first(model)
         device = self._parameters[0].device if self._parameters else torch.device("cpu")
         self.all_reduce = all_reduce_over("engine", None, device, preference)
         self._buckets = make_buckets(self._parameters, bucket_mb)
@@ -57,12 +51,6 @@ class DataParallel:
         self._works: list[Any] = []
         for parameter in self._parameters:
             parameter.register_post_accumulate_grad_hook(self._ready)
-
-    def _broadcast(self) -> None:
-        """Start every rank from rank 0's parameters and buffers."""
-        with torch.no_grad():
-            for tensor in [*self.model.parameters(), *self.model.buffers()]:
-                dist.broadcast(tensor.data if tensor.is_contiguous() else _owned(tensor), 0)
 
     def register_comm_hook(self, state: Any, hook: Hook) -> None:
         """Let ``hook(state, bucket)`` exchange a bucket: DDP's protocol, but sums are expected.
@@ -120,12 +108,3 @@ class DataParallel:
             state, hook = self._hook
             self._works.append(hook(state, bucket))
         self._next += 1
-
-    def sum(self, values: Tensor) -> Any:
-        """Sum a small tensor over the ranks in place; return a work to wait for, None if alone."""
-        return None if self.alone else dist.all_reduce(values, async_op=True)
-
-
-def _owned(tensor: Tensor) -> Tensor:
-    """Return the memory of a dense permuted tensor (channels_last) as a flat view."""
-    return tensor.data.as_strided((tensor.numel(),), (1,), tensor.storage_offset())

@@ -7,6 +7,7 @@ from largebatch.optim.bundle import Fragment
 from largebatch.optim.clip import Clipping, clip_grad_norm_, clip_gradients
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.deepspeed import shard_for_deepspeed
+from largebatch.optim.deferred import DeferredOptimizer
 from largebatch.optim.groups import describe_groups, param_groups
 from largebatch.optim.lamb import LAMB
 from largebatch.optim.lars import LARS
@@ -25,6 +26,7 @@ __all__ = [
     "SGD",
     "SGDW",
     "Clipping",
+    "DeferredOptimizer",
     "Fragment",
     "LayerwiseOptimizer",
     "MuonWithAuxiliary",

@@ -8,6 +8,7 @@ from torch import nn
 # Imported for their entries in the registry.
 from largebatch.optim import (  # noqa: F401
     apex,
+    deferred,
     lamb,
     lars,
     muon,

@@ -32,13 +32,17 @@ class WeightAverage:
 
 @contextmanager
 def swapped_in(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let ``model`` hold other values under the names given, for the length of a block."""
+    """Let ``model`` hold other values under the names given, for the length of a block.
+
+    Values are copied, not exchanged: an engine may keep views of the model's memory.
+    """
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    saved = {name: own[name].data for name in tensors}
+    targets = [own[name].detach() for name in tensors]
+    saved = [target.clone() for target in targets]
     try:
-        for name, tensor in tensors.items():
-            own[name].data = tensor.data
+        for target, tensor in zip(targets, tensors.values(), strict=True):
+            target.copy_(tensor)
         yield
     finally:
-        for name, tensor in saved.items():
-            own[name].data = tensor
+        for target, tensor in zip(targets, saved, strict=True):
+            target.copy_(tensor)

@@ -13,14 +13,14 @@ from torch import nn
 from largebatch._errors import UserError
 from largebatch.data import EpochOrder, Pipeline, Source, build_source
 from largebatch.distributed import World
-from largebatch.distributed.agreement import require_same, together
-from largebatch.engine import DataParallel, build_engine
+from largebatch.distributed.agreement import gathered, require_same, together
+from largebatch.engine import Engine, build_engine
 from largebatch.models import build_model, try_images
 from largebatch.nn import has_batch_norm, join_ranks, minimum_samples, spans_ranks, wrong_span
-from largebatch.optim import SAM, Clipping, build_optimizer
+from largebatch.optim import SAM, Clipping, LayerwiseOptimizer, build_optimizer
 from largebatch.schedule import Schedule
 from largebatch.tasks import Classification, build_task
-from largebatch.train.config import Config
+from largebatch.train.config import Config, engine_terms
 from largebatch.train.evaluate import Evaluator, requests
 from largebatch.train.feed import Atoms, Feed
 from largebatch.train.micro import largest_micro, memory_free
@@ -43,12 +43,12 @@ class Parts:
     task: Classification
     schedule: Schedule
     optimizer: torch.optim.Optimizer
-    engine: DataParallel
+    engine: Engine
     precision: Precision
     feed: Feed
     stepper: Stepper
     evaluator: Evaluator
-    caveats: list[str]
+    remarks: list[str]
 
 
 @dataclass
@@ -116,10 +116,6 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         join_ranks(model, dist.new_subgroups(atoms.span, timeout=timeout)[0])
     channels_last = config.model.channels_last
     task = build_task(config.task, source.num_classes)
-    engine = build_engine(model, world, config.distributed)
-    optimizer = build_optimizer(config.optim, model)
-    if config.model.compile:
-        model.compile()
     train_pipeline, val_pipeline = (
         Pipeline(part, config.data, config.run.seed, device, train, precision.dtype, channels_last)
         for part, train in ((source, True), (validation, False))
@@ -128,11 +124,20 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
     largest = max(phase.size for phase in schedule.plan.phases)
     largest_share = math.ceil(math.ceil(largest / (atoms.size or 1)) / world.world_size)
     largest_share *= atoms.size or 1
-    if micro == "auto":
+    if micro == "auto":  # measured before an engine divides the model
         probe = min(atoms.size, len(validation)) if atoms.size > 1 else min(8, len(validation))
         sample = next(iter(val_pipeline.batches(requests(probe, probe, World()))))
         free = memory_free(device, world.local_world_size)
         micro = largest_micro(model, task, precision, sample, atoms.size, largest_share, free)
+        micro = min(gathered(micro, world))
+    engine = build_engine(model, world, config.distributed, engine_terms(config))
+    optimizer = build_optimizer(config.optim, model)
+    clip = Clipping(config.optim, model, optimizer)
+    sam = _sharpness_aware(config, model, optimizer)
+    remarks = [*_excluded(optimizer, model), *_caveats(config, model, atoms)]
+    engine.adopt(optimizer, precision.scaler)
+    if config.model.compile:
+        model.compile()
     feed = Feed(
         schedule.plan,
         EpochOrder(len(source), config.run.seed),
@@ -140,16 +145,16 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         world,
         atoms,
         micro,
+        engine.lockstep,
     )
     stepper = Stepper(
         model,
         task,
         engine,
-        optimizer,
         precision,
         device,
-        Clipping(config.optim, model, optimizer),
-        _sharpness_aware(config, model, optimizer),
+        clip,
+        sam,
         config.run.seed,
         varying_weight=config.data.skip_corrupt > 0,
     )
@@ -165,13 +170,13 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         model,
         task,
         schedule,
-        optimizer,
+        engine.optimizer,
         engine,
         precision,
         feed,
         stepper,
         evaluator,
-        _caveats(config, model, atoms),
+        remarks,
     )
 
 
@@ -199,6 +204,16 @@ def _sharpness_aware(
     if config.optim.sam_rho is None:
         return None
     return SAM(optimizer, model, config.optim.sam_rho, config.optim.sam_scope)
+
+
+def _excluded(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    """Say which parameters take the plain rate under an optimizer with a rate a layer."""
+    if not isinstance(optimizer, LayerwiseOptimizer):
+        return []
+    names = {id(param): name for name, param in model.named_parameters()}
+    excluded = [names[id(param)] for param in optimizer.excluded()]
+    listed = f": {', '.join(excluded)}" if excluded else ""
+    return [f"{len(excluded)} of {len(names)} tensors do not adapt their rate{listed}"]
 
 
 def _caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:

@@ -11,13 +11,13 @@ from torch import nn
 
 from largebatch._errors import UserError
 from largebatch.data import datasets, require_dali
-from largebatch.engine import engines
+from largebatch.engine import check_engine, engines
 from largebatch.models import models
 from largebatch.nn import check_norm, spans_ranks, wrong_span
 from largebatch.optim import build_optimizer
 from largebatch.schedule import curves
 from largebatch.tasks import tasks
-from largebatch.train.config import Config
+from largebatch.train.config import Config, engine_terms
 
 
 def check(config: Config) -> None:
@@ -40,6 +40,7 @@ def check(config: Config) -> None:
     config.model.check()
     config.data.check()
     check_norm(config.norm)
+    check_engine(config.distributed, engine_terms(config))
     any_model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
     build_optimizer(config.optim, any_model)  # finds what only the optimizer itself knows
     for mistake in _numbers(config):
@@ -132,6 +133,7 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"snapshot.cycles={config.snapshot.cycles}: needs schedule.curve sgdr or cyclical, not"
             f" {config.schedule.curve}"
         )
+    yield from _engine_contradictions(config)
     resume = config.checkpoint.resume
     if resume not in ("auto", "never") and not (resume and Path(resume).is_dir()):
         yield f"checkpoint.resume={resume!r}: auto, never or the folder of a checkpoint"
@@ -140,3 +142,27 @@ def _contradictions(config: Config) -> Iterator[str]:
     directory = config.run.dir
     if directory is not None and Path(directory).exists() and not Path(directory).is_dir():
         yield f"run.dir={directory!r}: a file stands there; name a folder"
+
+
+def _engine_contradictions(config: Config) -> Iterator[str]:
+    engine, optim = config.distributed.engine, config.optim
+    if config.snapshot.cycles and engine == "fsdp":
+        yield (
+            f"snapshot.cycles={config.snapshot.cycles}: members are whole models, which"
+            " distributed.engine=fsdp divides; take ddp"
+        )
+    if optim.sam_rho is not None and engine == "deepspeed":
+        yield (
+            f"optim.sam_rho={optim.sam_rho}: needs the gradients of the first pass, which"
+            " distributed.engine=deepspeed keeps to itself; take ddp or fsdp"
+        )
+    if optim.sam_scope == "rank" and engine == "fsdp":
+        yield (
+            "optim.sam_scope=rank: distributed.engine=fsdp holds no rank's own gradients; take"
+            " global, or ddp"
+        )
+    if optim.adaptive_clip is not None and engine == "deepspeed":
+        yield (
+            f"optim.adaptive_clip={optim.adaptive_clip}: distributed.engine=deepspeed clips by"
+            " itself, by optim.clip_norm alone; take ddp or fsdp"
+        )

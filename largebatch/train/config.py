@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from largebatch.data.config import DataConfig
-from largebatch.engine.config import DistributedConfig
+from largebatch.engine.config import DistributedConfig, Terms
 from largebatch.models.config import ModelConfig
 from largebatch.nn.config import NormConfig
 from largebatch.optim.config import OptimConfig
@@ -128,3 +128,17 @@ def run_name(config: Config) -> str:
     """Return the run's name: the one given, or MODEL-DATA."""
     plain = (config.run.name or f"{config.model.name}-{config.data.name}").replace(":", ".")
     return plain.replace("/", "_")
+
+
+def engine_terms(config: Config) -> Terms:
+    """Return what an engine with a config of its own may not contradict."""
+    return Terms(
+        batch=config.batch.size,
+        micro=config.batch.micro if isinstance(config.batch.micro, int) else None,
+        optimizer=config.optim.name,
+        lr=config.optim.lr,
+        weight_decay=config.optim.weight_decay,
+        clip_norm=config.optim.clip_norm,
+        compute=config.precision.compute,
+        loss_scale=config.precision.loss_scale,
+    )

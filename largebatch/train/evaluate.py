@@ -76,7 +76,7 @@ class Evaluator:
         """
         total = torch.zeros(2 + len(self.task.metrics), dtype=torch.float64, device=self.device)
         with evaluating(model, self.device):
-            for batch in self.batches():
+            for batch in () if stopped else self.batches():
                 total += self.task.evaluate(model, batch)
                 if stopped:
                     break

@@ -16,6 +16,7 @@ from largebatch.train.share import (
     Micro,
     even_ghost_size,
     ghost_count,
+    in_step,
     share,
     share_over_ranks,
 )
@@ -43,6 +44,7 @@ class Feed:
 
     Args:
         micro: samples per forward pass; None for the whole share.
+        lockstep: whether every rank makes as many passes in a step.
     """
 
     def __init__(
@@ -53,15 +55,24 @@ class Feed:
         world: World,
         atoms: Atoms,
         micro: int | None,
+        lockstep: bool = False,
     ) -> None:
+        self.lockstep = lockstep
         self.plan, self.order, self.pipeline = plan, order, pipeline
         self.world, self.atoms, self.micro = world, atoms, micro
         self._hashes: deque[str] = deque()
 
     def micros(self, step: Step) -> tuple[Micro, ...]:
         """Return this rank's forward passes of ``step``."""
-        atoms, world, size = self.atoms, self.world, self._ghost_size(step)
-        place = (world.rank, world.world_size, atoms.minimum)
+        own = self._passes(step, self.world.rank)
+        if not self.lockstep:
+            return own
+        # No rank has more passes than the first.
+        return in_step(own, len(self._passes(step, 0)), self.atoms.minimum)
+
+    def _passes(self, step: Step, rank: int) -> tuple[Micro, ...]:
+        atoms, size = self.atoms, self._ghost_size(step)
+        place = (rank, self.world.world_size, atoms.minimum)
         if atoms.span:
             return share_over_ranks(step.size, size, atoms.span, *place)
         return share(step.size, size, self._micro(step), *place)

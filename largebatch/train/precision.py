@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from largebatch._errors import UserError
 from largebatch.train.config import PrecisionConfig
@@ -57,10 +56,6 @@ class Precision:
         if self._low is None:
             return nullcontext()
         return torch.autocast(self._device.type, self._low)
-
-    def scale(self, loss: Tensor) -> Tensor:
-        """Scale the loss under fp16."""
-        return loss if self.scaler is None else self.scaler.scale(loss)
 
     def wrap(self, forward: Callable[..., T]) -> Callable[..., T]:
         """Return ``forward`` under autocast, or itself where there is none."""

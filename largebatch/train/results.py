@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import largebatch
 from largebatch import _ops
@@ -39,8 +39,7 @@ def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
     )
     for line in schedule.describe():
         say(line)
-    if isinstance(parts.optimizer, LayerwiseOptimizer):
-        say(_excluded(parts.optimizer, parts.model))
+    if isinstance(parts.optimizer, LayerwiseOptimizer) and not parts.engine.flattens:
         trainer.layers = LayerRecord(
             parts.optimizer,
             parts.model,
@@ -49,8 +48,8 @@ def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
             trainer.clock.epoch_samples,
             position.samples,
         )
-    for warning in parts.caveats:
-        say(warning)
+    for remark in parts.remarks:
+        say(remark)
     if position.samples:
         say(f"continuing at {position.samples:,} of {schedule.total_samples:,} samples")
     mirror = TensorBoardMirror(directory.tensorboard, position.samples or None)
@@ -61,21 +60,19 @@ def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
     return writer, mirror, endpoint
 
 
-def _excluded(optimizer: LayerwiseOptimizer, model: nn.Module) -> str:
-    """Say which parameters take the plain rate."""
-    names = {id(param): name for name, param in model.named_parameters()}
-    excluded = [names[id(param)] for param in optimizer.excluded()]
-    listed = f": {', '.join(excluded)}" if excluded else ""
-    return f"{len(excluded)} of {len(names)} tensors do not adapt their rate{listed}"
-
-
 def conclude(
     config: Config,
     directory: RunDirectory,
     trainer: Trainer,
     weights: dict[str, Tensor] | None,
+    averaged: dict[str, Tensor],
 ) -> None:
-    """Write what a finished run leaves, its weights among it; or say how a stopped one goes on."""
+    """Write what a finished run leaves, its weights among it; or say how a stopped one goes on.
+
+    Args:
+        weights: the whole ``state_dict``; None if the run was stopped.
+        averaged: the parameters' moving average, empty if there is none.
+    """
     position, parts = trainer.position, trainer.parts
     if weights is None:
         say(
@@ -85,8 +82,8 @@ def conclude(
         )
         return
     checkpoint.save_weights(directory.weights, weights)
-    if trainer.average is not None:
-        averaged = {**weights, **trainer.average.tensors}
+    if averaged:
+        averaged = {**weights, **averaged}
         checkpoint.save_weights(directory.path / "weights_ema.safetensors", averaged)
     last = position.last or {}
     summary = {

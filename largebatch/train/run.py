@@ -16,6 +16,7 @@ from largebatch.distributed.heartbeat import Heartbeat
 from largebatch.distributed.launch import launch_local_ranks
 from largebatch.distributed.lifetime import LAUNCHER_VARIABLE, StopRequest, die_with_parent
 from largebatch.distributed.memory import keep_freed_memory
+from largebatch.distributed.sharding import whole
 from largebatch.nn import merged_running_stats
 from largebatch.record import RunDirectory
 from largebatch.report import write_report
@@ -111,9 +112,10 @@ def _session(
         finally:
             for writer in writers:
                 writer.close()
-        weights = {**parts.model.state_dict(), **merged_running_stats(parts.model)}
+        weights = {**parts.engine.weights(), **merged_running_stats(parts.model)}
+        averaged = whole(trainer.average.tensors) if trainer.average else {}
         if world.is_main:
-            conclude(config, directory, trainer, weights if finished else None)
+            conclude(config, directory, trainer, weights if finished else None, averaged)
         return 0
     finally:
         directory.release()

@@ -14,6 +14,8 @@ class Micro:
         first_ghost, ghosts: its first ghost's index in the step, and how many it holds; where
             ranks hold a ghost together, this rank's part of one.
         ghost_size: samples of each ghost but the last, which takes what is left.
+        idle: a pass that only keeps step with other ranks: neither its gradient nor its statistics
+            count, and other ranks have its samples.
     """
 
     start: int
@@ -21,6 +23,7 @@ class Micro:
     first_ghost: int
     ghosts: int
     ghost_size: int
+    idle: bool = False
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -106,3 +109,12 @@ def _part(total: int, index: int, parts: int) -> tuple[int, int]:
     each, more = divmod(total, parts)
     first = index * each + min(index, more)
     return first, first + each + (index < more)
+
+
+def in_step(passes: tuple[Micro, ...], count: int, minimum: int) -> tuple[Micro, ...]:
+    """Return ``passes``, with idle ones of ``minimum`` samples before them to make ``count``.
+
+    For engines whose ranks exchange messages in every pass.
+    """
+    idle = Micro(0, minimum, 0, 1, minimum, idle=True)
+    return (idle,) * (count - len(passes)) + passes

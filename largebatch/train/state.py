@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from largebatch._errors import UserError
 from largebatch.distributed import World
+from largebatch.distributed.sharding import part_like, whole
+from largebatch.engine import Engine
 from largebatch.nn import load_rank_statistics, merged_running_stats, rank_statistics
 from largebatch.train.averages import WeightAverage
-from largebatch.train.precision import Precision
 from largebatch.train.snapshot import SnapshotEnsemble
 
 
@@ -25,14 +25,12 @@ class RunState:
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
+        engine: Engine,
         average: WeightAverage | None,
         snapshots: SnapshotEnsemble | None,
         world: World,
     ) -> None:
-        self.model, self.optimizer, self.precision = model, optimizer, precision
+        self.engine, self.model = engine, engine.model
         self.average, self.snapshots, self.world = average, snapshots, world
 
     def capture(self, position: dict[str, Any]) -> dict[str, Any] | None:
@@ -42,19 +40,16 @@ class RunState:
             position: samples seen, steps taken and what else the trainer counts.
         """
         merged = merged_running_stats(self.model)
-        ranks = self._gather(rank_statistics(self.model))
-        if not self.world.is_main:
-            return None
-        model = {**self.model.state_dict(), **merged}
-        return {
+        state = {
             "position": position,
-            "model": model,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.precision.scaler.state_dict() if self.precision.scaler else None,
-            "average": self.average.tensors if self.average else None,
+            "model": {**self.engine.weights(), **merged},
+            "optimizer": self.engine.optimizer_state(),
+            "scaler": self.engine.scaler_state(),
+            "average": whole(self.average.tensors) if self.average else None,
             "snapshots": self.snapshots.members if self.snapshots else None,
-            "ranks": ranks,
+            "ranks": self._gather(rank_statistics(self.model)),
         }
+        return state if self.world.is_main else None
 
     def restore(self, state: dict[str, Any]) -> dict[str, Any]:
         """Put ``state`` back on every rank and return its position.
@@ -63,17 +58,17 @@ class RunState:
         statistics back bit by bit; on another number all start from the merged ones.
         """
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.engine.load_weights(state["model"])
+            self.engine.load_optimizer_state(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
                 f"the checkpoint does not fit this model or optimizer: {error}"
             ) from None
-        if self.precision.scaler is not None and state["scaler"]:
-            self.precision.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:
+            self.engine.load_scaler_state(state["scaler"])
         if self.average is not None:
             for name, tensor in self.average.tensors.items():
-                tensor.copy_(state["average"][name])
+                tensor.copy_(part_like(state["average"][name], tensor))
         if self.snapshots is not None:
             device = next(self.model.parameters()).device
             self.snapshots.members = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from largebatch.data import Batch
 from largebatch.data.draws import key
-from largebatch.engine import DataParallel
-from largebatch.nn import discard_step, ghost_place, step_end
+from largebatch.engine import Engine
+from largebatch.nn import discard_step, frozen_statistics, ghost_place, step_end
 from largebatch.optim import SAM, Clipping
 from largebatch.schedule import Step
 from largebatch.tasks import Classification
@@ -51,8 +52,7 @@ class Stepper:
         self,
         model: nn.Module,
         task: Classification,
-        engine: DataParallel,
-        optimizer: torch.optim.Optimizer,
+        engine: Engine,
         precision: Precision,
         device: torch.device,
         clip: Clipping,
@@ -61,7 +61,7 @@ class Stepper:
         varying_weight: bool,
     ) -> None:
         self.model, self.task, self.engine = model, task, engine
-        self.optimizer, self.precision, self.device = optimizer, precision, device
+        self.precision, self.device = precision, device
         self.clip, self.sam = clip, sam
         self.seed, self.varying_weight = seed, varying_weight
         self.clip_factor: Tensor | None = None
@@ -101,7 +101,7 @@ class Stepper:
         if self.varying_weight:
             assert held is not None
             self.times.enter("communication")
-            weight = self._global_weight(held)
+            weight = self._global_weight(micros, held)
         passes = _Passes(step, ghosts, micros, weight)
         summed = self.sam is None or self.sam.scope == "global"
         sums, work = self._pass(passes, batches if held is None else iter(held), stop, summed)
@@ -112,7 +112,7 @@ class Stepper:
         if work is not None:
             work.wait()
         self.times.enter("optimizer")
-        self._update()
+        self.clip_factor = self.engine.update(self.clip)
         step_end(self.model, ghosts)
         self.times.enter("between steps")
         return sums
@@ -132,20 +132,22 @@ class Stepper:
         sums, work = self._none, None
         if not micros and stop is not None:
             sums, work = self._send(sums, stop)
-        for micro in micros:
+        for number, micro in enumerate(micros, 1):
             self.times.enter("data")
             batch = next(batches)
             self.times.enter("compute")
             self._generator.manual_seed(key(self.seed, DROPOUT, step.start, micro.start))
-            with ghost_place(micro.first_ghost, passes.ghosts):
-                loss, values = self._train(self.model, batch)
-            sums = values if micro is micros[0] else sums + values.double()
-            if micro is micros[-1]:
-                if stop is not None:
-                    sums, work = self._send(sums, stop)  # they travel during the backward pass
-                if summed:
-                    self.engine.last()
-            self.precision.scale(loss).backward(torch.full_like(loss, 1.0 / passes.weight))
+            with frozen_statistics(self.model) if micro.idle else nullcontext():
+                with ghost_place(micro.first_ghost, passes.ghosts):
+                    loss, values = self._train(self.engine.module, batch)
+                if not micro.idle:
+                    sums = values if sums is self._none else sums + values.double()
+                if number == len(micros):
+                    if stop is not None:
+                        sums, work = self._send(sums, stop)  # they travel during the backward pass
+                    if summed:
+                        self.engine.last()
+                self.engine.backward(loss, 0.0 if micro.idle else 1.0 / passes.weight)
         self.times.enter("communication")
         if summed:
             self.engine.finish()
@@ -160,20 +162,10 @@ class Stepper:
         discard_step(self.model)
         self.engine.begin()
 
-    def _update(self) -> None:
-        scaler = self.precision.scaler
-        if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        self.clip_factor = self.clip()
-        if scaler is not None:
-            scaler.step(self.optimizer)
-            scaler.update()
-        else:
-            self.optimizer.step()
-
-    def _global_weight(self, batches: list[Batch]) -> float:
+    def _global_weight(self, micros: tuple[Micro, ...], batches: list[Batch]) -> float:
+        own = [b for m, b in zip(micros, batches, strict=True) if not m.idle]
         weight = torch.tensor(
-            float(sum(self.task.weight(batch) for batch in batches)),
+            float(sum(self.task.weight(batch) for batch in own)),
             dtype=torch.float64,
             device=self.device,
         )

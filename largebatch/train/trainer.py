@@ -97,12 +97,11 @@ class Trainer:
         self.snapshots: SnapshotEnsemble | None = None
         if config.snapshot.cycles:
             self.snapshots = SnapshotEnsemble(parts.schedule.cycle_ends)
-        self.state = RunState(
-            parts.model, parts.optimizer, parts.precision, self.average, self.snapshots, self.world
-        )
+        self.state = RunState(parts.engine, self.average, self.snapshots, self.world)
         self._taken: Taken | None = None
         self.layers: LayerRecord | None = None
-        self._distance = WeightDistance(parts.model) if self.world.is_main else None
+        distance = WeightDistance(parts.model)
+        self._distance = distance if self.world.is_main or distance.collective else None
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
@@ -246,8 +245,9 @@ class Trainer:
             }
             if taken.clip_factor is not None:
                 extra["clip_factor"] = float(taken.clip_factor)
-            if self.parts.precision.scaler is not None:
-                extra["loss_scale"] = self.parts.precision.scaler.get_scale()
+            scale = self.parts.engine.loss_scale()
+            if scale is not None:
+                extra["loss_scale"] = scale
             self.telemetry.train(taken.step, taken.number, values[:-1], extra, taken.at)
         return bool(values[-1] > 0)
 
@@ -279,13 +279,14 @@ class Trainer:
         parts, position = self.parts, self.position
         self.heartbeat.activity.doing = "evaluation"
         with swapped_in(parts.model, merged_running_stats(parts.model)):
-            sums = parts.evaluator.sums(parts.model, self.stop)
+            sums = self._sums()
             extra_sums = {}
-            if self.average is not None and not self.stop:
+            if self.average is not None:
                 with swapped_in(parts.model, self.average.tensors):
-                    extra_sums["ema"] = parts.evaluator.sums(parts.model, self.stop)
+                    extra_sums["ema"] = self._sums()
         if self.snapshots is not None and len(self.snapshots.members) > 1 and not self.stop:
-            extra_sums["ensemble"] = self.snapshots.sums(parts.model, parts.evaluator)
+            with parts.engine.evaluating():
+                extra_sums["ensemble"] = self.snapshots.sums(parts.model, parts.evaluator)
         names = [
             name
             for name, wanted in (
@@ -323,6 +324,11 @@ class Trainer:
                 "steps": position.steps,
             }
         return False
+
+    def _sums(self) -> Tensor:
+        """Return this rank's metric sums; all ranks come here, also those asked to stop."""
+        with self.parts.engine.evaluating():
+            return self.parts.evaluator.sums(self.parts.model, self.stop)
 
     def _save(self) -> None:
         self.heartbeat.activity.doing = "saving a checkpoint"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from largebatch._errors import UserError
 from largebatch.optim import OptimConfig, build_optimizer, optimizers
 
-NAMES = [name for name in optimizers.names() if name != "apex_lamb"]  # needs a GPU and apex
+ELSEWHERE = ("apex_lamb", "deepspeed")  # need a GPU and apex, and DeepSpeed's engine
+NAMES = [name for name in optimizers.names() if name not in ELSEWHERE]
 RATES = {
     "sgd": 0.05,
     "sgdw": 0.05,

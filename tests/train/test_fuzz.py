@@ -99,6 +99,8 @@ RANGE: dict[str, list[Any]] = {
     "distributed.timeout": [0.0, -1.0, *INFINITE],
     "distributed.heartbeat": [-1.0, *INFINITE],
     "distributed.check_every": ["0st", "101%"],
+    "distributed.shard_ranks": [0, -2],
+    "distributed.deepspeed_config": ["no_such_ds_config.json", "."],
     "checkpoint.every": ["0ep", "101%"],
     "checkpoint.keep": [0, -1],
     "checkpoint.resume": ["automatic", ""],
@@ -145,6 +147,18 @@ CONTRADICTIONS: list[dict[str, Any]] = [
     {"distributed.allreduce": "flat", "distributed.torus": "2x4"},
     {"distributed.allreduce": "flat", "distributed.wire_dtype": "bf16"},
     {"data.pipeline": "dali", "data.name": "digits"},
+    {"distributed.engine": "ddp", "distributed.shard_ranks": 2},
+    {"distributed.engine": "fsdp", "distributed.zero_stage": 2},
+    {"distributed.engine": "fsdp", "distributed.torus": "2x4"},
+    {"distributed.engine": "deepspeed", "distributed.wire_dtype": "bf16"},
+    {"distributed.engine": "fsdp", "distributed.deepspeed_config": "ds.json"},
+    {"distributed.engine": "fsdp", "optim.name": "muon"},
+    {"distributed.engine": "fsdp", "optim.sam_rho": 0.05, "optim.sam_scope": "rank"},
+    {"distributed.engine": "fsdp", "snapshot.cycles": 2, "schedule.curve": "sgdr"},
+    {"distributed.engine": "deepspeed", "precision.compute": "fp64"},
+    {"distributed.engine": "deepspeed", "optim.sam_rho": 0.05},
+    {"distributed.engine": "deepspeed", "optim.adaptive_clip": 0.1},
+    {"distributed.engine": "ddp", "optim.name": "deepspeed"},
 ]
 
 FILES = {
@@ -426,6 +440,11 @@ WELL_FORMED: dict[str, list[Any]] = {
     "checkpoint.keep": [1, 5],
     "checkpoint.resume": ["auto", "never"],
 }
+NO_TORUS = {
+    "distributed.allreduce": "auto",
+    "distributed.torus": None,
+    "distributed.wire_dtype": "fp32",
+}
 GROUPS: list[dict[str, Any]] = [
     {"norm.kind": "ghost", "norm.ghost_size": 32},
     {"norm.kind": "ghost", "norm.ghost_size": 64, "norm.running": "averaged"},
@@ -457,6 +476,15 @@ GROUPS: list[dict[str, Any]] = [
     {"schedule.curve": "poly"},
     {"schedule.curve": "sgdr", "snapshot.cycles": 5},
     {"precision.compute": "fp16", "precision.loss_scale": 1024},
+    {"distributed.engine": "fsdp", "distributed.shard_ranks": 2, **NO_TORUS},
+    {
+        **NO_TORUS,
+        "distributed.engine": "deepspeed",
+        "distributed.zero_stage": 2,
+        "precision.compute": "bf16",
+        "optim.adaptive_clip": None,
+        "optim.sam_rho": None,
+    },
 ]
 
 

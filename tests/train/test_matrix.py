@@ -29,6 +29,7 @@ from largebatch.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 GHOST = NormConfig(kind="ghost", ghost_size=16)
+ELSEWHERE = ("apex_lamb", "deepspeed")  # need a GPU and apex, and DeepSpeed's engine
 RATES = {
     "adagrad": 0.01,
     "adadelta": 1.0,
@@ -101,7 +102,7 @@ def check_learns_and_resumes(config: Config, folder: Path, learns: bool = True) 
         assert torch.equal(tensor, second.average.tensors[name]), name
 
 
-@pytest.mark.parametrize("name", [n for n in optimizers.names() if n != "apex_lamb"])
+@pytest.mark.parametrize("name", [n for n in optimizers.names() if n not in ELSEWHERE])
 def test_every_optimizer_learns_and_resumes(name: str, tmp_path: Path) -> None:
     optim = OptimConfig(name=name, lr=RATES.get(name, 0.002), weight_decay=1e-3, clip_norm=5.0)
     check_learns_and_resumes(make(optim=optim, norm=GHOST, model=ModelConfig(name="f1")), tmp_path)

@@ -3,7 +3,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largebatch.train.share import even_ghost_size, ghost_count, share, share_over_ranks
+from largebatch.train.share import (
+    Micro,
+    even_ghost_size,
+    ghost_count,
+    in_step,
+    share,
+    share_over_ranks,
+)
 
 
 @given(
@@ -86,6 +93,25 @@ def test_an_even_ghost_fits_the_micro_batch_and_needs_no_more_passes(size, micro
     passes = [share_over_ranks(size, ghost, span, r, groups * span) for r in range(groups * span)]
     if micro is None:
         assert max(len(own) for own in passes) <= 1
+
+
+@given(
+    size=st.integers(2, 300),
+    ghost_size=st.integers(2, 40),
+    ghosts_per_pass=st.one_of(st.none(), st.integers(1, 4)),
+    world_size=st.integers(1, 6),
+)
+def test_in_step_all_ranks_make_as_many_passes_and_the_same_real_ones(
+    size, ghost_size, ghosts_per_pass, world_size
+):
+    micro = None if ghosts_per_pass is None else ghosts_per_pass * ghost_size
+    own = [share(size, ghost_size, micro, rank, world_size, 2) for rank in range(world_size)]
+    padded = [in_step(passes, len(own[0]), 2) for passes in own]
+    assert {len(passes) for passes in padded} == {len(own[0])}
+    for passes, real in zip(padded, own, strict=True):
+        idle = len(passes) - len(real)
+        assert passes[:idle] == (Micro(0, 2, 0, 1, 2, idle=True),) * idle
+        assert passes[idle:] == real
 
 
 def test_the_documented_examples():

@@ -1,0 +1,149 @@
+"""What the trainer asks of whoever owns gradient exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from largebatch.distributed.environment import World
+from largebatch.distributed.sharding import part_like, whole
+
+
+class Engine:
+    """Base of the engines: owns the gradients of ``model`` on every rank, and the optimizer's step.
+
+    A step is: :meth:`begin`; for every pass a forward through :attr:`module` and :meth:`backward`,
+    with :meth:`last` called before the final one; :meth:`finish`; :meth:`update`. A rank without
+    passes calls begin, finish and update. Afterwards all ranks have taken the same step, along the
+    sum of what they passed to :meth:`backward`.
+
+    Attributes:
+        model: the user's model: its parameters, buffers and evaluation.
+        module: what forward passes of training call; ``model`` itself unless a library wraps it.
+        alone: whether there is only this rank.
+        lockstep: whether every rank must make as many passes, since they exchange messages there.
+        flattens: whether the optimizer steps flat partitions in place of the model's parameters.
+    """
+
+    lockstep = False
+    flattens = False
+
+    def __init__(self, model: nn.Module, world: World) -> None:
+        self.model, self.module, self.world = model, model, world
+        self.alone = world.world_size == 1
+        self.optimizer: torch.optim.Optimizer
+        self.scaler: torch.amp.GradScaler | None = None
+
+    def adopt(
+        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
+        """Take over ``optimizer``, over parameters of :attr:`model`, and the loss scaler."""
+        self.optimizer, self.scaler = optimizer, scaler
+
+    def begin(self) -> None:
+        """Clear the gradients."""
+        raise NotImplementedError
+
+    def last(self) -> None:
+        """Announce the step's last backward pass: what it completes may leave at once."""
+        raise NotImplementedError
+
+    def backward(self, loss: Tensor, factor: float) -> None:
+        """Add the gradient of ``factor`` x ``loss`` (0-d) to this rank's."""
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward(torch.full_like(loss, factor))
+
+    def finish(self) -> None:
+        """Wait until every gradient is the sum over all ranks."""
+        raise NotImplementedError
+
+    def update(self, clip: Callable[[], Tensor | None]) -> Tensor | None:
+        """Clip and take the optimizer's step; return the clip factor if there is one.
+
+        Args:
+            clip: clips the gradients, unscaled, and returns the factor.
+        """
+        if self.scaler is None:
+            factor = clip()
+            self.optimizer.step()
+            return factor
+        self.scaler.unscale_(self.optimizer)
+        factor = clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return factor
+
+    def loss_scale(self) -> float | None:
+        """Return the scale of the loss under fp16, else None."""
+        return None if self.scaler is None else self.scaler.get_scale()
+
+    def sum(self, values: Tensor) -> Any:
+        """Sum a small tensor over the ranks in place; return a work to wait for, None if alone."""
+        return None if self.alone else dist.all_reduce(values, async_op=True)
+
+    def evaluating(self) -> AbstractContextManager[object]:
+        """Return a context in which ranks may make any number of forward passes each."""
+        return nullcontext()
+
+    # Checkpoints hold whole tensors, so that a run may go on under another engine.
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the model's ``state_dict`` in whole tensors; every rank must call it."""
+        state: dict[str, Tensor] = whole(self.model.state_dict())
+        return state
+
+    def load_weights(self, state: dict[str, Tensor]) -> None:
+        """Load what :meth:`weights` returned, under any engine."""
+        own = self.model.state_dict()
+        self.model.load_state_dict(
+            {name: part_like(tensor, own.get(name, tensor)) for name, tensor in state.items()}
+        )
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """Return the optimizer's ``state_dict`` in whole tensors; every rank must call it."""
+        state: dict[str, Any] = whole(self.optimizer.state_dict())
+        return state
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Load what :meth:`optimizer_state` returned, under any engine."""
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        params = [param for group in self.optimizer.param_groups for param in group["params"]]
+        if len(numbers) == len(params):  # otherwise the optimizer says what does not fit
+            of = dict(zip(numbers, params, strict=True))
+            state = {
+                **state,
+                "state": {
+                    number: {
+                        key: part_like(value, of[number]) if isinstance(value, Tensor) else value
+                        for key, value in entries.items()
+                    }
+                    for number, entries in state["state"].items()
+                },
+            }
+        self.optimizer.load_state_dict(state)
+
+    def scaler_state(self) -> dict[str, Any] | None:
+        """Return what the loss scaling under fp16 needs to go on, else None."""
+        return None if self.scaler is None else self.scaler.state_dict()
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Load what :meth:`scaler_state` returned, under any engine."""
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state)
+
+
+@torch.no_grad()
+def broadcast_from_first(model: nn.Module) -> None:
+    """Start every rank from rank 0's parameters and buffers."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        dist.broadcast(tensor.data if tensor.is_contiguous() else _owned(tensor), 0)
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """Return the memory of a dense permuted tensor (channels_last) as a flat view."""
+    return tensor.data.as_strided((tensor.numel(),), (1,), tensor.storage_offset())

@@ -1,0 +1,103 @@
+"""Fully sharded data parallelism: each rank holds a part of every parameter (torch's FSDP2).
+
+Rajbhandari et al. 2020, "ZeRO", stage 3; Zhao et al. 2023, "PyTorch FSDP". A block's parameters are
+gathered for its forward and again for its backward pass, and its gradients are summed into the
+parts. With ``shard_ranks`` below the number of ranks, groups of that many hold a copy of the model
+each (hybrid sharding): more memory for fewer messages between hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from largebatch._errors import UserError
+from largebatch.distributed.environment import World
+from largebatch.engine.engine import Engine, broadcast_from_first
+
+
+class FullySharded(Engine):
+    """Parameters, gradients and optimizer state divided among the ranks, as DTensors.
+
+    Ranks exchange messages in every pass, so all make as many (:attr:`lockstep`).
+
+    Args:
+        shard_ranks: ranks that divide one copy of the model among them; None: all.
+
+    Raises:
+        UserError: ``shard_ranks`` does not divide the number of ranks.
+    """
+
+    lockstep = True
+
+    def __init__(self, model: nn.Module, world: World, shard_ranks: int | None = None) -> None:
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        super().__init__(model, world)
+        size = world.world_size
+        each = shard_ranks or size
+        if size % each:
+            raise UserError(
+                f"distributed.shard_ranks={each}: {size} ranks do not divide into groups of it"
+            )
+        broadcast_from_first(model)
+        for parameter in model.parameters():  # FSDP2 takes no channels_last weights
+            parameter.data = parameter.data.contiguous()
+        device = next(model.parameters()).device
+        if each == size:
+            mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+        else:
+            shape = (size // each, each)
+            mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+        for block in _blocks(model):
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        # Sums, exactly: FSDP2 would divide by the number of ranks.
+        self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for module in self._sharded:
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+        self._root = self._sharded[0]
+
+    def begin(self) -> None:
+        """Clear the gradients; until :meth:`last` they are added up on each rank."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self._root.set_requires_gradient_sync(False)
+
+    def last(self) -> None:
+        """Let the coming backward pass sum every block's gradients as it completes them."""
+        self._root.set_requires_gradient_sync(True)
+
+    def finish(self) -> None:
+        """Give parameters that no pass used a gradient of zero, as the other engines do."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Hold the whole model on every rank, so that passes need no messages."""
+        for module in self._sharded:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in self._sharded:
+                module.set_reshard_after_forward(module is not self._root, recurse=False)
+                module.reshard()
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Walk what is gathered at once: the items of the outermost Sequential or ModuleList."""
+    for child in module.children():
+        if isinstance(module, (nn.Sequential, nn.ModuleList)):
+            if any(True for _ in child.parameters()):
+                yield child
+        else:
+            yield from _blocks(child)

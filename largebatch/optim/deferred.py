@@ -1,0 +1,34 @@
+"""Parameter groups for an optimizer that the engine makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from largebatch.optim.config import OptimConfig
+from largebatch.optim.construct import construct
+from largebatch.optim.registry import optimizers
+
+
+class DeferredOptimizer(torch.optim.Optimizer):
+    """Holds the groups, rate and weight decay until the engine puts its own optimizer in place."""
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
+        super().__init__(groups, {"lr": lr})
+
+    def step(self, closure: Any = None) -> Any:
+        """Never called."""
+        raise AssertionError("the engine has not put its optimizer in place")
+
+
+@optimizers.register(
+    "deepspeed",
+    "the optimizer that the section `optimizer` of distributed.deepspeed_config describes",
+    "DeepSpeed, Configuration JSON, Optimizer Parameters",
+)
+def build_deferred(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Build the groups; ``distributed.engine=deepspeed`` makes the optimizer."""
+    config.refuse_unused(set())
+    built: torch.optim.Optimizer = construct(DeferredOptimizer, config, groups, {"lr": config.lr})
+    return built
