@@ -36,6 +36,7 @@ EXPECTED = [
     "torchvision",
     "DALI",
     "DeepSpeed",
+    "NVML",
     "apex",
 ]
 
