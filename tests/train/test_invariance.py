@@ -87,6 +87,7 @@ def recomputed(num_classes):
 """
 
 
+@pytest.mark.slow
 def test_with_activation_checkpointing(train, tmp_path):
     (tmp_path / "nets.py").write_text(CHECKPOINTED)
     few = [*DOUBLE, "--schedule.length=6st"]
@@ -147,6 +148,7 @@ def test_in_float32_ranks_differ_no_more_than_threads(train):
     assert ranks < 3 * threads
 
 
+@pytest.mark.slow
 def test_clipped_units_and_sharpness_do_not_depend_on_ranks(train):
     sharp = [*DOUBLE, "--schedule.length=6st", "--optim.sam_rho=0.1", "--optim.adaptive_clip=0.05"]
     check_same(train("one", *sharp), train("two", *sharp, "--batch.micro=32", nproc=2))
