@@ -2,12 +2,9 @@
 // that go through global memory, a launch a stage. The order of the additions depends on the sizes
 // alone.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
+#include "common/widen.cuh"
 #include "linear/cuda.h"
 
 namespace largebatch {
@@ -16,27 +13,6 @@ namespace {
 constexpr int64_t kSharedBytes = 32768;
 constexpr int kMostThreads = 512;
 constexpr int64_t kMostBlocks = 65535;
-
-__device__ __forceinline__ float widen(float value) { return value; }
-__device__ __forceinline__ double widen(double value) { return value; }
-__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
-__device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ __forceinline__ void narrow(float value, float& out) { out = value; }
-__device__ __forceinline__ void narrow(double value, double& out) { out = value; }
-__device__ __forceinline__ void narrow(float value, __half& out) { out = __float2half_rn(value); }
-__device__ __forceinline__ void narrow(float value, __nv_bfloat16& out) {
-  out = __float2bfloat16_rn(value);
-}
-
-template <typename T>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
-};
 
 // Adds to and subtracts from each other the pair number `pair` of a stage.
 template <typename Acc>

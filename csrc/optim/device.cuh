@@ -2,12 +2,9 @@
 
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
+#include "common/widen.cuh"
 #include "optim/cuda.h"
 #include "optim/math.h"
 
@@ -17,27 +14,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kChunk = 8192;  // elements of a block: 8 rounds of 16-byte loads of float32
 constexpr int kVectorBytes = 16;
-
-__device__ __forceinline__ float widen(float value) { return value; }
-__device__ __forceinline__ double widen(double value) { return value; }
-__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
-__device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ __forceinline__ void narrow(float value, float& out) { out = value; }
-__device__ __forceinline__ void narrow(double value, double& out) { out = value; }
-__device__ __forceinline__ void narrow(float value, __half& out) { out = __float2half_rn(value); }
-__device__ __forceinline__ void narrow(float value, __nv_bfloat16& out) {
-  out = __float2bfloat16_rn(value);
-}
-
-template <typename T>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
-};
 
 template <typename T, int Count>
 struct alignas(kVectorBytes) Pack {
