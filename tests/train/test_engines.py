@@ -58,6 +58,7 @@ def check_both_ways(train, engine, ranks, run, tolerance):
     check_same(plain, back, tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_fsdp(train):
     check_both_ways(train, ["--distributed.engine=fsdp"], 3, [*RUN, *DOUBLE], 1e-9)

@@ -59,6 +59,7 @@ def start(directory: Path, variables: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_launcher_changes_nothing(train, tmp_path):
     alone = train("alone", *RUN).lines("train")
     for launcher, variables in (("mpirun", mpirun), ("srun", srun)):
