@@ -1,31 +1,10 @@
 // Launches of the CUDA kernels of the batch norm family: how the work is cut, and in which order.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
 #include "norm/cuda.h"
-
-namespace largebatch {
-namespace {
-
-__device__ __forceinline__ float widen(float value) { return value; }
-__device__ __forceinline__ double widen(double value) { return value; }
-__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
-__device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ __forceinline__ void narrow(float value, float& out) { out = value; }
-__device__ __forceinline__ void narrow(double value, double& out) { out = value; }
-__device__ __forceinline__ void narrow(float value, __half& out) { out = __float2half_rn(value); }
-__device__ __forceinline__ void narrow(float value, __nv_bfloat16& out) {
-  out = __float2bfloat16_rn(value);
-}
-
-}  // namespace
-}  // namespace largebatch
-
 #include "norm/cuda_elements.h"
 #include "norm/cuda_sums.h"
 #include "norm/cuda_top.h"

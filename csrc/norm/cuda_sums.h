@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "common/widen.cuh"
 #include "norm/cuda.h"
 #include "norm/math.h"
 
@@ -16,15 +17,6 @@ namespace largebatch {
 
 constexpr int kThreads = 256;
 constexpr int kUnit = 8;
-
-template <typename T>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
-};
 
 template <typename T>
 struct alignas(16) Unit {

@@ -60,10 +60,7 @@ def require_same(values: Mapping[str, Any], world: World) -> None:
     Raises:
         UserError: on every rank alike, naming the first that differs, where, and both values.
     """
-    if world.world_size == 1:
-        return
-    everyone: list[Any] = [None] * world.world_size
-    dist.all_gather_object(everyone, (socket.gethostname(), dict(values)))
+    everyone = gathered((socket.gethostname(), dict(values)), world)
     first_host, expected = everyone[0]
     for rank, (host, found) in enumerate(everyone):
         for name, value in found.items():

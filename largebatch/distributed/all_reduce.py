@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from largebatch.distributed.connect import connect
+from largebatch.distributed.cost_model import Choice
 from largebatch.distributed.pending import Pending
 from largebatch.distributed.preference import WIRE_DTYPES, Preference
 from largebatch.distributed.schedule import Schedule, make_torus
@@ -70,6 +71,7 @@ class AllReduce:
                 self.column = connect(column_store, at, rows, timeout, device)
             self.torus = make_torus(self.topology, self.rank, self.row, self.column, device)
         self.selection: Selection = select(self, store, preference)
+        self._choices: dict[int, Choice] = {}  # by bytes: the buckets are the same every step
 
     def start(
         self, tensor: Tensor, *, mean: bool = False, squares: Tensor | None = None
@@ -86,7 +88,9 @@ class AllReduce:
         Raises:
             ValueError: a type that cannot be added, or a mean of one that has none.
         """
-        choice = self.selection.choose(tensor.nbytes)
+        choice = self._choices.get(tensor.nbytes)
+        if choice is None:
+            choice = self._choices[tensor.nbytes] = self.selection.choose(tensor.nbytes)
         if choice.algorithm == "flat":
             return self.start_flat(tensor, mean=mean, squares=squares)
         return self.start_torus(tensor, choice.chunks, mean=mean, squares=squares)

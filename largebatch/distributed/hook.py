@@ -1,6 +1,5 @@
 """The torus for a program that keeps its own back end: a function, and a hook for torch's DDP."""
 
-import itertools
 from typing import Any, get_args
 
 import torch
@@ -17,7 +16,6 @@ from largebatch.distributed.topology import Topology
 
 # torch reads the hook's annotations at run time, so this file leaves them unquoted.
 
-_numbers = itertools.count()  # hooks are made in one order on all ranks
 _functions: dict[tuple[dist.ProcessGroup, str], AllReduce] = {}
 
 
@@ -35,7 +33,6 @@ class TorusHook:
         self.__name__ = self.__qualname__ = "torus_hook"  # which torch asks of every hook
         self._topology, self._preference, self._mean = topology, preference, mean
         self._group = group
-        self._name = f"hook {next(_numbers)}"
         self._reduce: AllReduce | None = None
         self._squares: Tensor | None = None
         self._norms = norms
@@ -45,7 +42,7 @@ class TorusHook:
         buffer = bucket.buffer()
         if self._reduce is None:
             self._reduce = all_reduce_over(
-                self._name, self._group, buffer.device, self._preference, self._topology
+                "hook", self._group, buffer.device, self._preference, self._topology
             )
         if self._norms and self._squares is None:
             self._squares = torch.zeros(2, dtype=torch.float64, device=buffer.device)

@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import Store
 from largebatch.distributed.cost_model import Choice, CostModel, Wire
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.probe import Probe, Timing
-from largebatch.distributed.topology import Topology, host_identity
+from largebatch.distributed.topology import Topology
 
 if TYPE_CHECKING:
     from largebatch.distributed.all_reduce import AllReduce
@@ -130,7 +130,7 @@ def _cache_file(reduce: AllReduce, store: Store) -> Path:
     hosts = ""
     if reduce.rank == 0:
         names = [bytes(store.get(f"host/{rank}")) for rank in range(reduce.world_size)]
-        hosts = b"|".join(names).hex() if names else host_identity()
+        hosts = b"|".join(names).hex()
     parts = (hosts, reduce.topology.key(), reduce.device.type, reduce.preference.wire)
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -40,16 +40,15 @@ def resolve(config: DistributedConfig, terms: Terms) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         **user,
         # Samples of a step and of a pass change during a run: the trainer counts them itself.
-        "train_batch_size": None,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_allreduce_op": "sum",
         "gradient_clipping": terms.clip_norm or 0.0,
         "zero_optimization": {**user.get("zero_optimization", {}), "stage": stage},
     }
-    del resolved["train_batch_size"]
-    for section in SIXTEEN_BIT:  # weights stay float32: see engine/README.md
-        resolved.pop(section, None)
+    # Weights stay float32: see engine/README.md.
+    for key in ("train_batch_size", *SIXTEEN_BIT):
+        resolved.pop(key, None)
     if "optimizer" in user:
         params = {**user["optimizer"].get("params", {}), "lr": terms.lr}
         params.pop("weight_decay", None)  # each group has its own

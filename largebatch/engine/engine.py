@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ from largebatch.distributed.environment import World
 from largebatch.distributed.sharding import part_like, whole
 
 
-class Engine:
+class Engine(ABC):
     """Base of the engines: owns the gradients of ``model`` on every rank, and the optimizer's step.
 
     A step is: :meth:`begin`; for every pass a forward through :attr:`module` and :meth:`backward`,
@@ -45,22 +46,22 @@ class Engine:
         """Take over ``optimizer``, over parameters of :attr:`model`, and the loss scaler."""
         self.optimizer, self.scaler = optimizer, scaler
 
+    @abstractmethod
     def begin(self) -> None:
         """Clear the gradients."""
-        raise NotImplementedError
 
+    @abstractmethod
     def last(self) -> None:
         """Announce the step's last backward pass: what it completes may leave at once."""
-        raise NotImplementedError
 
     def backward(self, loss: Tensor, factor: float) -> None:
         """Add the gradient of ``factor`` x ``loss`` (0-d) to this rank's."""
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward(torch.full_like(loss, factor))
 
+    @abstractmethod
     def finish(self) -> None:
         """Wait until every gradient is the sum over all ranks."""
-        raise NotImplementedError
 
     def update(self, clip: Callable[[], Tensor | None]) -> Tensor | None:
         """Clip and take the optimizer's step; return the clip factor if there is one.

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from largebatch import _ops
 from largebatch._errors import UserError
+from largebatch.nn import find_classifier
 from largebatch.optim.parameters import check_dense, local
 
 
@@ -65,7 +66,7 @@ def _unit_norm(tensor: Tensor) -> Tensor:
 
 
 def clipped_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that the paper clips: all but the weight of the last linear layer."""
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    spared = linear[-1].weight if linear else None
+    """Return the parameters that the paper clips: all but the weight of the classifier."""
+    name = find_classifier(model)
+    spared = None if name is None else model.get_submodule(name).weight
     return [param for param in model.parameters() if param is not spared]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ RULES = ("weight_decay", "layer_adaptation", "exclude", "decay_excluded", "split
 APART = {*RULES, "params", "lr", "lr_multiplier", "initial_lr", "name", "param_names"}
 
 
-class LayerwiseOptimizer(torch.optim.Optimizer):
+class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
     """Base of the optimizers whose rate follows each tensor's norms.
 
     Groups may differ in rate, weight decay and adaptation and still be stepped by one call. A group
@@ -50,14 +51,15 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
 
     # What an optimizer of this kind adds.
 
+    @abstractmethod
     def check_group(self, group: dict[str, Any]) -> None:
         """Refuse hyperparameters out of range with a UserError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Return the names of the moments that a group keeps."""
-        raise NotImplementedError
 
+    @abstractmethod
     def call(
         self,
         bundle: Bundle,
@@ -69,7 +71,6 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         stage: Stage,
     ) -> None:
         """Call the operator on one bundle."""
-        raise NotImplementedError
 
     # torch's interface.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from largebatch._errors import RunFailure
 from largebatch.distributed import World
+from largebatch.distributed.agreement import gathered
 
 _WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FACTOR = 0x100000001B3  # of the FNV-1a hash: earlier parameters count otherwise than later ones
@@ -48,8 +49,7 @@ def require_same_parameters(parameters: Iterable[Tensor], world: World, steps: i
     usual = Counter(sums).most_common(1)[0][0]
     odd = [rank for rank, found in enumerate(sums) if found != usual]
     if odd:
-        hosts: list[Any] = [None] * world.world_size
-        dist.all_gather_object(hosts, socket.gethostname())
+        hosts = gathered(socket.gethostname(), world)
         raise RunFailure(
             f"after {steps} steps rank {odd[0]} on {hosts[odd[0]]} holds other parameters than "
             f"{sums.count(usual)} of {world.world_size} ranks: its memory, its library versions or "

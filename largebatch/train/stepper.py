@@ -107,6 +107,7 @@ class Stepper:
         sums, work = self._pass(passes, batches if held is None else iter(held), stop, summed)
         if self.sam is not None:
             assert held is not None
+            self.times.enter("compute")
             with self.sam.perturbed():
                 self._pass(passes, iter(held), None, True)
         if work is not None:

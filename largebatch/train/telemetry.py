@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from largebatch.distributed.heartbeat import Heartbeat
-from largebatch.distributed.sharding import is_sharded, whole_norm
+from largebatch.distributed.sharding import whole_norm
 from largebatch.record import MetricsWriter, TensorBoardMirror
 from largebatch.schedule import Clock, Duration, Step
 from largebatch.train.progress import Progress
@@ -45,14 +45,10 @@ class WeightDistance:
 
     Over all parameters (Hoffer et al. 2017, section 4, found ``|w - w_0|`` to grow with the log of
     the steps), measured at steps spaced by a constant ratio, since each is a pass over all weights.
-
-    Attributes:
-        collective: whether every rank has to measure, since each holds parts only.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._weights = [p.detach() for p in model.parameters()]
-        self.collective = any(map(is_sharded, self._weights))
         self._start = [p.clone() for p in self._weights]
         self._spaced = 1.0
 

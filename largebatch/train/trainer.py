@@ -13,10 +13,11 @@ from torch import Tensor
 from largebatch._errors import RunFailure
 from largebatch.distributed.heartbeat import Heartbeat
 from largebatch.distributed.lifetime import StopRequest
+from largebatch.distributed.sharding import is_sharded
 from largebatch.nn import merged_running_stats
 from largebatch.optim import set_step
 from largebatch.record import RunDirectory
-from largebatch.schedule import Duration, Step
+from largebatch.schedule import Step
 from largebatch.train import checkpoint
 from largebatch.train.averages import WeightAverage, swapped_in
 from largebatch.train.build import Parts
@@ -99,9 +100,12 @@ class Trainer:
             self.snapshots = SnapshotEnsemble(parts.schedule.cycle_ends)
         self.state = RunState(parts.engine, self.average, self.snapshots, self.world)
         self._taken: Taken | None = None
+        self._save_due = Every(config.checkpoint.every, self.clock).due
+        self._check_due = Every(config.distributed.check_every, self.clock).due
         self.layers: LayerRecord | None = None
-        distance = WeightDistance(parts.model)
-        self._distance = distance if self.world.is_main or distance.collective else None
+        # Under sharded parameters every rank measures its part; else the copy is rank 0's alone.
+        measures = self.world.is_main or any(map(is_sharded, parts.model.parameters()))
+        self._distance = WeightDistance(parts.model) if measures else None
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
@@ -160,7 +164,7 @@ class Trainer:
                     break
                 position.seconds = time.monotonic() - since
                 evaluate = self._evaluation_due(step.start, step.end)
-                save = step.end < total and self._due(self.config.checkpoint.every, step)
+                save = step.end < total and self._save_due(step, position.steps)
                 if evaluate or save:
                     stopping = self._read_all() or stopping
                 if evaluate and not stopping:
@@ -192,7 +196,7 @@ class Trainer:
             return None
         position.samples, position.steps = step.end, position.steps + 1
         self.heartbeat.activity.step = position.steps
-        if self._due(self.config.distributed.check_every, step):
+        if self._check_due(step, position.steps):
             require_same_parameters(parts.model.parameters(), self.world, position.steps)
         if self.average is not None:
             self.average.update(step.size)
@@ -270,9 +274,6 @@ class Trainer:
     def _evaluation_due(self, start: int, end: int) -> bool:
         epoch = self.clock.epoch_samples
         return end // epoch > start // epoch or end >= self.schedule.total_samples
-
-    def _due(self, every: Duration, step: Step) -> bool:
-        return Every(every, self.clock).due(step, self.position.steps)
 
     def _evaluate(self, samples: int) -> bool:
         """Write the validation line; return True if a signal came before it was complete."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch._errors import UserError
+from largebatch.nn import fix_classifier
 from largebatch.optim import adaptive_grad_clip_, clipped_parameters
 
 CLIPPING, EPS = 0.02, 1e-3
@@ -79,6 +80,12 @@ def test_the_last_linear_weight_is_spared_and_its_bias_is_not() -> None:
         if any(p is other for other in clipped_parameters(model))
     }
     assert spared == {"4.weight"}
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "orthonormal"])
+def test_a_fixed_classifier_leaves_no_weight_to_spare(kind: str) -> None:
+    model = fix_classifier(net(), kind)
+    assert {id(p) for p in clipped_parameters(model)} == {id(p) for p in model.parameters()}
 
 
 def test_zero_and_not_finite_gradients() -> None:

@@ -72,4 +72,6 @@ def test_a_taken_port_is_the_users_mistake() -> None:
 def test_a_closed_endpoint_frees_its_port() -> None:
     first = PrometheusEndpoint(0)
     first.close()
-    PrometheusEndpoint(first.port).close()
+    second = PrometheusEndpoint(first.port)
+    assert second.port == first.port
+    second.close()
