@@ -60,7 +60,6 @@ def test_a_forced_torus_measures_nothing(ranks, monkeypatch):
 
 def test_auto_measures_once_a_day_says_so_and_is_right(ranks, monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "host_identity", lambda: "a host")
     # As gloo's threads share this process with the ranks, only that it ends is asserted.
     first = ranks(4, Preference("auto"), hosts=[0, 0, 1, 1])
     decided = [reducer.selection for reducer in first.reducers]
