@@ -13,6 +13,7 @@ from largebatch.optim.lamb import LAMB
 from largebatch.optim.lars import LARS
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.muon import MuonWithAuxiliary
+from largebatch.optim.offload import Offload, layer_rates
 from largebatch.optim.registry import optimizers
 from largebatch.optim.rmsprop_warmup import RMSpropWarmup, sgd_share
 from largebatch.optim.sam import SAM
@@ -30,6 +31,7 @@ __all__ = [
     "Fragment",
     "LayerwiseOptimizer",
     "MuonWithAuxiliary",
+    "Offload",
     "OptimConfig",
     "RMSpropWarmup",
     "adaptive_grad_clip_",
@@ -39,6 +41,7 @@ __all__ = [
     "clipped_parameters",
     "describe_groups",
     "from_apex",
+    "layer_rates",
     "optimizers",
     "param_groups",
     "set_step",

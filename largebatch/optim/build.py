@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from largebatch._errors import UserError
+
 # Imported for their entries in the registry.
 from largebatch.optim import (  # noqa: F401
     apex,
@@ -19,6 +21,7 @@ from largebatch.optim import (  # noqa: F401
 )
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import param_groups
+from largebatch.optim.offload import Offload
 from largebatch.optim.registry import optimizers
 from largebatch.schedule import Clock, Duration, half_life_factor
 
@@ -38,7 +41,13 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
         config.adapt_norm_and_bias,
         config.lr_correction,
     )
-    return factory(config, groups)
+    optimizer = factory(config, groups)
+    if not config.offload:
+        return optimizer
+    try:
+        return Offload(optimizer)
+    except UserError as error:
+        raise UserError(f"optim.offload=true: {error}") from None
 
 
 def set_step(

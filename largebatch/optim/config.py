@@ -68,6 +68,8 @@ class OptimConfig:
     """rmsprop_warmup: where RMSprop and SGD have equal shares."""
     transition_period: Duration = field(default_factory=lambda: Duration.parse("5ep"))
     """rmsprop_warmup: half of it after the centre, SGD is alone."""
+    offload: bool = False
+    """sgd, sgdw, lars, lamb: keep the state and take the step on the host, beside a GPU."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the optimizer itself, such as amsgrad for adam."""
 

@@ -15,6 +15,7 @@ from largebatch._errors import UserError
 from largebatch._ops.layerwise import Stage
 from largebatch.optim.bundle import Bundle, Fragment, Fragments, cut, ranks_of
 from largebatch.optim.parameters import SIXTEEN_BIT, check_dense, check_types
+from largebatch.optim.scaling import gradient_factor
 from largebatch.optim.state import restore_exactly
 
 EXCLUDE = ("none", "one_dimensional", "no_decay")
@@ -132,13 +133,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        factor, self.grad_factor = self.grad_factor, None
-        # GradScaler sets and deletes these two attributes around its call.
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        if grad_scale is not None:
-            unscale = grad_scale.double().reciprocal().float()
-            factor = unscale if factor is None else factor * unscale
-        factor = self.prepare(factor)
+        factor = self.prepare(gradient_factor(self))
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         for bundle in self._current():
             self._step_bundle(bundle, factor, found_inf)

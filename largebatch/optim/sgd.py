@@ -22,6 +22,7 @@ from largebatch.optim.construct import construct
 from largebatch.optim.lr_correction import corrected_rate
 from largebatch.optim.parameters import check_dense, check_types, local
 from largebatch.optim.registry import optimizers
+from largebatch.optim.scaling import gradient_factor
 from largebatch.optim.state import restore_exactly
 
 OWN_SETTINGS = (
@@ -144,12 +145,7 @@ class SGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        factor, self.grad_factor = self.grad_factor, None
-        # GradScaler sets and deletes these two attributes around its call.
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        if grad_scale is not None:
-            unscale = grad_scale.double().reciprocal().float()
-            factor = unscale if factor is None else factor * unscale
+        factor = gradient_factor(self)
         for group in self.param_groups:
             self._step_group(group, factor)
         return loss

@@ -17,7 +17,7 @@ from largebatch.distributed.agreement import gathered, require_same, together
 from largebatch.engine import Engine, build_engine
 from largebatch.models import build_model, try_images
 from largebatch.nn import has_batch_norm, join_ranks, minimum_samples, spans_ranks, wrong_span
-from largebatch.optim import SAM, Clipping, LayerwiseOptimizer, build_optimizer
+from largebatch.optim import SAM, Clipping, build_optimizer, layer_rates
 from largebatch.schedule import Schedule
 from largebatch.tasks import Classification, build_task
 from largebatch.train.config import Config, engine_terms
@@ -208,10 +208,11 @@ def _sharpness_aware(
 
 def _excluded(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
     """Say which parameters take the plain rate under an optimizer with a rate a layer."""
-    if not isinstance(optimizer, LayerwiseOptimizer):
+    layerwise = layer_rates(optimizer)
+    if layerwise is None:
         return []
     names = {id(param): name for name, param in model.named_parameters()}
-    excluded = [names[id(param)] for param in optimizer.excluded()]
+    excluded = [names[id(param)] for param in layerwise.excluded()]
     listed = f": {', '.join(excluded)}" if excluded else ""
     return [f"{len(excluded)} of {len(names)} tensors do not adapt their rate{listed}"]
 

@@ -161,6 +161,8 @@ def _engine_contradictions(config: Config) -> Iterator[str]:
             "optim.sam_scope=rank: distributed.engine=fsdp holds no rank's own gradients; take"
             " global, or ddp"
         )
+    if optim.offload and engine != "ddp":
+        yield f"optim.offload=true: distributed.engine={engine} divides the parameters; take ddp"
     if optim.adaptive_clip is not None and engine == "deepspeed":
         yield (
             f"optim.adaptive_clip={optim.adaptive_clip}: distributed.engine=deepspeed clips by"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from largebatch.optim import LayerwiseOptimizer
+from largebatch.optim import LayerwiseOptimizer, Offload
 from largebatch.record import MetricsWriter
 from largebatch.schedule import Step
 from largebatch.train.telemetry import Every
@@ -29,7 +29,7 @@ class LayerRecord:
 
     def __init__(
         self,
-        optimizer: LayerwiseOptimizer,
+        optimizer: LayerwiseOptimizer | Offload,
         model: nn.Module,
         path: Path,
         every: Every,

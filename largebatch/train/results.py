@@ -8,7 +8,7 @@ from torch import Tensor
 
 import largebatch
 from largebatch import _ops
-from largebatch.optim import LayerwiseOptimizer
+from largebatch.optim import layer_rates
 from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
 from largebatch.report import write_report
 from largebatch.train import checkpoint, parse
@@ -39,9 +39,10 @@ def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
     )
     for line in schedule.describe():
         say(line)
-    if isinstance(parts.optimizer, LayerwiseOptimizer) and not parts.engine.flattens:
+    layerwise = layer_rates(parts.optimizer)
+    if layerwise is not None and not parts.engine.flattens:
         trainer.layers = LayerRecord(
-            parts.optimizer,
+            layerwise,
             parts.model,
             directory.layers,
             Every(config.telemetry.layers, trainer.clock),

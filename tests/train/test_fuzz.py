@@ -135,6 +135,8 @@ CONTRADICTIONS: list[dict[str, Any]] = [
     {"optim.name": "lamb", "optim.trust_coefficient": 0.1},
     {"optim.name": "sgd", "optim.transition_center": "5ep"},
     {"optim.sam_scope": "rank"},
+    {"optim.name": "adam", "optim.offload": True},
+    {"distributed.engine": "fsdp", "optim.offload": True},
     {"optim.name": "apex_lamb", "optim.momentum": 0.5},
     {"optim.name": "sgd", "optim.betas": [0.8, 0.9]},
     {"optim.name": "sgd", "optim.options": {"amsgrad": True}},
@@ -348,7 +350,7 @@ def test_every_number_has_a_range_or_is_free() -> None:
     free = {"run.dir", "run.name", "run.deterministic", "model.init_from", "model.compile",
             "model.channels_last", "data.root", "optim.nesterov", "optim.dampen_first_step",
             "optim.lr_inside_momentum", "optim.momentum_correction", "optim.lr_correction",
-            "optim.decay_norm_and_bias", "optim.adapt_norm_and_bias"}  # fmt: skip
+            "optim.decay_norm_and_bias", "optim.adapt_norm_and_bias", "optim.offload"}  # fmt: skip
     for key, hint in KEYS.items():
         literal = all(get_origin(o) is Literal or o is NoneType for o in options(hint))
         assert (key in RANGE) != (key in free or literal), f"{key}: say what is out of its range"
@@ -470,6 +472,7 @@ GROUPS: list[dict[str, Any]] = [
     {"optim.name": "sgd", "optim.lr_inside_momentum": True, "optim.momentum_correction": True},
     {"optim.lr_correction": True, "optim.weight_decay": 5e-4, "optim.clip_norm": None},
     {"optim.name": "adam", "optim.options": {"amsgrad": True}},
+    {"optim.name": "lamb", "optim.offload": True},
     {"schedule.curve": "multistep", "schedule.milestones": ["1ep", "50%"]},
     {"schedule.curve": "sgdr", "schedule.cycle": "2ep", "schedule.cycle_mult": 2},
     {"schedule.curve": "cyclical", "schedule.cycle": "2ep", "schedule.cycle_shape": "triangular2"},

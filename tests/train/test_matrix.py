@@ -108,6 +108,12 @@ def test_every_optimizer_learns_and_resumes(name: str, tmp_path: Path) -> None:
     check_learns_and_resumes(make(optim=optim, norm=GHOST, model=ModelConfig(name="f1")), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["sgd", "sgdw", "lars", "lamb"])
+def test_an_offloaded_optimizer_learns_and_resumes(name: str, tmp_path: Path) -> None:
+    optim = OptimConfig(name=name, lr=RATES[name], clip_norm=5.0, offload=True)
+    check_learns_and_resumes(make(optim=optim, norm=GHOST, model=ModelConfig(name="f1")), tmp_path)
+
+
 @pytest.mark.parametrize("compute", ["fp32", "fp16"])
 def test_the_lr_correction_learns_and_resumes(compute: Any, tmp_path: Path) -> None:
     optim = OptimConfig(lr=0.05, weight_decay=0.05, lr_correction=True)
