@@ -3,63 +3,146 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from largebatch._errors import UserError
-from largebatch.record import write_record
+from largebatch.record import BenchmarkRecord, write_record
+
+Charts = list[tuple[str, str, Any]]
+
+
+def _loop(options: argparse.Namespace) -> BenchmarkRecord:
+    from largebatch.bench import loop
+
+    return loop.run(options.root, options.seconds or 4.0, options.rounds)
+
+
+def _data(options: argparse.Namespace) -> BenchmarkRecord:
+    from largebatch.bench import data
+
+    if options.root is None:
+        raise UserError("largebatch bench data: --root names a folder of JPEG images")
+    return data.run(options.root, options.workers, options.seconds or 4.0, options.rounds)
+
+
+def _norm(options: argparse.Namespace) -> BenchmarkRecord:
+    from largebatch.bench import norm
+
+    return norm.run(options.rounds)
+
+
+def _optim(options: argparse.Namespace) -> BenchmarkRecord:
+    from largebatch.bench import optim
+
+    for name in options.models:
+        if name not in optim.MODELS:
+            raise UserError(
+                f"largebatch bench optim: --models {name!r}: choose from {', '.join(optim.MODELS)}"
+            )
+    return optim.run(options.models, options.seconds or 4.0, options.rounds)
+
+
+def _sync(options: argparse.Namespace) -> BenchmarkRecord:
+    from largebatch.bench import sync
+
+    return sync.run(options.rounds)
+
+
+def _scaling(options: argparse.Namespace) -> tuple[BenchmarkRecord, Charts]:
+    from largebatch.bench import scaling
+
+    settings = scaling.Settings(
+        model=_one_model(options, "resnet18"),
+        image_size=options.image_size or 64,
+        seconds=options.seconds or 2.0,
+        rounds=options.rounds,
+        price=options.price,
+        epochs=options.epochs,
+    )
+    record = scaling.run(options.ranks or [1, 2, 4], options.batches or [16, 32], settings)
+    return record, scaling.charts(record)
+
+
+def _imagenet(options: argparse.Namespace) -> tuple[BenchmarkRecord, Charts]:
+    from largebatch.bench import imagenet
+
+    settings = imagenet.Settings(
+        model=_one_model(options, "resnet50"),
+        image_size=options.image_size or 224,
+        root=options.root,
+        workers=options.workers,
+        seconds=options.seconds or 8.0,
+        rounds=options.rounds,
+    )
+    record = imagenet.run(options.batches or [32], settings)
+    return record, imagenet.charts(record)
+
+
+def _one_model(options: argparse.Namespace, default: str) -> str:
+    if len(options.models) > 1:
+        raise UserError(f"largebatch bench {options.what}: --models names one model")
+    return options.models[0] if options.models else default
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "loop": _loop,
+    "data": _data,
+    "norm": _norm,
+    "optim": _optim,
+    "sync": _sync,
+    "imagenet": _imagenet,
+    "scaling": _scaling,
+}
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run ``largebatch bench WHAT`` and return its exit code."""
     parser = argparse.ArgumentParser(prog="largebatch bench", exit_on_error=False)
+    parser.add_argument("what", choices=tuple(BENCHMARKS), help="the claim to measure")
     parser.add_argument(
-        "what", choices=("loop", "data", "norm", "optim", "sync"), help="the claim to measure"
+        "--root", help="data: loop takes MNIST's folder, data and imagenet an ImageNet sample"
     )
-    parser.add_argument("--root", help="data: loop takes MNIST's folder, data an ImageNet sample")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes (data)")
-    parser.add_argument(
-        "--seconds", type=float, default=4.0, help="length of one measurement (loop, data)"
-    )
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (data, imagenet)")
+    parser.add_argument("--seconds", type=float, help="length of one measurement")
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds")
-    parser.add_argument("--models", nargs="+", default=[], help="optim: whose tensors; all")
+    parser.add_argument(
+        "--models", nargs="+", default=[], help="optim: whose tensors; all. imagenet, scaling: one"
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", help="scaling: 1 2 4")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", help="images of a rank's step (imagenet, scaling)"
+    )
+    parser.add_argument("--image-size", type=int, help="pixels a side (imagenet, scaling)")
+    parser.add_argument(
+        "--price", type=float, default=0.0, help="scaling: of a device an hour, for the costs"
+    )
+    parser.add_argument(
+        "--epochs", type=float, default=90.0, help="scaling: to the accuracy aimed at"
+    )
     parser.add_argument("--json", type=Path, help="write the record here")
+    parser.add_argument("--html", type=Path, help="imagenet, scaling: write the page here")
     try:
         options = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise UserError(f"largebatch bench: {error}") from None
-    if options.seconds <= 0 or options.rounds < 1 or options.workers < 1:
-        raise UserError("largebatch bench: --seconds, --rounds and --workers are above 0")
-    if options.what == "loop":
-        from largebatch.bench import loop
-
-        record = loop.run(options.root, options.seconds, options.rounds)
-    elif options.what == "optim":
-        from largebatch.bench import optim
-
-        for name in options.models:
-            if name not in optim.MODELS:
-                raise UserError(
-                    f"largebatch bench optim: --models {name!r}: choose from "
-                    f"{', '.join(optim.MODELS)}"
-                )
-        record = optim.run(options.models, options.seconds, options.rounds)
-    elif options.what == "norm":
-        from largebatch.bench import norm
-
-        record = norm.run(options.rounds)
-    elif options.what == "sync":
-        from largebatch.bench import sync
-
-        record = sync.run(options.rounds)
-    else:
-        from largebatch.bench import data
-
-        if options.root is None:
-            raise UserError("largebatch bench data: --root names a folder of JPEG images")
-        record = data.run(options.root, options.workers, options.seconds, options.rounds)
+    for name in ("seconds", "rounds", "workers", "image_size", "epochs"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            option = name.replace("_", "-")
+            raise UserError(f"largebatch bench: --{option} {value}: above 0")
+    if options.html is not None and options.what not in ("imagenet", "scaling"):
+        raise UserError(f"largebatch bench {options.what} has no page: --json keeps its record")
+    result = BENCHMARKS[options.what](options)
+    record, charts = result if isinstance(result, tuple) else (result, [])
     print(record.table())
     if options.json is not None:
         write_record(options.json, record)
         print(f"record: {options.json}")
+    if options.html is not None:
+        from largebatch.bench.page import write_page
+
+        write_page(options.html, record, charts)
+        print(f"page: {options.html}")
     return 0

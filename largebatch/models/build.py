@@ -14,7 +14,7 @@ from largebatch.models.config import ModelConfig
 from largebatch.models.init import initialize
 from largebatch.models.registry import ImageShape, models
 from largebatch.models.weights import load_weights
-from largebatch.nn import NormConfig, apply_norm, fix_classifier
+from largebatch.nn import NormConfig, apply_norm, fix_classifier, fuse
 
 
 def build_model(
@@ -53,7 +53,7 @@ def build_model(
         initialize(model, config.init)
     if entry.name not in models:
         try_images(model, config.name, classes, image_shape)
-    model = apply_norm(model, norm)
+    model = fuse(apply_norm(model, norm))
     if config.init_from is not None:
         load_weights(model, config.init_from)
     model = model.to(dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import asdict
 
 import pytest
@@ -95,9 +94,6 @@ def test_explain_states_formulas_and_sources(capsys):
         assert words in printed
 
 
-chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-
-
 def test_the_page_is_one_file_with_the_figures_of_the_table(capsys, tmp_path):
     page = tmp_path / "plan.html"
     assert main(["plan", *SMALL, f"--plot={page}"]) == 0
@@ -112,33 +108,17 @@ def test_the_page_is_one_file_with_the_figures_of_the_table(capsys, tmp_path):
     assert f">{flat}<" in text
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    chromium is None or driver is None, reason="chromium and chromedriver are not installed"
-)
-def test_the_page_draws_without_a_word_on_the_console(capsys, tmp_path):
-    from selenium import webdriver
-
+def test_the_page_draws_without_a_word_on_the_console(browser, capsys, tmp_path):
     page = tmp_path / "plan.html"
     assert main(["plan", *SMALL, f"--plot={page}"]) == 0
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"):
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
-        browser.get(page.as_uri())
-        drawn = browser.execute_script(
-            "return ['efficiency', 'step', 'batch', 'timeline'].map("
-            "key => document.getElementById(`chart-${key}`).data.length)"
-        )
-        assert drawn[:3] == [len(METHODS) + 1, len(METHODS) + 2, len(METHODS) + 1]
-        assert drawn[3] >= 4
-        hide = "document.querySelector('[data-toggle=\"0\"]').click();"
-        see = "return document.getElementById('chart-step').data[0].visible"
-        assert browser.execute_script(hide + see) is False
-        assert browser.get_log("browser") == []
-    finally:
-        browser.quit()
+    browser.get(page.as_uri())
+    drawn = browser.execute_script(
+        "return ['efficiency', 'step', 'batch', 'timeline'].map("
+        "key => document.getElementById(`chart-${key}`).data.length)"
+    )
+    assert drawn[:3] == [len(METHODS) + 1, len(METHODS) + 2, len(METHODS) + 1]
+    assert drawn[3] >= 4
+    hide = "document.querySelector('[data-toggle=\"0\"]').click();"
+    see = "return document.getElementById('chart-step').data[0].visible"
+    assert browser.execute_script(hide + see) is False
+    assert browser.get_log("browser") == []

@@ -1,0 +1,139 @@
+"""A benchmark's record as one HTML file that opens offline, in the report's style."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from largebatch import __version__
+from largebatch._errors import UserError
+from largebatch.record import BenchmarkRecord, write_atomically
+from largebatch.report.page import HERE as REPORT
+from largebatch.report.page import plotly_without_addresses
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+HERE = Path(__file__).parent
+GREY = "#8a8f98"
+
+
+def write_page(
+    output: str | Path, record: BenchmarkRecord, charts: Sequence[tuple[str, str, Figure]]
+) -> None:
+    """Write the record's charts, table, formulas and notes to ``output``.
+
+    Args:
+        charts: (title, note, figure) of each.
+
+    Raises:
+        UserError: ``output`` cannot be written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("page.html.j2").render(
+        title=f"bench {record.name}",
+        heads=list(dict.fromkeys(name for row in record.rows for name in row)),
+        rows=record.rows,
+        charts=[(title, note, Markup(_element(figure))) for title, note, figure in charts],
+        formula=record.formula,
+        notes=record.notes,
+        environment=record.environment,
+        version=__version__,
+        style=Markup((REPORT / "page.css").read_text(encoding="utf-8")),
+        plotly=Markup(plotly_without_addresses()),
+    )
+    try:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(output), page)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror})") from None
+
+
+def lines(
+    rows: Sequence[dict[str, Any]], x: str, y: str, by: Sequence[str], percent: bool = False
+) -> Figure:
+    """Draw ``y`` against ``x``, a line for each value of the keys ``by``, with p5 to p95 if known.
+
+    Rows that lack ``y`` are left out.
+    """
+    from plotly.graph_objects import Scatter
+
+    figure = _figure(x, "" if percent else y, percent)
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if y in row:
+            groups.setdefault(tuple(row[key] for key in by), []).append(row)
+    for key, members in groups.items():
+        members = sorted(members, key=lambda row: float(row[x]))
+        bars = None
+        if y == "images/s":
+            bars = {
+                "type": "data",
+                "symmetric": False,
+                "array": [row["p95"] - row[y] for row in members],
+                "arrayminus": [row[y] - row["p5"] for row in members],
+                "thickness": 1,
+            }
+        name = ", ".join(
+            str(v) if isinstance(v, str) else f"{k} {v}" for k, v in zip(by, key, strict=True)
+        )
+        figure.add_trace(
+            Scatter(
+                x=[row[x] for row in members],
+                y=[row[y] for row in members],
+                error_y=bars,
+                name=name,
+                mode="lines+markers",
+            )
+        )
+    return figure
+
+
+def bars(
+    rows: Sequence[dict[str, Any]], x: str, parts: Sequence[str], stacked: bool = True
+) -> Figure:
+    """Draw a bar for each row, of the ``parts`` on top of each other or side by side."""
+    from plotly.graph_objects import Bar
+
+    figure = _figure(x, "", False)
+    figure.update_layout(barmode="stack" if stacked else "group")
+    for part in parts:
+        figure.add_trace(
+            Bar(x=[row[x] for row in rows], y=[row.get(part) for row in rows], name=part)
+        )
+    return figure
+
+
+def _figure(x: str, y: str, percent: bool) -> Figure:
+    from plotly.graph_objects import Figure
+
+    figure = Figure()
+    axis = {"gridcolor": "rgba(138,143,152,.25)", "zeroline": False}
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": GREY, "size": 12},
+        margin={"l": 60, "r": 10, "t": 10, "b": 50},
+        height=320,
+        legend={"orientation": "h", "y": -0.25},
+        hovermode="x unified",
+        hoverlabel={"font": {"color": "#222"}},
+        xaxis={**axis, "title": {"text": x}, "automargin": True},
+        yaxis={**axis, "title": {"text": y}, "rangemode": "tozero", "automargin": True},
+    )
+    if percent:
+        figure.update_yaxes(tickformat=".0%")
+    return figure
+
+
+def _element(figure: Figure) -> str:
+    config = {"displaylogo": False, "responsive": True, "displayModeBar": False}
+    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config=config)
+    return html

@@ -1,0 +1,171 @@
+"""Training steps timed in turn: ours through the trainer, others as their users would run them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from largebatch.distributed import World
+from largebatch.distributed.lifetime import StopRequest
+from largebatch.record import RunDirectory
+from largebatch.train.build import build
+from largebatch.train.config import Config
+from largebatch.train.progress import Progress
+from largebatch.train.step_times import PHASES, StepTimes
+from largebatch.train.telemetry import Telemetry
+from largebatch.train.trainer import Trainer
+
+WARM_UP = 2
+
+
+@dataclass
+class Contender:
+    """One way to train.
+
+    Attributes:
+        step: takes a training step of ``images`` images over all ranks.
+        times: where the time of its steps goes, if it is ours.
+        model: what it trains.
+    """
+
+    name: str
+    images: int
+    step: Callable[[], object]
+    model: nn.Module
+    times: StepTimes | None = None
+
+
+def trainer(name: str, config: Config, world: World, device: torch.device) -> Contender:
+    """Return our own trainer's step on what ``config`` describes."""
+    parts = build(config, world, device)
+    made = Trainer(config, parts, RunDirectory(Path("unused")), StopRequest())
+    made.telemetry = Telemetry(
+        (),
+        Progress(made.schedule.total_samples, 0, shown=False),
+        None,
+        parts.task.metrics,
+        config.telemetry.every,
+        made.clock,
+    )
+    parts.model.train()
+
+    def steps() -> Iterator[None]:
+        while True:
+            for step, micros, batches in parts.feed.steps(0):
+                made.step(step, micros, batches)
+                yield
+
+    walk = steps()
+    times = parts.stepper.times
+    return Contender(name, config.batch.size, lambda: next(walk), parts.model, times)
+
+
+def plain(
+    name: str,
+    model: nn.Module,
+    batch: Callable[[], tuple[Tensor, Tensor]],
+    images: int,
+    precision: torch.dtype,
+    metrics: bool,
+) -> Contender:
+    """Return the step of a loop as torchvision's reference and timm's script have it.
+
+    Args:
+        model: DistributedDataParallel or the bare model.
+        batch: yields normalised images and labels on the device.
+        images: of a step over all ranks.
+        precision: bfloat16 runs under autocast.
+        metrics: whether top-1 and top-5 are computed and read in every step.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    model.train()
+
+    def step() -> None:
+        inputs, targets = batch()
+        cast = precision != torch.float32
+        with torch.autocast(inputs.device.type, dtype=precision, enabled=cast):
+            logits = model(inputs)
+            loss = cross_entropy(logits, targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if metrics:
+            right = logits.detach().topk(5).indices == targets[:, None]
+            (float(loss.detach()), float(right[:, :1].sum()), float(right.sum()))
+
+    return Contender(name, images, step, model)
+
+
+def windows(
+    contenders: Sequence[Contender], seconds: float, rounds: int, world: World
+) -> dict[str, list[float]]:
+    """Return images/s of every contender's windows, the ranks in step, contenders in turn.
+
+    Each window has as many steps as last about ``seconds``, at least two; the phases of our own
+    steps count from the first window on.
+    """
+    device = next(contenders[0].model.parameters()).device
+    counts = {}
+    for contender in contenders:
+        begun = time.perf_counter()
+        for _ in range(WARM_UP):
+            contender.step()
+        synchronize(device)
+        begun = time.perf_counter()
+        contender.step()
+        synchronize(device)
+        wanted = max(2, round(seconds / (time.perf_counter() - begun)))
+        agreed = torch.tensor(wanted, device=device)
+        if world.world_size > 1:
+            dist.broadcast(agreed, 0)
+        counts[contender.name] = int(agreed)
+        if contender.times is not None:
+            contender.times.totals = dict.fromkeys(PHASES, 0.0)
+            contender.times.steps = 0
+    found: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for number in range(rounds):
+        for contender in contenders if number % 2 == 0 else contenders[::-1]:
+            count = counts[contender.name]
+            if world.world_size > 1:
+                dist.barrier()
+            begun = time.perf_counter()
+            for _ in range(count):
+                contender.step()
+            synchronize(device)
+            spent = time.perf_counter() - begun
+            found[contender.name].append(count * contender.images / spent)
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, p5 and p95 of images/s; of few windows the last two are the extremes."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return {
+        "images/s": round(median(ordered), 2),
+        "p5": round(ordered[round(0.05 * last)], 2),
+        "p95": round(ordered[round(0.95 * last)], 2),
+    }
+
+
+def breakdown(contender: Contender) -> dict[str, Any]:
+    """Return the milliseconds of each phase of our steps; empty of others."""
+    times = contender.times
+    if times is None or not times.steps:
+        return {}
+    return {f"{phase} ms": round(1e3 * times.totals[phase] / times.steps, 1) for phase in PHASES}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU's work; a CPU has none outstanding."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
