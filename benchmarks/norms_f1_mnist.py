@@ -38,21 +38,23 @@ ROWS = {
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--norms", nargs="+", choices=ROWS, default=list(ROWS), help="all")
+    options = parser.parse_args()
     base = ["--recipe=hoffer-f1-mnist-ghost", f"--data.root={options.data}", *SHORT]
     jobs = [
         (
             options.runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}",
-            [*base, *settings, f"--run.seed={seed}"],
+            [*base, *ROWS[name], f"--run.seed={seed}"],
         )
-        for name, settings in ROWS.items()
+        for name in options.norms
         for seed in options.seeds
     ]
     values = all_top1(jobs, options.jobs)
     count = len(options.seeds)
     rows = [
         {"norm": name, **spread(values[index * count : (index + 1) * count])}
-        for index, name in enumerate(ROWS)
+        for index, name in enumerate(options.norms)
     ]
     notes = ["batch 4096, 10 epochs, SGD 0.9, rate 0.1 times the root of 4096 / 128, clip 5.0"]
     record = BenchmarkRecord("norms-f1-mnist", FORMULA, rows, notes=notes)
