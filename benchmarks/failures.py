@@ -255,7 +255,7 @@ def full_disk(folder: Path) -> Outcome:
             pass
     code = job.end()
     (disk / "filler").unlink()
-    line = said(job, r"rank 0.*(No space left|disk is full)")
+    line = said(job, r"rank 0 on .*No space left")
     return f"ends ({code})", time.monotonic() - begun, line
 
 
@@ -280,7 +280,7 @@ def vanished(folder: Path) -> Outcome:
     code = job.end()
     seconds = time.monotonic() - begun
     (folder / "elsewhere").rename(folder / "images")
-    return f"ends ({code})", seconds, said(job, r"rank \d.*images.*(No such file|gone|absent)")
+    return f"ends ({code})", seconds, said(job, r"rank \d on .*data\.root=.* is gone")
 
 
 def other_config(folder: Path) -> Outcome:

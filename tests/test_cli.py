@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,8 @@ def test_an_unreadable_image_ends_a_run_and_may_be_skipped(tmp_path):
     ]
     done = run(*common, f"--run.dir={tmp_path / 'a'}", "--run.nproc=2")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert str(bad) in done.stderr
+    line = re.search(r"largebatch: rank [01] on \S+: unreadable image (\S+):", done.stderr)
+    assert line is not None and line.group(1) == str(bad)
     assert "Traceback" not in done.stderr
     done = run(*common, f"--run.dir={tmp_path / 'b'}", "--data.skip_corrupt=1")
     assert done.returncode == 0, done.stderr

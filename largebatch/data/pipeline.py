@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -160,6 +161,9 @@ class Pipeline:
         for piece in pieces:
             for place, name, reason in piece.failures:
                 self.skipped.add(name)
+                root = self._config.root
+                if root is not None and not Path(root).exists():
+                    raise UserError(f"data.root={root!r} is gone: {reason}")
                 if len(self.skipped) > self._config.skip_corrupt:
                     raise UserError(
                         f"unreadable image {reason}; data.skip_corrupt="

@@ -37,6 +37,11 @@ class World:
         """Whether this rank writes the run directory."""
         return self.rank == 0
 
+    @property
+    def here(self) -> str:
+        """How a message names this rank to whoever reads the output of all."""
+        return f"rank {self.rank} on {socket.gethostname()}"
+
 
 def detect(environ: Mapping[str, str] | None = None) -> World:
     """Return this process's place: torchrun first, then Open MPI, then an srun step, else alone.

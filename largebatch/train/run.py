@@ -72,7 +72,7 @@ def train(arguments: Sequence[str]) -> int:
             return _session(config, world, device, stop, heartbeat)
     except OSError as error:
         raise RunFailure(
-            f"rank {world.rank}: {error}; mend that and run the same command again, the last"
+            f"{world.here}: {error}; mend that and run the same command again, the last"
             " checkpoint stands"
         ) from error
 
@@ -106,9 +106,10 @@ def _session(
         try:
             finished = trainer.run(writers)
         except UserError as error:
-            error.one_rank = True
-            announce(error, world)
-            raise
+            named = error if world.world_size == 1 else UserError(f"{world.here}: {error}")
+            named.one_rank = True
+            announce(named, world)
+            raise named from error
         finally:
             for writer in writers:
                 writer.close()

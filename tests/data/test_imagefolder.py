@@ -226,6 +226,13 @@ def test_an_unreadable_image_ends_the_run_by_name(folder: Path, read: Read, ask:
         assert "Traceback" not in str(caught.value)
 
 
+def test_a_folder_that_vanishes_is_named(folder: Path, read: Read, ask: Ask) -> None:
+    source, config = build(folder, image_size=16, workers=0, skip_corrupt=100)
+    folder.rename(folder.with_name("elsewhere"))
+    with pytest.raises(UserError, match=f"data.root='{folder}' is gone: {folder}"):
+        read(source, config, [ask(range(4))])
+
+
 def test_skip_corrupt_leaves_out_as_many_as_it_allows(folder: Path, ask: Ask) -> None:
     for name in ("bee/02.jpg", "ant/06.jpg"):
         (folder / "train" / name).write_bytes(b"\xff\xd8\xff broken")
