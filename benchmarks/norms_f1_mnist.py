@@ -9,6 +9,8 @@ ghost size can be tuned by itself (Hoffer et al. 2017, section 5).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from training_runs import all_top1, arguments, spread
 
 from largebatch.record import BenchmarkRecord, write_record
@@ -37,15 +39,17 @@ ROWS = {
 }
 
 
-def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--norms", nargs="+", choices=ROWS, default=list(ROWS), help="all")
+def compare(
+    description: str, base: Sequence[str], names: Sequence[str], benchmark: str, note: str
+) -> None:
+    """Train ``base`` with every norm and seed that the command line asks for; write the record."""
+    parser = arguments(description)
+    parser.add_argument("--norms", nargs="+", choices=ROWS, default=list(names))
     options = parser.parse_args()
-    base = ["--recipe=hoffer-f1-mnist-ghost", f"--data.root={options.data}", *SHORT]
     jobs = [
         (
             options.runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}",
-            [*base, *ROWS[name], f"--run.seed={seed}"],
+            [*base, f"--data.root={options.data}", *ROWS[name], f"--run.seed={seed}"],
         )
         for name in options.norms
         for seed in options.seeds
@@ -56,10 +60,19 @@ def main() -> None:
         {"norm": name, **spread(values[index * count : (index + 1) * count])}
         for index, name in enumerate(options.norms)
     ]
-    notes = ["batch 4096, 10 epochs, SGD 0.9, rate 0.1 times the root of 4096 / 128, clip 5.0"]
-    record = BenchmarkRecord("norms-f1-mnist", FORMULA, rows, notes=notes)
+    record = BenchmarkRecord(benchmark, FORMULA, rows, notes=[note])
     write_record(options.json, record)
     print(record.table())
+
+
+def main() -> None:
+    compare(
+        __doc__.splitlines()[0],
+        ["--recipe=hoffer-f1-mnist-ghost", *SHORT],
+        list(ROWS),
+        "norms-f1-mnist",
+        "batch 4096, 10 epochs, SGD 0.9, rate 0.1 times the root of 4096 / 128, clip 5.0",
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 def arguments(description: str) -> argparse.ArgumentParser:
     """Return a parser of what every such benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", required=True, help="folder that holds MNIST/raw")
+    parser.add_argument("--data", required=True, help="data.root of the runs")
     parser.add_argument("--runs", type=Path, required=True, help="where the runs go or stand")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")

@@ -67,6 +67,6 @@ container=$(buildah from "$image")
 containers+=("$container")
 inside() { buildah run --isolation=chroot --network=host --user largebatch "$container" -- "$@"; }
 inside largebatch doctor
-inside largebatch train --run.nproc=2 --run.dir=/work/runs/digits
-inside test -s /work/runs/digits/report.html
+inside largebatch train --run.nproc=2 --run.dir=runs/digits
+inside test -s runs/digits/report.html
 echo "== $image: $(buildah images --format '{{.Size}}' "$image")"

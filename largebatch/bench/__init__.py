@@ -76,7 +76,12 @@ def _imagenet(options: argparse.Namespace) -> tuple[BenchmarkRecord, Charts]:
         seconds=options.seconds or 8.0,
         rounds=options.rounds,
     )
-    record = imagenet.run(options.batches or [32], settings)
+    own = [f"largebatch, {change}" for change in options.with_]
+    for name in own:
+        if name not in imagenet.OWN:
+            known = ", ".join(repr(n.removeprefix("largebatch, ")) for n in list(imagenet.OWN)[1:])
+            raise UserError(f"largebatch bench imagenet: --with: choose from {known}")
+    record = imagenet.run(options.batches or [32], settings, ["largebatch", *own] if own else ())
     return record, imagenet.charts(record)
 
 
@@ -109,6 +114,13 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds")
     parser.add_argument(
         "--models", nargs="+", default=[], help="optim: whose tensors; all. imagenet, scaling: one"
+    )
+    parser.add_argument(
+        "--with",
+        dest="with_",
+        nargs="+",
+        default=[],
+        help="imagenet: what our further rows change, such as LARS, contiguous, compiled",
     )
     parser.add_argument("--ranks", type=int, nargs="+", help="scaling: 1 2 4")
     parser.add_argument(

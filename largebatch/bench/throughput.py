@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -116,7 +115,6 @@ def windows(
     device = next(contenders[0].model.parameters()).device
     counts = {}
     for contender in contenders:
-        begun = time.perf_counter()
         for _ in range(WARM_UP):
             contender.step()
         synchronize(device)
@@ -157,7 +155,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def breakdown(contender: Contender) -> dict[str, Any]:
+def breakdown(contender: Contender) -> dict[str, float]:
     """Return the milliseconds of each phase of our steps; empty of others."""
     times = contender.times
     if times is None or not times.steps:

@@ -61,10 +61,16 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch) 
 def test_the_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any, record: BenchmarkRecord
 ) -> None:
-    monkeypatch.setattr(imagenet, "run", lambda batches, settings: record)
+    asked = []
+    monkeypatch.setattr(imagenet, "run", lambda *given: asked.append(given[2]) or record)
     page, file = tmp_path / "page.html", tmp_path / "record.json"
-    assert main(["bench", "imagenet", f"--html={page}", f"--json={file}"]) == 0
+    command = ["bench", "imagenet", f"--html={page}", f"--json={file}"]
+    assert main([*command, "--with", "LARS", "compiled"]) == 0
+    assert asked == [["largebatch", "largebatch, LARS", "largebatch, compiled"]]
+    assert set(asked[0]) <= set(OWN)
     assert page.stat().st_size > 10**6 and file.exists()
     assert "times torchvision" in capsys.readouterr().out
+    assert main([*command, "--with", "luck"]) == 2
+    assert 'choose from "torch\'s batch norm"' in capsys.readouterr().err
     assert main(["bench", "loop", f"--html={page}"]) == 2
     assert "bench loop has no page" in capsys.readouterr().err
