@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -18,7 +20,7 @@ RUN = [
     "--schedule.length=120st",
     "--checkpoint.every=9st",
 ]
-STEPS = 120
+STEPS, THIRDS = 120, 3
 
 
 def kill_rank(run, rng):
@@ -30,6 +32,15 @@ def kill_launcher(run, rng):
     run.process.kill()
     _, alive = psutil.wait_procs(ranks, timeout=10)
     assert not alive, "a rank outlived its launcher by more than 10 s"
+
+
+def writing(run, begun):
+    """Whether a checkpoint begun since then is half written."""
+    for path in (run.directory / "checkpoints").glob(".partial-*"):
+        with suppress(FileNotFoundError):  # it was whole meanwhile
+            if path.stat().st_ctime >= begun:
+                return True
+    return False
 
 
 def kill_all(run, rng):
@@ -44,27 +55,33 @@ def test_killed_runs_end_as_undisturbed_ones(train, begin, nproc):
     rng = random.Random(nproc)
     expected = train("undisturbed", *RUN, nproc=nproc).summary["weights_sha256"]
     plans = ["launcher"] * 5 + ["rank"] * 4 + ["all"] * 3 + ["write"] * 3
-    inside, rows = 0, []
-    for number, plan in enumerate(plans):
-        run = begin(f"{plan}-{number}", *RUN, nproc=nproc)
-        at = rng.randrange(1, STEPS - 10)
-        run.wait_for(lambda run=run, at=at: run.steps() >= at, f"step {at}")
-        if plan == "write":
-            checkpoints = run.directory / "checkpoints"
-            run.wait_for(lambda c=checkpoints: any(c.glob(".partial-*")), "a checkpoint write")
-            run.ranks()[0].kill()
-        else:
-            {"launcher": kill_launcher, "rank": kill_rank, "all": kill_all}[plan](run, rng)
-        run.end()
-        half_written = any((run.directory / "checkpoints").glob(".partial-*"))
-        inside += half_written
-        killed_at = run.steps()
-        assert not (run.directory / "summary.json").exists(), "it had finished: kill earlier"
-        resumed = train(f"{plan}-{number}", *RUN, nproc=nproc)
-        rows.append((plan, nproc, killed_at, half_written))
-        print(f"kill {plan:<8} ranks {nproc} step {killed_at:>3} inside a write {half_written}")
+    rng.shuffle(plans)
+    rows = []
+    for chain in range(0, len(plans), THIRDS):  # a run each: killed in every third of its steps
+        name = f"run-{chain}"
+        for third, plan in enumerate(plans[chain : chain + THIRDS]):
+            begun = time.time()
+            run = begin(name, *RUN, nproc=nproc)
+            low, length = third * STEPS // THIRDS, STEPS // THIRDS
+            at = rng.randrange(low + 1, low + length - 10)
+            run.wait_for(lambda run=run, at=at: run.steps() >= at, f"step {at}")
+            if plan == "write":
+                run.wait_for(lambda run=run, b=begun: writing(run, b), "a checkpoint write")
+                run.ranks()[0].kill()
+            else:
+                {"launcher": kill_launcher, "rank": kill_rank, "all": kill_all}[plan](run, rng)
+            run.end()
+            assert not (run.directory / "summary.json").exists(), "it had finished: kill earlier"
+            rows.append((plan, run.steps(), writing(run, begun)))
+            print(
+                "kill {:<8} ranks {} step {:>3} inside a write {}".format(
+                    plan, nproc, *rows[-1][1:]
+                )
+            )
+        resumed = train(name, *RUN, nproc=nproc)
         assert resumed.summary["weights_sha256"] == expected, rows
-    landed = sum(1 <= step < STEPS for _, _, step, _ in rows)
+    landed = sum(1 <= step < STEPS for _, step, _ in rows)
+    inside = sum(half_written for _, _, half_written in rows)
     print(f"{landed} of {len(rows)} between the first and the last step, {inside} inside a write")
     assert landed >= 12
     assert inside >= 3
