@@ -1,40 +1,25 @@
-"""One all-reduce over several algorithms: the flat ring of the back end, or the 2D torus."""
+"""One all-reduce over several algorithms, each message by the one that is faster for its size."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import Store
 
-from largebatch.distributed.connect import connect
+from largebatch.distributed.algorithms import Algorithms
 from largebatch.distributed.cost_model import Choice
-from largebatch.distributed.pending import Pending
-from largebatch.distributed.preference import WIRE_DTYPES, Preference
-from largebatch.distributed.schedule import Schedule, make_torus
+from largebatch.distributed.preference import Preference
 from largebatch.distributed.selection import Selection, select
-from largebatch.distributed.statistics import record
 from largebatch.distributed.topology import Topology
 
-# Added as they are; the other unsigned types are added as the signed ones, which have their bits.
-WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-AS_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
+class AllReduce(Algorithms):
+    """Sums and means over the ranks of one group; its making may measure for a few seconds.
 
-class AllReduce:
-    """Sums and means over the ranks of one group, for tensors on one kind of device.
-
-    Args:
-        store: of the group, under a prefix of its own.
-        flat: the group itself, whose own all-reduce is the flat one.
-        timeout: of every step.
-        device: of the tensors.
-        preference: what the user asks for.
-        topology: where it is known; else it is found.
+    Args: as of :class:`Algorithms`.
     """
 
     def __init__(
@@ -46,123 +31,17 @@ class AllReduce:
         preference: Preference,
         topology: Topology | None = None,
     ) -> None:
-        self.rank, self.world_size, self.flat = flat.rank(), flat.size(), flat
-        self.device, self.preference = device, preference
-        store = PrefixStore(f"all-reduce/{device.type}", store)
-        found = Topology.discover(store, self.rank, self.world_size, preference.grid)
-        self.topology = topology or found
-        self.wire = WIRE_DTYPES[preference.wire]
-        rows, columns = self.topology.rows, self.topology.columns
-        narrow = self.wire != torch.float32
-        # With one row there is no slow axis; with one column the torus is a ring's worth of bytes.
-        grid = rows > 1 and (columns > 1 or narrow)
-        if device.type == "cuda" and flat._get_backend(device).name() != "nccl":
-            grid = False  # gloo's messages between two ranks take CPU tensors alone
-        self.torus: Schedule | None = None
-        self.row: dist.ProcessGroup | None = None
-        self.column: dist.ProcessGroup | None = None
-        if grid and preference.wanted != "flat":
-            place = self.topology.place(self.rank)
-            row_store = PrefixStore(f"row {place.row[0]}", store)
-            self.row = connect(row_store, place.position, len(place.row), timeout, device)
-            if place.column:
-                at = place.column.index(self.rank)
-                column_store = PrefixStore(f"column {place.column[0]}", store)
-                self.column = connect(column_store, at, rows, timeout, device)
-            self.torus = make_torus(self.topology, self.rank, self.row, self.column, device)
-        self.selection: Selection = select(self, store, preference)
+        super().__init__(store, flat, timeout, device, preference, topology)
+        self.selection: Selection = select(self)
         self._choices: dict[int, Choice] = {}  # by bytes: the buckets are the same every step
 
     def start(
         self, tensor: Tensor, *, mean: bool = False, squares: Tensor | None = None
     ) -> dist.Work:
-        """Begin to reduce ``tensor`` in place; every rank calls in one order.
-
-        Args:
-            tensor: of any type and size, also empty or with gaps.
-            mean: divide by the number of ranks; whole numbers towards zero.
-            squares: two float64 numbers on the tensor's device. Added to them are parts whose sum
-                over all ranks is the sum of the ranks' squared norms before, and the squared norm
-                of the result; real types only.
-
-        Raises:
-            ValueError: a type that cannot be added, or a mean of one that has none.
-        """
+        """Begin to reduce ``tensor`` in place, as :meth:`Algorithms.start_torus` says."""
         choice = self._choices.get(tensor.nbytes)
         if choice is None:
             choice = self._choices[tensor.nbytes] = self.selection.choose(tensor.nbytes)
         if choice.algorithm == "flat":
             return self.start_flat(tensor, mean=mean, squares=squares)
         return self.start_torus(tensor, choice.chunks, mean=mean, squares=squares)
-
-    def start_torus(
-        self, tensor: Tensor, chunks: int, *, mean: bool = False, squares: Tensor | None = None
-    ) -> dist.Work:
-        """Begin to reduce by the torus in ``chunks`` chunks; :meth:`start` explains the rest."""
-        numbers = _numbers(tensor, mean)
-        flat = _flat(numbers)
-        assert self.torus is not None
-        wire = self.wire if flat.dtype == torch.float32 else flat.dtype
-        return self.torus.all_reduce(
-            flat,
-            chunks=chunks,
-            wire=wire,
-            divisor=self.world_size if mean else 1,
-            squares=squares,
-            target=None if flat.data_ptr() == numbers.data_ptr() else numbers,
-        )
-
-    def start_flat(
-        self, tensor: Tensor, *, mean: bool = False, squares: Tensor | None = None
-    ) -> dist.Work:
-        """Begin to reduce by the group's own all-reduce; :meth:`start` explains the rest."""
-        ring = 2 * (self.world_size - 1)
-        record("flat", calls=1, steps=ring, bytes=ring * tensor.nbytes // self.world_size)
-        if squares is not None:
-            squares[0] += tensor.detach().double().square().sum()
-        work = self.flat.allreduce([tensor])
-        if not mean and squares is None:
-            return work
-        # gloo has no mean of its own.
-        pending = Pending([tensor])
-
-        def end(done: torch.futures.Future[Any]) -> None:
-            try:
-                done.value()
-                if mean and tensor.is_floating_point():
-                    tensor.div_(self.world_size)
-                elif mean:
-                    tensor.copy_(torch.div(tensor, self.world_size, rounding_mode="trunc"))
-                if squares is not None and self.rank == 0:
-                    squares[1] += tensor.detach().double().square().sum()
-                pending.succeed()
-            except Exception as error:  # the one who waits is to see it
-                pending.fail(error)
-
-        work.get_future().then(end)
-        return pending
-
-    def close(self) -> None:
-        """End the torus' threads once what has begun is done."""
-        if self.torus is not None:
-            self.torus.close()
-
-
-def _numbers(tensor: Tensor, mean: bool) -> Tensor:
-    """View ``tensor`` as one of a type whose elements can be added."""
-    view = tensor.detach()
-    if view.is_complex():
-        view = torch.view_as_real(view)
-    if view.dtype in AS_SIGNED and not mean:
-        return view.view(AS_SIGNED[view.dtype])
-    if view.dtype in (*WHOLE, *FLOATING) or (view.dtype == torch.bool and not mean):
-        return view
-    what = "mean" if mean else "sum"
-    raise ValueError(f"all-reduce: no {what} of {tensor.dtype} tensors over the torus")
-
-
-def _flat(numbers: Tensor) -> Tensor:
-    """View ``numbers`` as one stretch of memory; a copy where it has gaps."""
-    if torch.ops.aten.is_non_overlapping_and_dense(numbers):
-        return numbers.as_strided((numbers.numel(),), (1,), numbers.storage_offset())
-    return numbers.contiguous().view(-1)

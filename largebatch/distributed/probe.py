@@ -6,15 +6,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
+from largebatch.distributed.algorithms import Algorithms
 from largebatch.distributed.cost_model import Algorithm, CostModel, Link
-
-if TYPE_CHECKING:
-    from largebatch.distributed.all_reduce import AllReduce
 
 SECONDS = 4.0  # of the whole probe; what it has begun it ends
 LINK_SECONDS = 0.5  # of one axis
@@ -33,21 +30,21 @@ class Timing:
 
 
 class Probe:
-    """The measurements of one :class:`AllReduce`; every rank calls alike.
+    """The measurements of one group's :class:`Algorithms`; every rank calls alike.
 
     All ranks see the same times, those of the slowest, and so decide alike how to go on.
     """
 
-    def __init__(self, reduce: AllReduce) -> None:
-        self._reduce = reduce
-        self._device = reduce.device
+    def __init__(self, algorithms: Algorithms) -> None:
+        self._algorithms = algorithms
+        self._device = algorithms.device
         self._start = time.perf_counter()
 
     def run(self) -> tuple[CostModel, list[Timing]]:
         """Return the model of the links, and the all-reduces timed to check it."""
-        topology = self._reduce.topology
-        fast = self._link(self._reduce.row, topology.columns)
-        slow = self._link(self._reduce.column, topology.rows)
+        topology = self._algorithms.topology
+        fast = self._link(self._algorithms.row, topology.columns)
+        slow = self._link(self._algorithms.column, topology.rows)
         if topology.hosts > 1:  # the columns of a host share its link
             slow = Link(slow.latency, slow.seconds_per_byte / topology.columns)
         model = CostModel(fast if topology.columns > 1 else slow, slow)
@@ -89,12 +86,12 @@ class Probe:
     def _check(self, model: CostModel) -> list[Timing]:
         """Time both algorithms in turn on growing messages while there is time."""
         timings: list[Timing] = []
-        reduce, wire = self._reduce, self._reduce.preference.wire
+        algorithms, wire = self._algorithms, self._algorithms.preference.wire
         factor = 1.0
         for bytes in SIZES:
             message = torch.zeros(bytes // 4, device=self._device)
-            torus = model.choose(bytes, reduce.topology, wire, ("torus",))
-            flat = model.time("flat", bytes, reduce.topology)
+            torus = model.choose(bytes, algorithms.topology, wire, ("torus",))
+            flat = model.time("flat", bytes, algorithms.topology)
             both = factor * (flat + torus.seconds)
             # A large message says much in few rounds.
             rounds = ROUNDS if both < SECONDS / 40 else 2
@@ -102,9 +99,9 @@ class Probe:
                 break
             times: dict[Algorithm, list[float]] = {"flat": [], "torus": []}
             for _ in range(rounds + 1):
-                times["flat"] += self._times(lambda: reduce.start_flat(message).wait(), 1)  # noqa: B023
+                times["flat"] += self._times(lambda: algorithms.start_flat(message).wait(), 1)  # noqa: B023
                 times["torus"] += self._times(
-                    lambda: reduce.start_torus(message, torus.chunks).wait(),  # noqa: B023
+                    lambda: algorithms.start_torus(message, torus.chunks).wait(),  # noqa: B023
                     1,
                 )
             modelled: dict[Algorithm, float] = {"flat": flat, "torus": torus.seconds}
@@ -120,7 +117,7 @@ class Probe:
     def _times(self, run: Callable[[], object], rounds: int) -> list[float]:
         """Return the seconds of each of ``rounds`` runs, those of the slowest rank."""
         times = []
-        self._reduce.flat.barrier().wait()
+        self._algorithms.flat.barrier().wait()
         for _ in range(rounds):
             start = time.perf_counter()
             run()
@@ -131,7 +128,7 @@ class Probe:
 
     def _slowest(self, times: list[float]) -> list[float]:
         found = torch.tensor(times, dtype=torch.float64, device=self._device)
-        self._reduce.flat.allreduce([found], dist.ReduceOp.MAX).wait()
+        self._algorithms.flat.allreduce([found], dist.ReduceOp.MAX).wait()
         return found.tolist()
 
     def _spent(self) -> float:

@@ -9,17 +9,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch._C._distributed_c10d import Store
-
+from largebatch.distributed.algorithms import Algorithms
 from largebatch.distributed.cost_model import Choice, CostModel, Wire
-from largebatch.distributed.preference import Preference
 from largebatch.distributed.probe import Probe, Timing
 from largebatch.distributed.topology import Topology
-
-if TYPE_CHECKING:
-    from largebatch.distributed.all_reduce import AllReduce
 
 CHUNK_BYTES = 2**21  # of a chunk where nothing was measured: more overlap costs more wake-ups
 MOST_CHUNKS = 16
@@ -95,29 +90,29 @@ class Selection:
         return f"{self.topology}: {links}; {', '.join(ranges)}"
 
 
-def select(reduce: AllReduce, store: Store, preference: Preference) -> Selection:
-    """Decide for the ranks of ``reduce``: a collective call that may measure for a few seconds.
+def select(algorithms: Algorithms) -> Selection:
+    """Decide for the ranks of ``algorithms``: a collective call that may measure for a few seconds.
 
     What was measured is kept for a day in the user's cache, under the hosts, the grid and the wire.
     """
-    topology = reduce.topology
-    if reduce.torus is None:
+    topology, preference = algorithms.topology, algorithms.preference
+    if algorithms.torus is None:
         return Selection("flat", topology, "fp32")
     if preference.wanted == "torus":
         return Selection("torus", topology, preference.wire)
-    kept = _cache_file(reduce, store)
-    if reduce.rank == 0:
-        store.set("kept", _read(kept))
-    content = bytes(store.get("kept")).decode()
+    kept = _cache_file(algorithms)
+    if algorithms.rank == 0:
+        algorithms.store.set("kept", _read(kept))
+    content = bytes(algorithms.store.get("kept")).decode()
     fresh = not content
     if fresh:
-        model, timings = Probe(reduce).run()
+        model, timings = Probe(algorithms).run()
     else:
         values = json.loads(content)
         model = CostModel.from_mapping(values["model"])
         timings = [Timing(**timing) for timing in values["timings"]]
     selection = Selection("auto", topology, preference.wire, model, tuple(timings))
-    if reduce.rank == 0:
+    if algorithms.rank == 0:
         if fresh:
             _write(kept, {"model": asdict(model), "timings": [asdict(t) for t in timings]})
         source = "measured" if fresh else f"kept in {kept.name}"
@@ -125,13 +120,15 @@ def select(reduce: AllReduce, store: Store, preference: Preference) -> Selection
     return selection
 
 
-def _cache_file(reduce: AllReduce, store: Store) -> Path:
+def _cache_file(algorithms: Algorithms) -> Path:
     """Return where rank 0 keeps what was measured on these hosts."""
     hosts = ""
-    if reduce.rank == 0:
-        names = [bytes(store.get(f"host/{rank}")) for rank in range(reduce.world_size)]
+    if algorithms.rank == 0:
+        names = [
+            bytes(algorithms.store.get(f"host/{rank}")) for rank in range(algorithms.world_size)
+        ]
         hosts = b"|".join(names).hex()
-    parts = (hosts, reduce.topology.key(), reduce.device.type, reduce.preference.wire)
+    parts = (hosts, algorithms.topology.key(), algorithms.device.type, algorithms.preference.wire)
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home, "largebatch", f"links-{name}.json")
