@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -30,22 +32,34 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> list[tuple[str, int]]:
-    """Return the rooms that a file names in its imports, wherever they stand in it."""
-    found = []
+def names(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield what a file imports of the package and in which line, wherever that stands in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        found = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "largebatch" and len(parts) > 1 and parts[1] in FLOOR:
-                found.append((parts[1], node.lineno))
-    return found
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in found:
+            if name.startswith("largebatch."):
+                yield name, node.lineno
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Return the rooms that a file names in its imports."""
+    rooms = [(name.split(".")[1], line) for name, line in names(path)]
+    return [(room, line) for room, line in rooms if room in FLOOR]
+
+
+def file_of(name: str) -> Path | None:
+    """Return the module that ``name`` is, or is taken from."""
+    for dotted in (name, name.rpartition(".")[0]):
+        path = PACKAGE.parent.joinpath(*dotted.split("."))
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.exists():
+                return file
+    return None
 
 
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
@@ -58,6 +72,11 @@ def test_imports_go_down(path: Path) -> None:
     for other, line in imports(path):
         down = FLOOR[other] < FLOOR[room] or (FLOOR[room] == 0 and other in GROUND)
         assert other == room or down, f"{path}:{line}: {room} imports {other}, not on a floor below"
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    graph = {path: {file_of(name) for name, _ in names(path)} - {path, None} for path in FILES}
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_an_import_that_climbs_is_seen(tmp_path: Path) -> None:
