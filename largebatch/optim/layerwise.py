@@ -14,6 +14,7 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch._ops.layerwise import Stage
 from largebatch.optim.bundle import Bundle, Fragment, Fragments, cut, ranks_of
+from largebatch.optim.closure import loss_of
 from largebatch.optim.parameters import SIXTEEN_BIT, check_dense, check_types
 from largebatch.optim.scaling import gradient_factor
 from largebatch.optim.state import restore_exactly
@@ -129,10 +130,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; return the loss of ``closure``, which may compute it anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         factor = self.prepare(gradient_factor(self))
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         for bundle in self._current():

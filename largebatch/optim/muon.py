@@ -13,6 +13,7 @@ import torch
 from torch.optim import AdamW, Muon
 
 from largebatch._errors import UserError
+from largebatch.optim.closure import loss_of
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
 from largebatch.optim.registry import optimizers
@@ -87,10 +88,7 @@ class MuonWithAuxiliary(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; return the loss of ``closure``, which may compute it anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for inner in self._inner():
             inner.step()
         return loss

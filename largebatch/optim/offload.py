@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from largebatch._errors import UserError
+from largebatch.optim.closure import loss_of
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.scaling import gradient_factor
 from largebatch.optim.sgd import SGD
@@ -114,10 +115,7 @@ class Offload(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; return the loss of ``closure``, which may compute it anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         factor = gradient_factor(self)
         if isinstance(self.optimizer, LayerwiseOptimizer):
             factor = self.optimizer.prepare(factor)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from largebatch import _ops
 from largebatch._errors import UserError
+from largebatch.optim.closure import loss_of
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
 from largebatch.optim.parameters import SIXTEEN_BIT, check_dense, check_types
@@ -112,10 +113,7 @@ class RMSpropWarmup(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; return the loss of ``closure``, which may compute it anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             self._step_group(group)
         return loss

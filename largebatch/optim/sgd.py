@@ -17,6 +17,7 @@ from torch import Tensor
 
 from largebatch import _ops
 from largebatch._errors import UserError
+from largebatch.optim.closure import loss_of
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
 from largebatch.optim.lr_correction import corrected_rate
@@ -141,10 +142,7 @@ class SGD(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; return the loss of ``closure``, which may compute it anew."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         factor = gradient_factor(self)
         for group in self.param_groups:
             self._step_group(group, factor)
