@@ -9,14 +9,15 @@
 #include "norm/norm.h"
 #include "optim/layerwise.h"
 #include "optim/optim.h"
+#include "optim/sgd.h"
 #include "shards/shards.h"
 
 STABLE_TORCH_LIBRARY(largebatch, library) {
   // optim: multi-tensor SGD with momentum, and the global norm that clipping needs.
   library.def(
-      "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, *, "
-      "Tensor? grad_factor, Tensor? found_inf, float lr, float momentum, float dampening, "
-      "float weight_decay, bool decoupled, bool nesterov, bool maximize, "
+      "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
+      "Tensor(c!)[] masters, *, Tensor? grad_factor, Tensor? found_inf, float lr, float momentum, "
+      "float dampening, float weight_decay, bool decoupled, bool nesterov, bool maximize, "
       "bool lr_inside_momentum, float buffer_factor) -> ()");
   library.def("global_norm(Tensor[] tensors) -> Tensor");
   library.def(
@@ -64,7 +65,7 @@ STABLE_TORCH_LIBRARY(largebatch, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
-  library.impl("sgd_", TORCH_BOX(&largebatch::sgd_cpu));
+  library.impl("sgd_", TORCH_BOX(&largebatch::sgd<largebatch::sgd_step_cpu>));
   library.impl("global_norm", TORCH_BOX(&largebatch::global_norm_cpu));
   library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cpu));
   library.impl("lars_", TORCH_BOX(&largebatch::lars<largebatch::lars_step_cpu>));
@@ -87,7 +88,7 @@ STABLE_TORCH_LIBRARY_IMPL(largebatch, CPU, library) {
 
 #ifdef LARGEBATCH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(largebatch, CUDA, library) {
-  library.impl("sgd_", TORCH_BOX(&largebatch::sgd_cuda));
+  library.impl("sgd_", TORCH_BOX(&largebatch::sgd<largebatch::sgd_step_cuda>));
   library.impl("global_norm", TORCH_BOX(&largebatch::global_norm_cuda));
   library.impl("clip_factor", TORCH_BOX(&largebatch::clip_factor_cuda));
   library.impl("lars_", TORCH_BOX(&largebatch::lars<largebatch::lars_step_cuda>));

@@ -97,41 +97,66 @@ def sgd_arguments(option: dict[str, Any]) -> dict[str, Any]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(specs=tensors, option=options, seed=st.integers(0, 2**31))
+@given(
+    specs=tensors,
+    option=options,
+    low=st.booleans(),
+    has_masters=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
 def test_sgd_agrees_with_the_reference_in_float64(
-    specs: list[Any], option: dict[str, Any], seed: int
+    specs: list[Any], option: dict[str, Any], low: bool, has_masters: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
     params = [laid_out(shape, layouts[0], dtype) for shape, dtype, layouts in specs]
     grads = [laid_out(shape, layouts[1], dtype) for shape, dtype, layouts in specs]
-    buffers = [
-        laid_out(shape, layouts[2], _ops.accumulate_dtype(dtype)) for shape, dtype, layouts in specs
-    ]
-    if option["momentum"] == 0.0:
-        buffers = []
+    buffers = []
+    if option["momentum"] != 0.0:
+        types = [_ops.accumulate_dtype(dtype) for _, dtype, _ in specs]
+        types = [torch.bfloat16 if low and t == torch.float32 else t for t in types]
+        buffers = [laid_out(s[0], s[2][2], t) for s, t in zip(specs, types, strict=True)]
+    masters = []
+    if has_masters:
+        masters = [
+            laid_out(shape, layouts[1], torch.float32).copy_(param)
+            if dtype in (torch.float16, torch.bfloat16)
+            else torch.empty(0)
+            for (shape, dtype, layouts), param in zip(specs, params, strict=True)
+        ]
     arguments = sgd_arguments(option)
     wide = [[t.double().clone() for t in group] for group in (params, grads, buffers)]
-    strides = [t.stride() for t in params + buffers]
-    _ops.sgd_(params, grads, buffers, **arguments)
+    strides = [t.stride() for t in params + buffers + masters]
+    _ops.sgd_(params, grads, buffers, masters, **arguments)
     _ops.reference_sgd_(*wide, **arguments)
-    assert [t.stride() for t in params + buffers] == strides
+    assert [t.stride() for t in params + buffers + masters] == strides
     for got, want in zip(params, wide[0], strict=True):
         torch.testing.assert_close(got.double(), want, rtol=0, atol=TOLERANCE[got.dtype])
     for got, want in zip(buffers, wide[2], strict=True):
-        atol = 1e-13 if got.dtype == torch.float64 else 1e-5
+        atol = TOLERANCE[got.dtype]
         torch.testing.assert_close(got.double(), want, rtol=0, atol=atol)
+    for master, got, want in zip(masters, params, wide[0], strict=bool(masters)):
+        if master.numel() > 0:
+            torch.testing.assert_close(master.double(), want, rtol=0, atol=1e-5)
+            assert torch.equal(master.to(got.dtype), got)
 
 
 @compiled
 @pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("buffer_dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sgd_has_the_bits_of_the_reference(dtype: torch.dtype, decoupled: bool) -> None:
+def test_sgd_has_the_bits_of_the_reference(
+    dtype: torch.dtype, buffer_dtype: torch.dtype | None, decoupled: bool
+) -> None:
     # Same formula, same order, no fused multiply-add: also the vectors and their tails agree.
     torch.manual_seed(0)
     sizes = (1, 7, 33, 16384 + 5, 50000)
     params, grads = ([torch.randn(n).to(dtype) for n in sizes] for _ in range(2))
-    buffers = [torch.randn(n).to(_ops.accumulate_dtype(dtype)) for n in sizes]
-    copies = [[t.clone() for t in group] for group in (params, grads, buffers)]
+    wide = _ops.accumulate_dtype(dtype)
+    kept = buffer_dtype if buffer_dtype is not None and wide == torch.float32 else wide
+    buffers = [torch.randn(n).to(kept) for n in sizes]
+    has_masters = wide != dtype
+    masters = [p.float() + 1e-4 if has_masters and p.numel() > 7 else p[:0] for p in params]
+    copies = [[t.clone() for t in group] for group in (params, grads, buffers, masters)]
     arguments = sgd_arguments(
         {
             "lr": 0.25,
@@ -147,9 +172,10 @@ def test_sgd_has_the_bits_of_the_reference(dtype: torch.dtype, decoupled: bool) 
             "found_inf": 0.0,
         }
     )
-    _ops.sgd_(params, grads, buffers, **arguments)
+    _ops.sgd_(params, grads, buffers, masters, **arguments)
     _ops.reference_sgd_(*copies, **arguments)
-    for got, want in zip(params + buffers, copies[0] + copies[2], strict=True):
+    wanted = copies[0] + copies[2] + copies[3]
+    for got, want in zip(params + buffers + masters, wanted, strict=True):
         assert torch.equal(got, want)
 
 
@@ -236,10 +262,15 @@ def test_empty_lists_and_empty_tensors() -> None:
 @pytest.mark.parametrize(
     ("params", "grads", "buffers", "message"),
     [
-        ([torch.zeros(3)], [torch.zeros(4)], [torch.zeros(3)], "differ in shape"),
-        ([torch.zeros(3)], [torch.zeros(3).double()], [torch.zeros(3)], "one type"),
-        ([torch.zeros(3).int()], [torch.zeros(3).int()], [torch.zeros(3)], "one type"),
-        ([torch.zeros(3)], [torch.zeros(3)], [torch.zeros(3).double()], "momentum buffer 0"),
+        ([torch.zeros(3)], [torch.zeros(4)], [torch.zeros(3)], "one shape"),
+        ([torch.zeros(3)], [torch.zeros(3).double()], [torch.zeros(3)], "shape and one type"),
+        (
+            [torch.zeros(3).int()],
+            [torch.zeros(3).int()],
+            [torch.zeros(3)],
+            "one shape and one type",
+        ),
+        ([torch.zeros(3)], [torch.zeros(3)], [torch.zeros(3).double()], "first moments 0"),
         ([torch.zeros(3)], [torch.zeros(3)], [], "0 momentum buffers"),
         ([torch.zeros(3)], [], [torch.zeros(3)], "0 gradients"),
     ],
@@ -275,7 +306,8 @@ def operator_arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
             "grad_factor": 0.5,
             "found_inf": 0.0,
         }
-        return tuple(lists), sgd_arguments(option)
+        lists[0][0], lists[1][0] = lists[0][0].bfloat16(), lists[1][0].bfloat16()
+        return (*lists, [torch.randn(3, 4), torch.empty(0)]), sgd_arguments(option)
     if name == "global_norm":
         return (lists[0],), {}
     return (lists[0], 1.0), {"eps": 1e-6, "scale": torch.tensor(0.5)}
@@ -294,7 +326,7 @@ def clipped_step(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor
 
 
 def test_compile_traces_the_operators_whole() -> None:
-    lists, _ = operator_arguments("sgd_")
+    lists = [[torch.randn(3, 4), torch.randn(5)] for _ in range(3)]
     copies = [[t.clone() for t in group] for group in lists]
     want = clipped_step(*copies)
     got = torch.compile(clipped_step, fullgraph=True, backend="aot_eager")(*lists)

@@ -15,21 +15,37 @@
 namespace largebatch {
 namespace {
 
-template <bool Momentum, typename T, typename Acc>
+// Two streams, both halves of each array side by side: a core waits for memory, and more streams keep
+// more requests on their way.
+template <bool Momentum, typename T, typename Buffer, typename Acc>
 LARGEBATCH_HOST_DEVICE void sgd_loop(
     T* __restrict param,
     const T* __restrict grad,
-    Acc* __restrict buffer,
+    Buffer* __restrict buffer,
+    Acc* __restrict master,
     int64_t length,
     Acc factor,
     const SgdScalars<Acc>& scalars) {
-  for (int64_t i = 0; i < length; ++i) {
-    Acc value = static_cast<Acc>(param[i]);
-    Acc velocity = Momentum ? buffer[i] : Acc(0);
+  const auto element = [&](int64_t i) __attribute__((always_inline)) {
+    Acc value = master[i];
+    Acc velocity = Momentum ? static_cast<Acc>(buffer[i]) : Acc(0);
     sgd_element<Momentum>(value, static_cast<Acc>(grad[i]), velocity, factor, scalars);
-    param[i] = static_cast<T>(value);
-    if (Momentum) buffer[i] = velocity;
+    master[i] = value;
+    if constexpr (!std::is_same_v<T, Acc>) param[i] = static_cast<T>(value);
+    if (Momentum) buffer[i] = static_cast<Buffer>(velocity);
+  };
+  const int64_t half = length / 2 / kLanes * kLanes;
+  for (int64_t i = 0; i < half; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) element(i + lane);
+    for (int lane = 0; lane < kLanes; ++lane) element(half + i + lane);
   }
+  for (int64_t i = 2 * half; i < length; ++i) element(i);
+}
+
+template <typename T>
+LARGEBATCH_HOST_DEVICE void widen_loop(
+    const T* __restrict from, float* __restrict to, int64_t length) {
+  for (int64_t i = 0; i < length; ++i) to[i] = static_cast<float>(from[i]);
 }
 
 // float64 holds the square of every float32 exactly in range.
@@ -70,28 +86,55 @@ LARGEBATCH_HOST_DEVICE double square_sum_loop(const double* __restrict values, i
 }  // namespace
 
 // Clones cannot be templates, hence one named overload a type.
-#define LARGEBATCH_CPU_KERNELS(T, Acc)                                                         \
+#define LARGEBATCH_MOMENTUM(T, Buffer, Acc)                                                    \
   LARGEBATCH_CLONES void sgd_momentum(                                                         \
-      T* param, const T* grad, Acc* buffer, int64_t length, Acc factor,                        \
+      T* param, const T* grad, Buffer* buffer, Acc* master, int64_t length, Acc factor,        \
       const SgdScalars<Acc>& scalars) {                                                        \
-    sgd_loop<true>(param, grad, buffer, length, factor, scalars);                              \
-  }                                                                                            \
+    sgd_loop<true>(param, grad, buffer, master, length, factor, scalars);                      \
+  }
+LARGEBATCH_MOMENT_TYPES(LARGEBATCH_MOMENTUM)
+#undef LARGEBATCH_MOMENTUM
+
+#define LARGEBATCH_TYPE(T, Acc)                                                                \
   LARGEBATCH_CLONES void sgd_plain(                                                            \
-      T* param, const T* grad, int64_t length, Acc factor, const SgdScalars<Acc>& scalars) {   \
-    sgd_loop<false>(param, grad, static_cast<Acc*>(nullptr), length, factor, scalars);         \
+      T* param, const T* grad, Acc* master, int64_t length, Acc factor,                        \
+      const SgdScalars<Acc>& scalars) {                                                        \
+    sgd_loop<false>(                                                                           \
+        param, grad, static_cast<Acc*>(nullptr), master, length, factor, scalars);             \
   }                                                                                            \
   LARGEBATCH_CLONES double square_sum(const T* values, int64_t length) {                       \
     return square_sum_loop(values, length);                                                    \
   }
+LARGEBATCH_TYPES(LARGEBATCH_TYPE)
+#undef LARGEBATCH_TYPE
 
-LARGEBATCH_CPU_KERNELS(float, float)
-LARGEBATCH_CPU_KERNELS(double, double)
-LARGEBATCH_CPU_KERNELS(Half, float)
-LARGEBATCH_CPU_KERNELS(BFloat16, float)
-#undef LARGEBATCH_CPU_KERNELS
+LARGEBATCH_CLONES void widen(const Half* from, float* to, int64_t length) {
+  widen_loop(from, to, length);
+}
+LARGEBATCH_CLONES void widen(const BFloat16* from, float* to, int64_t length) {
+  widen_loop(from, to, length);
+}
+
+std::vector<HostRow> host_rows(const StepLists& lists) {
+  std::vector<HostRow> rows;
+  rows.reserve(lists.params.size());
+  for (size_t index = 0; index < lists.params.size(); ++index) {
+    const bool has_master = !lists.masters.empty() && lists.masters[index].numel() > 0;
+    const bool has_first = !lists.first.empty();
+    rows.push_back(
+        {lists.params[index].scalar_type(),
+         has_first ? lists.first[index].scalar_type() : ScalarType::Float,
+         lists.params[index].mutable_data_ptr(),
+         lists.grads[index].const_data_ptr(),
+         has_first ? lists.first[index].mutable_data_ptr() : nullptr,
+         lists.second.empty() ? nullptr : lists.second[index].mutable_data_ptr(),
+         has_master ? lists.masters[index].mutable_data_ptr() : nullptr});
+  }
+  return rows;
+}
 
 double read_scalar(const Tensor& scalar) {
-  STD_TORCH_CHECK(scalar.is_cpu(), "largebatch::sgd_: grad_factor and found_inf must be on the CPU");
+  STD_TORCH_CHECK(scalar.is_cpu(), "largebatch: grad_factor and found_inf must be on the CPU");
   return scalar.scalar_type() == ScalarType::Double
       ? *static_cast<const double*>(scalar.const_data_ptr())
       : static_cast<double>(*static_cast<const float*>(scalar.const_data_ptr()));
@@ -135,67 +178,19 @@ Tensor scalar_tensor(double value, ScalarType type) {
 
 }  // namespace
 
-void sgd_cpu(
-    TensorList params,
-    TensorList grads,
-    TensorList momentum_buffers,
-    std::optional<Tensor> grad_factor,
-    std::optional<Tensor> found_inf,
-    double lr,
-    double momentum,
-    double dampening,
-    double weight_decay,
-    bool decoupled,
-    bool nesterov,
-    bool maximize,
-    bool lr_inside_momentum,
-    double buffer_factor) {
-  check_sgd(params, grads, momentum_buffers, momentum);
-  check_scalar(grad_factor, "grad_factor");
-  check_scalar(found_inf, "found_inf");
-  if (found_inf && read_scalar(*found_inf) != 0.0) return;
-  const double factor = (maximize ? -1.0 : 1.0) * (grad_factor ? read_scalar(*grad_factor) : 1.0);
-  const bool has_buffers = momentum != 0.0;
-
-  std::vector<TensorList*> lists = {&params};
-  if (has_buffers) lists.push_back(&momentum_buffers);
-  lists.push_back(&grads);
-  Rows rows(lists, has_buffers ? 2 : 1);
-
-  struct Row {
-    ScalarType type;
-    void* param;
-    const void* grad;
-    void* buffer;
-  };
-  std::vector<Row> table;
-  table.reserve(params.size());
-  for (size_t index = 0; index < params.size(); ++index) {
-    table.push_back(
-        {params[index].scalar_type(), params[index].mutable_data_ptr(),
-         grads[index].const_data_ptr(),
-         has_buffers ? momentum_buffers[index].mutable_data_ptr() : nullptr});
-  }
-
-  Chunks(params).for_each([&](int64_t, const Chunk& chunk) {
-    const Row& row = table[chunk.tensor];
-    dispatch(row.type, [&](auto* typed) {
-      using T = std::remove_pointer_t<decltype(typed)>;
-      using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
-      const auto scalars = sgd_scalars<Acc>(
-          lr, momentum, dampening, weight_decay, decoupled, nesterov, lr_inside_momentum,
-          buffer_factor);
-      T* param = static_cast<T*>(row.param) + chunk.begin;
-      const T* grad = static_cast<const T*>(row.grad) + chunk.begin;
-      if (has_buffers) {
-        Acc* buffer = static_cast<Acc*>(row.buffer) + chunk.begin;
-        sgd_momentum(param, grad, buffer, chunk.length, static_cast<Acc>(factor), scalars);
-      } else {
-        sgd_plain(param, grad, chunk.length, static_cast<Acc>(factor), scalars);
-      }
+void sgd_step_cpu(StepLists lists, const StepScalars& scalars, const SgdOptions& options) {
+  if (scalars.found_inf && read_scalar(*scalars.found_inf) != 0.0) return;
+  const double factor = (options.maximize ? -1.0 : 1.0) *
+      (scalars.grad_factor ? read_scalar(*scalars.grad_factor) : 1.0);
+  Rows flat = flat_rows(lists);
+  const std::vector<HostRow> rows = host_rows(lists);
+  Chunks(lists.params).for_each([&](int64_t, const Chunk& chunk) {
+    with_types(rows[chunk.tensor], chunk, [&](const auto& span) {
+      using Acc = typename std::decay_t<decltype(span)>::Acc;
+      sgd_chunk(span, static_cast<Acc>(factor), sgd_scalars<Acc>(options));
     });
   });
-  rows.write_back();
+  flat.write_back();
 }
 
 Tensor global_norm_cpu(TensorList tensors) {

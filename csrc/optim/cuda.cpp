@@ -52,54 +52,20 @@ void enqueue_norm(TensorList& tensors, const Tensor& norm, const Tensor* factor,
 
 }  // namespace
 
-void sgd_cuda(
-    TensorList params,
-    TensorList grads,
-    TensorList momentum_buffers,
-    std::optional<Tensor> grad_factor,
-    std::optional<Tensor> found_inf,
-    double lr,
-    double momentum,
-    double dampening,
-    double weight_decay,
-    bool decoupled,
-    bool nesterov,
-    bool maximize,
-    bool lr_inside_momentum,
-    double buffer_factor) {
-  check_sgd(params, grads, momentum_buffers, momentum);
-  check_scalar(grad_factor, "grad_factor");
-  check_scalar(found_inf, "found_inf");
-  if (params.empty()) return;
-  const int32_t device = params[0].get_device_index();
-  check_device(params, device);
-  check_device(grads, device);
-  check_device(momentum_buffers, device);
+void sgd_step_cuda(StepLists lists, const StepScalars& scalars, const SgdOptions& options) {
+  if (lists.params.empty()) return;
+  const int32_t device = lists.params[0].get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  void* const stream = current_cuda_stream(device);
-  const bool has_buffers = momentum != 0.0;
-
-  std::vector<TensorList*> lists = {&params};
-  if (has_buffers) lists.push_back(&momentum_buffers);
-  lists.push_back(&grads);
-  Rows flat(lists, has_buffers ? 2 : 1);
-
-  std::array<std::vector<SgdRow>, kElements.size()> rows;
-  for (size_t index = 0; index < params.size(); ++index) {
-    if (params[index].numel() == 0) continue;
-    rows[static_cast<size_t>(element_of(params[index]))].push_back(
-        {params[index].mutable_data_ptr(), grads[index].const_data_ptr(),
-         has_buffers ? momentum_buffers[index].mutable_data_ptr() : nullptr,
-         params[index].numel()});
+  Rows flat = flat_rows(lists);
+  std::vector<DeviceRow> rows;
+  for (const DeviceRow& row : device_rows(lists, device)) {
+    if (row.length > 0) rows.push_back(row);
   }
-  const SgdCall call = {
-      lr, momentum, dampening, weight_decay, decoupled, nesterov, maximize, lr_inside_momentum,
-      buffer_factor, device_scalar(grad_factor, device), device_scalar(found_inf, device)};
-  for (const Element element : kElements) {
-    const auto& of_type = rows[static_cast<size_t>(element)];
-    check_launch(
-        launch_sgd(element, of_type.data(), of_type.size(), call, stream), "largebatch::sgd_");
-  }
+  check_launch(
+      launch_sgd(
+          rows.data(), rows.size(), options, device_scalar(scalars.grad_factor, device),
+          device_scalar(scalars.found_inf, device), current_cuda_stream(device)),
+      "largebatch::sgd_");
   flat.write_back();
 }
 

@@ -7,63 +7,39 @@
 namespace largebatch {
 namespace {
 
-// Tables of two sizes: small models do not pay for 27 KiB of arguments (the limit is 32764 bytes).
+// Tables of two sizes: small models do not pay for 30 KiB of arguments (the limit is 32764 bytes).
 constexpr int kSmall = 64;
-constexpr int kLarge = 768;
+constexpr int kLargeSgd = 448;
+constexpr int kLargeNorm = 768;
 
 template <int Capacity>
 struct SgdTable {
-  SgdRow rows[Capacity];
+  DeviceRow rows[Capacity];
   int first_chunk[Capacity];
   int count;
 };
 
-template <typename T, bool Momentum, int Capacity>
+template <int Capacity>
 __global__ void __launch_bounds__(kThreads) sgd_kernel(
     const __grid_constant__ SgdTable<Capacity> table,
-    const SgdScalars<typename Accumulate<T>::type> scalars,
-    const double sign,
+    const SgdOptions options,
     const DeviceScalar grad_factor,
     const DeviceScalar found_inf) {
-  using Acc = typename Accumulate<T>::type;
-  constexpr int kVector = kVectorBytes / sizeof(T);
   if (found_inf.data != nullptr && read(found_inf) != 0.0) return;
-  const Acc factor = static_cast<Acc>(sign * (grad_factor.data ? read(grad_factor) : 1.0));
-
+  const double sign = options.maximize ? -1.0 : 1.0;
+  const double factor = sign * (grad_factor.data ? read(grad_factor) : 1.0);
   const int chunk = static_cast<int>(blockIdx.x);
   const int index = find_row(table.first_chunk, table.count, chunk);
-  const SgdRow& row = table.rows[index];
+  const DeviceRow& row = table.rows[index];
   const int64_t begin = (chunk - table.first_chunk[index]) * kChunk;
   const int length = static_cast<int>(min(kChunk, row.length - begin));
-  T* const param = static_cast<T*>(row.param) + begin;
-  const T* const grad = static_cast<const T*>(row.grad) + begin;
-  Acc* const buffer = Momentum ? static_cast<Acc*>(row.buffer) + begin : nullptr;
-
-  int done = 0;
-  if (is_aligned(param) && is_aligned(grad) && is_aligned(buffer)) {
-    done = length - length % kVector;
-    for (int i = threadIdx.x * kVector; i < done; i += kThreads * kVector) {
-      auto p = *reinterpret_cast<const Pack<T, kVector>*>(param + i);
-      const auto g = *reinterpret_cast<const Pack<T, kVector>*>(grad + i);
-      Pack<Acc, kVector> b = {};
-      if (Momentum) b = *reinterpret_cast<const Pack<Acc, kVector>*>(buffer + i);
-#pragma unroll
-      for (int lane = 0; lane < kVector; ++lane) {
-        Acc value = widen(p.values[lane]);
-        sgd_element<Momentum>(value, Acc(widen(g.values[lane])), b.values[lane], factor, scalars);
-        narrow(value, p.values[lane]);
-      }
-      *reinterpret_cast<Pack<T, kVector>*>(param + i) = p;
-      if (Momentum) *reinterpret_cast<Pack<Acc, kVector>*>(buffer + i) = b;
-    }
-  }
-  for (int i = done + threadIdx.x; i < length; i += kThreads) {
-    Acc value = widen(param[i]);
-    Acc velocity = Momentum ? buffer[i] : Acc(0);
-    sgd_element<Momentum>(value, Acc(widen(grad[i])), velocity, factor, scalars);
-    narrow(value, param[i]);
-    if (Momentum) buffer[i] = velocity;
-  }
+  with_types(row, [&](auto* element, auto* moment) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    using Moment = std::remove_pointer_t<decltype(moment)>;
+    using Acc = typename Accumulate<T>::type;
+    const Arrays<T, Moment> arrays(row, begin);
+    sgd_chunk(arrays, length, static_cast<Acc>(factor), sgd_scalars<Acc>(options));
+  });
 }
 
 template <int Capacity>
@@ -132,78 +108,62 @@ __global__ void __launch_bounds__(kFinishThreads) finish_norm_kernel(
   }
 }
 
-template <typename T, bool Momentum, int Capacity>
-const char* run_sgd(const SgdRow* rows, size_t count, const SgdCall& call, cudaStream_t stream) {
-  using Acc = typename Accumulate<T>::type;
-  const auto scalars = sgd_scalars<Acc>(
-      call.lr, call.momentum, call.dampening, call.weight_decay, call.decoupled, call.nesterov,
-      call.lr_inside_momentum, call.buffer_factor);
-  SgdTable<Capacity> table;
-  for (size_t start = 0; start < count; start += Capacity) {
-    table.count = static_cast<int>(std::min<size_t>(Capacity, count - start));
+// Fills tables of rows and runs `launch(table, blocks)` on each.
+template <class Table, class Row, class Launch>
+const char* for_tables(const Row* rows, size_t count, const Launch& launch) {
+  Table table;
+  constexpr size_t kCapacity = std::size(Table().rows);
+  for (size_t start = 0; start < count; start += kCapacity) {
+    table.count = static_cast<int>(std::min(kCapacity, count - start));
     int64_t blocks = 0;
     for (int index = 0; index < table.count; ++index) {
       table.rows[index] = rows[start + index];
       table.first_chunk[index] = static_cast<int>(blocks);
       blocks += chunks_of(table.rows[index].length);
     }
-    sgd_kernel<T, Momentum, Capacity><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-        table, scalars, call.maximize ? -1.0 : 1.0, call.grad_factor, call.found_inf);
+    launch(table, static_cast<unsigned>(blocks));
     if (const char* error = last_error()) return error;
   }
   return nullptr;
 }
 
-template <typename T, bool Momentum>
-const char* fit_sgd(const SgdRow* rows, size_t count, const SgdCall& call, cudaStream_t stream) {
-  return count <= kSmall ? run_sgd<T, Momentum, kSmall>(rows, count, call, stream)
-                         : run_sgd<T, Momentum, kLarge>(rows, count, call, stream);
-}
-
-template <typename T>
-const char* any_sgd(const SgdRow* rows, size_t count, const SgdCall& call, cudaStream_t stream) {
-  return call.momentum != 0.0 ? fit_sgd<T, true>(rows, count, call, stream)
-                              : fit_sgd<T, false>(rows, count, call, stream);
+template <int Capacity>
+const char* run_sgd(
+    const DeviceRow* rows, size_t count, const SgdOptions& options, DeviceScalar grad_factor,
+    DeviceScalar found_inf, cudaStream_t stream) {
+  return for_tables<SgdTable<Capacity>>(
+      rows, count, [&](const SgdTable<Capacity>& table, unsigned blocks) {
+        sgd_kernel<Capacity>
+            <<<blocks, kThreads, 0, stream>>>(table, options, grad_factor, found_inf);
+      });
 }
 
 template <typename T, int Capacity>
 const char* run_square_sums(
     const NormRow* rows, size_t count, double* partial, cudaStream_t stream) {
-  NormTable<Capacity> table;
-  for (size_t start = 0; start < count; start += Capacity) {
-    table.count = static_cast<int>(std::min<size_t>(Capacity, count - start));
-    int64_t blocks = 0;
-    for (int index = 0; index < table.count; ++index) {
-      table.rows[index] = rows[start + index];
-      table.first_chunk[index] = static_cast<int>(blocks);
-      blocks += chunks_of(table.rows[index].length);
-    }
-    square_sum_kernel<T, Capacity>
-        <<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(table, partial);
-    if (const char* error = last_error()) return error;
-    partial += blocks;
-  }
-  return nullptr;
+  return for_tables<NormTable<Capacity>>(
+      rows, count, [&](const NormTable<Capacity>& table, unsigned blocks) {
+        square_sum_kernel<T, Capacity><<<blocks, kThreads, 0, stream>>>(table, partial);
+        partial += blocks;
+      });
 }
 
 template <typename T>
 const char* fit_square_sums(
     const NormRow* rows, size_t count, double* partial, cudaStream_t stream) {
   return count <= kSmall ? run_square_sums<T, kSmall>(rows, count, partial, stream)
-                         : run_square_sums<T, kLarge>(rows, count, partial, stream);
+                         : run_square_sums<T, kLargeNorm>(rows, count, partial, stream);
 }
 
 }  // namespace
 
 const char* launch_sgd(
-    Element element, const SgdRow* rows, size_t count, const SgdCall& call, void* stream) {
+    const DeviceRow* rows, size_t count, const SgdOptions& options, DeviceScalar grad_factor,
+    DeviceScalar found_inf, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
-  switch (element) {
-    case Element::kFloat: return any_sgd<float>(rows, count, call, queue);
-    case Element::kDouble: return any_sgd<double>(rows, count, call, queue);
-    case Element::kHalf: return any_sgd<__half>(rows, count, call, queue);
-    default: return any_sgd<__nv_bfloat16>(rows, count, call, queue);
-  }
+  return count <= kSmall
+      ? run_sgd<kSmall>(rows, count, options, grad_factor, found_inf, queue)
+      : run_sgd<kLargeSgd>(rows, count, options, grad_factor, found_inf, queue);
 }
 
 int64_t square_sum_count(int64_t length) { return chunks_of(length); }

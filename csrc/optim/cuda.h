@@ -13,12 +13,16 @@ namespace largebatch {
 
 enum class Element { kFloat, kDouble, kHalf, kBFloat16 };
 
-// One parameter of an SGD call; `buffer` is null without momentum.
-struct SgdRow {
+// One tensor of a step; null where absent.
+struct DeviceRow {
   void* param;
   const void* grad;
-  void* buffer;
+  void* first;
+  void* second;
+  void* master;
   int64_t length;
+  Element element;
+  bool low_moments;  // bfloat16
 };
 
 // A number that lives on the device: null if absent.
@@ -27,22 +31,9 @@ struct DeviceScalar {
   bool is_double;
 };
 
-struct SgdCall {
-  double lr;
-  double momentum;
-  double dampening;
-  double weight_decay;
-  bool decoupled;
-  bool nesterov;
-  bool maximize;
-  bool lr_inside_momentum;
-  double buffer_factor;
-  DeviceScalar grad_factor;
-  DeviceScalar found_inf;
-};
-
 const char* launch_sgd(
-    Element element, const SgdRow* rows, size_t count, const SgdCall& call, void* stream);
+    const DeviceRow* rows, size_t count, const SgdOptions& options, DeviceScalar grad_factor,
+    DeviceScalar found_inf, void* stream);
 
 // One tensor of a norm.
 struct NormRow {

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "common/tensors.h"
 #include "optim/cuda.h"
+#include "optim/lists.h"
 
 namespace largebatch {
 
@@ -25,6 +27,31 @@ inline void check_device(const TensorList& tensors, int32_t device) {
         tensor.is_cuda() && tensor.get_device_index() == device,
         "largebatch: all tensors of a call must be on one CUDA device");
   }
+}
+
+// The rows of lists that are flat, having checked that all are on one device.
+inline std::vector<DeviceRow> device_rows(const StepLists& lists, int32_t device) {
+  for (const TensorList* list :
+       {&lists.params, &lists.grads, &lists.first, &lists.second, &lists.steps}) {
+    check_device(*list, device);
+  }
+  std::vector<DeviceRow> rows;
+  rows.reserve(lists.params.size());
+  for (size_t index = 0; index < lists.params.size(); ++index) {
+    const Tensor& param = lists.params[index];
+    const bool has_master = !lists.masters.empty() && lists.masters[index].numel() > 0;
+    if (has_master) check_device({lists.masters[index]}, device);
+    rows.push_back(
+        {param.mutable_data_ptr(),
+         lists.grads[index].const_data_ptr(),
+         lists.first.empty() ? nullptr : lists.first[index].mutable_data_ptr(),
+         lists.second.empty() ? nullptr : lists.second[index].mutable_data_ptr(),
+         has_master ? lists.masters[index].mutable_data_ptr() : nullptr,
+         param.numel(),
+         element_of(param),
+         !lists.first.empty() && lists.first[index].scalar_type() == ScalarType::BFloat16});
+  }
+  return rows;
 }
 
 inline DeviceScalar device_scalar(const std::optional<Tensor>& scalar, int32_t device) {

@@ -10,22 +10,11 @@
 
 namespace largebatch {
 
-// Replaces rows with gaps or of differing memory orders by copies; see Rows.
-inline Rows layerwise_rows(LayerwiseLists& lists) {
-  std::vector<TensorList*> together = {&lists.params};
-  if (!lists.first.empty()) together.push_back(&lists.first);
-  if (!lists.second.empty()) together.push_back(&lists.second);
-  if (!lists.masters.empty()) together.push_back(&lists.masters);
-  const size_t written = together.size();
-  together.push_back(&lists.grads);
-  return Rows(together, written);
-}
-
 void check_layerwise(
-    const char* name, const LayerwiseLists& lists, const LayerwiseScalars& scalars);
+    const char* name, const StepLists& lists, const LayerwiseScalars& scalars);
 
-using LarsStep = void (*)(LayerwiseLists, const LayerwiseScalars&, const LarsOptions&);
-using LambStep = void (*)(LayerwiseLists, const LayerwiseScalars&, const LambOptions&);
+using LarsStep = void (*)(StepLists, const LayerwiseScalars&, const LarsOptions&);
+using LambStep = void (*)(StepLists, const LayerwiseScalars&, const LambOptions&);
 
 template <LarsStep Step>
 void lars(
@@ -49,7 +38,7 @@ void lars(
     bool clip_ratio,
     bool zero_is_raw,
     int64_t stage) {
-  LayerwiseLists lists = {params, grads, momentum_buffers, {}, masters, {}};
+  StepLists lists = {params, grads, momentum_buffers, {}, masters, {}};
   const LayerwiseScalars scalars = {norms,       settings,  lr_factor,
                                     grad_factor, found_inf, static_cast<Stage>(stage)};
   check_layerwise("largebatch::lars_", lists, scalars);
@@ -81,7 +70,7 @@ void lamb(
     double min_ratio,
     double max_ratio,
     int64_t stage) {
-  LayerwiseLists lists = {params, grads, first_moments, second_moments, masters, steps};
+  StepLists lists = {params, grads, first_moments, second_moments, masters, steps};
   const LayerwiseScalars scalars = {norms,       settings,  lr_factor,
                                     grad_factor, found_inf, static_cast<Stage>(stage)};
   check_layerwise("largebatch::lamb_", lists, scalars);

@@ -94,31 +94,6 @@ LARGEBATCH_HOST_DEVICE double joint_square_sum_loop(
   return sum;
 }
 
-template <bool Momentum, typename T, typename Buffer, typename Acc>
-LARGEBATCH_HOST_DEVICE void lars_loop(
-    T* __restrict param,
-    const T* __restrict grad,
-    Buffer* __restrict buffer,
-    Acc* __restrict master,
-    int64_t length,
-    Acc factor,
-    const SgdScalars<Acc>& scalars) {
-  const auto element = [&](int64_t i) __attribute__((always_inline)) {
-    Acc value = master[i];
-    Acc velocity = Momentum ? static_cast<Acc>(buffer[i]) : Acc(0);
-    sgd_element<Momentum>(value, static_cast<Acc>(grad[i]), velocity, factor, scalars);
-    master[i] = value;
-    if constexpr (!std::is_same_v<T, Acc>) param[i] = static_cast<T>(value);
-    if (Momentum) buffer[i] = static_cast<Buffer>(velocity);
-  };
-  const int64_t half = length / 2 / kLanes * kLanes;
-  for (int64_t i = 0; i < half; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) element(i + lane);
-    for (int lane = 0; lane < kLanes; ++lane) element(half + i + lane);
-  }
-  for (int64_t i = 2 * half; i < length; ++i) element(i);
-}
-
 // Moments of a chunk, in place, and the sums of squares of its parameters and its update.
 template <typename T, typename Moment, typename Acc>
 LARGEBATCH_HOST_DEVICE void lamb_moments_loop(
@@ -185,40 +160,22 @@ LARGEBATCH_HOST_DEVICE void lamb_apply_loop(
   for (int64_t i = 2 * half; i < length; ++i) element(i);
 }
 
-template <typename T>
-LARGEBATCH_HOST_DEVICE void widen_loop(
-    const T* __restrict from, float* __restrict to, int64_t length) {
-  for (int64_t i = 0; i < length; ++i) to[i] = static_cast<float>(from[i]);
-}
-
 // Clones cannot be templates, hence one named overload a combination of types.
-#define LARGEBATCH_LARS(T, Buffer, Acc)                                                        \
-  LARGEBATCH_CLONES void lars_momentum(                                                        \
-      T* param, const T* grad, Buffer* buffer, Acc* master, int64_t length, Acc factor,        \
-      const SgdScalars<Acc>& scalars) {                                                        \
-    lars_loop<true>(param, grad, buffer, master, length, factor, scalars);                     \
-  }                                                                                            \
+#define LARGEBATCH_LAMB(T, Moment, Acc)                                                        \
   LARGEBATCH_CLONES void lamb_first_pass(                                                      \
-      const Acc* param, const T* grad, Buffer* first, Buffer* second, int64_t length,          \
+      const Acc* param, const T* grad, Moment* first, Moment* second, int64_t length,          \
       Acc factor, const LambScalars<Acc>& scalars, double* sums) {                             \
     lamb_moments_loop(param, grad, first, second, length, factor, scalars, sums);              \
   }                                                                                            \
   LARGEBATCH_CLONES void lamb_apply(                                                           \
-      T* param, Acc* master, const Buffer* first, const Buffer* second, int64_t length,        \
+      T* param, Acc* master, const Moment* first, const Moment* second, int64_t length,        \
       Acc rate, const LambScalars<Acc>& scalars) {                                             \
     lamb_apply_loop(param, master, first, second, length, rate, scalars);                      \
   }
+LARGEBATCH_MOMENT_TYPES(LARGEBATCH_LAMB)
+#undef LARGEBATCH_LAMB
 
-LARGEBATCH_LARS(float, float, float)
-LARGEBATCH_LARS(float, BFloat16, float)
-LARGEBATCH_LARS(double, double, double)
-LARGEBATCH_LARS(Half, float, float)
-LARGEBATCH_LARS(Half, BFloat16, float)
-LARGEBATCH_LARS(BFloat16, float, float)
-LARGEBATCH_LARS(BFloat16, BFloat16, float)
-#undef LARGEBATCH_LARS
-
-#define LARGEBATCH_TYPE(T, Acc)                                                                \
+#define LARGEBATCH_SUMS(T, Acc)                                                                \
   LARGEBATCH_CLONES double joint_square_sum(                                                   \
       const T* grad, const Acc* param, int64_t length, Acc factor, Acc decay) {                \
     return joint_square_sum_loop(grad, param, length, factor, decay);                          \
@@ -226,89 +183,13 @@ LARGEBATCH_LARS(BFloat16, BFloat16, float)
   LARGEBATCH_CLONES void square_sums(                                                          \
       const Acc* param, const T* grad, int64_t length, double* sums) {                         \
     square_sums_loop(param, grad, length, sums);                                               \
-  }                                                                                            \
-  LARGEBATCH_CLONES void lars_plain(                                                           \
-      T* param, const T* grad, Acc* master, int64_t length, Acc factor,                        \
-      const SgdScalars<Acc>& scalars) {                                                        \
-    lars_loop<false>(                                                                          \
-        param, grad, static_cast<Acc*>(nullptr), master, length, factor, scalars);             \
   }
+LARGEBATCH_TYPES(LARGEBATCH_SUMS)
+#undef LARGEBATCH_SUMS
 
-LARGEBATCH_TYPE(float, float)
-LARGEBATCH_TYPE(double, double)
-LARGEBATCH_TYPE(Half, float)
-LARGEBATCH_TYPE(BFloat16, float)
-#undef LARGEBATCH_TYPE
-
-LARGEBATCH_CLONES void widen(const Half* from, float* to, int64_t length) {
-  widen_loop(from, to, length);
-}
-LARGEBATCH_CLONES void widen(const BFloat16* from, float* to, int64_t length) {
-  widen_loop(from, to, length);
-}
-
-// One tensor of a call, as flat arrays.
-struct Row {
-  ScalarType type;
-  ScalarType moment_type;
-  void* param;
-  const void* grad;
-  void* first;
-  void* second;
-  void* master;
+struct Row : HostRow {
   LayerSetting setting;
 };
-
-// What a pass over one chunk works on, typed: the full-precision values stand in `master`, which
-// for a 16-bit parameter without a master is a copy of the chunk.
-template <typename T, typename Moment>
-struct Span {
-  using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
-  T* param;
-  const T* grad;
-  Moment* first;
-  Moment* second;
-  Acc* master;
-  int64_t length;
-};
-
-template <typename T, typename Moment, class Body>
-void typed(const Row& row, const Chunk& chunk, const Body& body) {
-  using Acc = typename Span<T, Moment>::Acc;
-  Span<T, Moment> span = {
-      static_cast<T*>(row.param) + chunk.begin,
-      static_cast<const T*>(row.grad) + chunk.begin,
-      row.first == nullptr ? nullptr : static_cast<Moment*>(row.first) + chunk.begin,
-      row.second == nullptr ? nullptr : static_cast<Moment*>(row.second) + chunk.begin,
-      row.master == nullptr ? nullptr : static_cast<Acc*>(row.master) + chunk.begin,
-      chunk.length};
-  if constexpr (std::is_same_v<T, Acc>) {
-    if (span.master == nullptr) span.master = span.param;
-    body(span);
-  } else if (span.master == nullptr) {
-    Acc copy[kChunkElements];
-    widen(span.param, copy, chunk.length);
-    span.master = copy;
-    body(span);
-  } else {
-    body(span);
-  }
-}
-
-template <class Body>
-void with_types(const Row& row, const Chunk& chunk, const Body& body) {
-  const bool low = row.moment_type == ScalarType::BFloat16;
-  switch (row.type) {
-    case ScalarType::Double: return typed<double, double>(row, chunk, body);
-    case ScalarType::Float:
-      return low ? typed<float, BFloat16>(row, chunk, body) : typed<float, float>(row, chunk, body);
-    case ScalarType::Half:
-      return low ? typed<Half, BFloat16>(row, chunk, body) : typed<Half, float>(row, chunk, body);
-    default:
-      return low ? typed<BFloat16, BFloat16>(row, chunk, body)
-                 : typed<BFloat16, float>(row, chunk, body);
-  }
-}
 
 struct Call {
   std::vector<Row> rows;
@@ -318,7 +199,7 @@ struct Call {
 };
 
 // Fills the table of rows; all lists are flat by now.
-Call make_call(const LayerwiseLists& lists, const LayerwiseScalars& scalars, bool maximize) {
+Call make_call(const StepLists& lists, const LayerwiseScalars& scalars, bool maximize) {
   Call call;
   const auto* settings = static_cast<const double*>(scalars.settings.const_data_ptr());
   const double lr_factor = scalars.lr_factor ? read_scalar(*scalars.lr_factor) : 1.0;
@@ -326,19 +207,9 @@ Call make_call(const LayerwiseLists& lists, const LayerwiseScalars& scalars, boo
       (scalars.grad_factor ? read_scalar(*scalars.grad_factor) : 1.0);
   call.norms = static_cast<double*>(scalars.norms.mutable_data_ptr());
   call.stage = scalars.stage;
-  for (size_t index = 0; index < lists.params.size(); ++index) {
-    const bool has_master = !lists.masters.empty() && lists.masters[index].numel() > 0;
-    const bool has_first = !lists.first.empty();
-    call.rows.push_back(
-        {lists.params[index].scalar_type(),
-         has_first ? lists.first[index].scalar_type() : ScalarType::Float,
-         lists.params[index].mutable_data_ptr(),
-         lists.grads[index].const_data_ptr(),
-         has_first ? lists.first[index].mutable_data_ptr() : nullptr,
-         lists.second.empty() ? nullptr : lists.second[index].mutable_data_ptr(),
-         has_master ? lists.masters[index].mutable_data_ptr() : nullptr,
-         {settings[3 * index] * lr_factor, settings[3 * index + 1],
-          settings[3 * index + 2] != 0.0}});
+  for (const HostRow& row : host_rows(lists)) {
+    const double* const setting = settings + 3 * call.rows.size();
+    call.rows.push_back({row, {setting[0] * lr_factor, setting[1], setting[2] != 0.0}});
   }
   return call;
 }
@@ -377,9 +248,9 @@ void sum_chunks(const Chunks& chunks, double* norms, const Body& body) {
 }  // namespace
 
 void lars_step_cpu(
-    LayerwiseLists lists, const LayerwiseScalars& scalars, const LarsOptions& options) {
+    StepLists lists, const LayerwiseScalars& scalars, const LarsOptions& options) {
   if (scalars.found_inf && read_scalar(*scalars.found_inf) != 0.0) return;
-  Rows flat = layerwise_rows(lists);
+  Rows flat = flat_rows(lists);
   const Call call = make_call(lists, scalars, options.maximize);
 
   for_each_wave(lists.params, [&](size_t begin, size_t end) {
@@ -422,13 +293,7 @@ void lars_step_cpu(
         using Acc = typename std::decay_t<decltype(span)>::Acc;
         const auto of_tensor = lars_scalars<Acc>(
             options, row.setting, call.norms[3 * chunk.tensor + 2], adapted[chunk.tensor - begin]);
-        const Acc factor = static_cast<Acc>(call.factor);
-        if (span.first != nullptr) {
-          lars_momentum(
-              span.param, span.grad, span.first, span.master, span.length, factor, of_tensor);
-        } else {
-          lars_plain(span.param, span.grad, span.master, span.length, factor, of_tensor);
-        }
+        sgd_chunk(span, static_cast<Acc>(call.factor), of_tensor);
       });
     });
   });
@@ -436,9 +301,9 @@ void lars_step_cpu(
 }
 
 void lamb_step_cpu(
-    LayerwiseLists lists, const LayerwiseScalars& scalars, const LambOptions& options) {
+    StepLists lists, const LayerwiseScalars& scalars, const LambOptions& options) {
   if (scalars.found_inf && read_scalar(*scalars.found_inf) != 0.0) return;
-  Rows flat = layerwise_rows(lists);
+  Rows flat = flat_rows(lists);
   const Call call = make_call(lists, scalars, options.maximize);
   std::vector<LambCorrection> corrections;
   for (const Tensor& step : lists.steps) {

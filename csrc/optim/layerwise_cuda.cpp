@@ -16,39 +16,27 @@ namespace {
 // Checks devices, fills the table and the scratch memory, and runs `launch(rows, call, stream)`.
 template <class Launch>
 void step(
-    LayerwiseLists& lists, const LayerwiseScalars& scalars, const char* name,
+    StepLists& lists, const LayerwiseScalars& scalars, const char* name,
     const Launch& launch) {
   if (lists.params.empty()) return;
   const int32_t device = lists.params[0].get_device_index();
-  for (const TensorList* list :
-       {&lists.params, &lists.grads, &lists.first, &lists.second, &lists.steps}) {
-    check_device(*list, device);
-  }
   check_device({scalars.norms}, device);
   const torch::stable::accelerator::DeviceGuard guard(device);
-  Rows flat = layerwise_rows(lists);
+  Rows flat = flat_rows(lists);
 
   const auto* settings = static_cast<const double*>(scalars.settings.const_data_ptr());
   std::vector<LayerRow> rows;
   int64_t chunks = 0;
-  for (size_t index = 0; index < lists.params.size(); ++index) {
-    const Tensor& param = lists.params[index];
-    const bool has_master = !lists.masters.empty() && lists.masters[index].numel() > 0;
-    if (has_master) check_device({lists.masters[index]}, device);
+  for (const DeviceRow& row : device_rows(lists, device)) {
+    const size_t index = rows.size();
+    const double* const setting = settings + 3 * index;
     rows.push_back(
-        {param.mutable_data_ptr(),
-         lists.grads[index].const_data_ptr(),
-         lists.first.empty() ? nullptr : lists.first[index].mutable_data_ptr(),
-         lists.second.empty() ? nullptr : lists.second[index].mutable_data_ptr(),
-         has_master ? lists.masters[index].mutable_data_ptr() : nullptr,
+        {row,
          lists.steps.empty() ? nullptr
                              : static_cast<float*>(lists.steps[index].mutable_data_ptr()),
-         param.numel(),
-         {settings[3 * index], settings[3 * index + 1], settings[3 * index + 2] != 0.0},
-         static_cast<int>(index),
-         element_of(param),
-         !lists.first.empty() && lists.first[index].scalar_type() == ScalarType::BFloat16});
-    chunks += layer_chunks(param.numel());
+         {setting[0], setting[1], setting[2] != 0.0},
+         static_cast<int>(index)});
+    chunks += layer_chunks(row.length);
   }
   const auto count = static_cast<int64_t>(rows.size());
   const Tensor scratch =
@@ -70,14 +58,14 @@ void step(
 }  // namespace
 
 void lars_step_cuda(
-    LayerwiseLists lists, const LayerwiseScalars& scalars, const LarsOptions& options) {
+    StepLists lists, const LayerwiseScalars& scalars, const LarsOptions& options) {
   step(lists, scalars, "largebatch::lars_", [&](const auto& rows, const auto& call, void* stream) {
     return launch_lars(rows.data(), rows.size(), call, options, stream);
   });
 }
 
 void lamb_step_cuda(
-    LayerwiseLists lists, const LayerwiseScalars& scalars, const LambOptions& options) {
+    StepLists lists, const LayerwiseScalars& scalars, const LambOptions& options) {
   step(lists, scalars, "largebatch::lamb_", [&](const auto& rows, const auto& call, void* stream) {
     return launch_lamb(rows.data(), rows.size(), call, options, stream);
   });

@@ -52,113 +52,6 @@ __device__ __forceinline__ LayerSetting setting_of(const LayerRow& row, const La
   return setting;
 }
 
-// A chunk's arrays, typed. The parameter is read from, and written to, its master where it has one.
-template <typename T, typename Moment>
-struct Arrays {
-  using Acc = typename Accumulate<T>::type;
-  T* param;
-  const T* grad;
-  Moment* first;
-  Moment* second;
-  Acc* master;
-
-  __device__ explicit Arrays(const Here& here) {
-    const LayerRow& row = *here.row;
-    param = static_cast<T*>(row.param) + here.begin;
-    grad = static_cast<const T*>(row.grad) + here.begin;
-    first = row.first ? static_cast<Moment*>(row.first) + here.begin : nullptr;
-    second = row.second ? static_cast<Moment*>(row.second) + here.begin : nullptr;
-    master = row.master ? static_cast<Acc*>(row.master) + here.begin : nullptr;
-  }
-
-  __device__ bool aligned() const {
-    return is_aligned(param) && is_aligned(grad) && is_aligned(first) && is_aligned(second) &&
-        is_aligned(master);
-  }
-};
-
-// Calls `body(lanes, offset)` for the elements of a chunk: `lanes` at a time where all arrays are
-// aligned, one by one for the rest; `lanes` is a compile-time constant.
-template <int Lanes>
-struct Count {
-  static constexpr int value = Lanes;
-};
-
-template <typename T, class Body>
-__device__ __forceinline__ void for_elements(int length, bool aligned, const Body& body) {
-  constexpr int kVector = kVectorBytes / sizeof(T);
-  int done = 0;
-  if (aligned) {
-    done = length - length % kVector;
-    for (int i = threadIdx.x * kVector; i < done; i += kThreads * kVector) {
-      body(Count<kVector>(), i);
-    }
-  }
-  for (int i = done + threadIdx.x; i < length; i += kThreads) body(Count<1>(), i);
-}
-
-template <int Lanes, typename T>
-__device__ __forceinline__ void load(const T* from, Pack<T, Lanes>& to) {
-  if constexpr (Lanes == 1) {
-    to.values[0] = *from;
-  } else {
-    to = *reinterpret_cast<const Pack<T, Lanes>*>(from);
-  }
-}
-
-template <int Lanes, typename T>
-__device__ __forceinline__ void store(T* to, const Pack<T, Lanes>& from) {
-  if constexpr (Lanes == 1) {
-    *to = from.values[0];
-  } else {
-    *reinterpret_cast<Pack<T, Lanes>*>(to) = from;
-  }
-}
-
-// Loads `Lanes` full-precision parameters.
-template <int Lanes, typename T, typename Moment>
-__device__ __forceinline__ auto load_weights(const Arrays<T, Moment>& arrays, int i) {
-  using Acc = typename Arrays<T, Moment>::Acc;
-  Pack<Acc, Lanes> weights;
-  if (arrays.master != nullptr) {
-    load<Lanes>(arrays.master + i, weights);
-  } else {
-    Pack<T, Lanes> stored;
-    load<Lanes>(static_cast<const T*>(arrays.param + i), stored);
-#pragma unroll
-    for (int lane = 0; lane < Lanes; ++lane) weights.values[lane] = widen(stored.values[lane]);
-  }
-  return weights;
-}
-
-template <int Lanes, typename T, typename Moment, typename Acc>
-__device__ __forceinline__ void store_weights(
-    const Arrays<T, Moment>& arrays, int i, const Pack<Acc, Lanes>& weights) {
-  if (arrays.master != nullptr) store<Lanes>(arrays.master + i, weights);
-  Pack<T, Lanes> stored;
-#pragma unroll
-  for (int lane = 0; lane < Lanes; ++lane) narrow(weights.values[lane], stored.values[lane]);
-  store<Lanes>(arrays.param + i, stored);
-}
-
-// Calls `body` with null pointers of the row's element and moment types.
-template <class Body>
-__device__ __forceinline__ void with_types(const LayerRow& row, const Body& body) {
-  using Low = __nv_bfloat16*;
-  switch (row.element) {
-    case Element::kDouble:
-      return body(static_cast<double*>(nullptr), static_cast<double*>(nullptr));
-    case Element::kFloat:
-      return row.low_moments ? body(static_cast<float*>(nullptr), Low())
-                             : body(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
-    case Element::kHalf:
-      return row.low_moments ? body(static_cast<__half*>(nullptr), Low())
-                             : body(static_cast<__half*>(nullptr), static_cast<float*>(nullptr));
-    default:
-      return row.low_moments ? body(Low(), Low()) : body(Low(), static_cast<float*>(nullptr));
-  }
-}
-
 // Writes a block's two sums to its place.
 __device__ __forceinline__ void put_partial(double* partial, int chunk, double first, double second) {
   first = block_sum<kThreads>(first);
@@ -229,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) lars_sums_kernel(
     with_types(*here.row, [&](auto* element, auto* moment) {
       using T = std::remove_pointer_t<decltype(element)>;
       using Moment = std::remove_pointer_t<decltype(moment)>;
-      const Arrays<T, Moment> arrays(here);
+      const Arrays<T, Moment> arrays(*here.row, here.begin);
       const double decay = options.joint ? here.row->setting.weight_decay : 0.0;
       for_elements<T>(here.length, arrays.aligned(), [&](auto count, int i) {
         constexpr int kLanes = decltype(count)::value;
@@ -268,35 +161,10 @@ __global__ void __launch_bounds__(kThreads) lars_update_kernel(
     using T = std::remove_pointer_t<decltype(element)>;
     using Moment = std::remove_pointer_t<decltype(moment)>;
     using Acc = typename Accumulate<T>::type;
-    const Arrays<T, Moment> arrays(here);
+    const Arrays<T, Moment> arrays(*here.row, here.begin);
     const Acc factor = static_cast<Acc>(sign * scalar_or_one(call.grad_factor));
     const auto scalars = lars_scalars<Acc>(options, setting, ratio, adapted);
-    for_elements<T>(here.length, arrays.aligned(), [&](auto count, int i) {
-      constexpr int kLanes = decltype(count)::value;
-      auto weights = load_weights<kLanes>(arrays, i);
-      Pack<T, kLanes> grads;
-      load<kLanes>(arrays.grad + i, grads);
-      Pack<Moment, kLanes> buffer = {};
-      if (arrays.first != nullptr) {
-        load<kLanes>(static_cast<const Moment*>(arrays.first + i), buffer);
-#pragma unroll
-        for (int lane = 0; lane < kLanes; ++lane) {
-          Acc velocity = widen(buffer.values[lane]);
-          sgd_element<true>(
-              weights.values[lane], Acc(widen(grads.values[lane])), velocity, factor, scalars);
-          narrow(velocity, buffer.values[lane]);
-        }
-        store<kLanes>(arrays.first + i, buffer);
-      } else {
-#pragma unroll
-        for (int lane = 0; lane < kLanes; ++lane) {
-          Acc velocity = 0;
-          sgd_element<false>(
-              weights.values[lane], Acc(widen(grads.values[lane])), velocity, factor, scalars);
-        }
-      }
-      store_weights<kLanes>(arrays, i, weights);
-    });
+    sgd_chunk(arrays, here.length, factor, scalars);
   });
 }
 
@@ -329,7 +197,7 @@ __global__ void __launch_bounds__(kThreads) lamb_moments_kernel(
     using T = std::remove_pointer_t<decltype(element)>;
     using Moment = std::remove_pointer_t<decltype(moment)>;
     using Acc = typename Accumulate<T>::type;
-    const Arrays<T, Moment> arrays(here);
+    const Arrays<T, Moment> arrays(*here.row, here.begin);
     const Acc factor = static_cast<Acc>(sign * scalar_or_one(call.grad_factor));
     const auto scalars =
         lamb_scalars<Acc>(options, here.row->setting, correction, sqrt(correction.second));
@@ -382,7 +250,7 @@ __global__ void __launch_bounds__(kThreads) lamb_apply_kernel(
     using T = std::remove_pointer_t<decltype(element)>;
     using Moment = std::remove_pointer_t<decltype(moment)>;
     using Acc = typename Accumulate<T>::type;
-    const Arrays<T, Moment> arrays(here);
+    const Arrays<T, Moment> arrays(*here.row, here.begin);
     const Acc rate = static_cast<Acc>(ratio * lamb_rate(options, setting, correction, root));
     const auto scalars = lamb_scalars<Acc>(options, setting, correction, root);
     const bool aligned = arrays.aligned();

@@ -7,19 +7,11 @@
 
 namespace largebatch {
 
-// One tensor of a layer-wise call. `first`, `second`, `master` and `step` are null where absent.
-struct LayerRow {
-  void* param;
-  const void* grad;
-  void* first;
-  void* second;
-  void* master;
-  float* step;
-  int64_t length;
+// One tensor of a layer-wise call.
+struct LayerRow : DeviceRow {
+  float* step;  // null but in LAMB
   LayerSetting setting;
   int index;  // row of `norms`
-  Element element;
-  bool low_moments;  // bfloat16
 };
 
 struct LayerCall {

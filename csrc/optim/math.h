@@ -23,25 +23,31 @@ struct SgdScalars {
   bool nesterov;
 };
 
+// The same as the operator is given them.
+struct SgdOptions {
+  double lr;
+  double momentum;
+  double dampening;
+  double weight_decay;
+  bool decoupled;
+  bool nesterov;
+  bool maximize;
+  bool lr_inside_momentum;
+  double buffer_factor;
+};
+
 template <typename Acc>
-SgdScalars<Acc> sgd_scalars(
-    double lr,
-    double momentum,
-    double dampening,
-    double weight_decay,
-    bool decoupled,
-    bool nesterov,
-    bool lr_inside_momentum,
-    double buffer_factor) {
+LARGEBATCH_HOST_DEVICE SgdScalars<Acc> sgd_scalars(const SgdOptions& options) {
+  const double lr = options.lr;
   return {
-      static_cast<Acc>(decoupled ? 0.0 : weight_decay),
-      static_cast<Acc>(lr_inside_momentum ? lr : 1.0),
-      static_cast<Acc>(momentum * buffer_factor),
-      static_cast<Acc>(1.0 - dampening),
-      static_cast<Acc>(momentum),
-      static_cast<Acc>(lr_inside_momentum ? 1.0 : lr),
-      static_cast<Acc>(decoupled ? lr * weight_decay : 0.0),
-      nesterov};
+      static_cast<Acc>(options.decoupled ? 0.0 : options.weight_decay),
+      static_cast<Acc>(options.lr_inside_momentum ? lr : 1.0),
+      static_cast<Acc>(options.momentum * options.buffer_factor),
+      static_cast<Acc>(1.0 - options.dampening),
+      static_cast<Acc>(options.momentum),
+      static_cast<Acc>(options.lr_inside_momentum ? 1.0 : lr),
+      static_cast<Acc>(options.decoupled ? lr * options.weight_decay : 0.0),
+      options.nesterov};
 }
 
 // g <- factor grad + weight_decay p;  s <- step_scale g

@@ -1,8 +1,8 @@
 // The optimizer family: functions that ops.cpp registers, one set a back end.
 //
 // Lists hold floating-point tensors (float32, float64, float16, bfloat16, mixed at will) of one
-// device; momentum buffers are float64 for float64 parameters and float32 for all others. The
-// layouts of a parameter, its gradient and its buffer may differ and may have gaps.
+// device; state is float64 for float64 parameters, and float32 or (not masters) bfloat16 for all
+// others. The layouts of a parameter, its gradient and its state may differ and may have gaps.
 
 #pragma once
 
@@ -12,46 +12,21 @@
 #include <tuple>
 #include <vector>
 
+#include "optim/lists.h"
 #include "optim/math.h"
 
 namespace largebatch {
 
-using torch::stable::Tensor;
-using TensorList = std::vector<Tensor>;
+// What of a call may lie on the device: `grad_factor` (clip factor, unscaling) multiplies every
+// gradient; a non-zero `found_inf` makes the call change nothing.
+struct StepScalars {
+  std::optional<Tensor> grad_factor;
+  std::optional<Tensor> found_inf;
+};
 
-// One step of SGD on every parameter; see math.h for the formula. `grad_factor` (clip factor,
-// unscaling) multiplies every gradient; a non-zero `found_inf` makes the call change nothing.
-void sgd_cpu(
-    TensorList params,
-    TensorList grads,
-    TensorList momentum_buffers,
-    std::optional<Tensor> grad_factor,
-    std::optional<Tensor> found_inf,
-    double lr,
-    double momentum,
-    double dampening,
-    double weight_decay,
-    bool decoupled,
-    bool nesterov,
-    bool maximize,
-    bool lr_inside_momentum,
-    double buffer_factor);
-
-void sgd_cuda(
-    TensorList params,
-    TensorList grads,
-    TensorList momentum_buffers,
-    std::optional<Tensor> grad_factor,
-    std::optional<Tensor> found_inf,
-    double lr,
-    double momentum,
-    double dampening,
-    double weight_decay,
-    bool decoupled,
-    bool nesterov,
-    bool maximize,
-    bool lr_inside_momentum,
-    double buffer_factor);
+// One step of SGD on every parameter; see math.h for the formula.
+void sgd_step_cpu(StepLists lists, const StepScalars& scalars, const SgdOptions& options);
+void sgd_step_cuda(StepLists lists, const StepScalars& scalars, const SgdOptions& options);
 
 // The Euclidean norm of all elements together: 0-d, float64 if any tensor is, else float32.
 Tensor global_norm_cpu(TensorList tensors);
@@ -68,18 +43,8 @@ std::tuple<Tensor, Tensor> clip_factor_cuda(
 enum class Stage : int64_t { kAll = 0, kSums = 1, kUpdate = 2 };
 
 // One step of LARS or LAMB on every tensor; see math.h. `settings` (N x 3, float64, on the CPU)
-// holds rate, weight decay and whether the tensor adapts; `lr_factor` multiplies the rates. A
-// parameter with a `masters` entry that is not empty is computed there and rounded from it.
+// holds rate, weight decay and whether the tensor adapts; `lr_factor` multiplies the rates.
 // `norms` (N x 3, float64) receives sum of w^2, sum of the other norm's squares, and the ratio.
-struct LayerwiseLists {
-  TensorList params;
-  TensorList grads;
-  TensorList first;   // momentum buffers; LAMB: first moments
-  TensorList second;  // LAMB: second moments
-  TensorList masters;
-  TensorList steps;   // LAMB: one float32 a tensor
-};
-
 struct LayerwiseScalars {
   Tensor norms;
   Tensor settings;
@@ -89,9 +54,9 @@ struct LayerwiseScalars {
   Stage stage;
 };
 
-void lars_step_cpu(LayerwiseLists lists, const LayerwiseScalars& scalars, const LarsOptions&);
-void lars_step_cuda(LayerwiseLists lists, const LayerwiseScalars& scalars, const LarsOptions&);
-void lamb_step_cpu(LayerwiseLists lists, const LayerwiseScalars& scalars, const LambOptions&);
-void lamb_step_cuda(LayerwiseLists lists, const LayerwiseScalars& scalars, const LambOptions&);
+void lars_step_cpu(StepLists lists, const LayerwiseScalars& scalars, const LarsOptions&);
+void lars_step_cuda(StepLists lists, const LayerwiseScalars& scalars, const LarsOptions&);
+void lamb_step_cpu(StepLists lists, const LayerwiseScalars& scalars, const LambOptions&);
+void lamb_step_cuda(StepLists lists, const LayerwiseScalars& scalars, const LambOptions&);
 
 }  // namespace largebatch

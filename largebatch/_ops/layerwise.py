@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from largebatch._ops.dtypes import accumulate_dtype
 from largebatch._ops.library import Operator, notice, register
+from largebatch._ops.step import StepCall
 
 Stage = Literal["all", "sums", "update"]
 BiasCorrection = Literal["none", "moments", "rate"]
@@ -17,8 +17,8 @@ STAGES: tuple[Stage, ...] = ("all", "sums", "update")
 BIAS_CORRECTIONS: tuple[BiasCorrection, ...] = ("none", "moments", "rate")
 
 
-class _Call:
-    """One tensor of a call at a time, widened; what a skipped step must not change stays."""
+class _Call(StepCall):
+    """A call whose tensors have settings of their own."""
 
     def __init__(
         self,
@@ -31,38 +31,13 @@ class _Call:
         found_inf: Tensor | None,
         maximize: bool,
     ) -> None:
-        self.params, self.grads, self.masters = params, grads, masters
-        self.rows = settings.tolist()
-        self.lr_factor, self.grad_factor, self.found_inf = lr_factor, grad_factor, found_inf
-        self.sign = -1.0 if maximize else 1.0
-
-    def weight(self, index: int) -> Tensor:
-        """Return the parameter, from its master where it has one."""
-        param = self.params[index]
-        if self.masters and (self.masters[index].numel() > 0 or param.numel() == 0):
-            return self.masters[index]
-        return param.to(accumulate_dtype(param.dtype))
-
-    def grad(self, index: int) -> Tensor:
-        """Return the gradient times its factor."""
-        grad = self.sign * self.grads[index].to(accumulate_dtype(self.grads[index].dtype))
-        return grad if self.grad_factor is None else grad * self.grad_factor.to(grad.dtype)
+        super().__init__(params, grads, masters, grad_factor, found_inf, maximize)
+        self.rows, self.lr_factor = settings.tolist(), lr_factor
 
     def rate(self, index: int) -> float | Tensor:
         """Return the tensor's learning rate."""
         lr: float = self.rows[index][0]
         return lr if self.lr_factor is None else lr * self.lr_factor.double()
-
-    def keep(self, new: Tensor, old: Tensor) -> Tensor:
-        """Return ``new``, or ``old`` where the step is skipped."""
-        return new if self.found_inf is None else torch.where(self.found_inf != 0, old, new)
-
-    def store(self, index: int, new: Tensor, old: Tensor) -> None:
-        """Write the parameter, and its master."""
-        new = self.keep(new.to(old.dtype), old)
-        if self.masters and self.masters[index].numel() > 0:
-            self.masters[index].copy_(new)
-        self.params[index].copy_(new)
 
 
 def _square_sum(tensor: Tensor) -> Tensor:

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largebatch._ops.dtypes import accumulate_dtype
 from largebatch._ops.library import Operator, notice, register
+from largebatch._ops.step import StepCall
 
 
 def reference_sgd_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
+    masters: Sequence[Tensor] = (),
     *,
     grad_factor: Tensor | None,
     found_inf: Tensor | None,
@@ -30,27 +31,18 @@ def reference_sgd_(
     buffer_factor: float,
 ) -> None:
     """Specify ``largebatch::sgd_``; :func:`sgd_` says what the arguments mean."""
+    call = StepCall(params, grads, masters, grad_factor, found_inf, maximize)
     inner, outer = (lr, 1.0) if lr_inside_momentum else (1.0, lr)
-    for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        dtype = accumulate_dtype(param.dtype)
-        old = param.to(dtype)
-        g = grad.to(dtype)
-        if grad_factor is not None:
-            g = g * grad_factor.to(dtype)
-        g = (-g if maximize else g) + (0.0 if decoupled else weight_decay) * old
-        step = inner * g
+    for index in range(len(params)):
+        old = call.weight(index)
+        step = inner * (call.grad(index) + (0.0 if decoupled else weight_decay) * old)
         if momentum != 0.0:
             old_buffer = momentum_buffers[index]
-            buffer = momentum * buffer_factor * old_buffer + (1.0 - dampening) * step
+            buffer = momentum * buffer_factor * old_buffer.to(old.dtype) + (1.0 - dampening) * step
             step = step + momentum * buffer if nesterov else buffer
-            if found_inf is not None:
-                buffer = torch.where(found_inf != 0, old_buffer, buffer)
-            old_buffer.copy_(buffer)
+            old_buffer.copy_(call.keep(buffer.to(old_buffer.dtype), old_buffer))
         kept = old - (lr * weight_decay if decoupled else 0.0) * old
-        new = kept - outer * step
-        if found_inf is not None:
-            new = torch.where(found_inf != 0, old, new)
-        param.copy_(new)
+        call.store(index, kept - outer * step, old)
 
 
 def _fake_sgd_(*_arguments: Any, **_options: Any) -> None:
@@ -59,10 +51,10 @@ def _fake_sgd_(*_arguments: Any, **_options: Any) -> None:
 
 register(
     Operator(
-        "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, *, "
-        "Tensor? grad_factor, Tensor? found_inf, float lr, float momentum, float dampening, "
-        "float weight_decay, bool decoupled, bool nesterov, bool maximize, "
-        "bool lr_inside_momentum, float buffer_factor) -> ()",
+        "sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
+        "Tensor(c!)[] masters, *, Tensor? grad_factor, Tensor? found_inf, float lr, "
+        "float momentum, float dampening, float weight_decay, bool decoupled, bool nesterov, "
+        "bool maximize, bool lr_inside_momentum, float buffer_factor) -> ()",
         reference_sgd_,
         _fake_sgd_,
     )
@@ -73,6 +65,7 @@ def sgd_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     momentum_buffers: Sequence[Tensor],
+    masters: Sequence[Tensor] = (),
     *,
     lr: float,
     momentum: float = 0.0,
@@ -102,7 +95,9 @@ def sgd_(
     Args:
         params: tensors of one device, float32, float64, float16 or bfloat16, any layout.
         grads: their gradients, of the same shapes and types.
-        momentum_buffers: float64 for float64 parameters, else float32; empty if momentum is 0.
+        momentum_buffers: float64 for float64, else float32 or bfloat16; empty if momentum is 0.
+        masters: empty, or a float32 copy of each 16-bit parameter, without elements for those that
+            have none. The step is taken on it, and the parameter rounded from it.
         grad_factor: one float32 or float64 on the device: clip factor, 1 / loss scale.
         found_inf: one float32 on the device; where it is not 0 the call changes nothing.
     """
@@ -113,6 +108,7 @@ def sgd_(
         params,
         grads,
         momentum_buffers,
+        masters,
         grad_factor=grad_factor,
         found_inf=found_inf,
         lr=lr,

@@ -1,12 +1,13 @@
 """`largebatch bench optim`: one optimizer step on real models' tensors, against what else there is.
 
-All contenders step copies of the same tensors in turn, in one process, so that what the machine
-does to one it does to all. The floor is the time that the step's bytes take at the bandwidth of a
-copy measured in the same run.
+All contenders step the same tensors in turn, in one process, so that what the machine does to one
+it does to all. The floor is the time that the step's bytes take at the bandwidth of a copy measured
+in the same run.
 """
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from statistics import median
@@ -51,7 +52,8 @@ def run(models: list[str], seconds: float, rounds: int) -> BenchmarkRecord:
     notes = [
         f"copy bandwidth {bandwidth / 1e9:.1f} GB/s (read and write), {torch.get_num_threads()} "
         f"threads on {device.type}, fp32, contiguous",
-        "apex and DeepSpeed have kernels for CUDA alone",
+        "apex's LAMB and DeepSpeed's have kernels for CUDA alone; DeepSpeed's CPU-Adam is the peer "
+        "of an offloaded step, which copies gradients and parameters beside it",
     ]
     return BenchmarkRecord("optim", FORMULA, rows, notes=notes)
 
@@ -101,8 +103,6 @@ def _model(
     def tensors(scale: float) -> list[torch.Tensor]:
         return [scale * torch.randn(s, generator=generator, device=device) for s in shapes]
 
-    # One set of parameters and gradients for all, and state of one family at a time: a copy of
-    # BERT-Large for every contender would not fit.
     params = [nn.Parameter(tensor) for tensor in tensors(0.05)]
     for param, grad in zip(params, tensors(0.01), strict=True):
         param.grad = grad
@@ -137,31 +137,42 @@ def _alternate(
     peers: list[Peer], params: list[nn.Parameter], seconds: float, rounds: int
 ) -> tuple[dict[Peer, list[float]], dict[Peer, str]]:
     """Return the times of all steps of those that run, and the reasons of those that do not."""
-    steps: dict[Peer, Step] = {}
     absent: dict[Peer, str] = {}
-    grads = [param.grad for param in params if param.grad is not None]
-    clean = [grad.clone() for grad in grads]
-    writers = set()  # some write into the gradients, which would spoil everybody's next step
-    for peer in peers:
-        try:
-            step = peer.make(params)
-            step()
-            steps[peer] = step
-            if not all(map(torch.equal, grads, clean)):
-                writers.add(peer)
-                torch._foreach_copy_(grads, clean)
-        except Exception as error:  # whatever a peer may raise is its reason
-            absent[peer] = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-    times: dict[Peer, list[float]] = {peer: [] for peer in steps}
-    device = params[0].device
+    times: dict[Peer, list[float]] = {}
+    clean = [param.grad.clone() for param in params if param.grad is not None]
     for number in range(rounds):
-        for peer in list(steps) if number % 2 == 0 else list(steps)[::-1]:
-            begun = time.perf_counter()
-            while time.perf_counter() - begun < seconds:
-                times[peer].append(_time(steps[peer], device))
-                if peer in writers:
-                    torch._foreach_copy_(grads, clean)
+        present = [peer for peer in peers if peer not in absent]
+        for peer in present if number % 2 == 0 else present[::-1]:
+            try:
+                times.setdefault(peer, []).extend(_turn(peer, params, clean, seconds))
+            except Exception as error:  # whatever a peer may raise is its reason
+                absent[peer] = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+                del times[peer]
+            gc.collect()
     return times, absent
+
+
+def _turn(
+    peer: Peer, params: list[nn.Parameter], clean: list[torch.Tensor], seconds: float
+) -> list[float]:
+    """Return the times of a contender's steps; gradients are ``clean`` before and after.
+
+    Its state is made here, by a step that does not count, and freed after it: that of all at once,
+    on BERT-Large's tensors, would take 24 GiB.
+    """
+    step = peer.make(params)
+    step()
+    grads = [param.grad for param in params if param.grad is not None]
+    writes = not all(map(torch.equal, grads, clean))  # which would spoil everybody's next step
+    found = []
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        if writes:
+            torch._foreach_copy_(grads, clean)
+        found.append(_time(step, params[0].device))
+    if writes:
+        torch._foreach_copy_(grads, clean)
+    return found
 
 
 def _time(step: Step, device: torch.device) -> float:

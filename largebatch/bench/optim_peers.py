@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from largebatch.optim import LAMB, LARS, SGD
+from largebatch.optim import LAMB, LARS, SGD, Offload
 from largebatch.optim.apex import fused_lamb
 
 Step = Callable[[], object]
@@ -79,6 +79,13 @@ def _deepspeed_lamb(params: list[nn.Parameter]) -> Step:
     return _step_of(module.FusedLamb(params, lr=1e-5))
 
 
+def _deepspeed_cpu_adam(params: list[nn.Parameter]) -> Step:
+    if params[0].is_cuda:
+        raise RuntimeError("it steps parameters in host memory alone")
+    module = importlib.import_module("deepspeed.ops.adam")
+    return _step_of(module.DeepSpeedCPUAdam(params, lr=1e-5, adamw_mode=True))
+
+
 def _apex_lamb(params: list[nn.Parameter]) -> Step:
     if not torch.cuda.is_available():
         raise RuntimeError("its FusedLAMB is a CUDA kernel; no GPU here")
@@ -109,7 +116,9 @@ PEERS = (
         _pytorch_optimizer("LARS", lr=1e-3, momentum=MOMENTUM, weight_decay=DECAY),
     ),
     Peer("torch AdamW, fused", "adamw", _torch_adamw),
+    Peer("DeepSpeed CPU-Adam", "adamw", _deepspeed_cpu_adam),
     Peer("largebatch LAMB", "lamb", lambda p: LAMB(p, 1e-5).step),
+    Peer("largebatch LAMB, offloaded", "lamb", lambda p: Offload(LAMB(p, 1e-5)).step),
     Peer("largebatch LAMB, nvlamb", "lamb", lambda p: LAMB(p, 1e-5, preset="nvlamb").step),
     Peer("timm Lamb", "lamb", _timm("Lamb", lr=1e-5, weight_decay=0.01)),
     Peer("pytorch_optimizer Lamb", "lamb", _pytorch_optimizer("Lamb", lr=1e-5, weight_decay=0.01)),

@@ -73,7 +73,8 @@ class LAMB(LayerwiseOptimizer):
         grad_averaging: False: the gradient enters the first moment times 1.
         max_grad_norm: scale the gradients of all groups together to at most this global norm before
             they enter the moments; 0 or None with the preset ``paper``: no clipping. One value for
-            all groups.
+            all groups. Inside torch's ``ZeroRedundancyOptimizer``, which shows each rank some of
+            the tensors alone, clip before the step instead.
         min_ratio, max_ratio: bounds of the trust ratio.
         exclude, decay_excluded, maximize, master_weights, state_dtype, fused: as in
             :class:`largebatch.optim.LARS`.

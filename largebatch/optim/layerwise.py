@@ -17,7 +17,7 @@ from largebatch.optim.bundle import Bundle, Fragment, Fragments, cut, ranks_of
 from largebatch.optim.closure import loss_of
 from largebatch.optim.parameters import SIXTEEN_BIT, check_dense, check_types
 from largebatch.optim.scaling import gradient_factor
-from largebatch.optim.state import restore_exactly
+from largebatch.optim.state import begin_state, check_state_dtype, restore_exactly
 
 EXCLUDE = ("none", "one_dimensional", "no_decay")
 
@@ -244,7 +244,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
         for param, state in zip(bundle.params, states, strict=True):
             lacks_master = param.dtype in SIXTEEN_BIT and "master" not in state
             if not state.keys() >= wanted or (lacks_master and bundle.group["master_weights"]):
-                self._begin_state(param, state, bundle.group)
+                begin_state(param, state, names, bundle.group)
         moments = [bundle.parts([state[name] for state in states]) for name in names]
         masters: list[Tensor] = []
         if any("master" in state for state in states):
@@ -264,16 +264,6 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
         bundle.add_up()
         self.call(bundle, *lists, scalars, "update")
 
-    def _begin_state(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        dtype = _ops.accumulate_dtype(param.dtype)
-        if dtype == torch.float32 and group["state_dtype"] is not None:
-            dtype = group["state_dtype"]
-        for name in self.moment_names(group):
-            if name not in state:
-                state[name] = torch.zeros_like(param, dtype=dtype)
-        if param.dtype in SIXTEEN_BIT and group["master_weights"] and "master" not in state:
-            state["master"] = param.detach().to(torch.float32, copy=True)
-
     def _check(self, group: dict[str, Any]) -> None:
         name = type(self).__name__
         for key in ("lr", "weight_decay"):
@@ -281,10 +271,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
                 raise UserError(f"{name}: {key}={group[key]}: a number from 0 up")
         if group["exclude"] not in EXCLUDE:
             raise UserError(f"{name}: exclude={group['exclude']!r}: {', '.join(EXCLUDE)}")
-        if group["state_dtype"] not in (None, torch.float32, torch.bfloat16):
-            raise UserError(
-                f"{name}: state_dtype={group['state_dtype']}: None, float32 or bfloat16"
-            )
+        check_state_dtype(name, group)
         split = group["split"]
         if split != "rows" and not (isinstance(split, int) and split >= 1):
             raise UserError(f"{name}: split={split!r}: a number from 1 up, or 'rows'")

@@ -6,18 +6,21 @@ only, and its authors leave embeddings, the classifier, biases and norms to Adam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import AdamW, Muon
 
 from largebatch._errors import UserError
 from largebatch.optim.closure import loss_of
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
+from largebatch.optim.parameters import SIXTEEN_BIT
 from largebatch.optim.registry import optimizers
-from largebatch.optim.state import restore_exactly
+from largebatch.optim.state import begin_state, restore_exactly
 
 
 class MuonWithAuxiliary(torch.optim.Optimizer):
@@ -30,6 +33,9 @@ class MuonWithAuxiliary(torch.optim.Optimizer):
         groups: parameter groups; those with ``muon=True`` hold 2-D parameters and go to Muon.
         lr, weight_decay, momentum, nesterov, ns_steps, adjust_lr_fn: see ``torch.optim.Muon``.
         betas, eps: of AdamW.
+        master_weights: step float16 and bfloat16 parameters on copies in float32, with moments in
+            float32, which the state holds. The master is what counts: editing the parameter by
+            hand has no effect on later steps.
 
     Raises:
         UserError: a Muon group holds a parameter that is no matrix, or there is no such group.
@@ -46,6 +52,7 @@ class MuonWithAuxiliary(torch.optim.Optimizer):
         adjust_lr_fn: str = "match_rms_adamw",
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        master_weights: bool = True,
     ) -> None:
         matrices = [group for group in groups if group.get("muon")]
         others = [group for group in groups if not group.get("muon")]
@@ -67,6 +74,7 @@ class MuonWithAuxiliary(torch.optim.Optimizer):
             else None
         )
         self.param_groups = [group for inner in self._inner() for group in inner.param_groups]
+        self._master_weights = master_weights
         self._share()
 
     def _inner(self) -> list[torch.optim.Optimizer]:
@@ -89,9 +97,34 @@ class MuonWithAuxiliary(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; return the loss of ``closure``, which may compute it anew."""
         loss = loss_of(closure)
-        for inner in self._inner():
-            inner.step()
+        with self._on_masters():
+            for inner in self._inner():
+                inner.step()
         return loss
+
+    @contextmanager
+    def _on_masters(self) -> Iterator[None]:
+        """Put masters in the place of 16-bit parameters for the length of a step."""
+        masters: dict[Tensor, Tensor] = {}
+        lists = [group["params"] for group in self.param_groups]
+        for param in (param for params in lists for param in params):
+            if self._master_weights and param.dtype in SIXTEEN_BIT and param.grad is not None:
+                state = self.state.pop(param, {})
+                begin_state(param, state, (), {"master_weights": True})
+                master = masters[param] = state.pop("master")
+                master.grad = param.grad.float()
+                self.state[master] = state
+        for group, params in zip(self.param_groups, lists, strict=True):
+            group["params"] = [masters.get(param, param) for param in params]
+        try:
+            yield
+        finally:
+            for group, params in zip(self.param_groups, lists, strict=True):
+                group["params"] = params
+            for param, master in masters.items():
+                param.copy_(master)
+                master.grad = None
+                self.state[param] = {**self.state.pop(master), "master": master}
 
 
 def split_for_muon(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.optim.closure import loss_of
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
-from largebatch.optim.parameters import SIXTEEN_BIT, check_dense, check_types
+from largebatch.optim.parameters import check_dense, check_types
 from largebatch.optim.registry import optimizers
-from largebatch.optim.state import restore_exactly
+from largebatch.optim.state import begin_state, restore_exactly
 
 
 def sgd_share(place: float, center: float = 10.0, period: float = 5.0) -> float:
@@ -123,7 +121,9 @@ class RMSpropWarmup(torch.optim.Optimizer):
         if not params:
             return
         check_dense("RMSpropWarmup", [param.grad for param in params])
-        states = [self._state_of(param, group["master_weights"]) for param in params]
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            begin_state(param, state, ("momentum_buffer", "square_avg"), group)
         buffers = [state["momentum_buffer"] for state in states]
         weights = [s.get("master", p) for s, p in zip(states, params, strict=True)]
         sign = -1.0 if group["maximize"] else 1.0
@@ -150,16 +150,6 @@ class RMSpropWarmup(torch.optim.Optimizer):
             weight.copy_(new)
             if weight is not param:
                 param.copy_(new)
-
-    def _state_of(self, param: Tensor, master_weights: bool) -> dict[str, Any]:
-        state: dict[str, Any] = self.state[param]
-        if not state:
-            dtype = _ops.accumulate_dtype(param.dtype)
-            for name in ("momentum_buffer", "square_avg"):
-                state[name] = torch.zeros_like(param, dtype=dtype)
-            if param.dtype in SIXTEEN_BIT and master_weights:
-                state["master"] = param.detach().to(torch.float32, copy=True)
-        return state
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -24,7 +24,12 @@ from largebatch.optim.lr_correction import corrected_rate
 from largebatch.optim.parameters import check_dense, check_types, local
 from largebatch.optim.registry import optimizers
 from largebatch.optim.scaling import gradient_factor
-from largebatch.optim.state import restore_exactly
+from largebatch.optim.state import (
+    begin_state,
+    check_state_dtype,
+    moment_dtype,
+    restore_exactly,
+)
 
 OWN_SETTINGS = (
     "decoupled_weight_decay",
@@ -35,14 +40,15 @@ OWN_SETTINGS = (
     "imitated_decay",
     "decayed_norm",
     "decayed_buffer",
+    "master_weights",
+    "state_dtype",
 )
 
 
 class SGD(torch.optim.Optimizer):
     """Multi-tensor SGD; takes the place of ``torch.optim.SGD``.
 
-    State is float32 for float16 and bfloat16 parameters. Under ``torch.amp.GradScaler`` the step
-    unscales and skips by itself, on the device.
+    Under ``torch.amp.GradScaler`` the step unscales and skips by itself, on the device.
 
     Args:
         params: parameters, named parameters or groups of them, float32, float64, float16 or
@@ -63,6 +69,7 @@ class SGD(torch.optim.Optimizer):
             (``largebatch.optim.lr_correction``); for groups of such weights alone.
         dampen_first_step: with ``dampening``, the buffer starts as an average at zero; PyTorch
             (False) starts it at the first gradient.
+        master_weights, state_dtype: as in :class:`largebatch.optim.LARS`.
         fused: True demands the compiled kernel, False the reference; None takes what there is.
 
     Attributes:
@@ -92,6 +99,8 @@ class SGD(torch.optim.Optimizer):
         momentum_correction: bool = False,
         dampen_first_step: bool = False,
         imitated_decay: float = 0.0,
+        master_weights: bool = True,
+        state_dtype: torch.dtype | None = None,
         fused: bool | None = None,
     ) -> None:
         defaults = {
@@ -109,6 +118,8 @@ class SGD(torch.optim.Optimizer):
             "imitated_decay": imitated_decay,
             "decayed_norm": 1.0,
             "decayed_buffer": 0.0,
+            "master_weights": master_weights,
+            "state_dtype": state_dtype,
             "fused": fused,
         }
         super().__init__(params, defaults)
@@ -129,15 +140,17 @@ class SGD(torch.optim.Optimizer):
                 group.setdefault(key, self.defaults[key])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load state bit by bit, also that of ``torch.optim.SGD``."""
+        """Load state bit by bit, masters included, also that of ``torch.optim.SGD``."""
         super().load_state_dict(state_dict)
         restore_exactly(self, state_dict)
-        for param, state in self.state.items():
-            if state.get("momentum_buffer") is None:
-                state.pop("momentum_buffer", None)
-            else:
-                dtype = _ops.accumulate_dtype(param.dtype)
-                state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state.get(param, {})
+                if state.get("momentum_buffer") is None:
+                    state.pop("momentum_buffer", None)
+                else:
+                    dtype = moment_dtype(param, group)
+                    state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -154,7 +167,8 @@ class SGD(torch.optim.Optimizer):
             return
         lr, momentum, dampening = float(group["lr"]), group["momentum"], group["dampening"]
         starts_undamped = momentum != 0.0 and dampening != 0.0 and not group["dampen_first_step"]
-        fresh = [param for param in params if momentum != 0.0 and not self.state[param]]
+        names = ("momentum_buffer",) if momentum != 0.0 else ()
+        fresh = [param for param in params if not self.state[param].keys() >= set(names)]
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         # Only what the host keeps count of, the first step and earlier rates, has to know
         # whether this step is skipped; everything else leaves that to the device.
@@ -170,9 +184,8 @@ class SGD(torch.optim.Optimizer):
             previous = group["previous_lr"]
             buffer_factor = lr / previous if previous else 1.0
             group["previous_lr"] = lr
-        for param in fresh:
-            dtype = _ops.accumulate_dtype(param.dtype)
-            self.state[param]["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
+        for param in params:
+            begin_state(param, self.state[param], names, group)
         if starts_undamped and fresh:
             new = set(map(id, fresh))
             settled = [param for param in params if id(param) not in new]
@@ -199,12 +212,18 @@ class SGD(torch.optim.Optimizer):
             assert param.grad is not None
             grads.append(param.grad)
         check_dense(type(self).__name__, grads)
+        states = [self.state[param] for param in params]
         has_buffers = group["momentum"] != 0.0
+        masters: list[Tensor] = []
+        if any("master" in state for state in states):
+            absent = torch.empty(0, device=device)
+            masters = [local(state.get("master", absent)) for state in states]
         run = _ops.reference_sgd_ if group["fused"] is False else _ops.sgd_
         run(
             [local(param) for param in params],
             [local(grad) for grad in grads],
-            [local(self.state[param]["momentum_buffer"]) for param in params if has_buffers],
+            [local(state["momentum_buffer"]) for state in states if has_buffers],
+            masters,
             lr=lr,
             momentum=group["momentum"],
             dampening=dampening,
@@ -234,6 +253,7 @@ class SGD(torch.optim.Optimizer):
                 f"{name}: imitated_decay takes the place of weight_decay, and needs momentum in "
                 "its plain form: no nesterov, dampening or lr_inside_momentum"
             )
+        check_state_dtype(name, group)
         check_types(name, group["params"])
         for param in group["params"]:
             if group["fused"] and not _ops.is_compiled("sgd_", param.device):

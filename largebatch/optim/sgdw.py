@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.registry import optimizers
 from largebatch.optim.sgd import SGD, build_form
@@ -26,7 +28,8 @@ class SGDW(SGD):
 
     Args:
         params, lr, momentum, dampening, nesterov, maximize, lr_inside_momentum,
-            momentum_correction, dampen_first_step, fused: as in :class:`SGD`.
+            momentum_correction, dampen_first_step, master_weights, state_dtype, fused: as in
+            :class:`SGD`.
         weight_decay: l.
 
     Raises:
@@ -47,6 +50,8 @@ class SGDW(SGD):
         lr_inside_momentum: bool = False,
         momentum_correction: bool = False,
         dampen_first_step: bool = False,
+        master_weights: bool = True,
+        state_dtype: torch.dtype | None = None,
         fused: bool | None = None,
     ) -> None:
         super().__init__(
@@ -61,6 +66,8 @@ class SGDW(SGD):
             lr_inside_momentum=lr_inside_momentum,
             momentum_correction=momentum_correction,
             dampen_first_step=dampen_first_step,
+            master_weights=master_weights,
+            state_dtype=state_dtype,
             fused=fused,
         )
 

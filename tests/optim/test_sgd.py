@@ -183,26 +183,6 @@ def test_channels_last_parameters(layout: torch.memory_format) -> None:
     assert param.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_state_of_16_bit_parameters_is_float32_and_survives_loading(dtype: torch.dtype) -> None:
-    params = random_params(dtype)
-    optimizer = SGD(params, lr=0.01, momentum=0.9)
-    set_grads(params, 0)
-    optimizer.step()
-    set_grads(params, 1)
-    optimizer.step()
-    buffers = [optimizer.state[param]["momentum_buffer"] for param in params]
-    assert all(buffer.dtype == torch.float32 for buffer in buffers)
-    assert any(not torch.equal(b, b.to(dtype).float()) for b in buffers)  # more than 16 bits
-    other = SGD(random_params(dtype), lr=1.0, momentum=0.9)
-    other.load_state_dict(optimizer.state_dict())
-    loaded = [other.state[p]["momentum_buffer"] for p in other.param_groups[0]["params"]]
-    for buffer, copy in zip(buffers, loaded, strict=True):
-        assert copy.dtype == torch.float32
-        assert torch.equal(buffer, copy)
-        assert buffer.data_ptr() != copy.data_ptr()
-
-
 def test_loads_the_state_of_torchs_sgd_and_goes_on_alike() -> None:
     params = random_params()
     theirs = torch.optim.SGD(params, lr=0.05, momentum=0.9)

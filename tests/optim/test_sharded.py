@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
 from largebatch._errors import UserError
@@ -175,6 +176,36 @@ def test_flat_partitions_equal_one_process(world, tmp_path):
         found = torch.cat([part for part, _ in parts])
         expected = torch.cat([param.flatten() for param in unsharded(name)])
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+WHOLE = {
+    "lars": (LARS, {"lr": 2.0, "weight_decay": 0.01, "preset": "mlperf"}),
+    "lamb": (LAMB, {"lr": 0.02, "weight_decay": 0.1}),  # whose own clipping would see a share
+}
+
+
+def whole_rank(rank: int, world: int, folder: Path) -> None:
+    begin(rank, world, folder)
+    for name, (kind, options) in WHOLE.items():
+        model, plain = net(), net()
+        shared = ZeroRedundancyOptimizer(model.parameters(), kind, **options)
+        alone = kind(plain.parameters(), **options)
+        for step in range(STEPS):
+            for each in (model, plain):
+                for index, param in enumerate(each.parameters()):
+                    param.grad = grad_of(step, index, param.shape)
+            shared.step()
+            alone.step()
+        held = sum("step" in s or "momentum_buffer" in s for s in shared.optim.state.values())
+        assert 0 < held < len(list(model.parameters())), name
+        for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(a, b), name
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_torchs_zero_redundancy_optimizer_gives_each_rank_whole_tensors(tmp_path):
+    mp.spawn(whole_rank, (2, tmp_path), nprocs=2)
 
 
 def test_one_rank_with_fragments_steps_as_with_tensors(tmp_path):

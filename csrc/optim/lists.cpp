@@ -1,0 +1,72 @@
+#include "optim/lists.h"
+
+namespace largebatch {
+namespace {
+
+// Moments, or masters: those only of 16-bit parameters, and of no other type than float32.
+void check_state(
+    const char* name, const char* what, const TensorList& params, const TensorList& list,
+    bool masters) {
+  STD_TORCH_CHECK(
+      list.size() == params.size(), name, ": ", params.size(), " parameters, but ", list.size(),
+      " ", what);
+  for (size_t index = 0; index < list.size(); ++index) {
+    const Tensor& entry = list[index];
+    if (masters && entry.numel() == 0) continue;
+    const ScalarType wide = accumulate_type(params[index].scalar_type());
+    const ScalarType type = entry.scalar_type();
+    STD_TORCH_CHECK(
+        !masters || wide != params[index].scalar_type(),
+        name, ": parameter ", index, " is in full precision and has no use for a master");
+    STD_TORCH_CHECK(
+        same_sizes(entry, params[index]) &&
+            (type == wide ||
+             (!masters && wide == ScalarType::Float && type == ScalarType::BFloat16)),
+        name, ": ", what, " ", index, " must have its parameter's shape and be float64 for float64, ",
+        masters ? "else float32" : "else float32 or bfloat16");
+  }
+}
+
+}  // namespace
+
+void check_lists(const char* name, const StepLists& lists) {
+  const size_t count = lists.params.size();
+  STD_TORCH_CHECK(
+      lists.grads.size() == count, name, ": ", count, " parameters, but ", lists.grads.size(),
+      " gradients");
+  for (size_t index = 0; index < count; ++index) {
+    const ScalarType type = lists.params[index].scalar_type();
+    STD_TORCH_CHECK(
+        is_supported(type) && lists.grads[index].scalar_type() == type &&
+            same_sizes(lists.params[index], lists.grads[index]),
+        name, ": parameter ", index, " and its gradient must have one shape and one type of "
+        "float32, float64, float16, bfloat16");
+  }
+  if (!lists.first.empty()) check_state(name, "first moments", lists.params, lists.first, false);
+  if (!lists.masters.empty()) check_state(name, "masters", lists.params, lists.masters, true);
+  if (lists.second.empty()) return;
+  check_state(name, "second moments", lists.params, lists.second, false);
+  STD_TORCH_CHECK(
+      lists.steps.size() == count, name, ": ", count, " parameters, but ", lists.steps.size(),
+      " steps");
+  for (size_t index = 0; index < count; ++index) {
+    STD_TORCH_CHECK(
+        lists.first[index].scalar_type() == lists.second[index].scalar_type(),
+        name, ": the moments of tensor ", index, " differ in type");
+    STD_TORCH_CHECK(
+        lists.steps[index].numel() == 1 && lists.steps[index].scalar_type() == ScalarType::Float,
+        name, ": a step must be one float32");
+  }
+}
+
+Rows flat_rows(StepLists& lists) {
+  std::vector<TensorList*> together = {&lists.params};
+  for (TensorList* list : {&lists.first, &lists.second, &lists.masters}) {
+    if (!list->empty()) together.push_back(list);
+  }
+  const size_t written = together.size();
+  together.push_back(&lists.grads);
+  return Rows(together, written);
+}
+
+}  // namespace largebatch

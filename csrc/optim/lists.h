@@ -1,0 +1,26 @@
+// The lists of a step, whose i-th tensors belong together.
+
+#pragma once
+
+#include "common/tensors.h"
+
+namespace largebatch {
+
+// Lists that a step has no use for are empty. A parameter with a `masters` entry that is not empty
+// is computed there and rounded from it.
+struct StepLists {
+  TensorList params;
+  TensorList grads;
+  TensorList first;   // momentum buffers; LAMB: first moments
+  TensorList second;  // LAMB: second moments
+  TensorList masters;
+  TensorList steps;   // LAMB: one float32 a tensor
+};
+
+// Refuses lists whose tensors do not fit together; `name` is the operator's.
+void check_lists(const char* name, const StepLists& lists);
+
+// Replaces rows with gaps or of differing memory orders by copies; see Rows.
+Rows flat_rows(StepLists& lists);
+
+}  // namespace largebatch
