@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_norm_kernel(
 template <class Table, class Row, class Launch>
 const char* for_tables(const Row* rows, size_t count, const Launch& launch) {
   Table table;
-  constexpr size_t kCapacity = std::size(Table().rows);
+  constexpr size_t kCapacity = sizeof(Table::rows) / sizeof(Row);
   for (size_t start = 0; start < count; start += kCapacity) {
     table.count = static_cast<int>(std::min(kCapacity, count - start));
     int64_t blocks = 0;

@@ -7,7 +7,6 @@ in the same run.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from statistics import median
@@ -148,7 +147,6 @@ def _alternate(
             except Exception as error:  # whatever a peer may raise is its reason
                 absent[peer] = " ".join(f"{type(error).__name__}: {error}".split())[:120]
                 del times[peer]
-            gc.collect()
     return times, absent
 
 

@@ -93,7 +93,7 @@ def through_a_file(state: Any) -> Any:
     return copy.deepcopy(state)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_save_load_step_is_bit_identical(name: str, dtype: torch.dtype) -> None:
     net = tiny_net(dtype)
