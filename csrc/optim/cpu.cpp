@@ -15,8 +15,8 @@
 namespace largebatch {
 namespace {
 
-// Two streams, both halves of each array side by side: a core waits for memory, and more streams keep
-// more requests on their way.
+// Two streams, both halves of each array side by side: a core waits for memory, and more streams
+// keep more requests on their way.
 template <bool Momentum, typename T, typename Buffer, typename Acc>
 LARGEBATCH_HOST_DEVICE void sgd_loop(
     T* __restrict param,
