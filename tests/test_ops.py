@@ -436,7 +436,9 @@ def test_cuda_agrees_with_the_reference(dtype: torch.dtype, count: int) -> None:
     torch.manual_seed(3)
     sizes = [torch.randint(0, 20000, (1,)).item() for _ in range(count)]
     lists = [[torch.randn(n, device="cuda").to(dtype) for n in sizes] for _ in range(2)]
-    lists.append([torch.randn(n, device="cuda").to(_ops.accumulate_dtype(dtype)) for n in sizes])
+    kept = _ops.accumulate_dtype(dtype)
+    lists.append([torch.randn(n, device="cuda").to(kept) for n in sizes])
+    lists.append([t.float() for t in lists[0]] if kept != dtype else [])
     # Views one element into their memory are not aligned to 16 bytes: the scalar path.
     lists = [[t[1:] if t.numel() % 2 else t for t in group] for group in lists]
     wide = [[t.double().cpu() for t in group] for group in lists]
@@ -460,3 +462,5 @@ def test_cuda_agrees_with_the_reference(dtype: torch.dtype, count: int) -> None:
     )
     for got, want in zip(lists[0], wide[0], strict=True):
         torch.testing.assert_close(got.cpu().double(), want, rtol=0, atol=TOLERANCE[dtype])
+    for got, want in zip(lists[3], wide[3], strict=True):
+        torch.testing.assert_close(got.cpu().double(), want, rtol=0, atol=1e-5)
