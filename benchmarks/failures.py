@@ -372,8 +372,10 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="largebatch-failures-"))
     record = BenchmarkRecord("failures", FORMULA, [], notes=[f"{RANKS} ranks on one host, gloo"])
     if options.json and options.json.exists() and options.only != list(FAILURES):
-        before = read_record(options.json)
-        record.rows, record.notes = before.rows, before.notes
+        now, record = record.environment, read_record(options.json)
+        record.notes.append(
+            f"{', '.join(options.only)}: again at {now['git_commit']}, {now['date']}"
+        )
     rows = {row["failure"]: row for row in record.rows}
     good = True
     try:
