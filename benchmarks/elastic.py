@@ -4,7 +4,8 @@
 
 F1 on the digits in float32. A host is a torchrun agent of one rank, started by
 launch/torchrun_elastic.sh. Three start; under way one is killed with its rank, the two that are
-left go on, and another joins them. The undisturbed run is one process with the same config.
+left go on, and another joins them: on a fast machine --steps leaves time for its start. The
+undisturbed run is one process with the same config.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ FORMULA = (
 )
 TRAIN = [
     *("--model.name=f1", "--norm.kind=ghost", "--norm.ghost_size=32", "--batch.size=192"),
-    *("--schedule.length=600st", "--checkpoint.every=20st", "--telemetry.hardware_every=0"),
+    *("--data.limit=1344", "--checkpoint.every=20st", "--telemetry.hardware_every=0"),
     *("--distributed.heartbeat=8", "--distributed.timeout=120"),
 ]
 LAUNCH = Path(__file__).resolve().parents[1] / "launch" / "torchrun_elastic.sh"
@@ -87,20 +88,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True, help="where the runs go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=600, help="of every run")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[float]] = {"undisturbed": [], "a host lost, another joined": []}
     for seed in options.seeds:
-        setting = f"--run.seed={seed}"
-        plain = top1(options.runs / f"undisturbed-{seed}", [*TRAIN, setting])
+        settings = [f"--run.seed={seed}", f"--schedule.length={options.steps}st"]
+        plain = top1(options.runs / f"undisturbed-{seed}", [*TRAIN, *settings])
         run = options.runs / f"disturbed-{seed}"
         shutil.rmtree(run, ignore_errors=True)
         run.with_suffix(".log").unlink(missing_ok=True)
-        for values, value in zip(found.values(), (plain, disturbed(run, setting)), strict=True):
+        for values, value in zip(found.values(), (plain, disturbed(run, *settings)), strict=True):
             values.append(value)
     rows: list[dict[str, Any]] = [{"run": name, **spread(each)} for name, each in found.items()]
-    notes = ["3 ranks, then 2, then 3, gloo on one host; 600 steps of 192, a checkpoint every 20"]
+    ranks = "3 ranks, then 2, then 3, gloo on one host"
+    notes = [f"{ranks}; {options.steps} steps of 192, a checkpoint every 20"]
     record = BenchmarkRecord("elastic", FORMULA, rows, notes=notes)
     write_record(options.json, record)
     print(record.table())
