@@ -6,7 +6,8 @@ Each run trains F1 on the digits. Once it is under way something is broken; meas
 until every process has ended, or trains again. Then the cause is removed and the same command is
 given again: it has to end with the weights of a run that nothing disturbed, bit by bit, so no
 checkpoint was lost. A failure whose message does not name the rank and the cause makes this fail.
-Root is needed for the full disk (a small tmpfs).
+Where the store is lost with rank 0, its address stands for its host, which cannot be asked.
+With --only, the JSON keeps its other rows. The full disk is a small tmpfs: only root can mount it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
 from PIL import Image
 
-from largebatch.record import BenchmarkRecord, read_metrics, write_record
+from largebatch.record import BenchmarkRecord, read_metrics, read_record, write_record
 
 RANKS = 3
 STEPS = 240
@@ -43,6 +44,7 @@ TRAIN = [
     *(f"--schedule.length={STEPS}st", "--checkpoint.every=20st", "--telemetry.hardware_every=0"),
     *("--distributed.heartbeat=8", "--distributed.timeout=60"),
 ]
+SAME = "same bits"
 # A rank whose command line differs, as where one host has another file.
 ODD_RANK = """
 import os, sys
@@ -52,8 +54,14 @@ sys.exit(main())
 """
 
 
+class NotRun(Exception):
+    """This machine cannot show a failure, for the reason given."""
+
+
 class Job:
     """A training command under torchrun, or rank by rank by hand."""
+
+    running: ClassVar[list[Job]] = []
 
     def __init__(self, folder: Path, *options: str, restarts: int = 0, script: str = "") -> None:
         self.run, self.log = folder / "run", folder / "log.txt"
@@ -67,6 +75,7 @@ class Job:
             *(*program, "train", f"--run.dir={self.run}", *TRAIN, *options),
         ]
         self.processes = [self._start(command, {})]
+        Job.running.append(self)
 
     def _start(self, command: list[str], changes: dict[str, str]) -> subprocess.Popen[bytes]:
         with open(self.log, "ab") as log:
@@ -122,11 +131,14 @@ class Job:
         return self.processes[0].returncode
 
     def kill(self) -> None:
-        for rank in self.ranks().values():
-            rank.kill()
-        for process in self.processes:
+        ranks = self.ranks().values()
+        for process in self.processes:  # first of all: a launcher would start its ranks again
             if process.poll() is None:
                 process.kill()
+                process.wait()
+        for rank in ranks:
+            if rank.is_running():
+                rank.kill()
 
 
 class ByHand(Job):
@@ -143,6 +155,7 @@ class ByHand(Job):
             self._start([*command, *options], {**shared, "RANK": str(rank)})
             for rank in range(RANKS)
         ]
+        Job.running.append(self)
 
 
 def finished(folder: Path, *options: str) -> str:
@@ -243,7 +256,10 @@ def corrupt(folder: Path) -> Outcome:
 def full_disk(folder: Path) -> Outcome:
     disk = folder / "run"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(disk)], check=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(disk)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise NotRun(f"no small disk can be mounted here ({done.stderr.strip()})")
     job = Job(folder)
     job.until(60)
     begun = time.monotonic()
@@ -317,13 +333,18 @@ def inject(name: str, folder: Path, undisturbed: str) -> dict[str, Any]:
     """Break one run, mend it, and return its row."""
     title, failure = FAILURES[name]
     folder.mkdir()
+    Job.running.clear()
     try:
         outcome, seconds, line = failure(folder)
         settings = images_of(folder)
         found = finished(folder, *settings)
         expected = finished(folder / "again", *settings) if settings else undisturbed
-        same = "same bits" if found == expected else f"{found} instead of {expected}"
+        same = SAME if found == expected else f"{found} instead of {expected}"
+    except NotRun as reason:
+        return {"failure": title, "outcome": f"not run: {reason}"}
     finally:
+        for job in Job.running:  # also after Ctrl-C: what this has broken ends with it
+            job.kill()
         if os.path.ismount(folder / "run"):
             subprocess.run(["umount", str(folder / "run")], check=True)
     return {
@@ -349,19 +370,28 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=FAILURES, default=list(FAILURES))
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="largebatch-failures-"))
+    record = BenchmarkRecord("failures", FORMULA, [], notes=[f"{RANKS} ranks on one host, gloo"])
+    if options.json and options.json.exists() and options.only != list(FAILURES):
+        now, record = record.environment, read_record(options.json)
+        record.notes.append(
+            f"{', '.join(options.only)}: again at {now['git_commit']}, {now['date']}"
+        )
+    rows = {row["failure"]: row for row in record.rows}
+    good = True
     try:
         (folder / "undisturbed").mkdir()
         undisturbed = finished(folder / "undisturbed")
-        rows = []
         for name in options.only:
-            rows.append(inject(name, folder / name.replace(", ", "-"), undisturbed))
-            print(json.dumps(rows[-1]), flush=True)
+            row = inject(name, folder / name.replace(", ", "-"), undisturbed)
+            print(json.dumps(row), flush=True)
+            rows[row["failure"]] = row
+            good = good and row.get("afterwards", SAME) == SAME
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    record = BenchmarkRecord("failures", FORMULA, rows, notes=[f"{RANKS} ranks on one host, gloo"])
+    record.rows = [rows[title] for title, _ in FAILURES.values() if title in rows]
     if options.json:
         write_record(options.json, record)
-    return 0 if all(row["afterwards"] == "same bits" for row in rows) else 1
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,6 +81,8 @@ def _usage() -> str:
 
 @_verb("train", "train a model; the same command continues an interrupted run")
 def train(arguments: Sequence[str]) -> int:
+    # Before torch is loaded: a lost peer is one line of ours, not pages of torch's C++ frames.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from largebatch.train.run import train as run
 
     return run(arguments)

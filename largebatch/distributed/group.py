@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed.agreement import agreed, lost_peer
+from largebatch.distributed.agreement import lost_peer
 from largebatch.distributed.environment import World, cores
 from largebatch.distributed.heartbeat import RECORDED, Heartbeat
+from largebatch.distributed.rendezvous import shared_store
 
 
 def choose_device(world: World) -> torch.device:
@@ -55,17 +56,13 @@ def process_group(
     try:
         dist.init_process_group(
             backend,
-            init_method=f"tcp://{world.address}:{world.port}"
-            if world.launcher != "torchrun"
-            else "env://",
+            store=shared_store(world, timeout),
             rank=world.rank,
             world_size=world.world_size,
             timeout=timedelta(seconds=timeout),
             device_id=device if backend == "nccl" else None,
         )
-        # A store of torch's elastic agent outlives its ranks: what others left in it is not ours.
-        session = agreed(os.urandom(8).hex(), world) if patience > 0 else ""
-        heartbeat = Heartbeat(world, patience, session)
+        heartbeat = Heartbeat(world, patience)
         yield heartbeat
         dist.barrier()
     except RunFailure:

@@ -26,6 +26,7 @@ from largebatch.distributed.environment import World
 
 MOST_SECONDS = 2.0  # between two beats
 RECORDED = "32"  # collectives that the flight recorder keeps
+VERDICT = "largebatch/lost"  # a key of the rendezvous store
 ENDING = "ending over an error"
 CONTINUE = "the same command continues from the last checkpoint"
 
@@ -48,17 +49,15 @@ class Heartbeat:
 
     Args:
         patience: seconds; 0 turns the watch off.
-        session: tells the keys of these ranks in the store from those of others before them.
     """
 
-    def __init__(self, world: World, patience: float = 0.0, session: str = "") -> None:
+    def __init__(self, world: World, patience: float = 0.0) -> None:
         self.world, self.patience = world, patience
         self.activity = Activity()
         self.note: Callable[[], dict[str, Any]] = dict
         """What this rank adds to its beats; called in the thread."""
         self.end: Callable[[str], None] = _end
         self._interval = min(patience / 8, MOST_SECONDS)
-        self._keys, self._verdict = f"largebatch/{session}", f"largebatch/{session}/lost"
         self._host = socket.gethostname()
         self._count = 0
         self._beats: dict[int, dict[str, Any]] = {}
@@ -101,8 +100,8 @@ class Heartbeat:
             return ""
         self.activity.doing = ENDING
         try:
-            if self._store.check([self._verdict]):
-                return self._store.get(self._verdict).decode()
+            if self._store.check([VERDICT]):
+                return self._store.get(VERDICT).decode()
             before = self._read(range(self.world.world_size))
             time.sleep(3 * self._interval)
             after = self._read(range(self.world.world_size))
@@ -129,7 +128,7 @@ class Heartbeat:
         return self._behind(behind[0], after, waiting) if behind else ""
 
     def _key(self, rank: int) -> str:
-        return f"{self._keys}/heartbeat/{rank}"
+        return f"largebatch/heartbeat/{rank}"
 
     def _beat(self, waiting: str | None) -> dict[str, Any]:
         return {
@@ -169,8 +168,8 @@ class Heartbeat:
                 self._leave(waiting)
                 self._beats = beats = self._read(watched)
                 self._exchanged = time.monotonic()
-                if not self.world.is_main and self._store.check([self._verdict]):
-                    return self.end(self._store.get(self._verdict).decode())
+                if not self.world.is_main and self._store.check([VERDICT]):
+                    return self.end(self._store.get(VERDICT).decode())
                 for rank in watched:
                     count = beats.get(rank, {}).get("count", -1)
                     if count != seen[rank][0] or held_up or _done(beats, rank):
@@ -182,7 +181,7 @@ class Heartbeat:
                 if silent:
                     text = self._missing(silent[0], beats, waiting, now - seen[silent[0]][1])
                     if self.world.is_main:
-                        self._store.set(self._verdict, text)
+                        self._store.set(VERDICT, text)
                         time.sleep(3 * self._interval)  # the store may end with this process
                     return self.end(text)
                 longest = max((now - since for wait, since in waits.values() if wait), default=0.0)

@@ -29,6 +29,8 @@ from largebatch.train.progress import say
 from largebatch.train.results import begin, conclude
 from largebatch.train.trainer import Trainer
 
+AGENTS_SECONDS = 5.0  # in which all agents hear of a new host
+
 
 def train(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code, 0.
@@ -117,6 +119,11 @@ def _session(
         averaged = whole(trainer.average.tensors) if trainer.average else {}
         if world.is_main:
             conclude(config, directory, trainer, weights if finished else None, averaged)
+        agents = world.launcher == "torchrun" and world.local_world_size < world.world_size
+        if agents and not finished:
+            # A host has joined, as a rule, and each agent stops its own ranks for it: one that has
+            # not heard of it would take an early end for the end of the run, and leave.
+            stop.wait(AGENTS_SECONDS)
         return 0
     finally:
         directory.release()
