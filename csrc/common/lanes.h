@@ -122,8 +122,19 @@ LARGEBATCH_INLINE Vector<Wide<T>> load_some(const T* data, int count, Wide<T> re
   return load(values);
 }
 
+// Asks the second-level cache for what will be read soon; any address will do.
+LARGEBATCH_INLINE void prefetch(const void* data) { __builtin_prefetch(data, 0, 2); }
+
 // A store that goes past the caches, for outputs too large to be found there later.
 LARGEBATCH_INLINE void stream_bytes(void* target, const void* source, int bytes) {
+#if defined(LARGEBATCH_ISA_AVX512)
+  if (bytes == 64) {  // a whole line at once
+    __m512i line;
+    std::memcpy(&line, source, sizeof(line));
+    _mm512_stream_si512(static_cast<__m512i*>(target), line);
+    return;
+  }
+#endif
 #if defined(__SSE2__)
 #pragma GCC unroll 4
   for (int at = 0; at < bytes; at += 16) {

@@ -62,7 +62,7 @@ LARGEBATCH_INLINE void for_lanes(int64_t begin, int64_t length, const Step& step
 }
 
 // y = (x - mean) * scale + bias, + residual, through the ReLU, whose mask is kept as bits. NaN
-// passes, as in torch.
+// passes, as in torch. The values `ahead` of those at hand are fetched meanwhile.
 template <bool PerElement, typename T>
 LARGEBATCH_INLINE void normalize(
     const T* x,
@@ -73,9 +73,11 @@ LARGEBATCH_INLINE void normalize(
     const Wide<T>* scale,
     const Wide<T>* bias,
     int64_t length,
+    int64_t ahead,
     bool stream) {
   using Acc = Wide<T>;
   for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) LARGEBATCH_ALWAYS_INLINE {
+    prefetch(x + i + ahead);
     Vector<Acc> v = (load_lanes(x + i, lanes) - coefficient<PerElement>(mean, i)) *
             coefficient<PerElement>(scale, i) +
         coefficient<PerElement>(bias, i);
@@ -113,9 +115,12 @@ LARGEBATCH_INLINE void gradient(
     T* dresidual,
     const GradientCoefficients<Wide<T>>& by,
     int64_t length,
+    int64_t ahead,
     bool stream) {
   using Acc = Wide<T>;
   for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) LARGEBATCH_ALWAYS_INLINE {
+    prefetch(x + i + ahead);
+    prefetch(grad + i + ahead);
     Vector<Acc> g = load_lanes(grad + i, lanes);
     if (mask != nullptr) g = keep<Acc>(g, load_bits<Acc>(mask + i / 8));
     const Vector<Acc> d = load_lanes(x + i, lanes) - coefficient<PerElement>(by.mean, i);

@@ -1,11 +1,19 @@
 // A few adjacent channels of one ghost batch whose values of a sample lie together (contiguous
 // layout): statistics and normalisation while the values are in the core's cache.
+//
+// A sample's values are few and the next one's far away, which the processor does not foresee: the
+// loops ask for them.
 
 #pragma once
 
 #include "norm/cpu_common.h"
 
 namespace largebatch::LARGEBATCH_ISA {
+
+// From a sample to the one to ask for: the next, and at the last itself.
+LARGEBATCH_INLINE int64_t ahead_of(const PlanarAt& at, int64_t sample) {
+  return sample + 1 < at.samples ? at.stride : 0;
+}
 
 template <typename T>
 LARGEBATCH_INLINE Wide<T> mean_of_row(const T* x, int64_t length) {
@@ -20,12 +28,14 @@ LARGEBATCH_INLINE Wide<T> mean_of_row(const T* x, int64_t length) {
 
 template <bool Squares, typename T>
 LARGEBATCH_INLINE void add_moments(
-    const T* x, int64_t length, Wide<T> shift, double& sum, double& square) {
+    const T* x, int64_t length, int64_t ahead, Wide<T> shift, double& sum, double& square) {
   using Acc = Wide<T>;
   constexpr int kCount = Lanes<Acc>::kCount;
   Vector<Acc> sums[2] = {}, squares[2] = {};
   int64_t i = 0;
   for (; i + 2 * kCount <= length; i += 2 * kCount) {
+    prefetch(x + i + ahead);
+    prefetch(x + i + kCount + ahead);
     const Vector<Acc> first = load(x + i) - shift;
     const Vector<Acc> second = load(x + i + kCount) - shift;
     sums[0] += first;
@@ -85,7 +95,7 @@ LARGEBATCH_INLINE void planar_moments(
   for (int64_t s = 0; s < at.samples; ++s) {
     for (int c = 0; c < at.channels; ++c) {
       const T* const row = x + s * at.stride + c * at.length;
-      add_moments<Squares>(row, at.length, shift[c], sums[c], squares[c]);
+      add_moments<Squares>(row, at.length, ahead_of(at, s), shift[c], sums[c], squares[c]);
     }
   }
   for (int c = 0; c < at.channels; ++c) {
@@ -149,7 +159,7 @@ LARGEBATCH_INLINE void planar_normalize(
       normalize<false>(
           x + begin, residual == nullptr ? nullptr : residual + begin, y + begin,
           mask == nullptr ? nullptr : mask + s * at.mask_stride + c * at.mask_row, mean + c,
-          scale + c, bias + c, at.length, stream);
+          scale + c, bias + c, at.length, ahead_of(at, s), stream);
     }
   }
   if (stream) stream_end();
@@ -161,11 +171,14 @@ LARGEBATCH_INLINE void add_gradient_sums(
     const T* x,
     const uint8_t* mask,
     int64_t length,
+    int64_t ahead,
     Wide<T> mean,
     GradientSums& sums) {
   using Acc = Wide<T>;
   Vector<Acc> of_grad{}, of_product{}, of_sign{};
   for_lanes<Acc>(0, length, [&](int64_t i, auto lanes) LARGEBATCH_ALWAYS_INLINE {
+    prefetch(grad + i + ahead);
+    prefetch(x + i + ahead);
     Vector<Acc> g = load_lanes(grad + i, lanes);
     if (mask != nullptr) g = keep<Acc>(g, load_bits<Acc>(mask + i / 8));
     const Vector<Acc> d = load_lanes(x + i, lanes, mean) - mean;
@@ -203,7 +216,8 @@ LARGEBATCH_INLINE void planar_gradient_sums(
       const int64_t begin = s * at.stride + c * at.length;
       const uint8_t* const bits =
           mask == nullptr ? nullptr : mask + s * at.mask_stride + c * at.mask_row;
-      add_gradient_sums<Signs>(grad + begin, x + begin, bits, at.length, mean[c], sums[c]);
+      add_gradient_sums<Signs>(
+          grad + begin, x + begin, bits, at.length, ahead_of(at, s), mean[c], sums[c]);
     }
   }
 }
@@ -237,7 +251,7 @@ LARGEBATCH_INLINE void planar_gradient(
           mask == nullptr ? nullptr : mask + s * at.mask_stride + c * at.mask_row, dx + begin,
           dresidual == nullptr ? nullptr : dresidual + begin,
           {by.mean + c, by.grad + c, by.constant + c, by.spread + c, by.kth + c, by.share + c},
-          at.length, stream);
+          at.length, ahead_of(at, s), stream);
     }
   }
   if (stream) stream_end();

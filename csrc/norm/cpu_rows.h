@@ -7,6 +7,10 @@
 
 namespace largebatch::LARGEBATCH_ISA {
 
+// How far ahead of the values at hand memory is asked for: over the end of a page, where the
+// processor's own foresight ends.
+constexpr int64_t kRowsAhead = 1024;
+
 // Calls `four(first)` for blocks of four vectors of columns, then `one(first, lanes)`.
 template <typename Acc, class Four, class One>
 LARGEBATCH_INLINE void for_columns(int64_t channels, const Four& four, const One& one) {
@@ -35,6 +39,7 @@ LARGEBATCH_INLINE void rows_moments(
         const Vector<Acc> o2 = load(shift + c + 2 * kCount), o3 = load(shift + c + 3 * kCount);
         for (int64_t r = 0; r < rows; ++r) {
           const T* row = x + r * channels + c;
+          for (int u = 0; u < 4; ++u) prefetch(row + u * kCount + kRowsAhead);
           const Vector<Acc> d0 = load(row) - o0, d1 = load(row + kCount) - o1;
           const Vector<Acc> d2 = load(row + 2 * kCount) - o2, d3 = load(row + 3 * kCount) - o3;
           s0 += d0;
@@ -85,6 +90,7 @@ LARGEBATCH_INLINE void rows_absolute(
         const Vector<Acc> o2 = load(mean + c + 2 * kCount), o3 = load(mean + c + 3 * kCount);
         for (int64_t r = 0; r < rows; ++r) {
           const T* row = x + r * channels + c;
+          for (int u = 0; u < 4; ++u) prefetch(row + u * kCount + kRowsAhead);
           s0 += absolute<Acc>(load(row) - o0);
           s1 += absolute<Acc>(load(row + kCount) - o1);
           s2 += absolute<Acc>(load(row + 2 * kCount) - o2);
@@ -178,7 +184,8 @@ LARGEBATCH_INLINE void rows_normalize(
     const int64_t at = r * channels;
     normalize<true>(
         x + at, residual == nullptr ? nullptr : residual + at, y + at,
-        mask == nullptr ? nullptr : mask + r * mask_row, mean, scale, bias, channels, stream);
+        mask == nullptr ? nullptr : mask + r * mask_row, mean, scale, bias, channels, kRowsAhead,
+        stream);
   }
   if (stream) stream_end();
 }
@@ -206,6 +213,8 @@ LARGEBATCH_INLINE void column_gradient_sums(
 #pragma GCC unroll 4
     for (int u = 0; u < Vectors; ++u) {
       const int64_t at = r * channels + u * kCount;
+      prefetch(grad + at + kRowsAhead);
+      prefetch(x + at + kRowsAhead);
       Vector<Acc> g = load_lanes(grad + at, lanes);
       if (mask != nullptr) {
         g = keep<Acc>(g, load_bits<Acc>(mask + r * mask_row + u * kCount / 8));
@@ -267,7 +276,7 @@ LARGEBATCH_INLINE void rows_gradient(
     const int64_t at = r * channels;
     gradient<true, Policy>(
         grad + at, x + at, mask == nullptr ? nullptr : mask + r * mask_row, dx + at,
-        dresidual == nullptr ? nullptr : dresidual + at, by, channels, stream);
+        dresidual == nullptr ? nullptr : dresidual + at, by, channels, kRowsAhead, stream);
   }
   if (stream) stream_end();
 }

@@ -122,7 +122,8 @@ class PlanarSection {
   const PlanarAt at_;
 };
 
-// All channels of a ghost batch whose channels are adjacent, in chunks of rows.
+// All channels of a ghost batch whose channels are adjacent, in chunks of rows. A pass begins where
+// the one before it ended, with rows that the caches may still hold.
 template <typename T>
 class RowsSection {
   using Acc = Wide<T>;
@@ -245,10 +246,12 @@ class RowsSection {
   // Calls body(chunk, first row in the tensor, rows).
   template <class Body>
   void for_chunks(const Body& body) const {
-    run(parallel_, chunks_, [&](int64_t chunk) {
+    run(parallel_, chunks_, [&](int64_t index) {
+      const int64_t chunk = back_ ? chunks_ - 1 - index : index;
       const int64_t row = chunk * per_chunk_;
       body(chunk, begin_ + row, std::min(per_chunk_, values - row));
     });
+    back_ = !back_;
   }
 
   // Calls body(first channel, channels) for vectors of channels.
@@ -272,6 +275,7 @@ class RowsSection {
 
   const int64_t begin_, mask_row_, per_chunk_, chunks_, padded_;
   const bool parallel_;
+  mutable bool back_ = false;
 };
 
 // Calls `body` with the sections of a call.
