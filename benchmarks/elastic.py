@@ -14,6 +14,8 @@ import argparse
 import json
 import re
 import shutil
+import socket
+import time
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,13 @@ LAUNCH = Path(__file__).resolve().parents[1] / "launch" / "torchrun_elastic.sh"
 STARTED = re.compile(r"(\d) rank\(s\) on cpu")
 
 
+def listens(endpoint: str) -> bool:
+    """Return whether somebody takes connections there."""
+    host, port = endpoint.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
 class Hosts(Job):
     """Three agents that share one run, and one log."""
 
@@ -52,7 +61,12 @@ class Hosts(Job):
             "LAST_CALL": "5",
             "ENDPOINT": f"127.0.0.1:{free_port()}",
         }
-        self.processes = [self._start(self.command, self.changes) for _ in range(3)]
+        self.processes = []
+        self.add()  # it keeps the rendezvous, and stays
+        while not listens(self.changes["ENDPOINT"]):
+            time.sleep(0.1)
+        self.add()
+        self.add()
 
     def lose(self) -> None:
         """Kill the last agent and its rank at once."""

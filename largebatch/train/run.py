@@ -59,7 +59,6 @@ def train(arguments: Sequence[str]) -> int:
         launcher = os.environ.get(LAUNCHER_VARIABLE)
         die_with_parent(int(launcher) if launcher else None)
         os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_world_size))  # data workers ask
-    stop = StopRequest().install()
     device = choose_device(world)
     set_threads(world)
     if device.type == "cpu":
@@ -71,6 +70,8 @@ def train(arguments: Sequence[str]) -> int:
     plan = config.distributed
     try:
         with process_group(world, plan.backend, plan.timeout, device, plan.heartbeat) as heartbeat:
+            # Not before: a rank that waits for others has nothing to save, and is to end at once.
+            stop = StopRequest().install()
             return _session(config, world, device, stop, heartbeat)
     except OSError as error:
         raise RunFailure(

@@ -180,7 +180,7 @@ def beats(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[Heartbeat], di
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
     monkeypatch.setattr(heartbeat, "_in_flight", lambda: "gloo:all_reduce number 7 (of 123)")
     ends: dict[int, str] = {}
-    every = [Heartbeat(World(rank, 3, launcher="mpirun"), 4.0, "one") for rank in range(3)]
+    every = [Heartbeat(World(rank, 3, launcher="mpirun"), 4.0) for rank in range(3)]
     for rank, each in enumerate(every):
         each.end = partial(ends.__setitem__, rank)
     yield every, ends

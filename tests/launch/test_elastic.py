@@ -114,10 +114,13 @@ class Hosts:
                 )
             )
 
-    def release(self, agent: int) -> None:
-        """Let a held agent go on, once another keeps the rendezvous."""
+    def meet(self) -> None:
+        """Wait until an agent keeps the rendezvous."""
         host, port = self.environment["ENDPOINT"].split(":")
         self.until(lambda: listens(host, int(port)), "a rendezvous")
+
+    def release(self, agent: int) -> None:
+        """Let a held agent go on."""
         stdin = self.agents[agent].stdin
         assert stdin is not None
         stdin.close()
@@ -190,10 +193,11 @@ def check_same(expected: Path, found: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("lost", [0, 2], ids=["the first", "the last"])
 def test_a_host_is_lost_and_another_joins(lost, undisturbed, hosts):
-    hosts.add(held=True)  # so that rank 0 is not where the rendezvous is kept
+    hosts.add(held=True)  # rank 0 is not where the rendezvous is kept
     hosts.add()
-    hosts.add()
+    hosts.meet()
     hosts.release(0)
+    hosts.add()
     hosts.trains(3)
     hosts.lose(lost)
     hosts.trains(2)
