@@ -96,14 +96,17 @@ def through_a_file(state: Any) -> Any:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
 def test_save_load_step_is_bit_identical(name: str, dtype: torch.dtype) -> None:
+    # torch's own keep their state in float16, where an eps of 1e-8 is zero.
+    coarse = dtype == torch.float16 and name in ("nadam", "radam", "rmsprop")
+    config = config_of(name, **({"eps": 1e-3} if coarse else {}))
     net = tiny_net(dtype)
-    optimizer = build_optimizer(config_of(name), net)
+    optimizer = build_optimizer(config, net)
     train(net, optimizer, range(7))
     saved_net, saved = through_a_file(net.state_dict()), through_a_file(optimizer.state_dict())
     train(net, optimizer, range(7, 12))
 
     again = tiny_net(dtype)
-    other = build_optimizer(config_of(name), again)
+    other = build_optimizer(config, again)
     train(again, other, range(2))  # state to be overwritten
     again.load_state_dict(saved_net)
     other.load_state_dict(saved)
