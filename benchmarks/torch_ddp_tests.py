@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -26,7 +27,7 @@ WANTED = r"test_(all_reduce|DistributedDataParallel|ddp_|barrier|allgather_objec
 NEED_A_GPU = r"skip_if_no_gpu|skip_if_lt_x_gpu|cuda|requires_nccl|nccl_only|Gpu"
 TORUS = {"LARGEBATCH_ALLREDUCE": "torus", "LARGEBATCH_TORUS": "2x2"}
 
-# Ranks import this file anew, with the environment of the process that started them.
+# Chosen by the environment, as torch's own test files choose it.
 if "BACKEND" in os.environ:
     from torch.testing._internal.common_distributed import DistTestCases
 
@@ -43,23 +44,25 @@ if "BACKEND" in os.environ:
 
         def setUp(self) -> None:
             super().setUp()
-            self._spawn_processes()
+            # Forked: a spawned rank imports torch's test library anew, a minute a test.
+            self._start_processes(multiprocessing.get_context("fork").Process)
 
 
 def names() -> list[str]:
     """Return the tests that need no GPU."""
+    every = inspect.getsource(DistributedTest._DistTestBase)
     found = []
     for name, function in inspect.getmembers(Borrowed, inspect.isfunction):
-        source = inspect.getsource(inspect.unwrap(function))
-        if re.match(WANTED, name) and not re.search(NEED_A_GPU, _decorators(name) + source):
-            found.append(name)
+        if re.match(WANTED, name):
+            source = _decorators(every, name) + inspect.getsource(inspect.unwrap(function))
+            if not re.search(NEED_A_GPU, source):
+                found.append(name)
     return found
 
 
-def _decorators(name: str) -> str:
+def _decorators(every: str, name: str) -> str:
     """Return the lines above a test's definition, where its requirements stand."""
-    source = inspect.getsource(DistributedTest._DistTestBase)
-    before = source[: source.index(f"def {name}(")].rstrip().splitlines()
+    before = every[: every.index(f"def {name}(")].rstrip().splitlines()
     above = []
     while before and before[-1].lstrip().startswith(("@", ")", '"', "BACKEND")):
         above.append(before.pop())
