@@ -89,6 +89,7 @@ def train(options: argparse.Namespace) -> None:
         for kind, name in (("auto", ""), ("disturbed", "disturbed_")):
             row[f"{name}update_apart"] = apart(update["default"], update[kind])
             row[f"{name}weights_apart"] = apart(weights["default"], weights[kind])
+        row["between_weights_apart"] = apart(weights["auto"], weights["disturbed"])
         row["same_weights"] = (
             row["update_apart"] <= UPDATE_TOLERANCE
             and row["weights_apart"] <= row["disturbed_weights_apart"]
