@@ -109,9 +109,7 @@ def deep() -> nn.Module:
 
 def sizes_by_auto(rank: int) -> dict[str, list[list[int]]]:
     """Return the buckets of six steps each of a run, of its continuation and of another grid's."""
-    all_reduce.select = lambda reduce, store, preference: Selection(
-        "auto", reduce.topology, "fp32", LINKS
-    )
+    all_reduce.select = lambda algorithms: Selection("auto", algorithms.topology, "fp32", LINKS)
     world, config = World(rank, RANKS, rank, RANKS), DistributedConfig(bucket_mb="auto")
     found, state = {}, None
     ticks = count()  # rank r's backward passes take 0.1 (r + 1) s
