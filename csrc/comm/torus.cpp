@@ -12,6 +12,8 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/utils/pybind.h>
 
+#include <unistd.h>
+
 #include <array>
 #include <atomic>
 #include <condition_variable>
@@ -198,14 +200,25 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
     return work;
   }
 
-  // Waits for what has begun, unless it has failed: then a thread may wait for a dead rank yet, and
-  // what the threads share stays until the process ends.
+  // Waits for what has begun, unless that could be for ever: after a failure a thread may wait for
+  // a dead rank yet, and a callback that drops the last owner runs on one of the threads. A forked
+  // child has none of them, and its locks may be held by nobody.
   void close() {
     if (threads_.empty()) return;
+    if (getpid() != process_) {
+      new std::vector<std::thread>(std::move(threads_));
+      new std::shared_ptr<Schedule>(shared_from_this());
+      threads_.clear();
+      return;
+    }
     inboxes_[0].put(nullptr);
     const bool failed = failure() != nullptr;
     if (failed) new std::shared_ptr<Schedule>(shared_from_this());
-    for (std::thread& thread : threads_) failed ? thread.detach() : thread.join();
+    bool leave = failed;
+    for (const std::thread& thread : threads_) {
+      leave = leave || thread.get_id() == std::this_thread::get_id();
+    }
+    for (std::thread& thread : threads_) leave ? thread.detach() : thread.join();
     threads_.clear();
   }
 
@@ -231,8 +244,9 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
   }
 
   void start() {
+    process_ = getpid();
     for (int stage = 0; stage < kSteps; ++stage) {
-      threads_.emplace_back([this, stage] { serve(stage); });
+      threads_.emplace_back([self = shared_from_this(), stage] { self->serve(stage); });
     }
   }
 
@@ -429,6 +443,7 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
   std::optional<c10::Stream> stream_;
   int64_t sequence_ = 0;
   std::vector<std::thread> threads_;
+  pid_t process_ = 0;  // that the threads belong to
   std::array<Inbox, kSteps> inboxes_;
   Slots slots_;
   std::mutex mutex_;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -68,6 +70,10 @@ class Algorithms:
                 column_store = PrefixStore(f"column {place.column[0]}", store)
                 self.column = connect(column_store, at, rows, timeout, device)
             self.torus = make_torus(self.topology, self.rank, self.row, self.column, device)
+        self._ending: set[Pending] = set()
+        # When it is collected, at the latest before the interpreter ends: no thread may call Python
+        # after that, and a callback that still had to would end the process in an abort.
+        self.close = weakref.finalize(self, _close, self.torus, self._ending, os.getpid())
 
     def start_torus(
         self, tensor: Tensor, chunks: int, *, mean: bool = False, squares: Tensor | None = None
@@ -111,27 +117,34 @@ class Algorithms:
             return work
         # gloo has no mean of its own.
         pending = Pending([tensor])
+        # Not self: a thread of gloo must not be the last to hold the group that joins it.
+        rank, world_size, ending = self.rank, self.world_size, self._ending
+        ending.add(pending)
 
         def end(done: torch.futures.Future[Any]) -> None:
             try:
                 done.value()
                 if mean and tensor.is_floating_point():
-                    tensor.div_(self.world_size)
+                    tensor.div_(world_size)
                 elif mean:
-                    tensor.copy_(torch.div(tensor, self.world_size, rounding_mode="trunc"))
-                if squares is not None and self.rank == 0:
+                    tensor.copy_(torch.div(tensor, world_size, rounding_mode="trunc"))
+                if squares is not None and rank == 0:
                     squares[1] += tensor.detach().double().square().sum()
                 pending.succeed()
             except Exception as error:  # the one who waits is to see it
                 pending.fail(error)
+            ending.discard(pending)
 
         work.get_future().then(end)
         return pending
 
-    def close(self) -> None:
-        """End the torus' threads once what has begun is done."""
-        if self.torus is not None:
-            self.torus.close()
+
+def _close(torus: Schedule | None, ending: set[Pending], process: int) -> None:
+    """Wait until what has begun is done, and end the torus' threads; a forked child has neither."""
+    for pending in tuple(ending) if os.getpid() == process else ():
+        pending.settle()
+    if torus is not None:
+        torus.close()
 
 
 def _numbers(tensor: Tensor, mean: bool) -> Tensor:

@@ -74,7 +74,7 @@ class TorusGroup(dist.ProcessGroup):
         preference: Preference,
     ) -> None:
         super().__init__(rank, size)
-        self._store, self.timeout = store, timeout
+        self._store, self.timeout, self._name = store, timeout, ""
         self.flat = connect(PrefixStore("flat", store), rank, size, timeout, torch.device("cpu"))
         if torch.cuda.is_available():
             device = torch.device("cuda", torch.cuda.current_device())
@@ -113,15 +113,18 @@ class TorusGroup(dist.ProcessGroup):
     def _get_backend(self, device: torch.device) -> Any:
         return self.flat._get_backend(device)
 
+    def _set_group_name(self, name: str) -> None:
+        self._name = name  # torch asks for it even when it has struck the group off its own list
+
     @property
     def pg_name(self) -> str:
         """Return the name under which torch knows the group."""
-        return dist.distributed_c10d._world.pg_names[self]
+        return self._name
 
     @property
     def group_name(self) -> Any:
         """Return the name under which torch knows the group."""
-        return self.pg_name
+        return self._name
 
 
 def process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+
+BUCKETS_MB = (1.0, 2.0, 4.0, 8.0, 16.0, 25.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 
 
 def pack(tensors: Iterable[tuple[Hashable, int]], limit: float) -> list[list[int]]:
@@ -27,3 +29,33 @@ def pack(tensors: Iterable[tuple[Hashable, int]], limit: float) -> list[list[int
         groups[at].append(place)
         sizes[at] += size
     return groups
+
+
+def choose_bucket_mb(
+    bytes: float,
+    backward_seconds: float,
+    all_reduce: Callable[[float], float],
+    sizes: Sequence[float] = BUCKETS_MB,
+) -> float:
+    """Return the bucket size in MB that exposes the least communication.
+
+    ``bytes`` of gradients become ready evenly over ``backward_seconds``, and the buckets'
+    all-reduces follow each other; of sizes within 1% the largest is taken.
+
+    Args:
+        bytes: of all gradients.
+        backward_seconds: of a step's last backward pass.
+        all_reduce: the seconds that one of so many bytes takes.
+        sizes: to choose from, in MB.
+    """
+
+    def end(megabytes: float) -> float:
+        count = max(1, round(bytes / (megabytes * 1e6)))
+        seconds = all_reduce(bytes / count)
+        end = 0.0
+        for index in range(count):
+            end = max(end, (index + 1) / count * backward_seconds) + seconds
+        return end
+
+    ends = {size: end(size) for size in sizes}
+    return max(size for size in sizes if ends[size] <= 1.01 * min(ends.values()))

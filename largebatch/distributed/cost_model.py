@@ -20,7 +20,6 @@ Wire = Literal["fp32", "bf16", "fp16"]
 ALGORITHMS: tuple[Algorithm, ...] = ("flat", "hierarchical", "mesh", "torus")
 WIRE_SHARE: Mapping[Wire, float] = {"fp32": 1.0, "bf16": 0.5, "fp16": 0.5}
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
-BUCKETS_MB = (1.0, 2.0, 4.0, 8.0, 16.0, 25.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 
 ALL_REDUCE_FORMULAS = """\
 all-reduce of S bytes over Y rows of X ranks, rows within hosts, N = X Y; a_f, b_f: latency and
@@ -244,31 +243,6 @@ class CostModel:
             return None
         last_flat = max((k for k, won in enumerate(wins) if not won), default=-1)
         return 2 ** (last_flat + 1)
-
-    def choose_bucket_mb(
-        self,
-        bytes: float,
-        backward_seconds: float,
-        topology: Shape,
-        wire: Wire = "fp32",
-        sizes: Sequence[float] = BUCKETS_MB,
-    ) -> float:
-        """Return the bucket size in MB that exposes the least communication.
-
-        ``bytes`` of gradients become ready evenly over ``backward_seconds``, and the buckets'
-        all-reduces follow each other; of sizes within 1% the largest is taken.
-        """
-
-        def exposed(megabytes: float) -> float:
-            count = max(1, round(bytes / (megabytes * 1e6)))
-            seconds = self.choose(bytes / count, topology, wire).seconds
-            end = 0.0
-            for index in range(count):
-                end = max(end, (index + 1) / count * backward_seconds) + seconds
-            return end
-
-        ends = {size: exposed(size) for size in sizes}
-        return max(size for size in sizes if ends[size] <= 1.01 * min(ends.values()))
 
     def _ring(self, ranks: int, crossings: int) -> Link:
         """Return the link that a ring of ``ranks`` hops, ``crossings`` between hosts, is like."""

@@ -55,6 +55,10 @@ class Pending(dist.Work):
             self._future.wait()
         return True
 
+    def settle(self) -> None:
+        """Wait until the work is done or has failed."""
+        self._done.wait()
+
     def synchronize(self) -> None:
         """Order what follows after the result."""
         self.wait()

@@ -75,7 +75,7 @@ class CompiledTorus:
         return work
 
     def close(self) -> None:
-        """Let the threads end once what has begun is done."""
+        """Wait until what has begun is done, and end the threads; see :meth:`Torus.close`."""
         self._torus.close()
 
 

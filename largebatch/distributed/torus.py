@@ -135,6 +135,7 @@ class Torus:
             self._finish,
         ]
         self._inboxes: list[queue.SimpleQueue[Chunk | None]] = []
+        self._threads: list[threading.Thread] = []
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def all_reduce(
@@ -190,7 +191,11 @@ class Torus:
         self._inboxes = [queue.SimpleQueue() for _ in self._steps]
         for stage, step in enumerate(self._steps):
             name = f"torus {(*STAGES, 'end')[stage]}"
-            threading.Thread(target=self._serve, args=(stage, step), name=name, daemon=True).start()
+            served = threading.Thread(
+                target=self._serve, args=(stage, step), name=name, daemon=True
+            )
+            served.start()
+            self._threads.append(served)
 
     def _serve(self, stage: int, step: Callable[[Chunk], None]) -> None:
         while (chunk := self._inboxes[stage].get()) is not None:
@@ -206,9 +211,15 @@ class Torus:
             self._inboxes[stage + 1].put(None)
 
     def close(self) -> None:
-        """Let the threads end once what has begun is done."""
+        """Wait until what has begun is done, and end the threads.
+
+        Not for what has failed, whose threads may wait for a dead rank yet, nor on one of them.
+        """
         if self._inboxes:
             self._inboxes[0].put(None)
+        if self._error is None and threading.current_thread() not in self._threads:
+            for thread in self._threads:
+                thread.join()
 
     def _advance(self, chunk: Chunk, step: Callable[[Chunk], None]) -> None:
         try:

@@ -22,8 +22,9 @@ class DistributedConfig:
     """Grid of the 2D torus, rows x columns such as 2x4; none: a row a host. Asks for the torus."""
     wire_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of float32 gradients between hosts, where the torus sums them."""
-    bucket_mb: float = 25.0
-    """Size of one gradient message in MB; larger ones overlap less with the backward pass."""
+    bucket_mb: float | Literal["auto"] = 25.0
+    """Size of one gradient message in MB; larger ones overlap less with the backward pass. auto:
+    what links and backward pass, both measured, make best, on one host 25; a run keeps it."""
     timeout: float = 1800.0
     """Seconds a collective may take before every rank fails."""
     heartbeat: float = 120.0

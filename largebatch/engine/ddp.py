@@ -2,7 +2,8 @@
 
 The idea of torch's DistributedDataParallel (Li et al. 2020, "PyTorch Distributed", section 3):
 gradients lie in flat buckets, and a bucket's all-reduce starts while the backward pass still runs.
-What differs: the layout is fixed (see :func:`make_buckets`), the sum is not divided (the trainer
+What differs: the layout depends on no run's timing (see :func:`make_buckets`) unless the user asks
+for it (see :class:`BucketSize`), the sum is not divided (the trainer
 divides the loss by the step's global weight beforehand, so uneven shares are exact), buffers are
 not broadcast, and a rank without samples takes part with zeros.
 """
@@ -10,7 +11,7 @@ not broadcast, and a rank without samples takes part with zeros.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from largebatch.distributed.backend import all_reduce_over
 from largebatch.distributed.environment import World
 from largebatch.distributed.preference import Preference
 from largebatch.engine.bucket import Bucket, make_buckets
+from largebatch.engine.bucket_size import BUCKET_MB, BucketSize
 from largebatch.engine.engine import Engine, broadcast_from_first
 
 AUTO = Preference()
@@ -26,13 +28,20 @@ Hook = Callable[[Any, Any], torch.futures.Future[Any]]
 
 
 class DataParallel(Engine):
-    """Every rank holds the whole model; a step's gradients travel in buckets."""
+    """Every rank holds the whole model; a step's gradients travel in buckets.
+
+    Args:
+        model, world: as of every engine.
+        bucket_mb: size of a bucket; ``auto`` begins with torch's 25 MB and, where the links were
+            probed, changes once, after the first steps, to what the cost model finds best.
+        preference: how buckets are summed.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         world: World,
-        bucket_mb: float = 25.0,
+        bucket_mb: float | Literal["auto"] = BUCKET_MB,
         preference: Preference = AUTO,
     ) -> None:
         super().__init__(model, world)
@@ -43,8 +52,12 @@ class DataParallel(Engine):
         broadcast_from_first(model)
         device = self._parameters[0].device if self._parameters else torch.device("cpu")
         self.all_reduce = all_reduce_over("engine", None, device, preference)
-        self._buckets = make_buckets(self._parameters, bucket_mb)
-        self._bucket_of = {p: b for b in self._buckets for p in b.parameters()}
+        self._size: BucketSize | None = None
+        if bucket_mb == "auto" and self.all_reduce.selection.model is not None:
+            bytes = sum(p.numel() * p.element_size() for p in self._parameters)
+            self._size = BucketSize(self.all_reduce, bytes)
+        self._decided: float | None = None
+        self._divide(BUCKET_MB if bucket_mb == "auto" else bucket_mb)
         self._missing: list[int] = []
         self._armed = False
         self._next = 0
@@ -65,6 +78,8 @@ class DataParallel(Engine):
             for parameter in self._parameters:
                 parameter.grad = None
             return
+        if self._size is not None:
+            self._decide(self._size.decide())
         for bucket in self._buckets:
             bucket.attach()
         self._missing = [len(bucket.parameters()) for bucket in self._buckets]
@@ -74,6 +89,8 @@ class DataParallel(Engine):
     def last(self) -> None:
         """Announce the step's last backward pass: buckets leave as soon as they are complete."""
         self._armed = True
+        if not self.alone and self._size is not None:
+            self._size.begin()
 
     def finish(self) -> None:
         """Wait until every gradient is the sum over all ranks."""
@@ -82,6 +99,8 @@ class DataParallel(Engine):
                 if parameter.grad is None:  # unused in this step: zero, as on several ranks
                     parameter.grad = torch.zeros_like(parameter)
             return
+        if self._size is not None:
+            self._size.end()
         while self._next < len(self._buckets):
             self._launch(self._buckets[self._next])
         for bucket, work in zip(self._buckets, self._works, strict=True):
@@ -92,6 +111,30 @@ class DataParallel(Engine):
                 bucket.set_buffer(value[0] if isinstance(value, list) else value)
         self._works.clear()
         self._armed = False
+
+    def exchange_state(self) -> dict[str, Any] | None:
+        """Return the size of the buckets that ``auto`` decided on, and for which grid."""
+        if self.alone or self._decided is None:
+            return None
+        return {"bucket_mb": self._decided, "topology": self.all_reduce.topology.key()}
+
+    def load_exchange_state(self, state: dict[str, Any]) -> None:
+        """Keep the size decided on before, unless the ranks are placed in another way now."""
+        if (
+            not self.alone
+            and self._size is not None
+            and state["topology"] == self.all_reduce.topology.key()
+        ):
+            self._decide(state["bucket_mb"])
+
+    def _decide(self, megabytes: float | None) -> None:
+        if megabytes is not None:
+            self._size, self._decided = None, megabytes
+            self._divide(megabytes)
+
+    def _divide(self, megabytes: float) -> None:
+        self._buckets = make_buckets(self._parameters, megabytes)
+        self._bucket_of = {p: b for b in self._buckets for p in b.parameters()}
 
     def _ready(self, parameter: Tensor) -> None:
         if not self._armed:

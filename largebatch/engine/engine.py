@@ -137,6 +137,13 @@ class Engine(ABC):
         if self.scaler is not None:
             self.scaler.load_state_dict(state)
 
+    def exchange_state(self) -> dict[str, Any] | None:
+        """Return what was measured for the exchange and shapes its sums, None if nothing was."""
+        return None
+
+    def load_exchange_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on with what :meth:`exchange_state` returned, as far as it fits these ranks."""
+
 
 @torch.no_grad()
 def broadcast_from_first(model: nn.Module) -> None:

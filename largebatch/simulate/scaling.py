@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from largebatch._errors import UserError
+from largebatch.distributed.bucketing import choose_bucket_mb
 from largebatch.distributed.cost_model import CHUNKS, Algorithm, Choice, CostModel, Wire
 from largebatch.distributed.grid import Grid
 from largebatch.simulate.constants import Device
@@ -134,18 +135,16 @@ class Cluster:
     def step(self, nodes: int, batch: int, method: Method) -> tuple[Step, float]:
         """Simulate a step; return it with the bucket size in MB."""
         compute, grid = self.compute(batch), Grid(nodes, self.per_node)
+
+        def collective(size: float) -> float:
+            return method.choose(self.cost, size, grid).seconds
+
         megabytes = self.bucket_mb
         if megabytes is None:
-            megabytes = self.cost.choose_bucket_mb(
-                4 * self.trace.elements, compute.backward, grid, method.wire
-            )
-        collective = None
-        if grid.world_size > 1:
-
-            def collective(size: float) -> float:
-                return method.choose(self.cost, size, grid).seconds
-
-        return simulate(compute, bucket(compute, megabytes), collective), megabytes
+            size = 4 * self.trace.elements
+            megabytes = choose_bucket_mb(size, compute.backward, collective)
+        buckets = bucket(compute, megabytes)
+        return simulate(compute, buckets, collective if grid.world_size > 1 else None), megabytes
 
     def predict(self, nodes: int, batch: int, method: Method) -> Prediction:
         """Return a line of the plan."""

@@ -68,8 +68,9 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"snapshot.cycles={snapshot.cycles}: from 0 to 1000"
     if config.checkpoint.keep < 1:
         yield f"checkpoint.keep={config.checkpoint.keep}: at least 1"
-    if not (math.isfinite(config.distributed.bucket_mb) and config.distributed.bucket_mb > 0):
-        yield f"distributed.bucket_mb={config.distributed.bucket_mb}: a number of MB above 0"
+    bucket = config.distributed.bucket_mb
+    if bucket != "auto" and not (math.isfinite(bucket) and bucket > 0):
+        yield f"distributed.bucket_mb={bucket}: auto or a number of MB above 0"
     grid = config.distributed.torus
     if grid is not None and not re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", grid):
         yield f"distributed.torus={grid!r}: rows x columns, such as 2x4"

@@ -45,6 +45,7 @@ class RunState:
             "model": {**self.engine.weights(), **merged},
             "optimizer": self.engine.optimizer_state(),
             "scaler": self.engine.scaler_state(),
+            "exchange": self.engine.exchange_state(),
             "average": whole(self.average.tensors) if self.average else None,
             "snapshots": self.snapshots.members if self.snapshots else None,
             "ranks": self._gather(rank_statistics(self.model)),
@@ -66,6 +67,8 @@ class RunState:
             ) from None
         if state["scaler"]:
             self.engine.load_scaler_state(state["scaler"])
+        if state.get("exchange"):
+            self.engine.load_exchange_state(state["exchange"])
         if self.average is not None:
             for name, tensor in self.average.tensors.items():
                 tensor.copy_(part_like(state["average"][name], tensor))

@@ -217,15 +217,6 @@ def test_the_choice_says_what_it_is():
     assert str(choice) == f"torus, 8 chunks, bf16 between hosts: {1e3 * choice.seconds:.3g} ms"
 
 
-def test_buckets_grow_with_latency_and_shrink_with_overlap():
-    grid = Grid(4, 8)
-    quick = CostModel(Link(0.0, 1e-12), Link(0.0, 1e-10))
-    slow_start = replace(quick, launch=1e-2)
-    assert quick.choose_bucket_mb(1e8, 0.1, grid) <= 4.0  # the last bucket alone is exposed
-    assert slow_start.choose_bucket_mb(1e8, 0.1, grid) >= 16.0
-    assert quick.choose_bucket_mb(1e8, 0.0, Grid(1, 1)) == 512.0  # all sizes are as good
-
-
 def test_a_model_survives_its_file():
     assert CostModel.from_mapping(asdict(LAB)) == LAB
 

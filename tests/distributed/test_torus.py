@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from largebatch.distributed import all_reduce, schedule
+from largebatch.distributed import algorithms, schedule
 from largebatch.distributed.cost_model import CostModel, Link
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.statistics import stats
@@ -252,7 +252,7 @@ def test_both_faces_speak_to_each_other(ranks, face, monkeypatch):
     tensors = values(4, 50_001, torch.float32, 7, whole=False)
     copies = [tensor.clone() for tensor in tensors]
     ranks(4, Preference("torus", "2x2", "bf16")).reduce(tensors)
-    monkeypatch.setattr(all_reduce, "make_torus", lambda topology, rank, *rest: (
+    monkeypatch.setattr(algorithms, "make_torus", lambda topology, rank, *rest: (
         Torus if rank % 2 else schedule.CompiledTorus)(topology, rank, *rest))  # fmt: skip
     mixed = ranks(4, Preference("torus", "2x2", "bf16"))
     assert {type(reducer.torus) for reducer in mixed.reducers} == {Torus, schedule.CompiledTorus}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +12,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from largebatch.distributed import World
-from largebatch.engine import DataParallel, DistributedConfig, build_engine
+from largebatch.distributed import World, all_reduce
+from largebatch.distributed.bucketing import choose_bucket_mb
+from largebatch.distributed.cost_model import CostModel, Link
+from largebatch.distributed.grid import Grid
+from largebatch.distributed.selection import Selection
+from largebatch.engine import DataParallel, DistributedConfig, bucket_size, build_engine
 from largebatch.engine.bucket import make_buckets
 
 RANKS = 3
+LINKS = CostModel(Link(1e-5, 3e-8), Link(1e-5, 3e-8))  # a flat ring is the best on one host
 SHARES = {"even": (4, 4, 4), "uneven": (7, 4, 1), "a rank without": (9, 3, 0)}
 
 
@@ -90,8 +97,42 @@ def rank_main(rank: int, folder: Path) -> None:
     engine.register_comm_hook("twice", twice)
     step(engine, samples()[4 * rank : 4 * rank + 4], 12, sometimes=True)
     found["hook"] = [p.grad.clone() for p in engine.model.parameters()]
+    found["sizes"] = sizes_by_auto(rank)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def deep() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(300, 300) for _ in range(10))).double()
+
+
+def sizes_by_auto(rank: int) -> dict[str, list[list[int]]]:
+    """Return the buckets of six steps each of a run, of its continuation and of another grid's."""
+    all_reduce.select = lambda algorithms: Selection("auto", algorithms.topology, "fp32", LINKS)
+    world, config = World(rank, RANKS, rank, RANKS), DistributedConfig(bucket_mb="auto")
+    found, state = {}, None
+    ticks = count()  # rank r's backward passes take 0.1 (r + 1) s
+    bucket_size.time = SimpleNamespace(perf_counter=lambda: 0.1 * (rank + 1) * next(ticks))
+    for name in ("run", "continued", "elsewhere"):
+        engine = build_engine(deep(), world, config)
+        assert isinstance(engine, DataParallel)
+        if state is not None:
+            other = {**state, "topology": "another"}
+            engine.load_exchange_state(state if name == "continued" else other)
+        found[name] = []
+        for _ in range(6):
+            engine.begin()
+            found[name].append([bucket.buffer().nbytes for bucket in engine._buckets])
+            engine.last()
+            engine.model(torch.ones(2, 300, dtype=torch.float64)).sum().backward()
+            engine.finish()
+        reference = deep()
+        reference(torch.ones(2, 300, dtype=torch.float64)).sum().backward()
+        for mine, alone in zip(engine.model.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, RANKS * alone.grad)
+        state = engine.exchange_state()
+    return found
 
 
 def twice(state: object, bucket: object) -> torch.futures.Future:
@@ -153,6 +194,21 @@ def test_a_layer_left_out_has_zero_gradients(found):
 def test_a_hook_exchanges_in_place_of_the_sum(found):
     for gradient, reference in zip(found[0]["hook"], expected(), strict=True):
         torch.testing.assert_close(gradient, 2 * reference, rtol=1e-12, atol=1e-14)
+
+
+def test_auto_times_the_first_steps_and_keeps_what_it_decided(found):
+    parameters = list(deep().parameters())
+    bytes = sum(p.nbytes for p in parameters)
+    # The slowest rank's backward pass decides.
+    grid = Grid(1, RANKS)
+    best = choose_bucket_mb(bytes, 0.1 * RANKS, lambda size: LINKS.time("flat", size, grid))
+    chosen = [b.buffer().nbytes for b in make_buckets(parameters, best)]
+    first = [b.buffer().nbytes for b in make_buckets(parameters, bucket_size.BUCKET_MB)]
+    assert 1 < len(chosen) != len(first)
+    for rank in found:
+        assert rank["sizes"]["run"] == 3 * [first] + 3 * [chosen]
+        assert rank["sizes"]["continued"] == 6 * [chosen]
+        assert rank["sizes"]["elsewhere"] == rank["sizes"]["run"]
 
 
 def test_alone_it_is_plain_autograd():
