@@ -103,6 +103,17 @@ def test_every_grid_is_exact_counts_its_messages_and_repeats(ranks, size, grid):
     assert same_bits([tensors[0], *again])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_one_rank_alone_keeps_its_values(ranks, dtype):
+    reducers = ranks(1, Preference("torus", None, "bf16"))
+    assert reducers.topology.rows == reducers.topology.columns == 1
+    for mean in (False, True):
+        tensors = values(1, 1009, dtype, 3, whole=False)
+        kept = tensors[0].clone()
+        reducers.reduce(tensors, mean=mean)
+        assert torch.equal(tensors[0], kept)
+
+
 @pytest.mark.parametrize("hosts", HOSTS)
 def test_hosts_of_any_size_and_placement(ranks, hosts):
     reducers = ranks(len(hosts), Preference("torus", wire="bf16"), hosts=list(hosts))
