@@ -102,14 +102,14 @@ def some_grads(model: nn.Module, step: int) -> None:
 @pytest.mark.parametrize("preset", LARS_PRESETS)
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_every_lars_preset_is_its_formula(preset, nesterov):
-    """Ten steps against each preset's published formula, written out in plain float64."""
+    """100 steps against each preset's published formula, written out in plain float64."""
     model = net(torch.float64)
     plain = copy.deepcopy(model)
     lr, m, wd = 2.0, 0.9, 0.01
     optimizer = LARS(model.parameters(), lr, m, wd, preset=preset, nesterov=nesterov)
     c = 0.02 if preset == "larc" else 0.001
     buffers = [torch.zeros_like(p) for p in plain.parameters()]
-    for step in range(10):
+    for step in range(100):
         some_grads(model, step)
         some_grads(plain, step)
         optimizer.step()
@@ -136,7 +136,7 @@ def test_every_lars_preset_is_its_formula(preset, nesterov):
                     v.mul_(m).add_(lr * d)
                     p.sub_(lr * d + m * v if nesterov else v)
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("preset", LAMB_PRESETS)
@@ -146,7 +146,7 @@ def test_every_lamb_preset_is_its_formula(preset):
     lr, b1, b2, wd = 0.01, 0.9, 0.999, 0.1
     optimizer = LAMB(model.parameters(), lr, (b1, b2), wd, preset=preset)
     state = [(torch.zeros_like(p), torch.zeros_like(p)) for p in plain.parameters()]
-    for step in range(1, 11):
+    for step in range(1, 101):
         some_grads(model, step)
         some_grads(plain, step)
         optimizer.step()
@@ -169,35 +169,35 @@ def test_every_lamb_preset_is_its_formula(preset):
                     ratio = min(max(ratio, 0.01), 10.0)
                 p.sub_(rate * ratio * u)
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_with_ratio_one_lars_is_sgd_and_lamb_is_adamw():
-    ours, theirs = net(), net()
+    ours, theirs = net(torch.float64), net(torch.float64)
     a = LARS(param_groups(ours, 0.01, True, False)[0:], 0.1, weight_decay=0.01, preset="timm")
     for group in a.param_groups:
         group["layer_adaptation"] = False
         group["decay_excluded"] = True
     b = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
-    for step in range(10):
+    for step in range(100):
         some_grads(ours, step)
         some_grads(theirs, step)
         a.step()
         b.step()
     for x, y in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
-    ours, theirs = net(), net()
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11)
+    ours, theirs = net(torch.float64), net(torch.float64)
     lamb = LAMB(ours.parameters(), 0.01, weight_decay=0.1, eps=1e-8)
     for group in lamb.param_groups:
         group["layer_adaptation"] = False
     adamw = torch.optim.AdamW(theirs.parameters(), 0.01, weight_decay=0.1)
-    for step in range(10):
+    for step in range(100):
         some_grads(ours, step)
         some_grads(theirs, step)
         lamb.step()
         adamw.step()
     for x, y in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["Lars", "Lamb"])
