@@ -2,11 +2,11 @@
 
     sudo python benchmarks/netlab/plan.py --json benchmarks/results/plan_lab.json
 
-A prediction stands on the probe, run in the lab before the steps as it is at the start of any
-program, and on compute measured in the same run without any exchange at two other batches
-(``CALIBRATION``), between which every moment of a step is taken to be linear. Hosts share the
-machine's cores, so an all-reduce takes from the backward pass the share of them that it keeps busy
-alone. Nothing is fitted to the steps that are predicted.
+A prediction is the median of three, one for each of three probes, which run in the lab before the
+steps as one does at the start of any program. The rest is compute measured in the same run without
+any exchange at two other batches (``CALIBRATION``), between which every moment of a step is taken
+to be linear. Hosts share the machine's cores, so an all-reduce takes from the backward pass the
+share of them that it keeps busy alone. Nothing is fitted to the steps that are predicted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from largebatch.distributed.probe import Timing
 from largebatch.distributed.selection import Selection
 from largebatch.distributed.topology import Topology
 from largebatch.record import BenchmarkRecord, write_record
-from largebatch.simulate import Compute, Contention, simulate
+from largebatch.simulate import Compute, Contention, Step, simulate
 
 RANK = Path(__file__).with_name("training.py")
 CALIBRATION = (6, 48)  # samples a rank; no setting below has either
@@ -96,20 +96,24 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
     """Predict a line from calibration and probe, and set what was measured beside it."""
     batch, algorithm, *rest = line.split(":")
     wire: Any = rest[0] if rest else "fp32"
-    probe = found["probes"][wire]
     topology = Topology.from_hosts([h for h in range(setting.hosts) for _ in range(setting.ranks)])
-    model = CostModel.from_mapping(probe["model"])
-    timings = tuple(Timing(**timing) for timing in probe["timings"])
-    selection = Selection("auto", topology, wire, model, timings)
-
-    def collective(size: float) -> float:
-        choice = model.choose(size, topology, wire, (algorithm,))  # type: ignore[arg-type]
-        return selection.seconds(choice, int(size))
-
     work = compute(found["calibration"], int(batch))
     buckets = [[place] for place in range(len(work.gradients))]
     share = found["shares"][line]
-    step = simulate(work, buckets, collective, contention=Contention(min(share, 1.0)))
+
+    def predict(probe: dict[str, Any]) -> Step:
+        model = CostModel.from_mapping(probe["model"])
+        timings = tuple(Timing(**timing) for timing in probe["timings"])
+        selection = Selection("auto", topology, wire, model, timings)
+
+        def collective(size: float) -> float:
+            choice = model.choose(size, topology, wire, (algorithm,))  # type: ignore[arg-type]
+            return selection.seconds(choice, int(size))
+
+        return simulate(work, buckets, collective, contention=Contention(min(share, 1.0)))
+
+    predictions = sorted(map(predict, found["probes"][wire]), key=lambda step: step.seconds)
+    step = predictions[len(predictions) // 2]
     measured = found["lines"][line]
     size = sum(measured["bytes"])
     return {
@@ -119,6 +123,7 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
         "batch": int(batch),
         "allreduce": " ".join([algorithm, *rest]),
         "predicted_s": round(step.seconds, 4),
+        "by_each_probe_s": [round(each.seconds, 4) for each in predictions],
         "measured_s": round(measured["step"], 4),
         "error": round(step.seconds / measured["step"] - 1, 4),
         "steps_s": [round(seconds, 4) for seconds in measured["steps"]],

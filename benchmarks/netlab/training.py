@@ -26,12 +26,14 @@ from largebatch._ops import torus_library
 from largebatch.distributed import detect
 from largebatch.distributed.all_reduce import AllReduce
 from largebatch.distributed.preference import Preference
+from largebatch.distributed.probe import Probe
 from largebatch.engine.ddp import DataParallel
 from largebatch.optim import SGD
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(seconds=600)
 WARM_UP = 2
+PROBES = 3
 SHARE_BYTES = 2**22
 Start = Callable[[Tensor], dist.Work]
 
@@ -140,11 +142,11 @@ def main() -> None:
         if wire not in reducers:
             own = dist.PrefixStore(wire, store)
             reducers[wire] = AllReduce(own, flat, TIMEOUT, CPU, Preference("auto", wire=wire))
-            selection = reducers[wire].selection
-            found["probes"][wire] = {
-                "model": asdict(selection.model),
-                "timings": [asdict(timing) for timing in selection.timings],
-            }
+            probes = [Probe(reducers[wire]).run() for _ in range(PROBES)]
+            found["probes"][wire] = [
+                {"model": asdict(model), "timings": [asdict(timing) for timing in timings]}
+                for model, timings in probes
+            ]
         start = starter(reducers[wire], algorithm)
         found["shares"][line] = processor_share(start)
         found["lines"][line] = train(int(batch), options.steps, options.bucket_mb, start)
