@@ -42,8 +42,8 @@ FORMULA = """\
 images/s = images of the steps in a window, over all ranks / its seconds; median, p5, p95 of windows
 efficiency, weak = images/s on N ranks / (N x images/s on one rank), the same batch a rank
 efficiency, strong = the same with one global batch for any N
-predicted images/s = global batch / (step of one rank x max(1, N / cores) + all-reduce of the
-  gradients alone): nothing overlaps on cores that ranks share
+predicted images/s = global batch / (step of one rank + all-reduce of the gradients alone): nothing
+  overlaps; on a CPU one rank has all the cores that N share, and its step counts N times
 hours an epoch = 1,281,167 / images/s / 3600; cost = hours x N x price of a rank's device an hour"""
 OURS, DDP = "largebatch", "PyTorch DDP"
 
@@ -205,7 +205,7 @@ def _compare(rows: list[dict[str, Any]], settings: Settings) -> None:
         if row["contender"] == OURS:
             own = single.get((OURS, row["batch"]))
             if own is not None:
-                crowd = 1.0 if torch.cuda.is_available() else max(1.0, row["ranks"] / cores())
+                crowd = 1 if torch.cuda.is_available() else row["ranks"]
                 step = row["batch"] / own * crowd + row["all-reduce ms"] / 1e3
                 row["predicted images/s"] = round(row["global batch"] / step, 2)
         hours = EPOCH / row["images/s"] / 3600
