@@ -65,6 +65,7 @@ def lines(
     from plotly.graph_objects import Scatter
 
     figure = _figure(x, "" if percent else y, percent)
+    figure.update_xaxes(tickvals=sorted({row[x] for row in rows}))
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         if y in row:
@@ -98,15 +99,21 @@ def lines(
 def bars(
     rows: Sequence[dict[str, Any]], x: str, parts: Sequence[str], stacked: bool = True
 ) -> Figure:
-    """Draw a bar for each row, of the ``parts`` on top of each other or side by side."""
+    """Draw a bar for each row, named by its ``x``, of the ``parts`` end to end or side by side."""
     from plotly.graph_objects import Bar
 
     figure = _figure(x, "", False)
-    figure.update_layout(barmode="stack" if stacked else "group")
+    figure.update_layout(
+        barmode="stack" if stacked else "group",
+        hovermode="y unified",
+        height=140 + len(rows) * (22 if stacked else 18 * len(parts)),
+    )
+    figure.update_xaxes(title=None, rangemode="tozero")
+    figure.update_yaxes(autorange="reversed")
+    names = [row[x] for row in rows]
     for part in parts:
-        figure.add_trace(
-            Bar(x=[row[x] for row in rows], y=[row.get(part) for row in rows], name=part)
-        )
+        values = [row.get(part) for row in rows]
+        figure.add_trace(Bar(y=names, x=values, name=part, orientation="h"))
     return figure
 
 
