@@ -35,7 +35,7 @@ using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
 constexpr std::array<const char*, 4> kStages = {
     "row scatter", "column scatter", "column gather", "row gather"};
 constexpr int kSteps = 5;         // the four exchanges and the end
-constexpr int kInFlight = 8;      // chunks
+constexpr int kAbreast = 2;       // chunks in one exchange
 constexpr int64_t kTags = 1 << 30;
 
 std::atomic<int64_t> steps_sent{0}, bytes_sent{0};
@@ -144,7 +144,7 @@ class Slots {
  private:
   std::mutex mutex_;
   std::condition_variable freed_;
-  int free_ = kInFlight;
+  int free_ = kAbreast;
 };
 
 // What the threads share; it lives as long as the last of them.
@@ -201,25 +201,28 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
   }
 
   // Waits for what has begun, unless that could be for ever: after a failure a thread may wait for
-  // a dead rank yet, and a callback that drops the last owner runs on one of the threads. A forked
-  // child has none of them, and its locks may be held by nobody.
-  void close() {
-    if (threads_.empty()) return;
+  // a dead rank yet. Returns false, having done nothing, on one of the threads, where a callback
+  // may drop an owner: another is to close, unless this one was the `last`. A forked child has none
+  // of the threads, and its locks may be held by nobody.
+  bool close(bool last) {
+    if (threads_.empty()) return true;
     if (getpid() != process_) {
       new std::vector<std::thread>(std::move(threads_));
       new std::shared_ptr<Schedule>(shared_from_this());
       threads_.clear();
-      return;
+      return true;
     }
+    bool inside = false;
+    for (const std::thread& thread : threads_) {
+      inside = inside || thread.get_id() == std::this_thread::get_id();
+    }
+    if (inside && !last) return false;
     inboxes_[0].put(nullptr);
     const bool failed = failure() != nullptr;
     if (failed) new std::shared_ptr<Schedule>(shared_from_this());
-    bool leave = failed;
-    for (const std::thread& thread : threads_) {
-      leave = leave || thread.get_id() == std::this_thread::get_id();
-    }
-    for (std::thread& thread : threads_) leave ? thread.detach() : thread.join();
+    for (std::thread& thread : threads_) failed || inside ? thread.detach() : thread.join();
     threads_.clear();
+    return true;
   }
 
  private:
@@ -252,13 +255,11 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
 
   void serve(int stage) {
     while (Place chunk = inboxes_[stage].get()) {
-      if (stage == 0) slots_.acquire();
+      const bool last = stage + 1 == kSteps;
+      if (!last) slots_[stage].acquire();
       advance(*chunk, stage);
-      if (stage + 1 < kSteps) {
-        inboxes_[stage + 1].put(std::move(chunk));
-      } else {
-        slots_.release();
-      }
+      if (stage > 0) slots_[stage - 1].release();
+      if (!last) inboxes_[stage + 1].put(std::move(chunk));
     }
     if (stage + 1 < kSteps) inboxes_[stage + 1].put(nullptr);
   }
@@ -300,14 +301,12 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
     chunk.data = chunk.data.view({x_, -1});
     const auto row = static_cast<int64_t>(row_ranks_.size());
     Peers sends, receives;
-    for (int64_t peer = 0; peer < x_; ++peer) {
-      if (peer != position_) sends.emplace_back(peer, chunk.data[peer]);
-    }
+    for (const int64_t peer : others(x_, position_)) sends.emplace_back(peer, chunk.data[peer]);
     if (column_) {
       chunk.received = at::empty({row, chunk.data.size(1)}, flat.options()).unbind();
       chunk.received[position_] = chunk.data[position_];
-      for (int64_t peer = 0; peer < row; ++peer) {
-        if (peer != position_) receives.emplace_back(peer, chunk.received[peer]);
+      for (const int64_t peer : others(row, position_)) {
+        receives.emplace_back(peer, chunk.received[peer]);
       }
     }
     post(chunk, 0, row_, row_ranks_, sends, receives);
@@ -328,8 +327,7 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
     chunk.received = at::empty_like(pieces).unbind();
     chunk.received[me_] = pieces[me_];
     Peers sends, receives;
-    for (int64_t peer = 0; peer < y_; ++peer) {
-      if (peer == me_) continue;
+    for (const int64_t peer : others(y_, me_)) {
       sends.emplace_back(peer, pieces[peer]);
       receives.emplace_back(peer, chunk.received[peer]);
     }
@@ -347,8 +345,7 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
     if (message.squares) message.squares->select(0, 1).add_(found.select(0, 1));
     chunk.received.clear();
     Peers sends, receives;
-    for (int64_t peer = 0; peer < y_; ++peer) {
-      if (peer == me_) continue;
+    for (const int64_t peer : others(y_, me_)) {
       sends.emplace_back(peer, mine);
       receives.emplace_back(peer, pieces[peer]);
     }
@@ -361,13 +358,10 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
     if (column_) {
       const Tensor own = chunk.data[position_];
       if (chunk.wired.scalar_type() != own.scalar_type()) own.copy_(chunk.wired);
-      for (int64_t peer = 0; peer < static_cast<int64_t>(row_ranks_.size()); ++peer) {
-        if (peer != position_) sends.emplace_back(peer, own);
-      }
+      const auto row = static_cast<int64_t>(row_ranks_.size());
+      for (const int64_t peer : others(row, position_)) sends.emplace_back(peer, own);
     }
-    for (int64_t peer = 0; peer < x_; ++peer) {
-      if (peer != position_) receives.emplace_back(peer, chunk.data[peer]);
-    }
+    for (const int64_t peer : others(x_, position_)) receives.emplace_back(peer, chunk.data[peer]);
     post(chunk, 3, row_, row_ranks_, sends, receives);
   }
 
@@ -387,6 +381,16 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
   }
 
   using Peers = std::vector<std::pair<int64_t, Tensor>>;
+
+  // All but `me` of the first `count`, from the next one on: ranks that began with the same peer
+  // would wait for its link together.
+  static std::vector<int64_t> others(int64_t count, int64_t me) {
+    std::vector<int64_t> peers;
+    for (int64_t step = 1; step <= count; ++step) {
+      if ((me + step) % count != me) peers.push_back((me + step) % count);
+    }
+    return peers;
+  }
 
   void post(
       Chunk& chunk, int stage, const Group& group, const std::vector<int64_t>& ranks,
@@ -445,7 +449,7 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
   std::vector<std::thread> threads_;
   pid_t process_ = 0;  // that the threads belong to
   std::array<Inbox, kSteps> inboxes_;
-  Slots slots_;
+  std::array<Slots, kSteps - 1> slots_;
   std::mutex mutex_;
   std::exception_ptr error_;
 };
@@ -457,7 +461,7 @@ class Torus {
       : schedule_(std::make_shared<Schedule>(std::forward<Arguments>(arguments)...)) {}
   ~Torus() {
     const py::gil_scoped_release release;  // a thread may run the operator's reference in Python
-    schedule_->close();
+    schedule_->close(true);
   }
   Torus(const Torus&) = delete;
   Torus& operator=(const Torus&) = delete;
@@ -494,7 +498,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
           })
       .def("close", [](Torus& self) {
         const py::gil_scoped_release release;
-        self.schedule().close();
+        return self.schedule().close(false);
       });
   module.def("sent", [] {
     return std::pair<int64_t, int64_t>(largebatch::steps_sent, largebatch::bytes_sent);

@@ -143,8 +143,10 @@ def _close(torus: Schedule | None, ending: set[Pending], process: int) -> None:
     """Wait until what has begun is done, and end the torus' threads; a forked child has neither."""
     for pending in tuple(ending) if os.getpid() == process else ():
         pending.settle()
-    if torus is not None:
-        torus.close()
+    if torus is not None and not torus.close():
+        # A callback on one of its threads dropped the last owner: the interpreter's end, which the
+        # thread must not outlive, is the next occasion.
+        weakref.finalize(Algorithms, torus.close)
 
 
 def _numbers(tensor: Tensor, mean: bool) -> Tensor:

@@ -30,7 +30,7 @@ class Schedule(Protocol):
         target: Tensor | None = None,
     ) -> dist.Work: ...
 
-    def close(self) -> None: ...
+    def close(self) -> bool: ...
 
 
 class CompiledTorus:
@@ -74,9 +74,10 @@ class CompiledTorus:
         work: dist.Work = self._torus.all_reduce(flat, chunks, wire, divisor, squares, target)
         return work
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Wait until what has begun is done, and end the threads; see :meth:`Torus.close`."""
-        self._torus.close()
+        ended: bool = self._torus.close()
+        return ended
 
 
 def make_torus(

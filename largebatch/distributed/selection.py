@@ -16,8 +16,10 @@ from largebatch.distributed.cost_model import Choice, CostModel, Wire
 from largebatch.distributed.probe import Probe, Timing
 from largebatch.distributed.topology import Topology
 
-CHUNK_BYTES = 2**21  # of a chunk where nothing was measured: more overlap costs more wake-ups
-MOST_CHUNKS = 16
+# Of a chunk where nothing was measured: more overlap costs more wake-ups, or more launches.
+HOST_CHUNK_BYTES = 700_000
+DEVICE_CHUNK_BYTES = 2**21
+MOST_CHUNKS = 64
 MARGIN = 1.05  # the torus must win by more than two measurements of one thing differ
 KEPT_SECONDS = 24 * 3600.0  # networks change
 
@@ -32,6 +34,7 @@ class Selection:
         wire: type of float32 on its columns.
         model: what was measured of the links; None where nothing needed to be.
         timings: all-reduces that were timed to check the model.
+        chunk_bytes: of a chunk where there is no model.
     """
 
     algorithm: str
@@ -39,13 +42,14 @@ class Selection:
     wire: Wire
     model: CostModel | None = None
     timings: tuple[Timing, ...] = ()
+    chunk_bytes: int = DEVICE_CHUNK_BYTES
 
     def choose(self, bytes: int) -> Choice:
         """Return algorithm and chunks for a message of ``bytes`` bytes."""
         if self.algorithm == "flat":
             return Choice("flat", 1, "fp32", 0.0)
         if self.model is None:
-            chunks = min(MOST_CHUNKS, max(1, round(bytes / CHUNK_BYTES)))
+            chunks = min(MOST_CHUNKS, max(1, round(bytes / self.chunk_bytes)))
             return Choice("torus", chunks, self.wire, 0.0)
         flat = self.model.choose(bytes, self.topology, self.wire, ("flat",))
         torus = self.model.choose(bytes, self.topology, self.wire, ("torus",))
@@ -99,7 +103,9 @@ def select(algorithms: Algorithms) -> Selection:
     if algorithms.torus is None:
         return Selection("flat", topology, "fp32")
     if preference.wanted == "torus":
-        return Selection("torus", topology, preference.wire)
+        on_host = algorithms.device.type == "cpu"
+        chunk_bytes = HOST_CHUNK_BYTES if on_host else DEVICE_CHUNK_BYTES
+        return Selection("torus", topology, preference.wire, chunk_bytes=chunk_bytes)
     kept = _cache_file(algorithms)
     if algorithms.rank == 0:
         algorithms.store.set("kept", _read(kept))

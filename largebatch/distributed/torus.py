@@ -32,7 +32,7 @@ from largebatch.distributed.statistics import record
 from largebatch.distributed.topology import Topology
 
 STAGES = ("row scatter", "column scatter", "column gather", "row gather")
-IN_FLIGHT = 8  # chunks: all stages have work, and memory stays that of a few chunks
+ABREAST = 2  # chunks in one exchange: more would delay the first, for which another axis waits
 TAGS = 2**30  # messages of different stages and chunks never meet
 
 
@@ -126,7 +126,7 @@ class Torus:
         self._device = device
         self._sequence = 0
         self._error: Exception | None = None
-        self._slots = threading.Semaphore(IN_FLIGHT)
+        self._slots = [threading.Semaphore(ABREAST) for _ in STAGES]
         self._steps: list[Callable[[Chunk], None]] = [
             self._scatter_rows,
             self._scatter_columns,
@@ -199,27 +199,31 @@ class Torus:
 
     def _serve(self, stage: int, step: Callable[[Chunk], None]) -> None:
         while (chunk := self._inboxes[stage].get()) is not None:
-            if stage == 0:
-                self._slots.acquire()
+            last = stage == len(STAGES)
+            if not last:
+                self._slots[stage].acquire()
             self._advance(chunk, step)
-            if stage + 1 < len(self._inboxes):
+            if stage > 0:
+                self._slots[stage - 1].release()
+            if not last:
                 self._inboxes[stage + 1].put(chunk)
-            else:
-                self._slots.release()
             del chunk  # its buffers are free while this thread waits for the next one
-        if stage + 1 < len(self._inboxes):
+        if stage < len(STAGES):
             self._inboxes[stage + 1].put(None)
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Wait until what has begun is done, and end the threads.
 
-        Not for what has failed, whose threads may wait for a dead rank yet, nor on one of them.
+        Not for what has failed, whose threads may wait for a dead rank yet. Returns False, having
+        done nothing, on one of the threads, where a callback may drop an owner.
         """
+        if threading.current_thread() in self._threads:
+            return False
         if self._inboxes:
             self._inboxes[0].put(None)
-        if self._error is None and threading.current_thread() not in self._threads:
-            for thread in self._threads:
-                thread.join()
+        for thread in self._threads if self._error is None else ():
+            thread.join()
+        return True
 
     def _advance(self, chunk: Chunk, step: Callable[[Chunk], None]) -> None:
         try:
@@ -247,12 +251,12 @@ class Torus:
             data[:length] = flat[chunk.start : chunk.stop]
             chunk.data = data.view(self._x, -1)
         position, row = self._place.position, len(self._place.row)
-        sends = [(peer, chunk.data[peer]) for peer in range(self._x) if peer != position]
+        sends = [(peer, chunk.data[peer]) for peer in _others(self._x, position)]
         receives = []
         if self._column is not None:
             chunk.received = list(chunk.data.new_empty(row, chunk.data.shape[1]))
             chunk.received[position] = chunk.data[position]
-            receives = [(p, chunk.received[p]) for p in range(row) if p != position]
+            receives = [(peer, chunk.received[peer]) for peer in _others(row, position)]
         self._post(chunk, 0, self._row, sends, receives)
 
     def _scatter_columns(self, chunk: Chunk) -> None:
@@ -271,7 +275,7 @@ class Torus:
         pieces = chunk.wired.view(self._y, -1)
         chunk.received = list(torch.empty_like(pieces))
         chunk.received[self._me] = pieces[self._me]
-        peers = [p for p in range(self._y) if p != self._me]
+        peers = _others(self._y, self._me)
         sends = [(p, pieces[p]) for p in peers]
         self._post(chunk, 1, self._column, sends, [(p, chunk.received[p]) for p in peers])
 
@@ -287,7 +291,7 @@ class Torus:
         if message.squares is not None:
             message.squares[1] += found[1]
         chunk.received = []
-        peers = [p for p in range(self._y) if p != self._me]
+        peers = _others(self._y, self._me)
         receives = [(p, pieces[p]) for p in peers]
         self._post(chunk, 2, self._column, [(p, mine) for p in peers], receives)
 
@@ -298,8 +302,8 @@ class Torus:
             own = chunk.data[position]
             if chunk.wired.dtype != own.dtype:
                 own.copy_(chunk.wired)
-            sends = [(p, own) for p in range(len(self._place.row)) if p != position]
-        receives = [(p, chunk.data[p]) for p in range(self._x) if p != position]
+            sends = [(peer, own) for peer in _others(len(self._place.row), position)]
+        receives = [(peer, chunk.data[peer]) for peer in _others(self._x, position)]
         self._post(chunk, 3, self._row, sends, receives)
 
     def _finish(self, chunk: Chunk) -> None:
@@ -349,6 +353,14 @@ class Torus:
                     f" {peer}, chunk {chunk.number + 1} of {chunk.count}: {reason}"
                 ) from error
         chunk.waiting.clear()
+
+
+def _others(count: int, me: int) -> list[int]:
+    """Return all but ``me`` of the first ``count``, from the next one on.
+
+    Ranks that began with the same peer would wait for its link together.
+    """
+    return [(me + k) % count for k in range(1, count + 1) if (me + k) % count != me]
 
 
 def _ticks(

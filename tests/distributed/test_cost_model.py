@@ -127,7 +127,7 @@ def test_the_bound_of_the_lab():
     assert LAB.bound(SIZE, Grid(4, 2)) == pytest.approx(1.007, abs=5e-4)
 
 
-sizes = st.floats(0, 1e9)
+sizes = st.just(0.0) | st.floats(1.0, 1e9)  # bytes
 grids = st.builds(Grid, st.integers(1, 64), st.integers(1, 16))
 links = st.builds(Link, st.floats(0, 1e-3), st.floats(1e-12, 1e-6))
 models = st.builds(CostModel, links, links, st.floats(0, 1e-9), st.floats(0, 1e-4))

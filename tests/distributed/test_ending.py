@@ -37,6 +37,14 @@ def no_destroy():
 def no_destroy_of_a_flat_mean():
     listen(begin(op=AVG))
 
+def a_callback_is_the_last_owner():
+    [work] = begin(1, 4_000_000)
+    group = dist.group.WORLD
+    done = work.get_future().then(lambda done, group=group: (done.value(), group.size()))
+    del work, group
+    dist.destroy_process_group()
+    done.wait()
+
 def groups_come_and_go():
     for number in range(15):
         group = dist.new_group(range(2) if number % 2 else [0])
@@ -54,7 +62,8 @@ def a_forked_child_ends():
     assert os.waitpid(child, 0)[1] == 0
     dist.destroy_process_group()
 
-CASES = [no_destroy, no_destroy_of_a_flat_mean, groups_come_and_go, a_forked_child_ends]
+CASES = [no_destroy, no_destroy_of_a_flat_mean, a_callback_is_the_last_owner, groups_come_and_go,
+         a_forked_child_ends]
 
 for case in CASES:
     os.environ["LARGEBATCH_ALLREDUCE"] = "flat" if "flat" in case.__name__ else "torus"
@@ -87,6 +96,6 @@ def test_ranks_end_in_good_order(tmp_path, ops):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 4 and all(line.endswith("[0, 0]") for line in lines), (
+    assert len(lines) == 5 and all(line.endswith("[0, 0]") for line in lines), (
         done.stdout + done.stderr
     )

@@ -51,7 +51,7 @@ def test_what_the_model_leaves_out_is_taken_between_the_sizes_that_were_timed():
 def test_a_forced_torus_measures_nothing(ranks, monkeypatch):
     monkeypatch.setattr(Probe, "run", lambda self: pytest.fail("measured"))
     forced = ranks(4, Preference("torus"), hosts=[0, 0, 1, 1]).reducers[0].selection
-    assert [forced.choose(2**power).chunks for power in (10, 21, 23, 30)] == [1, 1, 4, 16]
+    assert [forced.choose(2**power).chunks for power in (10, 20, 23, 30)] == [1, 1, 12, 64]
     # One host has no slow axis, and one rank a host no row.
     for hosts in ([0, 0, 0], [0, 1, 2]):
         alone = ranks(3, Preference("auto"), hosts=hosts).reducers[0]
