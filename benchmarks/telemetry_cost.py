@@ -2,24 +2,31 @@
 
     python benchmarks/telemetry_cost.py --json benchmarks/results/telemetry_cpu2.json
 
-On: the phases of every step timed, hardware read every second (ten times as often as by default),
-figures served to Prometheus and, under a launcher, heartbeats. Off: none of these. Both write the
-train lines of metrics.jsonl.
+On: the phases of every step timed, hardware read at least every second (ten times as often as by
+default), figures served to Prometheus. Off: none of these. Both write the train lines of
+metrics.jsonl. Each is a process that trains while the other is stopped, half a second at a time:
+a busy machine slows both alike, and what a thread of the one does is never counted to the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
+from rich.progress import track
 
 from largebatch.data import DataConfig
-from largebatch.distributed import World, detect
+from largebatch.distributed import detect
 from largebatch.distributed.group import process_group
 from largebatch.distributed.heartbeat import Activity
 from largebatch.distributed.lifetime import StopRequest
@@ -29,7 +36,6 @@ from largebatch.record import (
     MetricsWriter,
     RunDirectory,
     TensorBoardMirror,
-    read_metrics,
     write_record,
 )
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
@@ -39,10 +45,11 @@ from largebatch.train.prometheus import PrometheusEndpoint
 from largebatch.train.trainer import Trainer
 
 TARGET_SECONDS = 0.05
+TURN_STEPS = 10
 FORMULA = (
-    "step ms = median over a window's steps of batch / samples_per_second; CPU ms a step = user "
-    "and system time of the process in a window / its steps; cost = median over pairs of "
-    "(on / off) - 1"
+    "step ms = median over a side's steps in a pair, the first of every turn left out; CPU ms a "
+    "step = user and system time of the process in its turns / its steps; cost = median over pairs "
+    "of (on / off) - 1"
 )
 
 
@@ -64,17 +71,40 @@ class NoTimes:
         return {}
 
 
-def window(world: World, batch: int, steps: int, on: bool) -> tuple[float, float]:
-    """Train for some steps; return the median step's seconds and the CPU seconds a step."""
+class Turns:
+    """Counts a trainer's steps; stops this process after every turn and tells what it took."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._begin()
+
+    def __call__(self, start: int, end: int) -> bool:
+        """Take the place of the trainer's question after every step whether to evaluate."""
+        self._times.append(time.perf_counter())
+        if len(self._times) > TURN_STEPS:
+            steps = [b - a for a, b in zip(self._times[1:-1], self._times[2:], strict=True)]
+            busy = (time.process_time() - self._busy) / TURN_STEPS
+            os.write(self._pipe, (json.dumps([steps, busy]) + "\n").encode())
+            os.kill(os.getpid(), signal.SIGSTOP)
+            self._begin()
+        return False
+
+    def _begin(self) -> None:
+        self._times = [time.perf_counter()]
+        self._busy = time.process_time()
+
+
+def train(batch: int, on: bool, pipe: int) -> None:
+    """Train until killed, a turn at a time."""
     config = Config(
         model=ModelConfig(name="cifar_resnet20"),
-        data=DataConfig(name="synthetic", image_size=32, limit=batch * steps),
+        data=DataConfig(name="synthetic", image_size=32, limit=batch * 1000),
         batch=BatchConfig(size=batch),
-        schedule=ScheduleConfig(length=Duration.parse("1ep")),
+        schedule=ScheduleConfig(length=Duration.parse("1000ep")),
         telemetry=TelemetryConfig(hardware_every=1.0 if on else 0.0),
-        checkpoint=CheckpointConfig(every=Duration.parse("100ep")),
+        checkpoint=CheckpointConfig(every=Duration.parse("1000ep")),
     )
-    cpu = torch.device("cpu")
+    world, cpu = detect(), torch.device("cpu")
     with (
         tempfile.TemporaryDirectory() as folder,
         process_group(world, "gloo", 600.0, cpu, 120.0 if on else 0.0) as heartbeat,
@@ -82,46 +112,88 @@ def window(world: World, batch: int, steps: int, on: bool) -> tuple[float, float
         directory = RunDirectory(folder)
         directory.create()
         trainer = Trainer(config, build(config, world, cpu), directory, StopRequest(), heartbeat)
-        trainer._evaluation_due = lambda start, end: False  # type: ignore[method-assign]
+        trainer._evaluation_due = Turns(pipe)  # type: ignore[method-assign]
         if not on:
             trainer.parts.stepper.times = NoTimes()  # type: ignore[assignment]
-        metrics = MetricsWriter(directory.metrics)
-        writers: Any = (metrics, TensorBoardMirror(directory.tensorboard)) if world.is_main else ()
-        if on and world.is_main:
-            writers = (*writers, PrometheusEndpoint(0))
-        busy = time.process_time()
-        trainer.run(writers)
-        busy = time.process_time() - busy
-        for writer in writers:
-            writer.close()
-        lines = [line for line in read_metrics(directory.metrics) if line["split"] == "train"]
-        seconds = [batch / line["samples_per_second"] for line in lines[len(lines) // 10 :]]
-        return median(seconds) if seconds else 0.0, busy / steps
+        writers: Any = (MetricsWriter(directory.metrics), TensorBoardMirror(directory.tensorboard))
+        trainer.run((*writers, PrometheusEndpoint(0)) if on else writers)
+
+
+class Side:
+    """A process that trains with telemetry or without, when it has its turn."""
+
+    def __init__(self, batch: int, on: bool) -> None:
+        end, pipe = os.pipe()
+        command = [sys.executable, __file__, "--batch", str(batch), "--pipe", str(pipe)]
+        command += ["--on"] if on else []
+        self._process = subprocess.Popen(command, pass_fds=[pipe])
+        os.close(pipe)
+        self._told = os.fdopen(end)
+        self._take()  # the first warms up
+
+    def turn(self) -> tuple[list[float], float]:
+        """Let it train for a turn; return the steps' seconds and the CPU seconds a step."""
+        self._process.send_signal(signal.SIGCONT)
+        return self._take()
+
+    def _take(self) -> tuple[list[float], float]:
+        line = self._told.readline()
+        if not line:
+            raise SystemExit("the training process ended")
+        os.waitpid(self._process.pid, os.WUNTRACED)
+        steps, busy = json.loads(line)
+        return steps, busy
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def pair(sides: dict[bool, Side], turns: int) -> dict[bool, tuple[float, float]]:
+    """Return the median step's seconds and the CPU seconds a step of both sides."""
+    steps: dict[bool, list[float]] = {True: [], False: []}
+    busy: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(turns):
+        for on in (True, False) if turn % 2 else (False, True):
+            found, spent = sides[on].turn()
+            steps[on] += found
+            busy[on].append(spent)
+    return {on: (median(steps[on]), mean(busy[on])) for on in sides}
 
 
 def main() -> None:
     """Measure and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=100, help="of one window")
+    parser.add_argument("--turns", type=int, default=20, help="of each side in a pair")
     parser.add_argument("--batch", type=int, help="samples a step; chosen for 50 ms by default")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--pipe", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--on", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    world, batch = detect(), options.batch
+    if options.pipe is not None:
+        train(options.batch, options.on, options.pipe)
+        return
+    batch = options.batch
     if batch is None:
         batch = 32
         for _ in range(3):
-            batch = max(2, round(batch * TARGET_SECONDS / window(world, batch, 20, False)[0]))
+            side = Side(batch, False)
+            batch = max(2, round(batch * TARGET_SECONDS / median(side.turn()[0])))
+            side.kill()
+    sides: dict[bool, Side] = {}
     pairs = []
-    for number in range(options.pairs):
-        order = (True, False) if number % 2 == 0 else (False, True)
-        found = {on: window(world, batch, options.steps, on) for on in order}
-        pairs.append((found[True], found[False]))
-    if not world.is_main:
-        return
+    try:
+        for on in (True, False):
+            sides[on] = Side(batch, on)
+        for _ in track(range(options.pairs), description="pairs"):
+            pairs.append(pair(sides, options.turns))
+    finally:
+        for side in sides.values():
+            side.kill()
     rows = []
     for name, place in (("step ms", 0), ("CPU ms a step", 1)):
-        on, off = ([pair[side][place] * 1e3 for pair in pairs] for side in (0, 1))
+        on, off = ([each[side][place] * 1e3 for each in pairs] for side in (True, False))
         ratios = sorted(a / b - 1 for a, b in zip(on, off, strict=True))
         rows.append(
             {
@@ -134,7 +206,9 @@ def main() -> None:
                 "pairs": len(ratios),
             }
         )
-    note = f"cifar_resnet20, batch {batch}, {options.steps} steps a window, {world.world_size} rank"
+    note = (
+        f"cifar_resnet20, batch {batch}, a pair: {options.turns} turns of {TURN_STEPS} steps each"
+    )
     record = BenchmarkRecord("telemetry", FORMULA, rows, notes=[note])
     print(record.table())
     if options.json is not None:

@@ -43,7 +43,7 @@ def measure(arguments: argparse.Namespace, world: World, store: dist.Store) -> N
         tensor = torch.zeros(int(size * 1e6) // 4)
         # A second flat one shows how far the same thing is from itself.
         seconds: dict[str, list[float]] = {kind: [] for kind in (*kinds, "flat again")}
-        for repetition in range(arguments.repeat + 1):
+        for repetition in range(arguments.repeat * rounds_for(size) + 1):
             for kind in seconds:
                 reduce = kinds[kind.removesuffix(" again")]
                 flat.barrier().wait()
@@ -74,6 +74,11 @@ def measure(arguments: argparse.Namespace, world: World, store: dist.Store) -> N
                            if "auto" in kinds else ""})  # fmt: skip
         Path(arguments.json).write_text(text)
     flat.barrier().wait()
+
+
+def rounds_for(megabytes: float) -> int:
+    """Return by how much more often than a large message a small one is timed: it varies more."""
+    return round(min(5.0, max(1.0, 8 / megabytes)))
 
 
 def until_failure(arguments: argparse.Namespace, world: World, store: dist.Store) -> None:

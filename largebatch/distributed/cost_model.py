@@ -2,13 +2,14 @@
 
 Torus and mesh differ by one launch: both send the same bytes in as many steps, which Ying's mesh
 spells out as two scatters and two gathers. The pipeline overlaps chunk i on the columns with chunk
-i+1 on the rows, so the slower axis alone bounds it.
+i+1 on the rows, so the slower axis alone bounds it; where an axis has several chunks under way,
+they share its latency too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from largebatch._errors import UserError, nearest
@@ -20,6 +21,7 @@ Wire = Literal["fp32", "bf16", "fp16"]
 ALGORITHMS: tuple[Algorithm, ...] = ("flat", "hierarchical", "mesh", "torus")
 WIRE_SHARE: Mapping[Wire, float] = {"fp32": 1.0, "bf16": 0.5, "fp16": 0.5}
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
+AS_FAST = 1.003  # what a chunk costs processors is left out: of two counts the fewer chunks win
 
 ALL_REDUCE_FORMULAS = """\
 all-reduce of S bytes over Y rows of X ranks, rows within hosts, N = X Y; a_f, b_f: latency and
@@ -35,7 +37,8 @@ columns          C(S) = L + 2(Y-1) (a_r + S/Y b_r w) + (Y-1)/Y S/X g; low precis
                  all-to-all of shards, a sum in fp32 and an all-gather replace the ring
 torus, serial    R(S) + C(S)                                                      (Mikami 2018)
 2-D mesh         R(S) + C(S) + L: two reduce-scatters, two all-gathers              (Ying 2018)
-torus, c chunks  R(S/c) + max(c C(S/c), (c-1) R(S/c))"""
+torus, c chunks  R(S/c) + C(S/c) + (c-1) max(I_R(S/c), I_C(S/c)); I: the interval of chunks on an
+                 axis with o of them under way, I = max(T / o, T without latency), T = R or C"""
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,14 @@ class CostModel:
         reduction: seconds a rank takes to add one byte of fp32; zero where ``fast`` was measured
             on collectives that add.
         launch: seconds that every collective takes whatever its size.
+        under_way: chunks of a pipeline that an axis carries at once; a GPU's stream carries one.
     """
 
     fast: Link
     slow: Link
     reduction: float = 0.0
     launch: float = 0.0
+    under_way: int = 1
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> CostModel:
@@ -137,7 +142,18 @@ class CostModel:
         if algorithm == "mesh":
             column += self.launch if topology.rows > 1 and wire == "fp32" else 0.0
             return seconds + chunks * (row + column)
-        return seconds + row + max(chunks * column, (chunks - 1) * row)
+        free = replace(
+            self,
+            fast=replace(self.fast, latency=0.0),
+            slow=replace(self.slow, latency=0.0),
+        )
+        interval = max(
+            row / self.under_way,
+            column / self.under_way,
+            free.row_time(part, topology),
+            free.column_time(part, topology, wire),
+        )
+        return seconds + row + column + (chunks - 1) * interval
 
     def row_time(self, bytes: float, topology: Shape) -> float:
         """Return the seconds of a torus' reduce-scatter and all-gather along the rows."""
@@ -234,7 +250,12 @@ class CostModel:
             for count in (chunks if name == "torus" else (1,))
             for used in ((wire,) if name != "flat" else ("fp32",))
         ]
-        return min(choices, key=lambda choice: choice.seconds)
+        best = min(choices, key=lambda choice: choice.seconds)
+        return next(
+            choice
+            for choice in choices
+            if choice.algorithm == best.algorithm and choice.seconds <= AS_FAST * best.seconds
+        )
 
     def crossover(self, topology: Shape, wire: Wire = "fp32") -> int | None:
         """Return the power of two of bytes from which on the torus wins; None where flat does."""

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from largebatch.distributed.algorithms import Algorithms
 from largebatch.distributed.cost_model import Algorithm, CostModel, Link
+from largebatch.distributed.torus import ABREAST
 
 SECONDS = 4.0  # of the whole probe; what it has begun it ends
 LINK_SECONDS = 0.5  # of one axis
@@ -47,7 +48,9 @@ class Probe:
         slow = self._link(self._algorithms.column, topology.rows)
         if topology.hosts > 1:  # the columns of a host share its link
             slow = Link(slow.latency, slow.seconds_per_byte / topology.columns)
-        model = CostModel(fast if topology.columns > 1 else slow, slow)
+        # On the host an axis has two exchanges, each with as many chunks as may be abreast.
+        under_way = 2 * ABREAST if self._device.type == "cpu" else 1
+        model = CostModel(fast if topology.columns > 1 else slow, slow, under_way=under_way)
         return model, self._check(model)
 
     def _link(self, group: dist.ProcessGroup | None, size: int) -> Link:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from largebatch._errors import UserError
-from largebatch.distributed.cost_model import ALGORITHMS, CostModel, Link
+from largebatch.distributed.cost_model import ALGORITHMS, AS_FAST, CostModel, Link
 from largebatch.distributed.grid import Grid
 
 PLAIN = CostModel(Link(1.0, 0.5), Link(10.0, 2.0))  # numbers that sums by hand can carry
@@ -67,6 +67,10 @@ def test_by_hand():
     assert PLAIN.time("hierarchical", 12, grid) == pytest.approx(8 * (1 + 2) + 2 * (10 + 12))
     # Two chunks: rows 4 * (1 + 1), columns 2 * (10 + 6), twice, one after the other.
     assert PLAIN.time("torus", 12, grid, chunks=2) == pytest.approx(8 + 2 * 32)
+    # With four chunks under way on an axis the second follows at the columns' bytes: 2 * 6.
+    shared = replace(PLAIN, under_way=4)
+    assert shared.time("torus", 12, grid, chunks=2) == pytest.approx(8 + 32 + 12)
+    assert shared.time("torus", 12, grid) == PLAIN.time("torus", 12, grid)
     # bf16 between hosts halves what the host's link carries.
     assert PLAIN.time("torus", 12, grid, wire="bf16") == pytest.approx(12 + 2 * (10 + 3 * 2))
 
@@ -130,7 +134,9 @@ def test_the_bound_of_the_lab():
 sizes = st.just(0.0) | st.floats(1.0, 1e9)  # bytes
 grids = st.builds(Grid, st.integers(1, 64), st.integers(1, 16))
 links = st.builds(Link, st.floats(0, 1e-3), st.floats(1e-12, 1e-6))
-models = st.builds(CostModel, links, links, st.floats(0, 1e-9), st.floats(0, 1e-4))
+models = st.builds(
+    CostModel, links, links, st.floats(0, 1e-9), st.floats(0, 1e-4), st.sampled_from([1, 4])
+)
 chunks = st.integers(1, 64)
 wires = st.sampled_from(["fp32", "bf16", "fp16"])
 
@@ -192,9 +198,9 @@ def test_the_choice_is_the_fastest(model, size, grid, wire):
     choice = model.choose(size, grid, wire)
     assert choice.seconds == model.time(choice.algorithm, size, grid, choice.chunks, choice.wire)
     assert choice.wire in ("fp32", wire)
-    assert choice.seconds <= model.time("flat", size, grid)
+    assert choice.seconds <= AS_FAST * model.time("flat", size, grid)
     for count in (1, 2, 8, 64):
-        assert choice.seconds <= model.time("torus", size, grid, count, wire)
+        assert choice.seconds <= AS_FAST * model.time("torus", size, grid, count, wire)
 
 
 def test_flat_is_chosen_where_nothing_is_gained():
