@@ -2,8 +2,8 @@
 
 Torus and mesh differ by one launch: both send the same bytes in as many steps, which Ying's mesh
 spells out as two scatters and two gathers. The pipeline overlaps chunk i on the columns with chunk
-i+1 on the rows, so the slower axis alone bounds it; where an axis has several chunks under way,
-they share its latency too.
+i+1 on the rows, so the slower axis alone bounds it; where an axis carries several chunks at
+once, they share its latency too, and what processors do for a chunk bounds it as well.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ columns          C(S) = L + 2(Y-1) (a_r + S/Y b_r w) + (Y-1)/Y S/X g; low precis
                  all-to-all of shards, a sum in fp32 and an all-gather replace the ring
 torus, serial    R(S) + C(S)                                                      (Mikami 2018)
 2-D mesh         R(S) + C(S) + L: two reduce-scatters, two all-gathers              (Ying 2018)
-torus, c chunks  R(S/c) + C(S/c) + (c-1) max(I_R(S/c), I_C(S/c)); I: the interval of chunks on an
-                 axis with o of them under way, I = max(T / o, T without latency), T = R or C"""
+torus, c chunks  R(S/c) + C(S/c) + (c-1) I, the interval between two chunks: max(R(S/c), C(S/c))
+                 on a GPU's streams; on hosts max(p + R(S/c), C(S/c)) without latencies, where p is
+                 what processors do for a chunk of no bytes"""
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,15 @@ class CostModel:
         reduction: seconds a rank takes to add one byte of fp32; zero where ``fast`` was measured
             on collectives that add.
         launch: seconds that every collective takes whatever its size.
-        under_way: chunks of a pipeline that an axis carries at once; a GPU's stream carries one.
+        chunk: seconds from a chunk of no bytes to the next where an axis carries several at once;
+            None where it carries one, as a GPU's stream does.
     """
 
     fast: Link
     slow: Link
     reduction: float = 0.0
     launch: float = 0.0
-    under_way: int = 1
+    chunk: float | None = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> CostModel:
@@ -142,17 +144,15 @@ class CostModel:
         if algorithm == "mesh":
             column += self.launch if topology.rows > 1 and wire == "fp32" else 0.0
             return seconds + chunks * (row + column)
-        free = replace(
-            self,
-            fast=replace(self.fast, latency=0.0),
-            slow=replace(self.slow, latency=0.0),
-        )
-        interval = max(
-            row / self.under_way,
-            column / self.under_way,
-            free.row_time(part, topology),
-            free.column_time(part, topology, wire),
-        )
+        interval = max(row, column)
+        if self.chunk is not None:
+            free = replace(
+                self,
+                fast=Link(0.0, self.fast.seconds_per_byte),
+                slow=Link(0.0, self.slow.seconds_per_byte),
+            )
+            inside = self.chunk + free.row_time(part, topology)
+            interval = max(inside, free.column_time(part, topology, wire))
         return seconds + row + column + (chunks - 1) * interval
 
     def row_time(self, bytes: float, topology: Shape) -> float:

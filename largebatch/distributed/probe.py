@@ -12,12 +12,12 @@ import torch.distributed as dist
 
 from largebatch.distributed.algorithms import Algorithms
 from largebatch.distributed.cost_model import Algorithm, CostModel, Link
-from largebatch.distributed.torus import ABREAST
 
 SECONDS = 4.0  # of the whole probe; what it has begun it ends
 LINK_SECONDS = 0.5  # of one axis
 SIZES = (2**12, 2**16, 2**19, 2**22, 2**24)  # bytes of the all-reduces that are timed
 ROUNDS = 4
+CHUNKS = 16  # of a pipeline that is timed
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,23 @@ class Probe:
         slow = self._link(self._algorithms.column, topology.rows)
         if topology.hosts > 1:  # the columns of a host share its link
             slow = Link(slow.latency, slow.seconds_per_byte / topology.columns)
-        # On the host an axis has two exchanges, each with as many chunks as may be abreast.
-        under_way = 2 * ABREAST if self._device.type == "cpu" else 1
-        model = CostModel(fast if topology.columns > 1 else slow, slow, under_way=under_way)
+        chunk = self._chunk() if self._device.type == "cpu" else None
+        model = CostModel(fast if topology.columns > 1 else slow, slow, chunk=chunk)
         return model, self._check(model)
+
+    def _chunk(self) -> float:
+        """Time the interval of a pipeline's chunks that have hardly any bytes."""
+        message = torch.zeros(CHUNKS * self._algorithms.world_size)
+        one, many = (
+            min(
+                self._times(
+                    lambda count=count: self._algorithms.start_torus(message, count).wait(),  # type: ignore[misc]
+                    ROUNDS,
+                )[1:]
+            )
+            for count in (1, CHUNKS)
+        )
+        return max(many - one, 0.0) / (CHUNKS - 1)
 
     def _link(self, group: dist.ProcessGroup | None, size: int) -> Link:
         """Time a ring's step, on all rings of one axis at once: its best time is the link's."""

@@ -38,7 +38,10 @@ class PrecisionConfig:
     """Number formats."""
 
     compute: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
-    """Format of forward and backward: bf16 and fp16 by autocast; fp64 (CPU) for proofs."""
+    """Format of forward and backward: bf16 and fp16 by autocast; fp64 (CPU) for proofs.
+
+    A CPU without bfloat16 arithmetic multiplies bfloat16 values in float32, which is quicker there.
+    """
     loss_scale: float | Literal["dynamic"] = "dynamic"
     """Scale of the loss under fp16; a step whose gradients overflow is skipped."""
 

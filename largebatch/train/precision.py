@@ -10,6 +10,7 @@ import torch
 
 from largebatch._errors import UserError
 from largebatch.train.config import PrecisionConfig
+from largebatch.train.wide_autocast import WideAutocast, is_emulated
 
 T = TypeVar("T")
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,6 +31,7 @@ class Precision:
         self.dtype = torch.float64 if config.compute == "fp64" else torch.float32
         self._low = LOW.get(config.compute)
         self._device = device
+        self._wide = config.compute == "bf16" and device.type == "cpu" and is_emulated()
         if config.compute == "fp64" and device.type != "cpu":
             raise UserError(
                 "precision.compute='fp64' is for proofs on CPU; on a GPU choose fp32, bf16 or fp16"
@@ -55,7 +57,7 @@ class Precision:
         """Return a context for forward passes."""
         if self._low is None:
             return nullcontext()
-        return torch.autocast(self._device.type, self._low)
+        return WideAutocast() if self._wide else torch.autocast(self._device.type, self._low)
 
     def wrap(self, forward: Callable[..., T]) -> Callable[..., T]:
         """Return ``forward`` under autocast, or itself where there is none."""
