@@ -126,7 +126,7 @@ class Side:
         end, pipe = os.pipe()
         command = [sys.executable, __file__, "--batch", str(batch), "--pipe", str(pipe)]
         command += ["--on"] if on else []
-        self._process = subprocess.Popen(command, pass_fds=[pipe])
+        self._process = subprocess.Popen(command, pass_fds=[pipe], stdout=subprocess.DEVNULL)
         os.close(pipe)
         self._told = os.fdopen(end)
         self._take()  # the first warms up

@@ -2,7 +2,7 @@
 
     sudo python benchmarks/netlab/plan.py --json benchmarks/results/plan_lab.json
 
-A prediction is the median of three, one for each of three probes, which run in the lab before the
+A prediction is the median of five, one for each of five probes, which run in the lab before the
 steps as one does at the start of any program. The rest is compute measured in the same run without
 any exchange at two other batches (``CALIBRATION``), between which every moment of a step is taken
 to be linear. Hosts share the machine's cores, so an all-reduce takes from the backward pass the

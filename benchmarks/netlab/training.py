@@ -33,7 +33,7 @@ from largebatch.optim import SGD
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(seconds=600)
 WARM_UP = 2
-PROBES = 3
+PROBES = 5
 SHARE_BYTES = 2**22
 Start = Callable[[Tensor], dist.Work]
 
