@@ -26,7 +26,7 @@ PRODUCTS = {
 
 def is_emulated() -> bool:
     """Return whether this processor is known to have no arithmetic for bfloat16."""
-    tell = getattr(torch.cpu, "get_capabilities", None)  # from torch 2.12 on
+    tell = getattr(torch.cpu, "get_capabilities", None)  # older versions of torch have none
     found: dict[str, Any] = tell() if tell is not None else {}
     return found.get("architecture") == "x86_64" and not (
         found.get("avx512_bf16") or found.get("amx_bf16")
@@ -67,7 +67,7 @@ class WideAutocast(TorchFunctionMode):
                 *(_rounded(value) for value in args),
                 **{name: _rounded(value) for name, value in named.items()},
             )
-        return product.to(torch.bfloat16)
+        return product.to(torch.bfloat16) if product.dtype == torch.float32 else product
 
 
 def _rounded(value: Any) -> Any:
