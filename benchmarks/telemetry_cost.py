@@ -94,7 +94,7 @@ class Turns:
         self._busy = time.process_time()
 
 
-def train(batch: int, on: bool, pipe: int) -> None:
+def train(batch: int, on: bool, pipe: int, folder: str) -> None:
     """Train until killed, a turn at a time."""
     config = Config(
         model=ModelConfig(name="cifar_resnet20"),
@@ -105,10 +105,7 @@ def train(batch: int, on: bool, pipe: int) -> None:
         checkpoint=CheckpointConfig(every=Duration.parse("1000ep")),
     )
     world, cpu = detect(), torch.device("cpu")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        process_group(world, "gloo", 600.0, cpu, 120.0 if on else 0.0) as heartbeat,
-    ):
+    with process_group(world, "gloo", 600.0, cpu, 120.0 if on else 0.0) as heartbeat:
         directory = RunDirectory(folder)
         directory.create()
         trainer = Trainer(config, build(config, world, cpu), directory, StopRequest(), heartbeat)
@@ -124,7 +121,9 @@ class Side:
 
     def __init__(self, batch: int, on: bool) -> None:
         end, pipe = os.pipe()
+        self._folder = tempfile.TemporaryDirectory()  # the process is killed and leaves its run
         command = [sys.executable, __file__, "--batch", str(batch), "--pipe", str(pipe)]
+        command += ["--folder", self._folder.name]
         command += ["--on"] if on else []
         self._process = subprocess.Popen(command, pass_fds=[pipe], stdout=subprocess.DEVNULL)
         os.close(pipe)
@@ -147,6 +146,7 @@ class Side:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._folder.cleanup()
 
 
 def pair(sides: dict[bool, Side], turns: int) -> dict[bool, tuple[float, float]]:
@@ -169,10 +169,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="samples a step; chosen for 50 ms by default")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pipe", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--on", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.pipe is not None:
-        train(options.batch, options.on, options.pipe)
+        train(options.batch, options.on, options.pipe, options.folder)
         return
     batch = options.batch
     if batch is None:

@@ -21,7 +21,9 @@ Wire = Literal["fp32", "bf16", "fp16"]
 ALGORITHMS: tuple[Algorithm, ...] = ("flat", "hierarchical", "mesh", "torus")
 WIRE_SHARE: Mapping[Wire, float] = {"fp32": 1.0, "bf16": 0.5, "fp16": 0.5}
 CHUNKS = (1, 2, 4, 8, 16, 32, 64)
-AS_FAST = 1.003  # what a chunk costs processors is left out: of two counts the fewer chunks win
+# Of counts that differ by less the fewest chunks win: links are measured with an error, and too
+# many chunks cost processors more than too few cost the link.
+AS_FAST = 1.003
 
 ALL_REDUCE_FORMULAS = """\
 all-reduce of S bytes over Y rows of X ranks, rows within hosts, N = X Y; a_f, b_f: latency and

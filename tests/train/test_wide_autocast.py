@@ -55,9 +55,9 @@ def test_operands_are_rounded_and_sums_are_not():
 
 def test_other_types_stay_as_they_are():
     with WideAutocast():
-        assert (
-            torch.ones(2, 2, dtype=torch.int64) @ torch.ones(2, 2, dtype=torch.int64)
-        ).sum() == 8
+        for dtype in (torch.int64, torch.float64):
+            product = torch.ones(2, 2, dtype=dtype) @ torch.ones(2, 2, dtype=dtype)
+            assert product.dtype == dtype and product.sum() == 8
         assert nn.BatchNorm2d(3)(torch.randn(2, 3, 4, 4)).dtype == torch.float32
 
 
