@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -13,8 +15,10 @@ import torch.distributed as dist
 from largebatch.distributed.algorithms import Algorithms
 from largebatch.distributed.cost_model import Algorithm, CostModel, Link
 
-SECONDS = 4.0  # of the whole probe; what it has begun it ends
-LINK_SECONDS = 0.5  # of one axis
+SECONDS = 4.4  # of the whole probe; what it has begun it ends
+LINKS_SHARE = 0.35  # of it for links and chunks; the rest is for whole all-reduces
+ENOUGH_SECONDS = 0.05  # of a message that tells a bandwidth: long beside what ranks start apart
+MOST_BYTES = 2**24  # of such a message
 SIZES = (2**12, 2**16, 2**19, 2**22, 2**24)  # bytes of the all-reduces that are timed
 ROUNDS = 4
 CHUNKS = 16  # of a pipeline that is timed
@@ -30,6 +34,39 @@ class Timing:
     expected: float
 
 
+@dataclass
+class _Best:
+    """The best time of something that is run ``rounds`` times in every turn."""
+
+    run: Callable[[], object]
+    rounds: int = 1
+    seconds: float = math.inf
+
+
+class _Axis:
+    """A step of the rings of one axis, all at once: without bytes, and with enough of them."""
+
+    def __init__(self, step: Callable[[torch.Tensor], None], device: torch.device) -> None:
+        self._step = step
+        self._tensor = torch.zeros(1, device=device)
+        self.nothing = _Best(partial(step, self._tensor), ROUNDS)
+        self.message = self.nothing
+
+    def grow(self) -> bool:
+        """Take a larger message where the bytes do not take the time; return whether it did."""
+        enough = max(10 * self.nothing.seconds, ENOUGH_SECONDS)
+        if self.message.seconds >= enough or self._tensor.nbytes >= MOST_BYTES:
+            return False
+        self._tensor = self._tensor.new_zeros(max(2**14, 2 * self._tensor.numel()))
+        self.message = _Best(partial(self._step, self._tensor))
+        return True
+
+    def link(self) -> Link:
+        """Return what the best times say of the link."""
+        added = max(self.message.seconds - self.nothing.seconds, 0.0)
+        return Link(self.nothing.seconds, added / self._tensor.nbytes)
+
+
 class Probe:
     """The measurements of one group's :class:`Algorithms`; every rank calls alike.
 
@@ -43,44 +80,44 @@ class Probe:
 
     def run(self) -> tuple[CostModel, list[Timing]]:
         """Return the model of the links, and the all-reduces timed to check it."""
-        topology = self._algorithms.topology
-        fast = self._link(self._algorithms.row, topology.columns)
-        slow = self._link(self._algorithms.column, topology.rows)
+        algorithms, topology = self._algorithms, self._algorithms.topology
+        rows = self._axis(algorithms.row, topology.columns)
+        columns = self._axis(algorithms.column, topology.rows)
+        axes = [axis for axis in (rows, columns) if axis]
+        one, many = pipelines = [self._pipeline(count) for count in (1, CHUNKS)]
+        if self._device.type != "cpu":
+            pipelines = []
+        # What else the machine does holds up runs that follow each other, all of them: in turns,
+        # each gets another chance later.
+        turns = 0
+        while turns < 2 or self._spent() < LINKS_SHARE * SECONDS:
+            for axis in axes:
+                self._improve(axis.nothing)
+                self._improve(axis.message)
+                while axis.grow():
+                    self._improve(axis.message)
+            for pipeline in pipelines:
+                self._improve(pipeline)
+            turns += 1
+        slow = columns.link() if columns else Link(0.0, 0.0)
         if topology.hosts > 1:  # the columns of a host share its link
             slow = Link(slow.latency, slow.seconds_per_byte / topology.columns)
-        chunk = self._chunk() if self._device.type == "cpu" else None
-        model = CostModel(fast if topology.columns > 1 else slow, slow, chunk=chunk)
+        fast = rows.link() if rows else slow
+        chunk = max(many.seconds - one.seconds, 0.0) / (CHUNKS - 1) if pipelines else None
+        model = CostModel(fast, slow, chunk=chunk)
         return model, self._check(model)
 
-    def _chunk(self) -> float:
-        """Time the interval of a pipeline's chunks that have hardly any bytes."""
-        message = torch.zeros(CHUNKS * self._algorithms.world_size)
-        one, many = (
-            min(
-                self._times(
-                    lambda count=count: self._algorithms.start_torus(message, count).wait(),  # type: ignore[misc]
-                    ROUNDS,
-                )[1:]
-            )
-            for count in (1, CHUNKS)
-        )
-        return max(many - one, 0.0) / (CHUNKS - 1)
+    def _axis(self, group: dist.ProcessGroup | None, size: int) -> _Axis | None:
+        """Return what to time of one axis; None where it has no steps."""
+        return _Axis(partial(self._step, group, size), self._device) if size > 1 else None
 
-    def _link(self, group: dist.ProcessGroup | None, size: int) -> Link:
-        """Time a ring's step, on all rings of one axis at once: its best time is the link's."""
-        if size == 1:
-            return Link(0.0, 0.0)
-        nothing = torch.zeros(1, device=self._device)
-        latency = min(self._times(lambda: self._step(group, size, nothing), 4 * ROUNDS))
-        message, seconds = nothing, 0.0
-        # Until the bytes, and not the waking of processes, are what takes the time.
-        while seconds < max(10 * latency, LINK_SECONDS / 20) and message.nbytes < 2**24:
-            message = torch.zeros(max(2**14, message.numel() * 4), device=self._device)
-            step = lambda message=message: self._step(group, size, message)  # noqa: E731
-            seconds = min(self._times(step, ROUNDS))
-            if self._spent() > SECONDS / 3:
-                break
-        return Link(latency, max(seconds - latency, 0.0) / message.nbytes)
+    def _pipeline(self, chunks: int) -> _Best:
+        """Return an all-reduce of chunks that have hardly any bytes."""
+        message = torch.zeros(CHUNKS * self._algorithms.world_size, device=self._device)
+        return _Best(lambda: self._algorithms.start_torus(message, chunks).wait())
+
+    def _improve(self, best: _Best) -> None:
+        best.seconds = min(best.seconds, *self._times(best.run, best.rounds))
 
     def _step(self, group: dist.ProcessGroup | None, size: int, message: torch.Tensor) -> None:
         """Send to the next of the first ``size`` ranks of ``group``; receive from the last."""
