@@ -5,8 +5,9 @@
 A prediction is the median of five, one for each of five probes, which run in the lab before the
 steps as one does at the start of any program. The rest is compute measured in the same run without
 any exchange at two other batches (``CALIBRATION``), between which every moment of a step is taken
-to be linear. Hosts share the machine's cores, so an all-reduce takes from the backward pass the
-share of them that it keeps busy alone. Nothing is fitted to the steps that are predicted.
+to be linear. Hosts share the machine's cores, so work and all-reduces slow each other down: by how
+much is measured on messages of 4 MiB beside the work of the larger of those batches. Nothing is
+fitted to the steps that are predicted.
 """
 
 from __future__ import annotations
@@ -99,7 +100,11 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
     topology = Topology.from_hosts([h for h in range(setting.hosts) for _ in range(setting.ranks)])
     work = compute(found["calibration"], int(batch))
     buckets = [[place] for place in range(len(work.gradients))]
-    share = found["shares"][line]
+    speeds = found["speeds"][line]
+    lost = {stream: 1 - speed for stream, speed in speeds.items()}
+    # Both at once are never slower than one after the other, but for what the measurement errs by.
+    excess = max(sum(lost.values()), 1.0)
+    contention = Contention(**{stream: share / excess for stream, share in lost.items()})
 
     def predict(probe: dict[str, Any]) -> Step:
         model = CostModel.from_mapping(probe["model"])
@@ -110,7 +115,7 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
             choice = model.choose(size, topology, wire, (algorithm,))  # type: ignore[arg-type]
             return selection.seconds(choice, int(size))
 
-        return simulate(work, buckets, collective, contention=Contention(min(share, 1.0)))
+        return simulate(work, buckets, collective, contention=contention)
 
     predictions = sorted(map(predict, found["probes"][wire]), key=lambda step: step.seconds)
     step = predictions[len(predictions) // 2]
@@ -133,7 +138,7 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
             2 * (setting.hosts - 1) / setting.hosts * 8 * size / (1e6 * setting.rate)
             * (0.5 if wire == "bf16" else 1.0), 4
         ),
-        "processor_share": round(share, 3),
+        "speeds_beside": {stream: round(speed, 3) for stream, speed in speeds.items()},
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -34,7 +35,7 @@ CPU = torch.device("cpu")
 TIMEOUT = timedelta(seconds=600)
 WARM_UP = 2
 PROBES = 5
-SHARE_BYTES = 2**22
+MESSAGE_BYTES, EXCHANGES = 2**22, 5
 Start = Callable[[Tensor], dist.Work]
 
 
@@ -85,18 +86,43 @@ def train(batch: int, steps: int, bucket_mb: float, start: Start | None) -> dict
     }
 
 
-def processor_share(start: Start) -> float:
-    """Return which share of the machine's cores an all-reduce keeps busy, all ranks together."""
-    message = torch.ones(SHARE_BYTES // 4)
-    start(message).wait()
+def beside(start: Start, batch: int) -> dict[str, float]:
+    """Return the speeds of work and of all-reduces beside each other, as shares of those alone.
+
+    The work is forward and backward pass of ``batch`` samples; means over the ranks.
+    """
+    message, model = torch.zeros(MESSAGE_BYTES // 4), resnet18(num_classes=10)
+    images, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+
+    def work() -> None:
+        nn.functional.cross_entropy(model(images), labels).backward()
+
+    def exchange() -> None:
+        for _ in range(EXCHANGES):
+            start(message).wait()
+
+    def seconds(run: Callable[[], object]) -> float:
+        dist.barrier()
+        begin = time.perf_counter()
+        run()
+        return time.perf_counter() - begin
+
+    exchange()
+    exchange_alone = seconds(exchange)
+    work_alone = median([seconds(work) for _ in range(WARM_UP + EXCHANGES)][WARM_UP:])
     dist.barrier()
-    begin, busy = time.perf_counter(), time.process_time()
-    for _ in range(3):
-        start(message).wait()
-    spent = torch.tensor([time.process_time() - busy, time.perf_counter() - begin])
-    dist.all_reduce(spent)
-    wall = float(spent[1]) / dist.get_world_size()
-    return float(spent[0]) / (len(os.sched_getaffinity(0)) * wall)
+    ended: list[float] = []
+    thread = threading.Thread(target=lambda: ended.append(seconds(exchange)))
+    begin, works, moment = time.perf_counter(), 0, 0.0
+    thread.start()
+    while not ended:
+        work()
+        works, moment = works + 1, time.perf_counter() - begin
+    thread.join()
+    speeds = torch.tensor([works * work_alone / moment, exchange_alone / ended[0]])
+    dist.all_reduce(speeds)
+    work_speed, exchange_speed = (speeds / dist.get_world_size()).clamp(max=1.0).tolist()
+    return {"compute": work_speed, "communication": exchange_speed}
 
 
 def starter(reduce: AllReduce, algorithm: str) -> Start:
@@ -131,7 +157,7 @@ def main() -> None:
         world.address, world.port + 1, world.world_size, world.is_main, timeout=TIMEOUT
     )
     flat = dist.distributed_c10d._get_default_group()
-    found: dict[str, Any] = {"probes": {}, "shares": {}, "lines": {}}
+    found: dict[str, Any] = {"probes": {}, "speeds": {}, "lines": {}}
     found["calibration"] = {
         batch: train(batch, options.steps, options.bucket_mb, None) for batch in options.calibration
     }
@@ -148,7 +174,7 @@ def main() -> None:
                 for model, timings in probes
             ]
         start = starter(reducers[wire], algorithm)
-        found["shares"][line] = processor_share(start)
+        found["speeds"][line] = beside(start, options.calibration[-1])
         found["lines"][line] = train(int(batch), options.steps, options.bucket_mb, start)
     if world.is_main:
         options.json.write_text(json.dumps(found))
