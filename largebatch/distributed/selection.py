@@ -21,6 +21,7 @@ HOST_CHUNK_BYTES = 700_000
 DEVICE_CHUNK_BYTES = 2**21
 MOST_CHUNKS = 64
 MARGIN = 1.05  # the torus must win by more than two measurements of one thing differ
+REACH = 8  # times its size: how far a timing speaks for larger messages, as far as the next size
 KEPT_SECONDS = 24 * 3600.0  # networks change
 
 
@@ -61,7 +62,7 @@ class Selection:
         """Return what ``choice`` is expected to take: the model's seconds and what it left out.
 
         The model knows links. What processors add to them was timed at a few sizes; between two of
-        them it is interpolated, and beyond the largest the links alone make the difference.
+        them it is interpolated, and beyond the largest it grows as the bytes do, up to ``REACH``.
         """
         left_out = [
             (timing.bytes, timing.seconds - timing.expected)
@@ -75,6 +76,7 @@ class Selection:
         width = above[0] - below[0]
         share = (bytes - below[0]) / width if width > 0 else 0.0
         added = below[1] + share * (above[1] - below[1])
+        added *= min(max(bytes / left_out[-1][0], 1.0), REACH)
         return max(choice.seconds + added, choice.seconds / 2)
 
     def __str__(self) -> str:
