@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -205,6 +206,8 @@ def _peer(
 
 def _shares(contender: Contender) -> dict[str, Any]:
     """Return which share of a step's operators are norms and convolutions, profiled once."""
+    # The profiler's own log would stand between the results: that it starts, that there is no GPU.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     activity = torch.profiler.ProfilerActivity
     kinds = [activity.CPU, *([activity.CUDA] if torch.cuda.is_available() else [])]
     with torch.profiler.profile(activities=kinds) as profile:
