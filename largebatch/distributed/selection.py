@@ -21,7 +21,7 @@ HOST_CHUNK_BYTES = 700_000
 DEVICE_CHUNK_BYTES = 2**21
 MOST_CHUNKS = 64
 MARGIN = 1.05  # the torus must win by more than two measurements of one thing differ
-REACH = 8  # times its size: how far a timing speaks for larger messages, as far as the next size
+LARGE = 2**22  # bytes; what smaller messages take beside the model is latency and bursts
 KEPT_SECONDS = 24 * 3600.0  # networks change
 
 
@@ -62,7 +62,7 @@ class Selection:
         """Return what ``choice`` is expected to take: the model's seconds and what it left out.
 
         The model knows links. What processors add to them was timed at a few sizes; between two of
-        them it is interpolated, and beyond the largest it grows as the bytes do, up to ``REACH``.
+        them it is interpolated; beyond a largest that is ``LARGE`` it grows as the bytes do.
         """
         left_out = [
             (timing.bytes, timing.seconds - timing.expected)
@@ -76,7 +76,8 @@ class Selection:
         width = above[0] - below[0]
         share = (bytes - below[0]) / width if width > 0 else 0.0
         added = below[1] + share * (above[1] - below[1])
-        added *= min(max(bytes / left_out[-1][0], 1.0), REACH)
+        largest = left_out[-1][0]
+        added *= bytes / largest if bytes > largest >= LARGE else 1.0
         return max(choice.seconds + added, choice.seconds / 2)
 
     def __str__(self) -> str:

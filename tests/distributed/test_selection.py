@@ -43,9 +43,17 @@ def test_what_the_model_leaves_out_is_taken_from_the_sizes_that_were_timed():
     timings = (Timing("flat", 1000, 1.5, 1.0), Timing("flat", 3000, 5.0, 2.0))
     found = Selection("auto", TOPOLOGY, "fp32", SLOW_NETWORK, timings)
     flat = Choice("flat", 1, "fp32", 10.0)
-    seconds = [found.seconds(flat, bytes) for bytes in (10, 1000, 2000, 3000, 6000, 24000, 10**9)]
-    assert seconds == [10.5, 10.5, 11.75, 13.0, 16.0, 34.0, 34.0]
+    seconds = [found.seconds(flat, bytes) for bytes in (10, 1000, 2000, 3000, 10**9)]
+    assert seconds == [10.5, 10.5, 11.75, 13.0, 13.0]
     assert found.seconds(Choice("torus", 1, "fp32", 10.0), 2000) == 10.0
+
+
+def test_what_the_model_leaves_out_of_a_large_message_grows_with_the_bytes():
+    timings = (Timing("torus", 1000, 1.5, 1.0), Timing("torus", module.LARGE, 5.0, 2.0))
+    found = Selection("auto", TOPOLOGY, "fp32", SLOW_NETWORK, timings)
+    torus = Choice("torus", 8, "fp32", 10.0)
+    assert found.seconds(torus, module.LARGE) == 13.0
+    assert found.seconds(torus, 4 * module.LARGE) == 22.0
 
 
 def test_a_forced_torus_measures_nothing(ranks, monkeypatch):
