@@ -1,7 +1,7 @@
 """The C++ face of the torus schedule: compiled on first use against the running torch, then kept.
 
 c10d's C++ interface changes between versions of torch, so no wheel can hold it. The result lies in
-the user's cache under torch's version and a hash of the source; one process of a host builds it,
+the user's cache under torch's version and a hash of the sources; one process of a host builds it,
 under a lock, while the others wait.
 """
 
@@ -29,15 +29,16 @@ FLAGS = ("-O2", "-fvisibility=hidden")
 
 
 def source() -> Path:
-    """Return the file of the schedule in C++."""
+    """Return the file of the schedule in C++, beside its headers."""
     found = [folder / "comm" / "torus.cpp" for folder in SOURCES]
     return next((path for path in found if path.exists()), found[0])
 
 
 def cache() -> Path:
-    """Return the folder of what was compiled for this source, torch and Python."""
+    """Return the folder of what was compiled for these sources, torch and Python."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    content = source().read_bytes() + repr((FLAGS, sys.version_info[:2])).encode()
+    texts = [path.read_bytes() for path in sorted(source().parent.iterdir())]
+    content = b"\0".join([*texts, repr((FLAGS, sys.version_info[:2])).encode()])
     name = f"torus-{torch.__version__}-{hashlib.sha256(content).hexdigest()[:16]}"
     return Path(home, "largebatch", name)
 
