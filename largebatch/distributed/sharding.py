@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from largebatch import _ops
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Tell whether this rank may hold a part only."""
-    return isinstance(tensor, DTensor)
+
+def is_sharded(value: Any) -> TypeGuard[DTensor]:
+    """Tell whether ``value`` is a tensor of which this rank may hold a part only."""
+    # Its module takes most of a second to load, in every process; who has one has loaded it.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def whole(value: Any) -> Any:
@@ -23,7 +28,7 @@ def whole(value: Any) -> Any:
 
     Every rank must call it with the same structure.
     """
-    if isinstance(value, DTensor):
+    if is_sharded(value):
         return value.full_tensor()
     if isinstance(value, dict):
         return {key: whole(item) for key, item in value.items()}
@@ -39,8 +44,10 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     All ranks hold the whole of it, so nothing is sent. Where ``like`` is no DTensor, or has another
     shape, ``tensor`` itself is returned.
     """
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor) or tensor.shape != like.shape:
+    if not is_sharded(like) or is_sharded(tensor) or tensor.shape != like.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     mesh = like.device_mesh
     return distribute_tensor(tensor.to(like.device), mesh, like.placements, src_data_rank=None)
 
@@ -52,7 +59,7 @@ def whole_norm(tensors: Iterable[Tensor]) -> float:
     Every rank must call it if any of ``tensors`` is a DTensor; they are all of one mesh.
     """
     tensors = list(tensors)
-    sharded = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
+    sharded = [tensor for tensor in tensors if is_sharded(tensor)]
     if not sharded:
         return float(_ops.global_norm(tensors))
     square = _ops.global_norm([tensor.to_local() for tensor in sharded]).double().square()
@@ -60,5 +67,5 @@ def whole_norm(tensors: Iterable[Tensor]) -> float:
     for dimension, placement in enumerate(placements):
         if placement.is_shard():
             dist.all_reduce(square, group=mesh.get_group(dimension))
-    rest = [tensor for tensor in tensors if not isinstance(tensor, DTensor)]
+    rest = [tensor for tensor in tensors if not is_sharded(tensor)]
     return float((square + _ops.global_norm(rest).double().square()).sqrt())

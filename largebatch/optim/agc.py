@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from largebatch import _ops
 from largebatch._errors import UserError
+from largebatch.distributed.sharding import is_sharded
 from largebatch.nn import find_classifier
 from largebatch.optim.parameters import check_dense, local
 
@@ -52,7 +52,7 @@ def adaptive_grad_clip_(
 def _unit_norm(tensor: Tensor) -> Tensor:
     """Return the norms of a tensor's units, float64, as broadcasts along with this rank's part."""
     whole = tensor.ndim <= 1
-    if isinstance(tensor, DTensor):
+    if is_sharded(tensor):
         if any(p.is_partial() or (p.is_shard() and not p.is_shard(0)) for p in tensor.placements):
             raise UserError(
                 f"adaptive_grad_clip_: a tensor with placements {tensor.placements}: shard the "

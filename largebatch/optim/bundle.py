@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from largebatch._errors import UserError
+from largebatch.distributed.sharding import is_sharded
 from largebatch.optim.parameters import local
 
 
@@ -113,7 +113,7 @@ class Bundle:
 
     def parts(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the call's tensors, given one a parameter: a gradient, a moment, a master."""
-        if isinstance(self.params[0], DTensor):
+        if is_sharded(self.params[0]):
             tensors = [local(tensor) for tensor in tensors]
         return [
             tensors[piece.param]
@@ -139,7 +139,7 @@ def ranks_of(param: Tensor, fragments: Mapping[Tensor, Fragments]) -> tuple[Any,
     """
     if param in fragments:
         return (fragments[param].group,)
-    if not isinstance(param, DTensor):
+    if not is_sharded(param):
         return ()
     if any(placement.is_partial() for placement in param.placements):
         raise UserError(f"a parameter with placements {param.placements}: shard or replicate it")

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from largebatch._errors import UserError
+from largebatch.distributed.sharding import is_sharded
 from largebatch.optim.closure import loss_of
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.scaling import gradient_factor
@@ -72,7 +72,7 @@ class Offload(torch.optim.Optimizer):
         """Make parts of a group's parameters, and let its state be theirs."""
         part: list[Tensor] = []
         for param in group["params"]:
-            if isinstance(param, DTensor):
+            if is_sharded(param):
                 raise UserError("Offload: sharded parameters (DTensor); FSDP offloads by itself")
             full = sum(each.nbytes for each in part) >= self._part_bytes
             if part and (full or param.device != part[0].device):

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from largebatch._errors import UserError
+from largebatch.distributed.sharding import is_sharded
 
 SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 SUPPORTED = (torch.float32, torch.float64, *SIXTEEN_BIT)
@@ -42,4 +42,4 @@ def check_dense(name: str, grads: Iterable[Tensor]) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a DTensor, as FSDP2 makes them; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
