@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("--grids", nargs="+", default=["2x4", "4x2"], help="hosts x ranks")
     parser.add_argument("--rates", type=float, nargs="+", default=[200.0], help="Mbit/s")
     parser.add_argument("--sizes", type=float, nargs="+", default=[16.8], help="MB")
-    parser.add_argument("--kinds", nargs="+", default=["flat", "torus", "torus bf16", "auto"])
+    kinds = ["flat", "torus", "torus bf16", "auto"]
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--chunks", type=int, help="of the torus; by default as it is chosen")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds for one lab")

@@ -77,35 +77,56 @@ class Probe:
         self._algorithms = algorithms
         self._device = algorithms.device
         self._start = time.perf_counter()
+        topology = algorithms.topology
+        self._rows = self._axis(algorithms.row, topology.columns)
+        self._columns = self._axis(algorithms.column, topology.rows)
+        on_host = algorithms.device.type == "cpu"
+        self._pipelines = [self._pipeline(count) for count in (1, CHUNKS)] if on_host else []
 
     def run(self) -> tuple[CostModel, list[Timing]]:
         """Return the model of the links, and the all-reduces timed to check it."""
-        algorithms, topology = self._algorithms, self._algorithms.topology
-        rows = self._axis(algorithms.row, topology.columns)
-        columns = self._axis(algorithms.column, topology.rows)
-        axes = [axis for axis in (rows, columns) if axis]
-        one, many = pipelines = [self._pipeline(count) for count in (1, CHUNKS)]
-        if self._device.type != "cpu":
-            pipelines = []
         # What else the machine does holds up runs that follow each other, all of them: in turns,
         # each gets another chance later.
-        turns = 0
-        while turns < 2 or self._spent() < LINKS_SHARE * SECONDS:
-            for axis in axes:
+        self._turn()
+        self._turn()
+        while self._spent() < LINKS_SHARE * SECONDS:
+            self._turn()
+        timed = self._check(self._model())
+        # Ranks that have just started find their links slower than they will be: what is left of
+        # the time gives more chances.
+        spent, turn = self._spent(), 0.0
+        while spent + turn < SECONDS:
+            self._turn()
+            turn = self._spent() - spent
+            spent += turn
+        model, topology = self._model(), self._algorithms.topology
+        wire = self._algorithms.preference.wire
+        return model, [
+            Timing(name, bytes, seconds, model.time(name, bytes, topology, chunks, wire))
+            for name, bytes, chunks, seconds in timed
+        ]
+
+    def _turn(self) -> None:
+        for axis in (self._rows, self._columns):
+            if axis:
                 self._improve(axis.nothing)
                 self._improve(axis.message)
                 while axis.grow():
                     self._improve(axis.message)
-            for pipeline in pipelines:
-                self._improve(pipeline)
-            turns += 1
-        slow = columns.link() if columns else Link(0.0, 0.0)
+        for pipeline in self._pipelines:
+            self._improve(pipeline)
+
+    def _model(self) -> CostModel:
+        """Return the model of the best times so far."""
+        topology = self._algorithms.topology
+        slow = self._columns.link() if self._columns else Link(0.0, 0.0)
         if topology.hosts > 1:  # the columns of a host share its link
             slow = Link(slow.latency, slow.seconds_per_byte / topology.columns)
-        fast = rows.link() if rows else slow
-        chunk = max(many.seconds - one.seconds, 0.0) / (CHUNKS - 1) if pipelines else None
-        model = CostModel(fast, slow, chunk=chunk)
-        return model, self._check(model)
+        fast = self._rows.link() if self._rows else slow
+        if not self._pipelines:
+            return CostModel(fast, slow)
+        one, many = self._pipelines
+        return CostModel(fast, slow, chunk=max(many.seconds - one.seconds, 0.0) / (CHUNKS - 1))
 
     def _axis(self, group: dist.ProcessGroup | None, size: int) -> _Axis | None:
         """Return what to time of one axis; None where it has no steps."""
@@ -136,19 +157,23 @@ class Probe:
         for work in works:
             work.wait()
 
-    def _check(self, model: CostModel) -> list[Timing]:
-        """Time both algorithms in turn on growing messages while there is time."""
-        timings: list[Timing] = []
+    def _check(self, model: CostModel) -> list[tuple[Algorithm, int, int, float]]:
+        """Time both algorithms in turn on growing messages while there is time.
+
+        Returns:
+            each one's name, bytes, chunks and seconds.
+        """
+        timed: list[tuple[Algorithm, int, int, float]] = []
         algorithms, wire = self._algorithms, self._algorithms.preference.wire
         factor = 1.0
         for bytes in SIZES:
             message = torch.zeros(bytes // 4, device=self._device)
             torus = model.choose(bytes, algorithms.topology, wire, ("torus",))
-            flat = model.time("flat", bytes, algorithms.topology)
-            both = factor * (flat + torus.seconds)
+            expected = model.time("flat", bytes, algorithms.topology) + torus.seconds
+            both = factor * expected
             # A large message says much in few rounds.
             rounds = ROUNDS if both < SECONDS / 40 else 2
-            if timings and self._spent() + (rounds + 1) * both > SECONDS:
+            if timed and self._spent() + (rounds + 1) * both > SECONDS:
                 break
             times: dict[Algorithm, list[float]] = {"flat": [], "torus": []}
             for _ in range(rounds + 1):
@@ -157,15 +182,12 @@ class Probe:
                     lambda: algorithms.start_torus(message, torus.chunks).wait(),  # noqa: B023
                     1,
                 )
-            modelled: dict[Algorithm, float] = {"flat": flat, "torus": torus.seconds}
-            for algorithm, expected in modelled.items():
-                # The first opens connections and touches memory; of two, one may have been held up.
-                seconds = statistics.median_low(times[algorithm][1:])
-                timings.append(Timing(algorithm, bytes, seconds, expected))
-            factor = sum(timing.seconds for timing in timings[-2:]) / max(
-                flat + torus.seconds, 1e-9
-            )
-        return timings
+            # The first opens connections and touches memory; of two, one may have been held up.
+            seconds = {name: statistics.median_low(found[1:]) for name, found in times.items()}
+            timed.append(("flat", bytes, 1, seconds["flat"]))
+            timed.append(("torus", bytes, torus.chunks, seconds["torus"]))
+            factor = sum(seconds.values()) / max(expected, 1e-9)
+        return timed
 
     def _times(self, run: Callable[[], object], rounds: int) -> list[float]:
         """Return the seconds of each of ``rounds`` runs, those of the slowest rank."""

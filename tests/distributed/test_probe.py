@@ -48,7 +48,7 @@ class Known(Probe):
         return []
 
 
-@pytest.mark.parametrize("disturbed", [0, 1, 2, 5, 10])
+@pytest.mark.parametrize("disturbed", [0, 1, 2, 5, 10, 20])
 def test_the_links_are_found_also_where_a_turn_was_held_up(ranks, disturbed):
     algorithms = ranks(4, Preference("torus"), hosts=[0, 0, 1, 1]).reducers[0]
     model, _ = Known(algorithms, disturbed).run()
