@@ -100,11 +100,12 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
     topology = Topology.from_hosts([h for h in range(setting.hosts) for _ in range(setting.ranks)])
     work = compute(found["calibration"], int(batch))
     buckets = [[place] for place in range(len(work.gradients))]
-    speeds = found["speeds"][line]
+    speeds = dict(found["speeds"][line])
+    share = speeds.pop("behind")
     lost = {stream: 1 - speed for stream, speed in speeds.items()}
     # Both at once are never slower than one after the other, but for what the measurement errs by.
     excess = max(sum(lost.values()), 1.0)
-    contention = Contention(**{stream: share / excess for stream, share in lost.items()})
+    contention = Contention(**{stream: part / excess for stream, part in lost.items()})
 
     def predict(probe: dict[str, Any]) -> Step:
         model = CostModel.from_mapping(probe["model"])
@@ -115,7 +116,10 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
             choice = model.choose(size, topology, wire, (algorithm,))  # type: ignore[arg-type]
             return selection.seconds(choice, int(size))
 
-        return simulate(work, buckets, collective, contention=contention)
+        def behind(size: float) -> float:
+            return share * collective(size)
+
+        return simulate(work, buckets, collective, contention=contention, behind=behind)
 
     predictions = sorted(map(predict, found["probes"][wire]), key=lambda step: step.seconds)
     step = predictions[len(predictions) // 2]
@@ -139,6 +143,7 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
             * (0.5 if wire == "bf16" else 1.0), 4
         ),
         "speeds_beside": {stream: round(speed, 3) for stream, speed in speeds.items()},
+        "share_behind": round(share, 3),
     }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 TIMEOUT = timedelta(seconds=600)
 WARM_UP = 2
 PROBES = 5
-MESSAGE_BYTES, EXCHANGES = 2**22, 5
+MESSAGE_BYTES, EXCHANGES, TURNS = 2**22, 5, 3
 Start = Callable[[Tensor], dist.Work]
 
 
@@ -89,16 +89,18 @@ def train(batch: int, steps: int, bucket_mb: float, start: Start | None) -> dict
 def beside(start: Start, batch: int) -> dict[str, float]:
     """Return the speeds of work and of all-reduces beside each other, as shares of those alone.
 
-    The work is forward and backward pass of ``batch`` samples; means over the ranks.
+    The work is forward and backward pass of ``batch`` samples; means over the ranks. ``behind`` is
+    the share of its seconds alone that an all-reduce adds behind another.
     """
-    message, model = torch.zeros(MESSAGE_BYTES // 4), resnet18(num_classes=10)
+    model = resnet18(num_classes=10)
+    messages = [torch.zeros(MESSAGE_BYTES // 4) for _ in range(EXCHANGES)]
     images, labels = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
 
     def work() -> None:
         nn.functional.cross_entropy(model(images), labels).backward()
 
     def exchange() -> None:
-        for _ in range(EXCHANGES):
+        for message in messages:
             start(message).wait()
 
     def seconds(run: Callable[[], object]) -> float:
@@ -107,8 +109,15 @@ def beside(start: Start, batch: int) -> dict[str, float]:
         run()
         return time.perf_counter() - begin
 
+    def queue() -> None:
+        for work in [start(message) for message in messages]:
+            work.wait()
+
     exchange()
-    exchange_alone = seconds(exchange)
+    queue()
+    alternating = [(seconds(exchange), seconds(queue)) for _ in range(TURNS)]
+    exchange_alone, queued = (min(times) for times in zip(*alternating, strict=True))
+    behind = (queued - exchange_alone / EXCHANGES) / (exchange_alone * (1 - 1 / EXCHANGES))
     work_alone = median([seconds(work) for _ in range(WARM_UP + EXCHANGES)][WARM_UP:])
     dist.barrier()
     ended: list[float] = []
@@ -119,10 +128,10 @@ def beside(start: Start, batch: int) -> dict[str, float]:
         work()
         works, moment = works + 1, time.perf_counter() - begin
     thread.join()
-    speeds = torch.tensor([works * work_alone / moment, exchange_alone / ended[0]])
+    speeds = torch.tensor([works * work_alone / moment, exchange_alone / ended[0], behind])
     dist.all_reduce(speeds)
-    work_speed, exchange_speed = (speeds / dist.get_world_size()).clamp(max=1.0).tolist()
-    return {"compute": work_speed, "communication": exchange_speed}
+    work_speed, exchange_speed, behind = (speeds / dist.get_world_size()).clamp(max=1.0).tolist()
+    return {"compute": work_speed, "communication": exchange_speed, "behind": behind}
 
 
 def starter(reduce: AllReduce, algorithm: str) -> Start:

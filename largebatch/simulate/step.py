@@ -3,9 +3,10 @@
 Two streams. Compute runs forward, backward and, when every gradient is back, the optimizer. The
 backward pass completes gradients one after the other; a bucket joins the queue of the communication
 stream when its last gradient and all buckets before it are complete, and the stream carries one
-all-reduce at a time. Where the streams contend (one host's cores, a GPU's SMs and memory) both
-slow down while both are busy. Events are the moments at which either stream's work changes; between
-two of them rates are constant, so the simulation is exact for its model.
+all-reduce at a time; one that has waited may take less time than one that has not. Where the
+streams contend (one host's cores, a GPU's SMs and memory) both slow down while both are busy.
+Events are the moments at which either stream's work changes; between two of them rates are
+constant, so the simulation is exact for its model.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def simulate(
     collective: Collective | None,
     overlap: bool = True,
     contention: Contention = Contention(),
+    behind: Collective | None = None,
 ) -> Step:
     """Simulate one step.
 
@@ -118,19 +120,23 @@ def simulate(
         collective: seconds of an all-reduce of so many bytes; None on a single rank.
         overlap: whether buckets leave during the backward pass, not after it.
         contention: what the streams take from each other.
+        behind: seconds that an all-reduce takes which has waited for another to end, where its
+            beginning overlaps with the other's end; None: as many as any.
     """
     sizes = [sum(compute.gradients[place][1] for place in places) for places in buckets]
     ready = (max(compute.gradients[place][0] for place in places) for places in buckets)
     # Seconds of backward work after which each bucket may leave, in order.
     due = list(accumulate(ready, max)) if overlap else [compute.backward] * len(sizes)
     costs = [0.0 if collective is None else collective(size) for size in sizes]
+    queued = costs if behind is None else [behind(size) for size in sizes]
     events = [Event("compute", "forward", 0.0, compute.forward)]
     now, done = compute.forward, 0.0
     backward_end = now
     sending, left, began = 0, -1.0, 0.0  # the next bucket; what is left of it, below 0: waiting
+    ended = -1.0  # when the last one ended
     while done < compute.backward or sending < len(costs):
         if left < 0 and sending < len(costs) and due[sending] <= done:
-            left, began = costs[sending], now
+            left, began = (queued if now == ended else costs)[sending], now
         both = left >= 0 and done < compute.backward
         pace = 1 - contention.compute if both else 1.0
         send = 1 - contention.communication if both else 1.0
@@ -154,7 +160,7 @@ def simulate(
                 events.append(
                     Event("communication", f"bucket {sending}", began, now, sizes[sending])
                 )
-                sending, left = sending + 1, -1.0
+                sending, left, ended = sending + 1, -1.0, now
     events.append(Event("compute", "backward", compute.forward, backward_end))
     events.append(Event("compute", "optimizer", now, now + compute.optimizer))
     return Step(

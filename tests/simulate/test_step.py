@@ -44,6 +44,17 @@ def test_a_bucket_waits_for_its_last_gradient_and_for_those_before_it():
     assert step.exposed == 0
 
 
+def test_what_has_waited_may_take_less():
+    """Bucket 1 is complete before bucket 0 is back, bucket 2 half a second after bucket 1 is."""
+    step = simulate(work(1.0, 2.0, 4.0), [[0], [1], [2]], lambda size: 1.5, behind=lambda size: 1.0)
+    assert intervals(step, "communication") == [
+        ("bucket 0", 3.0, 4.5),
+        ("bucket 1", 4.5, 5.5),
+        ("bucket 2", 6.0, 7.5),
+    ]
+    assert step.communication == 4.5
+
+
 def test_without_overlap_everything_waits_for_the_backward_pass():
     step = simulate(work(1.0, 2.0), [[0], [1]], lambda size: 1.5, overlap=False)
     assert intervals(step, "communication") == [("bucket 0", 6.0, 7.5), ("bucket 1", 7.5, 9.0)]
