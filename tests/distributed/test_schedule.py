@@ -56,11 +56,13 @@ def test_the_python_face_can_be_forced(monkeypatch):
     assert torus_library.state() == "not yet"  # nothing was built
 
 
-def test_the_cache_is_of_one_source_and_one_torch(monkeypatch, tmp_path):
+def test_the_cache_is_of_these_sources_and_one_torch(monkeypatch, tmp_path):
     first = torus_library.cache()
     monkeypatch.setattr(torch, "__version__", "9.9")
     second = torus_library.cache()
     (tmp_path / "comm").mkdir()
     (tmp_path / "comm" / "torus.cpp").write_text("// another\n")
     monkeypatch.setattr(torus_library, "SOURCES", (tmp_path,))
-    assert len({first, second, torus_library.cache()}) == 3
+    third = torus_library.cache()
+    (tmp_path / "comm" / "exchange.h").write_text("// a header\n")
+    assert len({first, second, third, torus_library.cache()}) == 4
