@@ -116,10 +116,7 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
             choice = model.choose(size, topology, wire, (algorithm,))  # type: ignore[arg-type]
             return selection.seconds(choice, int(size))
 
-        def behind(size: float) -> float:
-            return share * collective(size)
-
-        return simulate(work, buckets, collective, contention=contention, behind=behind)
+        return simulate(work, buckets, collective, contention=contention, behind=share)
 
     predictions = sorted(map(predict, found["probes"][wire]), key=lambda step: step.seconds)
     step = predictions[len(predictions) // 2]

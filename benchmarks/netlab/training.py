@@ -110,8 +110,8 @@ def beside(start: Start, batch: int) -> dict[str, float]:
         return time.perf_counter() - begin
 
     def queue() -> None:
-        for work in [start(message) for message in messages]:
-            work.wait()
+        for started in [start(message) for message in messages]:
+            started.wait()
 
     exchange()
     queue()

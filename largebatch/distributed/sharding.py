@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def is_sharded(value: Any) -> TypeGuard[DTensor]:
     """Tell whether ``value`` is a tensor of which this rank may hold a part only."""
     # Its module takes most of a second to load, in every process; who has one has loaded it.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(value, module.DTensor)
+    # Another thread may be loading it just now: then it has no such class yet.
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(value, kind)
 
 
 def whole(value: Any) -> Any:

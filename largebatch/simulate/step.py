@@ -110,7 +110,7 @@ def simulate(
     collective: Collective | None,
     overlap: bool = True,
     contention: Contention = Contention(),
-    behind: Collective | None = None,
+    behind: float = 1.0,
 ) -> Step:
     """Simulate one step.
 
@@ -120,15 +120,14 @@ def simulate(
         collective: seconds of an all-reduce of so many bytes; None on a single rank.
         overlap: whether buckets leave during the backward pass, not after it.
         contention: what the streams take from each other.
-        behind: seconds that an all-reduce takes which has waited for another to end, where its
-            beginning overlaps with the other's end; None: as many as any.
+        behind: share of its seconds that an all-reduce takes which has waited for another to end:
+            less than 1 where its beginning overlaps with the other's end.
     """
     sizes = [sum(compute.gradients[place][1] for place in places) for places in buckets]
     ready = (max(compute.gradients[place][0] for place in places) for places in buckets)
     # Seconds of backward work after which each bucket may leave, in order.
     due = list(accumulate(ready, max)) if overlap else [compute.backward] * len(sizes)
     costs = [0.0 if collective is None else collective(size) for size in sizes]
-    queued = costs if behind is None else [behind(size) for size in sizes]
     events = [Event("compute", "forward", 0.0, compute.forward)]
     now, done = compute.forward, 0.0
     backward_end = now
@@ -136,7 +135,7 @@ def simulate(
     ended = -1.0  # when the last one ended
     while done < compute.backward or sending < len(costs):
         if left < 0 and sending < len(costs) and due[sending] <= done:
-            left, began = (queued if now == ended else costs)[sending], now
+            left, began = costs[sending] * (behind if now == ended else 1.0), now
         both = left >= 0 and done < compute.backward
         pace = 1 - contention.compute if both else 1.0
         send = 1 - contention.communication if both else 1.0

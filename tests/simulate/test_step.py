@@ -46,7 +46,7 @@ def test_a_bucket_waits_for_its_last_gradient_and_for_those_before_it():
 
 def test_what_has_waited_may_take_less():
     """Bucket 1 is complete before bucket 0 is back, bucket 2 half a second after bucket 1 is."""
-    step = simulate(work(1.0, 2.0, 4.0), [[0], [1], [2]], lambda size: 1.5, behind=lambda size: 1.0)
+    step = simulate(work(1.0, 2.0, 4.0), [[0], [1], [2]], lambda size: 1.5, behind=2 / 3)
     assert intervals(step, "communication") == [
         ("bucket 0", 3.0, 4.5),
         ("bucket 1", 4.5, 5.5),
