@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from largebatch.distributed.cost_model import CostModel, Link
 from largebatch.distributed.grid import Grid
 from largebatch.models import ModelConfig, build_model
 from largebatch.nn import NormConfig
 from largebatch.record import BenchmarkRecord, write_record
-from largebatch.simulate import METHODS, Cluster, Method, bucket, simulate, trace
+from largebatch.simulate import Cluster, Method, bucket, simulate, trace
 from largebatch.simulate.constants import device, link, published
+from largebatch.simulate.methods import BEST_GRID, FLAT, NCCL, PIPELINED, OnHosts
 
 FORMULA = (
     "ratio = predicted / published; Sony: efficiency = step of one node / step of all, at the same "
@@ -30,7 +30,7 @@ FORMULA = (
 )
 SHAPE = (3, 224, 224)
 BERT_LARGE = 336_226_108  # parameters with both pretraining heads
-FLAT, SERIAL, PIPELINED = (METHODS[place] for place in (0, 3, 4))
+SERIAL = OnHosts("torus, serial", "torus", chunks=(1,))
 
 
 def resnet50(dtype: torch.dtype):
@@ -57,29 +57,23 @@ def sony() -> list[dict[str, Any]]:
     step = resnet50(torch.float16)
     chip = device("v100", "fp16")
     cost = published(link("nvlink-v100"), link("ib-edr", cards=2))
-    # The paper's grid of 34 x 32 has rows of 8 nodes, so both axes use the nodes' links: a row's
-    # ring crosses each once; a node sends the bytes of its 4 columns, and the model's formula
-    # counts 32.
-    theirs = CostModel(
-        Link((3 * cost.fast.latency + cost.slow.latency) / 4, cost.slow.seconds_per_byte),
-        Link(cost.slow.latency, cost.slow.seconds_per_byte * 4 / 32),
-        launch=cost.launch,
-    )
 
-    def seconds(model: CostModel, grid: Grid, method: Method) -> float:
+    def seconds(grid: Grid, method: Method) -> float:
         compute = chip.compute(step, 32)
         half = replace(compute, gradients=tuple((t, n // 2) for t, n in compute.gradients))
         return simulate(
-            half, bucket(half, 25), lambda size: method.choose(model, size, grid).seconds
+            half, bucket(half, 25), lambda size: method.choose(cost, size, grid).seconds
         ).seconds
 
-    alone = seconds(cost, Grid(1, 4), FLAT)
+    alone = seconds(Grid(1, 4), FLAT)
     name = "Sony, efficiency on 1,088 V100"
     cases = [
-        ("torus 34 x 32, serial, fp16 gradients", theirs, Grid(34, 32), SERIAL),
-        ("torus 272 x 4, serial, fp16 gradients", cost, Grid(272, 4), SERIAL),
-        ("torus 272 x 4, pipelined, fp16 gradients", cost, Grid(272, 4), PIPELINED),
-        ("flat ring, fp16 gradients", cost, Grid(272, 4), FLAT),
+        ("torus 34 x 32, serial, fp16 gradients", Grid(34, 32, per_host=4), SERIAL),
+        ("torus 272 x 4, serial, fp16 gradients", Grid(272, 4), SERIAL),
+        ("torus 272 x 4, pipelined, fp16 gradients", Grid(272, 4), PIPELINED),
+        ("torus, best grid, fp16 gradients", Grid(272, 4), BEST_GRID),
+        ("flat ring, fp16 gradients", Grid(272, 4), FLAT),
+        ("NCCL, fp16 gradients", Grid(272, 4), NCCL),
     ]
     return [row(name, text, 0.9162, alone / seconds(*case)) for text, *case in cases]
 
@@ -89,7 +83,7 @@ def dgx() -> list[dict[str, Any]]:
     chip = device("a100", "fp16")
     cost = published(link("nvlink-a100"), link("ib-hdr"))
     cluster = Cluster(
-        resnet50(torch.float16), chip, cost, 8, samples_per_second=3410.5, measured_at=512
+        resnet50(torch.float16), chip, cost, 8, asked_batch=512, samples_per_second=3410.5
     )
     found = cluster.predict(1, 512, FLAT)
     return [row("DGX A100, speed-up of 8", "flat ring, fp32 gradients", 7.82, 8 * found.efficiency)]

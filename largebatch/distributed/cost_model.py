@@ -41,7 +41,10 @@ torus, serial    R(S) + C(S)                                                    
 2-D mesh         R(S) + C(S) + L: two reduce-scatters, two all-gathers              (Ying 2018)
 torus, c chunks  R(S/c) + C(S/c) + (c-1) I, the interval between two chunks: max(R(S/c), C(S/c))
                  on a GPU's streams; on hosts max(p + R(S/c), C(S/c)) without latencies, where p is
-                 what processors do for a chunk of no bytes"""
+                 what processors do for a chunk of no bytes
+rows over H > 1  R with a_r, b_r in place of a_f, b_f; in C a host's link carries the columns of its
+hosts            X/H ranks, S/H. Both axes use that link, as where a host holds several rows:
+                 I = R(S/c) + C(S/c)"""
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ class CostModel:
         if algorithm == "mesh":
             column += self.launch if topology.rows > 1 and wire == "fp32" else 0.0
             return seconds + chunks * (row + column)
-        interval = max(row, column)
+        shared = topology.row_hosts > 1 or topology.rows > topology.hosts
+        interval = row + column if shared else max(row, column)
         if self.chunk is not None:
             free = replace(
                 self,
@@ -162,7 +166,8 @@ class CostModel:
         ranks = topology.columns
         if ranks == 1:
             return 0.0
-        step = self.fast.latency + bytes / ranks * self.fast.seconds_per_byte
+        ring = self._ring(ranks, topology.row_hosts if topology.row_hosts > 1 else 0)
+        step = ring.latency + bytes / ranks * ring.seconds_per_byte
         add = (ranks - 1) / ranks * bytes * self.reduction
         return 2 * self.launch + 2 * (ranks - 1) * step + add
 
@@ -177,9 +182,10 @@ class CostModel:
         rows = topology.rows
         if rows == 1:
             return 0.0
-        ring = self._ring(rows, topology.hosts if topology.hosts > 1 else 0)
-        # On one host every column has links of its own; a host's link carries all columns' bytes.
-        load = bytes if topology.hosts > 1 else bytes / topology.columns
+        several = topology.hosts > 1
+        ring = self._ring(rows, min(rows, topology.hosts) if several else 0)
+        # On one host every column has links of its own; a host's link carries its columns' bytes.
+        load = bytes / (topology.row_hosts if several else topology.columns)
         step = ring.latency + load / rows * ring.seconds_per_byte * WIRE_SHARE[wire]
         launches = 1 if wire == "fp32" else 2
         add = (rows - 1) / rows * bytes / topology.columns * self.reduction
@@ -258,14 +264,6 @@ class CostModel:
             for choice in choices
             if choice.algorithm == best.algorithm and choice.seconds <= AS_FAST * best.seconds
         )
-
-    def crossover(self, topology: Shape, wire: Wire = "fp32") -> int | None:
-        """Return the power of two of bytes from which on the torus wins; None where flat does."""
-        wins = [self.choose(2**k, topology, wire).algorithm == "torus" for k in range(41)]
-        if not wins[-1]:
-            return None
-        last_flat = max((k for k, won in enumerate(wins) if not won), default=-1)
-        return 2 ** (last_flat + 1)
 
     def _ring(self, ranks: int, crossings: int) -> Link:
         """Return the link that a ring of ``ranks`` hops, ``crossings`` between hosts, is like."""

@@ -18,16 +18,27 @@ class Shape(Protocol):
     @property
     def hosts(self) -> int: ...
     @property
+    def row_hosts(self) -> int:
+        """How many hosts a row spans: 1 where rows lie within hosts"""
+
+    @property
     def crossings(self) -> int:
         """How many of the flat ring's hops (rank r to r + 1, the last to the first) leave a host"""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A topology by its numbers alone: ``rows`` hosts of ``columns`` ranks, placed in order."""
+    """A topology by its numbers alone, ranks placed in order.
+
+    Args:
+        rows, columns: of the grid.
+        per_host: ranks of a host, a divisor or a multiple of ``columns``; by default ``columns``,
+            so that a row is a host.
+    """
 
     rows: int
     columns: int
+    per_host: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -35,8 +46,25 @@ class Grid:
 
     @property
     def hosts(self) -> int:
-        return self.rows
+        return self.world_size // (self.per_host or self.columns)
+
+    @property
+    def row_hosts(self) -> int:
+        return max(1, self.columns // (self.per_host or self.columns))
 
     @property
     def crossings(self) -> int:
-        return self.rows if self.rows > 1 else 0
+        return self.hosts if self.hosts > 1 else 0
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.columns}"
+
+
+def grids(hosts: int, per_host: int) -> list[Grid]:
+    """Return every grid over the ranks in whose rows hosts, or whose hosts in rows, are whole."""
+    ranks = hosts * per_host
+    return [
+        Grid(ranks // columns, columns, per_host)
+        for columns in range(1, ranks + 1)
+        if ranks % columns == 0 and (columns % per_host == 0 or per_host % columns == 0)
+    ]

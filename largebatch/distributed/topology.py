@@ -126,6 +126,11 @@ class Topology:
         return max(self.host_of) + 1
 
     @property
+    def row_hosts(self) -> int:
+        """Return 1: rows lie within hosts."""
+        return 1
+
+    @property
     def crossings(self) -> int:
         """Return how many hops of a flat ring (rank r to r + 1, the last to 0) leave a host."""
         around = zip(self.host_of, self.host_of[1:] + self.host_of[:1], strict=True)

@@ -1,6 +1,7 @@
 """The step simulator behind ``largebatch plan``."""
 
-from largebatch.simulate.scaling import METHODS, Cluster, Method, Prediction
+from largebatch.simulate.methods import METHODS, Method
+from largebatch.simulate.scaling import Cluster, Prediction
 from largebatch.simulate.step import Compute, Contention, Event, Step, bucket, simulate
 from largebatch.simulate.trace import Trace, trace
 

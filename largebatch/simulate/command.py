@@ -15,13 +15,13 @@ from largebatch.distributed.cost_model import ALL_REDUCE_FORMULAS, WIRE_SHARE, C
 from largebatch.distributed.grid import Grid
 from largebatch.record import BenchmarkRecord, write_record
 from largebatch.simulate.constants import Device, device, link, measured, published, table
+from largebatch.simulate.methods import BEST_GRID, METHODS, Method, automatic, ranges
+from largebatch.simulate.nccl import NCCL_FORMULAS
 from largebatch.simulate.scaling import (
     FORMULAS,
     MEASURES,
-    METHODS,
     Cluster,
     Prediction,
-    automatic,
     figures,
 )
 from largebatch.simulate.trace import trace
@@ -55,8 +55,8 @@ def run(arguments: Sequence[str], build: Build) -> int:
         cost,
         options.per_node,
         options.bucket_mb,
-        options.images_per_second,
         options.batch_per_rank,
+        options.images_per_second,
     )
     methods = (*METHODS, automatic(options.wire))
     along = {
@@ -64,11 +64,11 @@ def run(arguments: Sequence[str], build: Build) -> int:
         for by in ("nodes", "batch")
     }
     asked = [p for p in along["nodes"] if p.nodes == options.nodes]
-    notes = _notes(options, chip, cost)
+    notes = _notes(options, cluster, methods[-1])
     _print(options, asked, along, notes)
     if options.json is not None:
         rows = [asdict(p) for p in dict.fromkeys([*along["nodes"], *along["batch"]])]
-        formulas = f"{FORMULAS}\n{ALL_REDUCE_FORMULAS}"
+        formulas = f"{FORMULAS}\n{ALL_REDUCE_FORMULAS}\n{NCCL_FORMULAS}"
         write_record(options.json, BenchmarkRecord("plan", formulas, rows, notes=notes))
         print(f"record: {options.json}")
     if options.plot is not None:
@@ -82,14 +82,18 @@ def run(arguments: Sequence[str], build: Build) -> int:
 
 def explanation() -> str:
     """Return the formulas and the shipped constants with their sources."""
-    lines = [FORMULAS, "", ALL_REDUCE_FORMULAS, "", "Shipped constants:"]
+    lines = [FORMULAS, "", ALL_REDUCE_FORMULAS, "", NCCL_FORMULAS, "", "Shipped constants:"]
     for name, entry in table()["links"].items():
         rate, latency = float(entry["bandwidth"]) / 1e9, 1e6 * float(entry["latency"])
         lines.append(f"  {name}: {rate:g} GB/s, {latency:g} us ({entry['source']})")
     for name, entry in table()["devices"].items():
         peaks = ", ".join(f"{kind} {float(peak) / 1e12:g}" for kind, peak in entry["peaks"].items())
-        memory = float(entry["memory"]) / 1e9
-        lines.append(f"  {name}: TFLOP/s {peaks}; memory {memory:g} GB/s ({entry['source']})")
+        memory, capacity = (float(entry[key]) / 1e9 for key in ("memory", "capacity"))
+        lines.append(
+            f"  {name}: TFLOP/s {peaks}; memory {memory:g} GB/s, {capacity:g} GB "
+            f"({entry['source']})"
+        )
+    lines.append(f"  NCCL's latencies and shares: {table()['nccl']['source']}")
     reached, launch = table()["reached"], table()["launch"]
     least = 1e6 * float(reached["kernel_seconds"])
     lines.append(
@@ -189,8 +193,9 @@ def _title(options: argparse.Namespace) -> str:
     )
 
 
-def _notes(options: argparse.Namespace, chip: Device, cost: CostModel) -> list[str]:
-    """Return what the figures stand on, and what they leave out."""
+def _notes(options: argparse.Namespace, cluster: Cluster, auto: Method) -> list[str]:
+    """Return what the figures stand on, what a user would get, and what they leave out."""
+    chip, cost = cluster.device, cluster.cost
     names = f"{options.local_link or chip.local} and {options.cards} x {options.link}"
     origin = str(options.constants.name) if options.constants is not None else names
     links = ", ".join(
@@ -203,20 +208,26 @@ def _notes(options: argparse.Namespace, chip: Device, cost: CostModel) -> list[s
         else f"{chip.reached_flops} of peak FLOP/s and {chip.reached_bandwidth} of memory "
         "bandwidth reached, an assumption"
     )
-    where = cost.crossover(Grid(options.nodes, options.per_node), options.wire)
-    if where is None:
-        faster = "flat ring at every size of message"
-    elif where == 1:
-        faster = "torus at every size of message"
-    else:
-        faster = f"torus for messages from {where:,} bytes on, flat ring for smaller ones"
+    hosts, size = Grid(options.nodes, options.per_node), 4.0 * cluster.trace.elements
+    message = min(size, 1e6 * (options.bucket_mb or 25.0))
+    grid, best = BEST_GRID.best(cost, message, hosts)
+    runs = (
+        "rows within hosts: distributed.torus sets it"
+        if grid.row_hosts == 1
+        else f"rows over {grid.row_hosts} hosts: largebatch does not run it"
+    )
     return [
         f"links: {origin}: {links}, {1e6 * cost.launch:.3g} us a launch",
         f"device: {chip.name} in {options.precision}, {chip.flops / 1e12:g} TFLOP/s, "
         f"{chip.bandwidth / 1e9:g} GB/s ({chip.source}); {reached}",
-        f"fastest: {faster}",
-        "left out: stragglers, other traffic, input, NCCL's trees and switches that add; the flat "
-        "ring is a ring at any size",
+        f"memory: at least {chip.memory(cluster.trace, options.batch_per_rank) / 1e9:.3g} of "
+        f"{chip.capacity / 1e9:g} GB a rank; at most {cluster.largest_batch:,} samples fit",
+        "largebatch today (distributed.allreduce=auto), by message: "
+        f"{ranges(auto, cost, hosts, size)}",
+        f"best grid for {message / 1e6:.3g} MB: {grid} (rows x columns), "
+        f"{1e3 * best.seconds:.3g} ms; {runs}",
+        "left out: stragglers, other traffic, input, switches that add (NVLS, SHARP); NCCL is its "
+        "own tuner's expectation, the flat ring a ring at any size",
     ]
 
 

@@ -16,6 +16,7 @@ from largebatch.simulate.step import Compute
 from largebatch.simulate.trace import Operator, Trace
 
 OPTIMIZER_BYTES = 20  # a parameter: SGD reads fp32 weight, gradient, momentum, writes two of them
+STATE_BYTES = 8  # a parameter: gradient and momentum in fp32, beside the weight
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Device:
         name: as in the table.
         flops: peak FLOP/s at the precision asked for.
         bandwidth: of its memory, bytes/s.
+        capacity: bytes of its memory.
         reached_flops: share of the peak that kernels reach.
         reached_bandwidth: share of the memory's bandwidth that kernels reach.
         kernel_seconds: seconds that any kernel takes.
@@ -36,6 +38,7 @@ class Device:
     name: str
     flops: float
     bandwidth: float
+    capacity: float
     reached_flops: float
     reached_bandwidth: float
     kernel_seconds: float
@@ -60,6 +63,17 @@ class Device:
                 for gradient in trace.gradients
             ),
         )
+
+    def memory(self, trace: Trace, batch: int) -> float:
+        """Return the bytes that a step cannot do without; buffers of kernels and NCCL come on top.
+
+        Weights, gradients and momentum in float32, and what autograd keeps for the backward pass.
+        """
+        return trace.held + STATE_BYTES * trace.elements + batch * trace.kept
+
+    def largest_batch(self, trace: Trace) -> int:
+        """Return the most samples whose step this device's memory can hold; 0 where none fits."""
+        return max(0, int((self.capacity - self.memory(trace, 0)) // max(trace.kept, 1.0)))
 
     def flops_bound(self, trace: Trace, batch: int) -> float:
         """Return the seconds below which the step's FLOPs cannot be done, at the peak."""
@@ -101,6 +115,7 @@ def device(name: str, precision: str) -> Device:
         name=name,
         flops=float(entry["peaks"][precision]),
         bandwidth=float(entry["memory"]),
+        capacity=float(entry["capacity"]),
         reached_flops=float(reached["flops"]),
         reached_bandwidth=float(reached["bandwidth"]),
         kernel_seconds=float(reached["kernel_seconds"]),

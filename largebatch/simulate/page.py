@@ -12,6 +12,7 @@ from largebatch.distributed.cost_model import ALL_REDUCE_FORMULAS
 from largebatch.record import write_atomically
 from largebatch.report.page import HERE as REPORT
 from largebatch.report.page import json_for_html, plotly_without_addresses
+from largebatch.simulate.nccl import NCCL_FORMULAS
 from largebatch.simulate.scaling import FORMULAS, MEASURES, Prediction, figures
 from largebatch.simulate.step import Step
 
@@ -67,12 +68,13 @@ def write_page(
             ("FLOP bound", f"{1e3 * own.flops_bound_seconds:.1f} ms"),
             ("memory bound", f"{1e3 * own.memory_bound_seconds:.1f} ms"),
             ("network bound", f"{1e3 * own.network_bound_seconds:.1f} ms"),
+            ("memory, at least", f"{own.memory_bytes / 1e9:.1f} GB"),
         ],
         heads=MEASURES,
         rows=[(p.method, figures(p)) for p in asked],
         charts=CHARTS,
         notes=notes,
-        formulas=f"{FORMULAS}\n\n{ALL_REDUCE_FORMULAS}",
+        formulas=f"{FORMULAS}\n\n{ALL_REDUCE_FORMULAS}\n\n{NCCL_FORMULAS}",
         version=__version__,
         style=Markup((REPORT / "page.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),

@@ -8,50 +8,15 @@ from typing import Literal
 
 from largebatch._errors import UserError
 from largebatch.distributed.bucketing import choose_bucket_mb
-from largebatch.distributed.cost_model import CHUNKS, Algorithm, Choice, CostModel, Wire
+from largebatch.distributed.cost_model import CostModel
 from largebatch.distributed.grid import Grid
 from largebatch.simulate.constants import Device
+from largebatch.simulate.methods import Method
 from largebatch.simulate.step import Compute, Step, bucket, simulate
 from largebatch.simulate.trace import Trace
 
 MOST_RANKS = 4096
 BATCHES = (8, 16, 32, 64, 128, 256, 512)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to exchange gradients: what may be chosen for each message.
-
-    Args:
-        name: as shown.
-        algorithms: one, or those that ``auto`` chooses from.
-        wire: type between hosts.
-        chunks: of the torus.
-    """
-
-    name: str
-    algorithms: tuple[Algorithm, ...]
-    wire: Wire = "fp32"
-    chunks: tuple[int, ...] = CHUNKS
-
-    def choose(self, cost: CostModel, bytes: float, grid: Grid) -> Choice:
-        """Return what this method does with a message."""
-        return cost.choose(bytes, grid, self.wire, self.algorithms, self.chunks)
-
-
-METHODS = (
-    Method("flat ring", ("flat",)),
-    Method("hierarchical", ("hierarchical",)),
-    Method("2-D mesh", ("mesh",)),
-    Method("torus, serial", ("torus",), chunks=(1,)),
-    Method("torus, pipelined", ("torus",)),
-    Method("torus, bf16 wire", ("torus",), "bf16"),
-)
-
-
-def automatic(wire: Wire) -> Method:
-    """Return the method that takes the faster of flat and torus for each message."""
-    return Method("auto", ("flat", "torus"), wire)
 
 
 @dataclass(frozen=True)
@@ -75,6 +40,7 @@ class Prediction:
     flops_bound_seconds: float
     memory_bound_seconds: float
     network_bound_seconds: float
+    memory_bytes: float
 
 
 FORMULAS = """\
@@ -86,7 +52,9 @@ communication = the sum of the all-reduces, as if each were alone
 efficiency = step of one rank alone / step, at the same batch per rank (weak scaling)
 samples/s = ranks x batch per rank / step
 bounds: FLOPs / peak; bytes of the step's operators / peak memory bandwidth; network: the gradient
-  bytes that a host's link must carry, 2 (Y-1)/Y S, or those of a rank, at the links' bandwidth"""
+  bytes that a host's link must carry, 2 (Y-1)/Y S, or those of a rank, at the links' bandwidth
+GB = 12 bytes a parameter (weight, gradient, momentum) + what autograd keeps for the backward pass:
+  the least a rank needs; buffers of kernels and of NCCL come on top"""
 
 
 @dataclass(frozen=True)
@@ -99,12 +67,12 @@ class Cluster:
         cost: the links.
         per_node: ranks of a host.
         bucket_mb: of gradient exchange; None takes the best for each case.
-        samples_per_second: measured on one device at the batch asked for; scales the compute time
-            of every batch by one factor.
-        measured_at: that batch.
+        asked_batch: samples of a rank that the plan is for.
+        samples_per_second: measured on one device at that batch; scales the compute time of every
+            batch by one factor.
 
     Raises:
-        UserError: a measured figure above the device's bound.
+        UserError: a measured figure above the device's bound, or a batch beyond its memory.
     """
 
     trace: Trace
@@ -112,25 +80,37 @@ class Cluster:
     cost: CostModel
     per_node: int
     bucket_mb: float | None = 25.0
+    asked_batch: int = 0
     samples_per_second: float | None = None
-    measured_at: int = 0
 
     def __post_init__(self) -> None:
-        rate, batch = self.samples_per_second, self.measured_at
+        rate, batch = self.samples_per_second, self.asked_batch
         if rate is not None and batch / rate < self.device.flops_bound(self.trace, batch):
             most = batch / self.device.flops_bound(self.trace, batch)
             raise UserError(
                 f"--images-per-second {rate:g}: {self.device.name} cannot do more than {most:.0f} "
                 f"of this model, by its peak of {self.device.flops / 1e12:g} TFLOP/s"
             )
+        if self.asked_batch > self.largest_batch:
+            least = self.device.memory(self.trace, self.asked_batch)
+            raise UserError(
+                f"--batch-per-rank {self.asked_batch}: needs {least / 1e9:,.1f} GB at least of "
+                f"{self.device.name}'s {self.device.capacity / 1e9:g}; {self.largest_batch:,} "
+                "samples fit, or fewer with what kernels need (--precision, --device)"
+            )
+
+    @property
+    def largest_batch(self) -> int:
+        """Return the most samples that a rank's memory can hold."""
+        return self.device.largest_batch(self.trace)
 
     def compute(self, batch: int) -> Compute:
         """Return a rank's work on ``batch`` samples."""
         own = self.device.compute(self.trace, batch)
         if self.samples_per_second is None:
             return own
-        modelled = self.device.compute(self.trace, self.measured_at).seconds
-        return own.scaled(self.measured_at / self.samples_per_second / modelled)
+        modelled = self.device.compute(self.trace, self.asked_batch).seconds
+        return own.scaled(self.asked_batch / self.samples_per_second / modelled)
 
     def step(self, nodes: int, batch: int, method: Method) -> tuple[Step, float]:
         """Simulate a step; return it with the bucket size in MB."""
@@ -168,6 +148,7 @@ class Cluster:
             flops_bound_seconds=self.device.flops_bound(self.trace, batch),
             memory_bound_seconds=self.device.memory_bound(self.trace, batch),
             network_bound_seconds=self.cost.bound(size, grid, method.wire),
+            memory_bytes=self.device.memory(self.trace, batch),
         )
 
     def scaling(
@@ -177,11 +158,12 @@ class Cluster:
         batch: int,
         methods: Sequence[Method],
     ) -> list[Prediction]:
-        """Return the predictions of all methods along node counts or along batch sizes."""
+        """Return the predictions of all methods along node counts or along batches that fit."""
         if by == "nodes":
             points = [(count, batch) for count in node_counts(nodes, self.per_node)]
         else:
-            points = [(nodes, size) for size in sorted({*BATCHES, batch})]
+            fitting = {size for size in BATCHES if size <= self.largest_batch}
+            points = [(nodes, size) for size in sorted({*fitting, batch})]
         return [self.predict(*point, method) for point in points for method in methods]
 
 
@@ -191,7 +173,7 @@ def node_counts(nodes: int, per_node: int) -> list[int]:
     return sorted({*powers, nodes})
 
 
-MEASURES = ("step ms", "exposed ms", "comm. ms", "samples/s", "efficiency")
+MEASURES = ("step ms", "exposed ms", "comm. ms", "samples/s", "efficiency", "GB")
 
 
 def figures(p: Prediction) -> tuple[str, ...]:
@@ -202,4 +184,5 @@ def figures(p: Prediction) -> tuple[str, ...]:
         f"{1e3 * p.communication_seconds:.2f}",
         f"{p.samples_per_second:,.0f}",
         f"{p.efficiency:.1%}",
+        f"{p.memory_bytes / 1e9:.1f}",
     )

@@ -3,8 +3,8 @@
 A forward and a backward pass run on the meta device, which has shapes and no values, under a mode
 that sees every operator eager PyTorch would launch: its FLOPs by torch's own counter (2 for a
 multiplication with its addition), its bytes as those of the tensors it reads and writes once. Hooks
-note after which operator each parameter's gradient is complete. All of it is linear in the batch,
-so two small batches give every other one.
+note after which operator each parameter's gradient is complete, and what autograd keeps for the
+backward pass. All of it is linear in the batch, so two small batches give every other one.
 """
 
 from __future__ import annotations
@@ -51,11 +51,15 @@ class Trace:
         operators: in the order of launch, forward first.
         forward: how many of them belong to the forward pass.
         gradients: of all parameters, the last registered first: the order of exchange.
+        kept: bytes that autograd keeps from forward to backward, for each sample.
+        held: bytes of all parameters and buffers in float32.
     """
 
     operators: tuple[Operator, ...]
     forward: int
     gradients: tuple[Gradient, ...]
+    kept: float
+    held: float
 
     @property
     def elements(self) -> int:
@@ -85,21 +89,22 @@ def trace(build: Build, image: Sequence[int], dtype: torch.dtype = torch.float32
     with torch.device("meta"):
         model = build().to("meta", dtype).train()
     try:
-        (small, forward, after), (large, *_) = (_run(model, n, image, dtype) for n in (2, 4))
+        few, many = (_run(model, n, image, dtype) for n in (2, 4))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         shape = "x".join(map(str, image))
         raise UserError(f"the model cannot be traced with images of {shape}: {error}") from None
-    assert [name for name, *_ in small] == [name for name, *_ in large]
+    assert [name for name, *_ in few.seen] == [name for name, *_ in many.seen]
     operators = tuple(
         Operator(name, flops / 2, (more - fewer) / 2, 2 * fewer - more)
-        for (name, flops, fewer), (_, _, more) in zip(small, large, strict=True)
+        for (name, flops, fewer), (_, _, more) in zip(few.seen, many.seen, strict=True)
     )
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     gradients = tuple(
-        Gradient(name, parameter.numel(), after.get(name, len(operators)))
+        Gradient(name, parameter.numel(), few.after.get(name, len(operators)))
         for name, parameter in reversed(named)
     )
-    return Trace(operators, forward, gradients)
+    held = sum(4 * t.numel() for t in (*model.parameters(), *model.buffers()))
+    return Trace(operators, few.forward, gradients, (many.kept - few.kept) / 2, held)
 
 
 class _Watch(TorchDispatchMode):
@@ -122,13 +127,28 @@ class _Watch(TorchDispatchMode):
         return out
 
 
-def _run(
-    model: nn.Module, batch: int, image: Sequence[int], dtype: torch.dtype
-) -> tuple[list[tuple[str, float, float]], int, dict[str, int]]:
-    """Return the operators of a step, how many are the forward's, and when gradients are ready."""
+@dataclass(frozen=True)
+class _Run:
+    """A step of one batch: its operators, how many are the forward's, when gradients are ready."""
+
+    seen: list[tuple[str, float, float]]
+    forward: int
+    after: dict[str, int]
+    kept: int
+
+
+def _run(model: nn.Module, batch: int, image: Sequence[int], dtype: torch.dtype) -> _Run:
     images = torch.empty(batch, *image, device="meta", dtype=dtype)
     targets = torch.empty(batch, device="meta", dtype=torch.long)
     after: dict[str, int] = {}
+    # By identity, since views share them; a reference keeps an address from being used again.
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
+        return tensor
+
     model.zero_grad()
     with _Watch() as watch:
 
@@ -140,9 +160,10 @@ def _run(
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         ]
-        loss = nn.functional.cross_entropy(model(images).float(), targets)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+            loss = nn.functional.cross_entropy(model(images).float(), targets)
         forward = len(watch.seen)
         loss.backward()
     for hook in hooks:
         hook.remove()
-    return watch.seen, forward, after
+    return _Run(watch.seen, forward, after, sum(s.nbytes() for s in storages.values()))

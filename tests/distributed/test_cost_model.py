@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from largebatch._errors import UserError
 from largebatch.distributed.cost_model import ALGORITHMS, AS_FAST, CostModel, Link
-from largebatch.distributed.grid import Grid
+from largebatch.distributed.grid import Grid, grids
 
 PLAIN = CostModel(Link(1.0, 0.5), Link(10.0, 2.0))  # numbers that sums by hand can carry
 LAB = CostModel(Link(50e-6, 1 / 1.5e9), Link(100e-6, 1 / 25e6))
@@ -25,6 +25,7 @@ class Uneven:
     columns: int = 2
     world_size: int = 5
     hosts: int = 2
+    row_hosts: int = 1
     crossings: int = 2
 
 
@@ -35,6 +36,7 @@ class OneHost:
     rows: int
     columns: int
     hosts: int = 1
+    row_hosts: int = 1
     crossings: int = 0
 
     @property
@@ -50,6 +52,7 @@ class Interleaved:
     columns: int = 4
     world_size: int = 8
     hosts: int = 2
+    row_hosts: int = 1
     crossings: int = 8
 
 
@@ -134,7 +137,7 @@ def test_the_bound_of_the_lab():
 
 
 sizes = st.just(0.0) | st.floats(1.0, 1e9)  # bytes
-grids = st.builds(Grid, st.integers(1, 64), st.integers(1, 16))
+by_host = st.builds(Grid, st.integers(1, 64), st.integers(1, 16))
 links = st.builds(Link, st.floats(0, 1e-3), st.floats(1e-12, 1e-6))
 models = st.builds(
     CostModel, links, links, st.floats(0, 1e-9), st.floats(0, 1e-4), st.none() | st.floats(0, 1e-2)
@@ -166,7 +169,7 @@ def test_one_rank_pays_nothing(model, size):
     assert [model.time(a, size, Grid(1, 1)) for a in ALGORITHMS] == [0.0] * 4
 
 
-@given(models, sizes, grids)
+@given(models, sizes, by_host)
 def test_many_chunks_approach_the_slower_axis(model, size, grid):
     """Without latency and launches the pipeline's limit is the axis that takes longer."""
     free = CostModel(Link(0.0, model.fast.seconds_per_byte), Link(0.0, model.slow.seconds_per_byte))
@@ -178,7 +181,7 @@ def test_many_chunks_approach_the_slower_axis(model, size, grid):
     assert free.time("torus", size, grid) == pytest.approx(rows + columns)
 
 
-@given(models, sizes, grids, chunks, wires)
+@given(models, sizes, by_host, chunks, wires)
 def test_never_below_the_bandwidth_bound(model, size, grid, count, wire):
     bound = model.bound(size, grid, wire)
     for algorithm in ALGORITHMS:
@@ -188,14 +191,14 @@ def test_never_below_the_bandwidth_bound(model, size, grid, count, wire):
             assert model.time(algorithm, size, grid, parts, used) >= bound * (1 - 1e-9)
 
 
-@given(models, sizes, grids)
+@given(models, sizes, by_host)
 def test_torus_without_latency_reaches_the_bound_of_the_slow_link(model, size, grid):
     free = CostModel(Link(0.0, 1e-15), Link(0.0, model.slow.seconds_per_byte))
     if grid.rows > 1:
         assert free.time("torus", size, grid) == pytest.approx(free.bound(size, grid), rel=1e-2)
 
 
-@given(models, sizes, grids, wires)
+@given(models, sizes, by_host, wires)
 def test_the_choice_is_the_fastest(model, size, grid, wire):
     choice = model.choose(size, grid, wire)
     assert choice.seconds == model.time(choice.algorithm, size, grid, choice.chunks, choice.wire)
@@ -208,16 +211,37 @@ def test_the_choice_is_the_fastest(model, size, grid, wire):
 def test_flat_is_chosen_where_nothing_is_gained():
     """One host: a torus of one row is the ring with one launch more."""
     assert replace(LAB, launch=1e-5).choose(SIZE, Grid(1, 8)).algorithm == "flat"
-    assert replace(LAB, launch=1e-5).crossover(Grid(1, 8)) is None
     assert LAB.choose(SIZE, Grid(8, 1)).algorithm == "flat"  # equal: the simpler one
 
 
-def test_the_crossover_is_where_the_choice_changes():
-    model, grid = replace(LAB, launch=1e-3), Grid(2, 2)
-    size = model.crossover(grid)
-    assert size is not None and size > 1
-    assert model.choose(size, grid).algorithm == "torus"
-    assert model.choose(size // 2, grid).algorithm == "flat"
+def test_rows_that_span_hosts_by_hand():
+    """12 bytes over 4 hosts of 3 ranks: 2 rows of 6 ranks on 2 hosts each."""
+    grid = Grid(2, 6, per_host=3)
+    assert (grid.hosts, grid.row_hosts, grid.crossings) == (4, 2, 4)
+    # Rows: 10 steps of 2 bytes; 4 hops of latency 1 and 2 of 10 are 4 on average, 2 s a byte.
+    assert PLAIN.row_time(12, grid) == pytest.approx(10 * (4 + 2 * 2))
+    # Columns: 2 steps; the host's link carries 3 of 6 columns of 2 bytes, halved for two rows.
+    assert PLAIN.column_time(12, grid) == pytest.approx(2 * (10 + 3 * 2))
+    # Both axes use the host's link: a second chunk waits for all of the first.
+    one = PLAIN.time("torus", 6, grid)
+    assert PLAIN.time("torus", 12, grid, chunks=2) == pytest.approx(2 * one)
+
+
+def test_grids_are_whole_hosts_or_whole_rows():
+    found = grids(4, 6)
+    assert [str(grid) for grid in found] == [
+        *("24 x 1", "12 x 2", "8 x 3", "4 x 6", "2 x 12", "1 x 24"),
+    ]
+    assert {grid.hosts for grid in found} == {4}
+    assert [grid.row_hosts for grid in found] == [1, 1, 1, 1, 2, 4]
+
+
+@given(models, sizes, st.integers(1, 32), st.integers(1, 8), st.integers(1, 8))
+def test_no_grid_is_below_the_bound(model, size, hosts, per_host, count):
+    streams = replace(model, chunk=None)
+    for grid in grids(hosts, per_host):
+        bound = model.bound(size, grid)
+        assert streams.time("torus", size, grid, count) >= bound * (1 - 1e-9)
 
 
 def test_the_choice_says_what_it_is():

@@ -11,7 +11,7 @@ import pytest
 from largebatch.cli import main
 from largebatch.distributed.cost_model import CostModel, Link
 from largebatch.record import read_record
-from largebatch.simulate.scaling import METHODS
+from largebatch.simulate.methods import METHODS
 
 SMALL = ["--model=digits_cnn", "--image=1x8x8", "--classes=10", "--nodes=2", "--per-node=4"]
 
@@ -55,6 +55,28 @@ def test_mistakes_end_in_one_line(capsys, arguments, words):
     else:
         line = refused(capsys, *arguments)
     assert all(word in line for word in words)
+
+
+def test_the_fastest_is_said_for_every_size_of_message(capsys):
+    """Not by one crossing: the table's winner is what the sentence names for a bucket's size."""
+    arguments = ["--nodes=64", "--per-node=8", "--model=resnet50", "--device=h100"]
+    arguments += ["--link=ib-ndr", "--cards=8", "--batch-per-rank=128"]
+    assert main(["plan", *arguments]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "274,877,906,944" not in printed
+    assert (
+        "largebatch today (distributed.allreduce=auto), by message: "
+        "NCCL tree (LL); NCCL tree (LL128) from 256 KiB" in printed
+    )
+    assert "best grid for 25 MB: 16 x 32 (rows x columns), " in printed
+    assert "rows over 4 hosts: largebatch does not run it" in printed
+
+
+@pytest.mark.parametrize("batch", ["1000000", "1822"])
+def test_a_batch_beyond_the_memory_is_refused(capsys, batch):
+    line = refused(capsys, "--model=resnet50", f"--batch-per-rank={batch}")
+    assert f"--batch-per-rank {batch}: needs " in line
+    assert "of a100's 80; 1,821 samples fit" in line
 
 
 def test_a_damaged_cost_model_is_named(capsys, tmp_path):

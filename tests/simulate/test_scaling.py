@@ -10,7 +10,8 @@ from torch import nn
 from largebatch._errors import UserError
 from largebatch.simulate import METHODS, Cluster, trace
 from largebatch.simulate.constants import device, link, published, table
-from largebatch.simulate.scaling import BATCHES, automatic, node_counts
+from largebatch.simulate.methods import automatic
+from largebatch.simulate.scaling import BATCHES, node_counts
 
 
 def convolutional():
@@ -56,8 +57,9 @@ def test_one_rank_alone_is_the_yardstick():
 def test_auto_is_never_behind_the_two_it_chooses_from():
     plan = cluster("ethernet-1g")
     by_name = {m.name: plan.predict(16, 32, m).communication_seconds for m in ALL}
-    assert by_name["auto"] <= min(by_name["flat ring"], by_name["torus, pipelined"])
-    assert by_name["torus, pipelined"] <= by_name["torus, serial"] < by_name["flat ring"]
+    assert by_name["auto"] <= min(by_name["NCCL"], by_name["torus"])
+    assert by_name["torus, best grid"] <= by_name["torus"]
+    assert by_name["torus"] < by_name["flat ring"]
 
 
 def test_buckets_chosen_for_the_case_expose_no_more():
@@ -68,7 +70,7 @@ def test_buckets_chosen_for_the_case_expose_no_more():
 
 
 def test_a_measured_throughput_is_met_at_its_batch():
-    plan = cluster(samples_per_second=5000.0, measured_at=64)
+    plan = cluster(samples_per_second=5000.0, asked_batch=64)
     assert plan.compute(64).seconds == pytest.approx(64 / 5000)
     own = cluster()
     factor = plan.compute(64).seconds / own.compute(64).seconds
@@ -77,7 +79,7 @@ def test_a_measured_throughput_is_met_at_its_batch():
 
 def test_a_throughput_beyond_the_peak_is_refused():
     with pytest.raises(UserError, match="peak of 312 TFLOP/s"):
-        cluster(samples_per_second=1e9, measured_at=64)
+        cluster(samples_per_second=1e9, asked_batch=64)
 
 
 def test_the_sweep_reaches_4096_gpus_and_the_nodes_asked_for():
