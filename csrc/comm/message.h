@@ -18,7 +18,10 @@ using at::Tensor;
 
 class Pending : public c10d::Work {
  public:
-  explicit Pending(Tensor flat) : Work(-1, c10d::OpType::ALLREDUCE), flat_(std::move(flat)) {
+  // The title is what torch.profiler shows, from the beginning to the end of the message.
+  explicit Pending(const Tensor& flat)
+      : Work(-1, c10d::OpType::ALLREDUCE, "torus:all_reduce", std::vector<Tensor>{flat}),
+        flat_(flat) {
     std::vector<c10::Device> devices;
     if (!flat_.is_cpu()) devices.push_back(flat_.device());
     future_ = c10::make_intrusive<c10::ivalue::Future>(

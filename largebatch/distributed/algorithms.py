@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from largebatch.distributed.connect import connect
+from largebatch.distributed.contiguous import stretch
 from largebatch.distributed.pending import Pending
 from largebatch.distributed.preference import WIRE_DTYPES, Preference
 from largebatch.distributed.schedule import Schedule, make_torus
@@ -92,7 +93,7 @@ class Algorithms:
             ValueError: a type that cannot be added, or a mean of one that has none.
         """
         numbers = _numbers(tensor, mean)
-        flat = _flat(numbers)
+        flat = stretch(numbers).view(-1)
         assert self.torus is not None
         wire = self.wire if flat.dtype == torch.float32 else flat.dtype
         return self.torus.all_reduce(
@@ -112,10 +113,11 @@ class Algorithms:
         record("flat", calls=1, steps=ring, bytes=ring * tensor.nbytes // self.world_size)
         if squares is not None:
             squares[0] += tensor.detach().double().square().sum()
-        work = self.flat.allreduce([tensor])
-        if not mean and squares is None:
+        whole = stretch(tensor)
+        work = self.flat.allreduce([whole])
+        if not mean and squares is None and whole is tensor:
             return work
-        # gloo has no mean of its own.
+        # gloo has no mean of its own, and takes memory for contiguous whatever it is.
         pending = Pending([tensor])
         # Not self: a thread of gloo must not be the last to hold the group that joins it.
         rank, world_size, ending = self.rank, self.world_size, self._ending
@@ -124,10 +126,12 @@ class Algorithms:
         def end(done: torch.futures.Future[Any]) -> None:
             try:
                 done.value()
-                if mean and tensor.is_floating_point():
-                    tensor.div_(world_size)
+                if mean and whole.is_floating_point():
+                    whole.div_(world_size)
                 elif mean:
-                    tensor.copy_(torch.div(tensor, world_size, rounding_mode="trunc"))
+                    whole.copy_(torch.div(whole, world_size, rounding_mode="trunc"))
+                if whole is not tensor:
+                    tensor.copy_(whole)
                 if squares is not None and rank == 0:
                     squares[1] += tensor.detach().double().square().sum()
                 pending.succeed()
@@ -160,10 +164,3 @@ def _numbers(tensor: Tensor, mean: bool) -> Tensor:
         return view
     what = "mean" if mean else "sum"
     raise ValueError(f"all-reduce: no {what} of {tensor.dtype} tensors over the torus")
-
-
-def _flat(numbers: Tensor) -> Tensor:
-    """View ``numbers`` as one stretch of memory; a copy where it has gaps."""
-    if torch.ops.aten.is_non_overlapping_and_dense(numbers):
-        return numbers.as_strided((numbers.numel(),), (1,), numbers.storage_offset())
-    return numbers.contiguous().view(-1)

@@ -6,7 +6,8 @@ that says ``init_process_group("torus")`` needs no other change.
 
 from __future__ import annotations
 
-from collections import Counter
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -19,11 +20,14 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from largebatch._errors import UserError
 from largebatch.distributed.all_reduce import AllReduce
-from largebatch.distributed.connect import add_backend, connect
+from largebatch.distributed.connect import BackendType, add_backend, connect
+from largebatch.distributed.contiguous import on_contiguous, stretch
+from largebatch.distributed.pending import together
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.topology import Topology
 
 SUM, AVG = dist.ReduceOp.SUM, dist.ReduceOp.AVG
+KINDS = {"cpu": BackendType.GLOO, "cuda": BackendType.NCCL}
 
 # What ProcessGroup offers under two names in several versions of torch, and we only pass on.
 PASSED_ON = (
@@ -39,12 +43,10 @@ PASSED_ON = (
     "allgather_into_tensor_coalesced",
     "alltoall",
     "alltoall_base",
-    "barrier",
     "broadcast",
     "gather",
     "gather_into_tensor",
     "gather_single",
-    "monitored_barrier",
     "recv",
     "recv_anysource",
     "reduce",
@@ -75,12 +77,19 @@ class TorusGroup(dist.ProcessGroup):
     ) -> None:
         super().__init__(rank, size)
         self._store, self.timeout, self._name = store, timeout, ""
-        self.flat = connect(PrefixStore("flat", store), rank, size, timeout, torch.device("cpu"))
+        self.flat: Any = connect(
+            PrefixStore("flat", store), rank, size, timeout, torch.device("cpu")
+        )
         if torch.cuda.is_available():
             device = torch.device("cuda", torch.cuda.current_device())
             add_backend(self.flat, PrefixStore("flat", store), timeout, device)
+        # torch asks the group which devices it serves, before it calls monitored_barrier for one.
+        for device in self.flat._device_types:
+            self._register_backend(device, KINDS[device.type], self.flat._get_backend(device))
+            self._set_default_backend(KINDS[device.type])
         self._preference = preference
         self._reducers: dict[str, AllReduce] = {}
+        self._begun: deque[dist.Work] = deque()  # all-reduces that a barrier is to wait for
 
     def reducer(self, device: torch.device) -> AllReduce:
         """Return the all-reduce for tensors on ``device``; its first call is a collective one."""
@@ -96,15 +105,37 @@ class TorusGroup(dist.ProcessGroup):
         operation = getattr(opts, "reduceOp", opts)  # which compares from the left alone
         mean = operation == AVG
         if (mean or operation == SUM) and not tensor.is_sparse and self.size() > 1:
-            return self.reducer(tensor.device).start(tensor, mean=mean)
-        return self.flat.allreduce([tensor], opts)
+            while self._begun and self._begun[0].is_completed():
+                self._begun.popleft()
+            work = self.reducer(tensor.device).start(tensor, mean=mean)
+            self._begun.append(work)
+            return work
+        if not tensor.is_sparse:
+            stretch(tensor)  # refuses what has no place for a result
+        options = opts
+        if not isinstance(opts, dist.AllreduceOptions):
+            options = dist.AllreduceOptions()
+            options.reduceOp = operation
+        return on_contiguous(self.flat.allreduce, [tensor], options)
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
-        """Reduce several tensors in place, one after the other."""
-        works = [self.allreduce([tensor], opts) for tensor in tensors]
-        for work in works[:-1]:
-            work.wait()
-        return works[-1]
+        """Reduce several tensors in place; the work's value is all of them."""
+        operation = SUM if opts is None else getattr(opts, "reduceOp", opts)
+        return together([self.allreduce([tensor], operation) for tensor in tensors], tensors)
+
+    def barrier(self, *args: Any, **options: Any) -> dist.Work:
+        """Wait for all ranks, and for the all-reduces that were begun before."""
+        self._settle()
+        return self.flat.barrier(*args, **options)
+
+    def monitored_barrier(self, *args: Any, **options: Any) -> None:
+        """Wait likewise, naming the ranks that do not come."""
+        self._settle()
+        self.flat.monitored_barrier(*args, **options)
+
+    def _settle(self) -> None:
+        while self._begun:
+            self._begun.popleft().wait()
 
     def getBackendName(self) -> str:
         """Return the name given to ``init_process_group``."""
@@ -114,6 +145,7 @@ class TorusGroup(dist.ProcessGroup):
         return self.flat._get_backend(device)
 
     def _set_group_name(self, name: str) -> None:
+        super()._set_group_name(name)
         self._name = name  # torch asks for it even when it has struck the group off its own list
 
     @property
@@ -153,25 +185,29 @@ def all_reduce_over(
         group: the default group by default.
         device, preference, topology: as of :class:`AllReduce`.
     """
-    flat: Any = process_group(group)
-    store = dist.distributed_c10d._world.pg_map[flat][1]
+    whole: Any = process_group(group)
+    store = dist.distributed_c10d._world.pg_map[whole][1]
     assert store is not None
-    if isinstance(flat, TorusGroup):
-        timeout, flat = flat.timeout, flat.flat
+    flat: Any
+    if isinstance(whole, TorusGroup):
+        timeout, flat = whole.timeout, whole.flat
     else:
-        timeout = flat._get_backend(device).options._timeout
-    made = (process_group(group).group_name, name)
-    _made[made] += 1  # the same on all ranks of the group: the call is collective
-    prefix = PrefixStore(f"largebatch/{name}/{_made[made]}", store)
+        # Not held: a group that torch destroys is to go, with its sockets and threads.
+        timeout, flat = whole._get_backend(device).options._timeout, weakref.proxy(whole)
+    # Counted by group: the call is collective, so all its ranks count alike, also one whose process
+    # took the place of another.
+    made = _made.setdefault(whole, Counter())
+    made[name] += 1
+    prefix = PrefixStore(f"largebatch/{name}/{made[name]}", store)
     return AllReduce(prefix, flat, timeout, device, preference, topology)
 
 
-_made: Counter[tuple[str, str]] = Counter()
+_made: weakref.WeakKeyDictionary[dist.ProcessGroup, Counter[str]] = weakref.WeakKeyDictionary()
 
 
 def _pass_on(name: str) -> Callable[..., Any]:
     def forward(self: TorusGroup, *args: Any, **options: Any) -> Any:
-        return getattr(self.flat, name)(*args, **options)
+        return on_contiguous(getattr(self.flat, name), *args, **options)
 
     forward.__name__ = name
     return forward

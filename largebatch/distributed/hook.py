@@ -1,5 +1,6 @@
 """The torus for a program that keeps its own back end: a function, and a hook for torch's DDP."""
 
+import weakref
 from typing import Any, get_args
 
 import torch
@@ -16,7 +17,10 @@ from largebatch.distributed.topology import Topology
 
 # torch reads the hook's annotations at run time, so this file leaves them unquoted.
 
-_functions: dict[tuple[dist.ProcessGroup, str], AllReduce] = {}
+# By group, which they do not keep, and by the kind of device.
+_functions: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[str, AllReduce]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class TorusHook:
@@ -34,13 +38,16 @@ class TorusHook:
         self._topology, self._preference, self._mean = topology, preference, mean
         self._group = group
         self._reduce: AllReduce | None = None
+        self._made_for: Any = None  # a weak reference to the group of `_reduce`
         self._squares: Tensor | None = None
         self._norms = norms
 
     def __call__(self, state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
         """Begin to reduce a bucket; the future's value is its buffer."""
         buffer = bucket.buffer()
-        if self._reduce is None:
+        group = process_group(self._group)
+        if self._reduce is None or self._made_for() is not group:
+            self._made_for = weakref.ref(group)
             self._reduce = all_reduce_over(
                 "hook", self._group, buffer.device, self._preference, self._topology
             )
@@ -116,11 +123,12 @@ def torus_all_reduce(
     mean = op == dist.ReduceOp.AVG
     if not (mean or op == dist.ReduceOp.SUM):
         raise ValueError(f"torus_all_reduce: {op} is not SUM or AVG")
-    key = (process_group(group), tensor.device.type)
-    if key not in _functions:
+    made = _functions.setdefault(process_group(group), {})
+    kind = tensor.device.type
+    if kind not in made:
         preference = Preference.from_environment(default="torus")
-        _functions[key] = all_reduce_over("function", group, tensor.device, preference)
-    work = _functions[key].start(tensor, mean=mean)
+        made[kind] = all_reduce_over("function", group, tensor.device, preference)
+    work = made[kind].start(tensor, mean=mean)
     if async_op:
         return work
     work.wait()

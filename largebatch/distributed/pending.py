@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
@@ -83,3 +85,19 @@ class Pending(dist.Work):
     def get_future(self) -> Future[list[Tensor]]:
         """Return a future of the reduced tensors."""
         return self._future
+
+
+def together(works: Sequence[dist.Work], tensors: list[Tensor]) -> dist.Work:
+    """Return one work that is done when all ``works`` are; its value is ``tensors``."""
+    pending = Pending(tensors)
+
+    def end(done: Future[Any]) -> None:
+        try:
+            for part in done.value():
+                part.value()
+            pending.succeed()
+        except Exception as error:  # the one who waits is to see it
+            pending.fail(error)
+
+    torch.futures.collect_all([work.get_future() for work in works]).then(end)
+    return pending

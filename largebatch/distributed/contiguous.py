@@ -1,0 +1,104 @@
+"""Collectives on tensors whose memory has gaps or another order than their elements.
+
+gloo sends a tensor's memory from its first element on as if it were contiguous: a column of a
+matrix would carry its neighbours' numbers, and two ranks with other strides would mix theirs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.futures import Future
+
+
+def stretch(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` itself if it is contiguous, else a contiguous copy, to be written back.
+
+    Raises:
+        RuntimeError: elements share memory, as in an expanded tensor: there is no place for the
+            result. It is raised before anything is sent, so the group stands.
+    """
+    if tensor.is_contiguous():
+        return tensor
+    if overlaps(tensor):
+        raise RuntimeError(
+            f"a collective cannot write a tensor of shape {tuple(tensor.shape)} and strides"
+            f" {tensor.stride()}, whose elements share memory: clone() it first"
+        )
+    return tensor.contiguous()
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Return whether elements of ``tensor`` certainly share memory."""
+    return tensor.layout == torch.strided and torch._debug_has_internal_overlap(tensor) == 1
+
+
+def on_contiguous(operate: Callable[..., dist.Work | None], *args: Any, **options: Any) -> Any:
+    """Call ``operate`` with contiguous copies for what is not, which the end writes back.
+
+    What it only reads is written back too, unchanged; an expanded tensor can only have been read.
+    """
+    copies: list[tuple[Tensor, Tensor]] = []
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_contiguous():
+                return value
+            copy = value.contiguous()
+            if not overlaps(value):
+                copies.append((value, copy))
+            return copy
+        return [whole(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    arguments = [whole(argument) for argument in args]
+    named = {name: whole(value) for name, value in options.items()}
+    work = operate(*arguments, **named)
+    return WrittenBack(work, copies) if copies and work is not None else work
+
+
+class WrittenBack(dist.Work):
+    """A work whose end copies results to where they belong."""
+
+    def __init__(self, work: dist.Work, copies: list[tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self._work, self._copies = work, copies
+        self._lock = threading.Lock()
+
+    def _write(self) -> None:
+        with self._lock, torch.no_grad():
+            for tensor, copy in self._copies:
+                tensor.copy_(copy)
+            self._copies = []
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        """Wait for the result, in its place."""
+        self._work.wait(timeout)
+        self._write()
+        return True
+
+    def synchronize(self) -> None:
+        """Order what follows after the result."""
+        self.wait()
+
+    def is_completed(self) -> bool:
+        """Return whether the result is there."""
+        if self._work.is_completed():
+            self._write()
+            return True
+        return False
+
+    def get_future(self) -> Future[Any]:
+        """Return a future of the operation's own value, after the results are in their place."""
+
+        def end(done: Future[Any]) -> Any:
+            value = done.value()
+            self._write()
+            return value
+
+        return self._work.get_future().then(end)
