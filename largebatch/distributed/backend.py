@@ -144,7 +144,7 @@ class TorusGroup(dist.ProcessGroup):
     def _get_backend(self, device: torch.device) -> Any:
         return self.flat._get_backend(device)
 
-    def _set_group_name(self, name: str) -> None:
+    def _set_group_name(self, name: Any) -> None:
         super()._set_group_name(name)
         self._name = name  # torch asks for it even when it has struck the group off its own list
 
