@@ -2,11 +2,12 @@
 # Builds the image's CPU target from a bare Debian without a Docker engine, and runs `doctor` and
 # the main job inside it.
 #
-#   docker/build.sh [--ca-bundle FILE] [--index URL] [--extra-index URL] [--mirror URL] [--suite NAME]
+#   docker/build.sh [--ca-bundle FILE] [--pip-conf FILE] [--lock NAME] [--mirror URL] [--suite NAME]
 #
-#   --ca-bundle    certificates for a package index behind a proxy: mounted read-only while the
-#                  image is built, never part of a layer
-#   --index        the package index (pip's), --extra-index a second one
+#   --ca-bundle    certificates for a package index behind a proxy, --pip-conf: pip's configuration,
+#                  such as an index of your own: both are there while the image is built, and never
+#                  part of a layer
+#   --lock         requirements.lock, or requirements.txt where that index serves other builds
 #   --mirror       of Debian, --suite: its release
 #
 # Needs root, buildah and debootstrap (Debian: apt-get install buildah debootstrap).
@@ -14,15 +15,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ca=/etc/ssl/certs/ca-certificates.crt
-index=https://pypi.org/simple
-extra=
+conf=/dev/null
+lock=requirements.lock
 mirror=http://deb.debian.org/debian
 suite=bookworm
 while [ $# -gt 0 ]; do
   case $1 in
     --ca-bundle) ca=$2 ;;
-    --index) index=$2 ;;
-    --extra-index) extra=$2 ;;
+    --pip-conf) conf=$2 ;;
+    --lock) lock=$2 ;;
     --mirror) mirror=$2 ;;
     --suite) suite=$2 ;;
     *) echo "docker/build.sh: unknown option $1; see the head of this file" >&2; exit 2 ;;
@@ -35,6 +36,7 @@ for tool in buildah debootstrap; do
 done
 [ "$(id -u)" = 0 ] || { echo "docker/build.sh: root is needed to make a bare Debian" >&2; exit 2; }
 [ -r "$ca" ] || { echo "docker/build.sh: --ca-bundle $ca cannot be read" >&2; exit 2; }
+[ -r "$conf" ] || { echo "docker/build.sh: --pip-conf $conf cannot be read" >&2; exit 2; }
 
 base=largebatch-debian:$suite
 image=largebatch:cpu
@@ -59,8 +61,7 @@ echo "== the image"
 inside=/run/ca-bundle.crt
 buildah bud --isolation=chroot --network=host --format docker --file docker/Dockerfile \
   --target cpu --tag "$image" --volume "$ca:$inside:ro" --build-arg "BASE=localhost/$base" \
-  --build-arg "PIP_INDEX_URL=$index" --build-arg "PIP_EXTRA_INDEX_URL=$extra" \
-  --build-arg "PIP_CERT=$inside" .
+  --secret "id=pip,src=$conf" --build-arg "LOCK=$lock" --build-arg "PIP_CERT=$inside" .
 
 echo "== inside it"
 container=$(buildah from "$image")
