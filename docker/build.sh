@@ -15,7 +15,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ca=/etc/ssl/certs/ca-certificates.crt
-conf=/dev/null
+conf=
 lock=requirements.lock
 mirror=http://deb.debian.org/debian
 suite=bookworm
@@ -36,7 +36,7 @@ for tool in buildah debootstrap; do
 done
 [ "$(id -u)" = 0 ] || { echo "docker/build.sh: root is needed to make a bare Debian" >&2; exit 2; }
 [ -r "$ca" ] || { echo "docker/build.sh: --ca-bundle $ca cannot be read" >&2; exit 2; }
-[ -r "$conf" ] || { echo "docker/build.sh: --pip-conf $conf cannot be read" >&2; exit 2; }
+[ -z "$conf" ] || [ -r "$conf" ] || { echo "docker/build.sh: --pip-conf $conf cannot be read" >&2; exit 2; }
 
 base=largebatch-debian:$suite
 image=largebatch:cpu
@@ -61,7 +61,7 @@ echo "== the image"
 inside=/run/ca-bundle.crt
 buildah bud --isolation=chroot --network=host --format docker --file docker/Dockerfile \
   --target cpu --tag "$image" --volume "$ca:$inside:ro" --build-arg "BASE=localhost/$base" \
-  --secret "id=pip,src=$conf" --build-arg "LOCK=$lock" --build-arg "PIP_CERT=$inside" .
+  ${conf:+--secret "id=pip,src=$conf"} --build-arg "LOCK=$lock" --build-arg "PIP_CERT=$inside" .
 
 echo "== inside it"
 container=$(buildah from "$image")
