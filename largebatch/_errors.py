@@ -1,9 +1,12 @@
-"""The one exception for a user's mistakes."""
+"""The exceptions that are printed in one line, and the words for other people's."""
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -36,3 +39,21 @@ class RunFailure(RuntimeError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def raised(error: BaseException) -> str:
+    """Return what a user's code raised, and where in it: TYPE: MESSAGE (FILE:LINE).
+
+    The place is the innermost one outside of installed packages, this one and Python itself; it is
+    left out where there is none.
+    """
+    theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame)]
+    where = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' * bool(text)}{text[:500]}{where}"
+
+
+def _is_users(frame: traceback.FrameSummary) -> bool:
+    path = Path(frame.filename)
+    others = (Path(__file__).parent, *map(Path, sysconfig.get_paths().values()))
+    return path.is_absolute() and not any(path.is_relative_to(other) for other in others)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from largebatch._errors import UserError, nearest
+from largebatch._errors import UserError, nearest, raised
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
@@ -55,6 +58,10 @@ class Registry(Generic[Factory]):
         """Return the registered names in the order of registration."""
         return list(self._entries)
 
+    def imports(self, name: str) -> bool:
+        """Return whether ``name`` is code of somebody's, which :meth:`entry` would import."""
+        return self.importable and name not in self._entries and ":" in name
+
     def entry(self, name: str) -> Entry[Factory]:
         """Return the entry of ``name``, importing it if it is ``package.module:callable``.
 
@@ -63,7 +70,7 @@ class Registry(Generic[Factory]):
         """
         if name in self._entries:
             return self._entries[name]
-        if self.importable and ":" in name:
+        if self.imports(name):
             return Entry(name, self._imported(name), "imported", name)
         allowed = ", ".join(self._entries) + (
             " or package.module:callable" if self.importable else ""
@@ -72,12 +79,45 @@ class Registry(Generic[Factory]):
 
     def _imported(self, name: str) -> Any:
         module_name, _, attribute = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
+        where = f"{self.key}={name!r}"
+        if module_name.partition(".")[0] in sys.stdlib_module_names:
             raise UserError(
-                f"{self.key}={name!r}: {error}; write package.module:callable"
-            ) from None
-        if not callable(found):
-            raise UserError(f"{self.key}={name!r}: {attribute} is not callable")
-        return found
+                f"{where}: {module_name} is a module of Python's own, where nothing of that kind "
+                "is; a file of yours of that name needs another one"
+            )
+        try:
+            with this_folder_last():
+                module = importlib.import_module(module_name)
+        except (Exception, SystemExit) as error:
+            absent = error.name if isinstance(error, ModuleNotFoundError) else None
+            if absent and f"{module_name}.".startswith(f"{absent}."):
+                raise UserError(
+                    f"{where}: no module {absent!r} is installed or stands in this folder; "
+                    "write package.module:callable"
+                ) from None
+            raise UserError(f"{where}: to import it raised {raised(error)}") from error
+        if not callable(getattr(module, attribute, None)):
+            place = getattr(module, "__file__", None) or module_name
+            raise UserError(f"{where}: {place} has no callable {attribute!r}")
+        return getattr(module, attribute)
+
+
+@contextmanager
+def this_folder_last() -> Iterator[None]:
+    """Let modules of the folder we are in be found after all others, however we were started.
+
+    While a user's code is imported and makes its first use of what it imports late; not longer: a
+    library that asks whether it can have another one is not to find a file of the user's.
+    """
+    here = _Folder(os.getcwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path[:] = [folder for folder in sys.path if folder is not here]
+
+
+class _Folder(str):
+    """One entry of sys.path, told apart from equal ones."""
+
+    __slots__ = ()

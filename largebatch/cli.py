@@ -11,6 +11,7 @@ from pathlib import Path
 
 from largebatch import __version__
 from largebatch._errors import RunFailure, UserError, nearest
+from largebatch._paths import user_path
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {}
 
@@ -91,12 +92,25 @@ def train(arguments: Sequence[str]) -> int:
 @_verb("eval", "evaluate a run or a checkpoint on its validation set")
 def evaluate(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="largebatch eval")
-    parser.add_argument("run", type=Path, help="a run directory or a checkpoint folder")
+    parser.add_argument("run", type=user_path, help="a run directory or a checkpoint folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--data.root",
+        dest="root",
+        type=user_path,
+        metavar="DIR",
+        help="where the data lie now; by default where the run read them",
+    )
+    parser.add_argument(
+        "--allow-imports",
+        action="store_true",
+        help="import and call what the run's config names as package.module:callable: a config is "
+        "code, so only for runs of people whose code you would run",
+    )
     options = parser.parse_args(list(arguments))
     from largebatch.train.assess import assess
 
-    result = assess(options.run)
+    result = assess(options.run, options.root, options.allow_imports)
     if options.json:
         print(json.dumps(result))
     else:
@@ -128,8 +142,8 @@ def plan(arguments: Sequence[str]) -> int:
 @_verb("report", "write one report over several runs")
 def report(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="largebatch report")
-    parser.add_argument("runs", type=Path, nargs="+", help="run directories")
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
+    parser.add_argument("runs", type=user_path, nargs="+", help="run directories")
+    parser.add_argument("-o", "--output", type=user_path, default=Path("report.html"))
     options = parser.parse_args(list(arguments))
     from largebatch.report import write_report
 
@@ -163,7 +177,9 @@ def explain(arguments: Sequence[str]) -> int:
 def doctor(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="largebatch doctor")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--data", type=Path, metavar="ROOT", help="decode every image below ROOT")
+    parser.add_argument(
+        "--data", type=user_path, metavar="ROOT", help="decode every image below ROOT"
+    )
     parser.add_argument("--build", action="store_true", help="compile the torus schedule now")
     options = parser.parse_args(list(arguments))
     if options.build:

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "largebatch"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_errors", "_registry", "_ops", "schedule", "record"),
+    ("_errors", "_documents", "_paths", "_registry", "_ops", "schedule", "record"),
     ("distributed", "report", "doctor"),
     ("nn", "simulate"),
     ("models", "optim", "data"),
@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Floor 0 holds what its own rooms stand on: the mistakes, the registry and the operators.
-GROUND = {"_errors", "_registry"}
+GROUND = {"_errors", "_documents", "_paths", "_registry"}
 
 
 def room_of(path: Path) -> str:

@@ -30,7 +30,7 @@ def same(optimizer: str) -> None:
 
 
 def main() -> None:
-    # A grid with two axes cannot lie on two ranks: a narrow wire makes the schedule run all the same.
+    # Two ranks have no second axis: a narrow wire would make the schedule run, at its precision.
     os.environ |= {"LARGEBATCH_TORUS": "2x1"}
     first = os.environ["RANK"] == "0"
     outcomes = Outcomes(sys.argv[1] if first else os.devnull)

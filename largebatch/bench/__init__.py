@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from largebatch._errors import UserError
+from largebatch._paths import UserPath, user_path
 from largebatch.record import BenchmarkRecord, write_record
 
 Charts = list[tuple[str, str, Any]]
@@ -107,7 +107,9 @@ def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="largebatch bench", exit_on_error=False)
     parser.add_argument("what", choices=tuple(BENCHMARKS), help="the claim to measure")
     parser.add_argument(
-        "--root", help="data: loop takes MNIST's folder, data and imagenet an ImageNet sample"
+        "--root",
+        type=UserPath,
+        help="data: loop takes MNIST's folder, data and imagenet an ImageNet sample",
     )
     parser.add_argument("--workers", type=int, default=2, help="worker processes (data, imagenet)")
     parser.add_argument("--seconds", type=float, help="length of one measurement")
@@ -133,8 +135,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--epochs", type=float, default=90.0, help="scaling: to the accuracy aimed at"
     )
-    parser.add_argument("--json", type=Path, help="write the record here")
-    parser.add_argument("--html", type=Path, help="imagenet, scaling: write the page here")
+    parser.add_argument("--json", type=user_path, help="write the record here")
+    parser.add_argument("--html", type=user_path, help="imagenet, scaling: write the page here")
     try:
         options = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:

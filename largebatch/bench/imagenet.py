@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch._errors import UserError
+from largebatch._paths import UserPath
 from largebatch.bench.throughput import Contender, breakdown, plain, spread, trainer, windows
 from largebatch.data import DataConfig
 from largebatch.distributed import World
@@ -135,7 +136,7 @@ def _measure(
             name = f"largebatch, JPEG by {pipeline}"
             data = DataConfig(
                 name="imagefolder",
-                root=settings.root,
+                root=UserPath(settings.root),
                 image_size=settings.image_size,
                 workers=settings.workers,
                 pipeline=pipeline,

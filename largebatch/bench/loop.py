@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from largebatch._paths import UserPath
 from largebatch.data import Batch, DataConfig
 from largebatch.distributed import World
 from largebatch.distributed.group import choose_device
@@ -70,7 +71,7 @@ def run(root: str | None, seconds: float, rounds: int) -> BenchmarkRecord:
 
 def _data(root: str | None, folder: Path) -> DataConfig:
     if root is not None:
-        return DataConfig(name="mnist", root=root)
+        return DataConfig(name="mnist", root=UserPath(root))
     rng = np.random.default_rng(0)
     arrays = {
         name: rng.integers(0, high, shape, dtype=dtype)
@@ -83,7 +84,7 @@ def _data(root: str | None, folder: Path) -> DataConfig:
     }
     path = folder / "mnist_shaped.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
-    return DataConfig(name="arrays", root=str(path))
+    return DataConfig(name="arrays", root=UserPath(str(path)))
 
 
 def _trainer_steps(config: Config, folder: Path) -> Iterator[int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
 from largebatch._errors import UserError
+from largebatch._registry import this_folder_last
 from largebatch.data.config import DataConfig
 from largebatch.data.custom import custom_source
 from largebatch.data.source import Source, Split, datasets
@@ -24,7 +27,15 @@ def build_source(config: DataConfig, split: Split, num_classes: int | None = Non
     if config.name in datasets:
         source: Source = entry.factory(config, split, num_classes)
     else:
-        source = custom_source(entry.factory, config, split, num_classes)
+        if inspect.isclass(entry.factory) and not (
+            hasattr(entry.factory, "__getitem__") and hasattr(entry.factory, "__len__")
+        ):
+            raise UserError(
+                f"data.name={config.name!r}: a class without __getitem__ and __len__, no map-style "
+                "data set"
+            )
+        with this_folder_last():
+            source = custom_source(entry.factory, config, split, num_classes)
     if num_classes is not None and num_classes < source.num_classes:
         raise UserError(
             f"model.num_classes={num_classes}: data.name={config.name!r} has "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from largebatch._errors import UserError
+from largebatch._paths import UserPath
 
 
 @dataclass
@@ -16,7 +17,7 @@ class DataConfig:
     """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, arrays, imagefolder, synthetic or
     package.module:callable (called with "train" or "val", returns a map-style data set)."""
 
-    root: str | None = None
+    root: UserPath | None = None
     """Folder of the data set (for arrays: the .npz file); digits and synthetic need none."""
 
     skip_corrupt: int = 0

@@ -41,6 +41,7 @@ def launch_local_ranks(nproc: int, arguments: Sequence[str]) -> int:
         monitor_interval=0.1,
         shutdown_timeout=SAVE_SECONDS,
     )
+    os.environ["PYTHONSAFEPATH"] = "1"  # a file in this folder takes no module's place in a rank
     command = [sys.executable, "-m", "largebatch", *arguments]
     try:
         elastic_launch(config, command[0])(*command[1:])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from largebatch._documents import read_json
 from largebatch._errors import UserError
 from largebatch.engine.config import DistributedConfig, Terms
 
@@ -57,16 +57,10 @@ def resolve(config: DistributedConfig, terms: Terms) -> dict[str, Any]:
 
 
 def _read(path: str) -> dict[str, Any]:
-    try:
-        loaded = json.loads(Path(path).read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise UserError(f"{KEY}={path!r}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{KEY}={path!r}: not UTF-8 at byte {error.start}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{KEY}={path!r}: malformed JSON: {error}") from None
+    name = f"{KEY}={path!r}"
+    loaded = read_json(path, name)
     if not isinstance(loaded, dict):
-        raise UserError(f"{KEY}={path!r}: expected an object of DeepSpeed's keys")
+        raise UserError(f"{name}: expected an object of DeepSpeed's keys")
     return loaded
 
 

@@ -8,6 +8,7 @@ each (hybrid sharding): more memory for fewer messages between hosts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,7 +54,10 @@ class FullySharded(Engine):
         else:
             shape = (size // each, each)
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+        whole = _places(model)
         for block in _blocks(model):
+            if any(whole[parameter] > count for parameter, count in _places(block).items()):
+                continue  # tied to one outside: both belong to one group, the root's
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
         # Sums, exactly: FSDP2 would divide by the number of ranks.
@@ -101,3 +105,8 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
                 yield child
         else:
             yield from _blocks(child)
+
+
+def _places(module: nn.Module) -> Counter[nn.Parameter]:
+    """Count the names that each parameter has: several where weights are tied."""
+    return Counter(p for _, p in module.named_parameters(remove_duplicate=False))

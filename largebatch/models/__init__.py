@@ -10,10 +10,11 @@ from largebatch.models import (
     vgg,
     wide_resnet,
 )
-from largebatch.models.build import build_model, try_images
+from largebatch.models.build import build_model
 from largebatch.models.config import ModelConfig
 from largebatch.models.init import initialize
 from largebatch.models.registry import models
+from largebatch.models.trial import try_images
 from largebatch.models.weights import load_weights
 
 __all__ = ["ModelConfig", "build_model", "initialize", "load_weights", "models", "try_images"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from largebatch._errors import UserError
-from largebatch._registry import Entry
+from largebatch._errors import UserError, raised
+from largebatch._registry import Entry, this_folder_last
 from largebatch.models.config import ModelConfig
 from largebatch.models.init import initialize
 from largebatch.models.registry import ImageShape, models
+from largebatch.models.trial import check_parameters, try_images, try_training
 from largebatch.models.weights import load_weights
 from largebatch.nn import NormConfig, apply_norm, fix_classifier, fuse
 
@@ -42,17 +45,25 @@ def build_model(
             set; the weights to start from do not fit.
     """
     config.check()
-    entry = models.entry(config.name)
+    entry, theirs = models.entry(config.name), models.imports(config.name)
+    searching = this_folder_last if theirs else nullcontext
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         classes = config.num_classes or num_classes
-        model = _construct(entry, config, classes, image_shape)
+        fit = (config.name, classes, image_shape)
+        with searching():
+            model = _construct(entry, config, classes, image_shape)
+            if any(map(is_lazy, model.parameters())):
+                try_images(model, *fit)  # which draws their values, from the seed
+        check_parameters(model, config.name)
         if config.classifier != "learned":
             model = fix_classifier(model, config.classifier)
         initialize(model, config.init)
-    if entry.name not in models:
-        try_images(model, config.name, classes, image_shape)
+    if theirs:
+        with searching():
+            try_images(model, *fit)
+            try_training(model, *fit)
     model = fuse(apply_norm(model, norm))
     if config.init_from is not None:
         load_weights(model, config.init_from)
@@ -64,6 +75,8 @@ def _construct(
     entry: Entry[Any], config: ModelConfig, num_classes: int, image_shape: ImageShape
 ) -> nn.Module:
     """Call the factory with what its signature names, and refuse options that it does not."""
+    if inspect.isclass(entry.factory) and not issubclass(entry.factory, nn.Module):
+        raise UserError(f"model.name={entry.name}: a class that is no torch.nn.Module")
     try:
         parameters = inspect.signature(entry.factory).parameters
     except ValueError:  # some callables written in C have none
@@ -84,41 +97,18 @@ def _construct(
     try:
         inspect.Signature(list(parameters.values())).bind(**given)
     except TypeError as error:
-        raise UserError(
-            f"model.name={entry.name}: cannot be called with {', '.join(given)}: {error}"
-        ) from None
-    model = entry.factory(**given)
+        what = ", ".join(given) or "nothing"
+        raise UserError(f"model.name={entry.name}: cannot be called with {what}: {error}") from None
+    try:
+        model = entry.factory(**given)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if not models.imports(entry.name):
+            raise
+        raise UserError(f"model.name={entry.name}: to make it raised {raised(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(
             f"model.name={entry.name}: returned a {type(model).__name__}, not a torch.nn.Module"
         )
     return model
-
-
-def try_images(model: nn.Module, name: str, num_classes: int, image_shape: ImageShape) -> None:
-    """Run two blank images through ``model`` in evaluation; the model is as before afterwards.
-
-    For models that are not ours, and for image sizes that a later phase brings (f1, c1 and c3 are
-    built for one size), so that a misfit is found before any work.
-
-    Raises:
-        UserError: naming the model, when it cannot take (channels, height, width), or does not
-            return (N, num_classes) logits.
-    """
-    training = [(module, module.training) for module in model.modules()]
-    first = next(model.parameters(), torch.zeros(()))
-    try:
-        with torch.no_grad():
-            out = model.eval()(torch.zeros(2, *image_shape, dtype=first.dtype, device=first.device))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shape = "x".join(map(str, image_shape))
-        raise UserError(f"model.name={name}: cannot take images of {shape}: {error}") from error
-    finally:
-        for module, flag in training:
-            module.training = flag
-    if not isinstance(out, torch.Tensor) or out.shape != (2, num_classes):
-        what = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-        raise UserError(
-            f"model.name={name}: must return logits of shape (N, {num_classes}) for N images, "
-            f"returned {what} for 2; model.num_classes sets the number"
-        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from largebatch._errors import UserError
+from largebatch._paths import UserPath
 
 
 @dataclass
@@ -17,7 +18,7 @@ class ModelConfig:
     """A registered model, or package.module:callable that returns one."""
     num_classes: int | None = None
     """Outputs; unset takes the number of classes of the data."""
-    init_from: str | None = None
+    init_from: UserPath | None = None
     """A .safetensors file of weights to start from, such as a run's weights.safetensors."""
     compile: bool = False
     """Compile the model with torch.compile."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from largebatch._documents import parse_yaml, read_text
 from largebatch._errors import UserError
 from largebatch.record import RunDirectory, read_metrics
 from largebatch.report.thinning import thin
@@ -223,17 +224,15 @@ def _duration(seconds: Any) -> str:
 
 
 def _read_config(directory: RunDirectory) -> tuple[str, dict[str, Any]]:
-    import yaml
-
-    try:
-        text = directory.config.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except FileNotFoundError:
+    if not directory.config.exists():
         return "", {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{directory.config}: damaged ({error})") from None
+    name = f"{directory.config}: damaged"
+    if not directory.config.is_file():
+        raise UserError(f"{name}: no file")
+    text = read_text(directory.config, name)
+    config = parse_yaml(text, name)
     if not isinstance(config, dict):
-        raise UserError(f"{directory.config}: damaged (no sections)")
+        raise UserError(f"{name}: no sections")
     return text, config
 
 

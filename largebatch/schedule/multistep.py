@@ -22,7 +22,8 @@ def build_multistep(config: ScheduleConfig, timeline: Timeline) -> Curve:
     """Return the step decay with its milestones counted from the start of the run."""
     if not timeline.milestones:
         raise UserError("schedule.milestones=[]: schedule.curve=multistep needs at least one")
-    if list(timeline.milestones) != sorted(set(timeline.milestones)):
+    reached = [milestone for milestone in timeline.milestones if milestone < timeline.total]
+    if list(timeline.milestones) != sorted(timeline.milestones) or len(set(reached)) < len(reached):
         given = ", ".join(map(str, config.milestones))
         raise UserError(f"schedule.milestones=[{given}]: each later than the one before")
     return partial(multistep, milestones=timeline.milestones, gamma=config.gamma)

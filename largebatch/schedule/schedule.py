@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from largebatch._errors import UserError
 from largebatch.schedule.clock import Clock
 from largebatch.schedule.config import BatchConfig, ScheduleConfig
@@ -11,6 +13,8 @@ from largebatch.schedule.plan import Phase
 from largebatch.schedule.resolve import regime_factor, resolve_plan, stretch
 from largebatch.schedule.scaling import scale_lr
 from largebatch.schedule.sgdr import cycle_ends
+
+FALLS_TO_END = ("poly", "cosine", "sgdr", "cyclical")
 
 
 class Schedule:
@@ -53,6 +57,7 @@ class Schedule:
         if not 0 <= lr < float("inf"):
             raise UserError(f"optim.lr={lr}: a number from 0 up")
         self._config, self._batch, self._rate, self._rule = schedule, batch, lr, scaling
+        self._cycles = cycles
         self._reference = batch.reference or batch.size
         self.regime_factor = regime_factor(schedule, batch)
         self.plan = resolve_plan(schedule, batch, epoch_samples, minimum)
@@ -115,7 +120,28 @@ class Schedule:
                 + (f", lr x {phase.lr_multiplier:g}" if phase.lr_multiplier != 1 else "")
                 for index, (phase, start) in enumerate(self._starts())
             ]
-        return lines
+        return [*lines, *self._never()]
+
+    def _never(self) -> Iterator[str]:
+        """Say what the config asks for and the run's length leaves out."""
+        config, total = self._config, self.total_samples
+        end = f"the run ends at {total:,}"
+        for milestone in config.milestones:
+            if self._samples(milestone) >= total:
+                yield f"schedule.milestones: {milestone} never comes: {end} samples"
+        if self.warmup_samples == total:
+            yield f"schedule.warmup={config.warmup} lasts to the end of the run"
+        for index, (_, start) in enumerate(self._starts()):
+            if start >= total:
+                yield f"batch.plan[{index}] never begins: it would at sample {start:,}, {end}"
+        if config.cycle is not None and self._samples(config.cycle) > total - self.warmup_samples:
+            what = "restarts" if config.curve == "sgdr" else "reaches its peak"
+            yield f"schedule.cycle={config.cycle}: the rate never {what}: {end} samples"
+        members = len({self.plan.steps_until(at) for at in self.cycle_ends})
+        if self._cycles is not None and members < self._cycles:
+            yield f"snapshot.cycles={self._cycles}: no more than {members} cycles end with a step"
+        if config.end > min(self._peaks.values()) and config.curve in FALLS_TO_END:
+            yield f"schedule.end={config.end:g} lies above the rate: the curve climbs"
 
     @property
     def _warmup_start(self) -> float:

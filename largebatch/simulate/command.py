@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from largebatch._errors import UserError
+from largebatch._paths import user_path
 from largebatch.distributed.cost_model import ALL_REDUCE_FORMULAS, WIRE_SHARE, CostModel
 from largebatch.distributed.grid import Grid
 from largebatch.record import BenchmarkRecord, write_record
@@ -124,15 +124,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cards", type=int, default=1, help="network cards of a host; 1")
     parser.add_argument("--local-link", help="within a host, likewise; the device's own")
     parser.add_argument(
-        "--constants", type=Path, help="JSON of a measured cost model, in place of both links"
+        "--constants", type=user_path, help="JSON of a measured cost model, in place of both links"
     )
     parser.add_argument(
         "--images-per-second", type=float, help="measured on one device at --batch-per-rank"
     )
     parser.add_argument("--bucket-mb", default="25", help="MB of a gradient message, or auto; 25")
     parser.add_argument("--wire", default="fp32", help="type between hosts that auto may use; fp32")
-    parser.add_argument("--json", type=Path, help="write all predictions here")
-    parser.add_argument("--plot", type=Path, help="write a page with the plots here (HTML)")
+    parser.add_argument("--json", type=user_path, help="write all predictions here")
+    parser.add_argument("--plot", type=user_path, help="write a page with the plots here (HTML)")
     parser.add_argument("--explain", action="store_true", help="print formulas and constants, stop")
     try:
         options, unknown = parser.parse_known_args(list(arguments))

@@ -10,11 +10,16 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from largebatch._documents import read_json, read_yaml
 from largebatch._errors import UserError, nearest
 from largebatch.distributed.cost_model import CostModel, Link
 from largebatch.simulate.step import Compute
 from largebatch.simulate.trace import Operator, Trace
 
+# Keys of a measured model, with the least value of each in seconds; no link carries 10^18 bytes/s.
+OF_A_LINK = {"latency": 0.0, "seconds_per_byte": 1e-18}
+OF_A_MODEL = {"reduction": 0.0, "launch": 0.0, "chunk": 0.0}
+MOST_SECONDS = 1e3
 OPTIMIZER_BYTES = 20  # a parameter: SGD reads fp32 weight, gradient, momentum, writes two of them
 STATE_BYTES = 8  # a parameter: gradient and momentum in fp32, beside the weight
 
@@ -92,10 +97,9 @@ class Device:
 @lru_cache(maxsize=1)
 def table() -> dict[str, Any]:
     """Return the shipped constants with their sources."""
-    import yaml
-
-    text = Path(__file__).with_name("constants.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    path = Path(__file__).with_name("constants.yaml")
+    found: dict[str, Any] = read_yaml(path, path.name)
+    return found
 
 
 def device(name: str, precision: str) -> Device:
@@ -163,18 +167,43 @@ def measured(path: str | Path) -> CostModel:
     that the probe keeps (``links-*.json`` in the user's cache).
 
     Raises:
-        UserError: no such file, or not such a one.
+        UserError: no such file, or not such a one; the key is named.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        return CostModel.from_mapping(values.get("model", values))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not a cost model with fast and slow, each of latency and seconds_per_byte "
-            f"({type(error).__name__}: {error})"
-        ) from None
+    name = f"--constants {path}: not a cost model"
+    values = read_json(path, name)
+    if isinstance(values, dict):
+        values = values.get("model", values)
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: expected an object with fast and slow")
+    links: dict[str, Any] = {}
+    for link_name in ("fast", "slow"):
+        entry = values.get(link_name)
+        if not isinstance(entry, dict):
+            raise UserError(f"{name}: {link_name} is missing: an object of {', '.join(OF_A_LINK)}")
+        _check_keys(f"{name}: {link_name}.", entry, OF_A_LINK, required=True)
+        links[link_name] = Link(**entry)
+    rest = {key: value for key, value in values.items() if key not in links}
+    _check_keys(f"{name}: ", rest, OF_A_MODEL, required=False)
+    return CostModel(**links, **rest)
+
+
+def _check_keys(
+    where: str, values: Mapping[str, Any], least: Mapping[str, float], required: bool
+) -> None:
+    """Refuse keys that are none, and numbers that no machine has."""
+    for key in least if required else ():
+        if key not in values:
+            raise UserError(f"{where}{key} is missing")
+    for key, value in values.items():
+        if key not in least:
+            raise UserError(f"{where}{key}: no such key; there are {', '.join(least)}")
+        if value is None and key == "chunk":
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not least[key] <= value <= MOST_SECONDS:
+            raise UserError(
+                f"{where}{key}={json.dumps(value)}: seconds from {least[key]:g} to {MOST_SECONDS:g}"
+            )
 
 
 def _entry(option: str, name: str, entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from largebatch._errors import UserError
-from largebatch.data import Pipeline, build_source
+from largebatch.data import Pipeline, build_source, datasets
 from largebatch.distributed import World
 from largebatch.distributed.group import choose_device
+from largebatch.models import models
 from largebatch.record import RunDirectory
 from largebatch.tasks import build_task
 from largebatch.train import checkpoint, parse
 from largebatch.train.build import EVALUATION_BATCH, make_model
+from largebatch.train.config import Config
 from largebatch.train.evaluate import Evaluator
 from largebatch.train.precision import Precision
 
 
-def assess(path: Path) -> dict[str, float]:
+def assess(path: Path, root: Path | None = None, allow_imports: bool = False) -> dict[str, float]:
     """Return ``loss``, ``top1``, ... and ``count`` over the validation set.
 
     Args:
         path: a run directory (its final weights, else its newest checkpoint) or a checkpoint of
             one.
+        root: where the data lie; None: where the run read them.
+        allow_imports: whether code that the config names may be imported and called. Somebody's
+            run directory is data otherwise: reading it runs nothing of theirs.
 
     Raises:
-        UserError: neither is there, or the weights are damaged or do not fit.
+        UserError: neither is there, the data are not, the weights are damaged or do not fit, or
+            the config names code.
     """
     directory = RunDirectory(path.parent.parent if path.parent.name == "checkpoints" else path)
-    if not directory.config.exists():
+    if not directory.config.is_file():
         raise UserError(f"{path}: neither a run directory nor a checkpoint of one")
-    config = parse.read_config(directory.config)
+    config = _config(directory, root, allow_imports)
     device, world = choose_device(World()), World()
     precision = Precision(config.precision, device)
     source = build_source(config.data, "val", config.model.num_classes)
@@ -57,6 +64,24 @@ def assess(path: Path) -> dict[str, float]:
     return {name: value / sums[-1] for name, value in zip(names, sums, strict=False)} | {
         "count": sums[-1]
     }
+
+
+def _config(directory: RunDirectory, root: Path | None, allow_imports: bool) -> Config:
+    overrides = [] if root is None else [f"--data.root={root.absolute()}"]
+    config = parse.read_config(directory.config, overrides)
+    for registry, name in ((models, config.model.name), (datasets, config.data.name)):
+        if registry.imports(name) and not allow_imports:
+            raise UserError(
+                f"{directory.path}: {registry.key}={name!r} is code that would be imported and "
+                "called; --allow-imports does so, for a run whose code you would run yourself"
+            )
+    if config.data.root is not None and not Path(config.data.root).exists():
+        raise UserError(
+            f"{directory.path}: data.root={str(config.data.root)!r} is not there; --data.root DIR "
+            "says where the data are now"
+        )
+    # Its weights come from the run: those it started from may be gone.
+    return replace(config, model=replace(config.model, init_from=None))
 
 
 def _weights(path: Path, directory: RunDirectory) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from largebatch.engine import Engine, build_engine
 from largebatch.models import build_model, try_images
 from largebatch.nn import has_batch_norm, join_ranks, minimum_samples, spans_ranks, wrong_span
 from largebatch.optim import SAM, Clipping, build_optimizer, layer_rates
-from largebatch.schedule import Schedule
+from largebatch.schedule import Duration, Schedule
 from largebatch.tasks import Classification, build_task
 from largebatch.train.config import Config, engine_terms
 from largebatch.train.evaluate import Evaluator, requests
@@ -134,7 +134,11 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
     optimizer = build_optimizer(config.optim, model)
     clip = Clipping(config.optim, model, optimizer)
     sam = _sharpness_aware(config, model, optimizer)
-    remarks = [*_excluded(optimizer, model), *_caveats(config, model, atoms)]
+    remarks = [
+        *_excluded(optimizer, model),
+        *_caveats(config, model, atoms),
+        *_too_long(config, schedule),
+    ]
     engine.adopt(optimizer, precision.scaler)
     if config.model.compile:
         model.compile()
@@ -244,6 +248,35 @@ def _caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:
     if any(isinstance(m, random) and m.p > 0 for m in model.modules()) or config.model.drop_path:
         lines.append("dropout is drawn per forward pass: it depends on ranks and batch.micro")
     return lines
+
+
+def _too_long(config: Config, schedule: Schedule) -> list[str]:
+    """Say which durations outlast the run, so that what they are for does not happen."""
+    optim, total = config.optim, schedule.total_samples
+    warms_up = optim.name == "rmsprop_warmup"
+    return [
+        f"{key}={duration} is longer than the run's {total:,} samples: {outcome}"
+        for key, duration, outcome in (
+            (
+                "ema.half_life",
+                config.ema.half_life,
+                "half of the average is the weights it began at",
+            ),
+            ("telemetry.every", config.telemetry.every, "metrics.jsonl gets no train line"),
+            (
+                "optim.transition_center",
+                optim.transition_center if warms_up else None,
+                "RMSprop stays the larger part of the update",
+            ),
+        )
+        if duration is not None and _outlasts(duration, schedule)
+    ]
+
+
+def _outlasts(duration: Duration, schedule: Schedule) -> bool:
+    if duration.unit == "st":  # of which a clock knows those of the run alone
+        return duration.value > schedule.plan.total_steps
+    return duration.samples(schedule.clock) > schedule.total_samples
 
 
 def make_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from largebatch._paths import UserPath
 from largebatch.data.config import DataConfig
 from largebatch.engine.config import DistributedConfig, Terms
 from largebatch.models.config import ModelConfig
@@ -19,7 +20,7 @@ from largebatch.tasks.config import TaskConfig
 class RunConfig:
     """The run itself."""
 
-    dir: str | None = None
+    dir: UserPath | None = None
     """Run directory; by default a new runs/NAME-DATE-TIME, or the unfinished run of this config."""
     name: str | None = None
     """Name of the run; by default MODEL-DATA."""
@@ -85,7 +86,7 @@ class CheckpointConfig:
     """Distance between checkpoints; the end of the run and a signal save as well."""
     keep: int = 2
     """Newest checkpoints kept; an older one goes after a newer one is complete."""
-    resume: str = "auto"
+    resume: Literal["auto", "never"] | UserPath = "auto"
     """auto (continue the run of this directory), never, or a checkpoint's path to start from."""
 
 
@@ -110,7 +111,17 @@ class Config:
 
 
 # Keys that may differ between the ranks of a run: where it lies and what each host affords.
-RANK_KEYS = ("run.dir", "run.name", "data.root", "data.workers", "batch.micro", "telemetry")
+RANK_KEYS = (
+    "run.dir",
+    "run.name",
+    "model.init_from",
+    "data.root",
+    "data.workers",
+    "batch.micro",
+    "telemetry",
+    "distributed.deepspeed_config",
+    "checkpoint.resume",
+)
 
 # Keys that may differ between a run and its continuation: they do not shape the trajectory.
 FREE_KEYS = (

@@ -7,6 +7,7 @@ keys before it, and one line in place of its paragraphs after it.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -14,14 +15,21 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from largebatch._documents import dump_yaml, parse_yaml, read_yaml
 from largebatch._errors import UserError, nearest
+from largebatch._paths import UserPath
 from largebatch.schedule import Duration
 from largebatch.schedule.duration import ALLOWED as DURATION_FORM
 from largebatch.train.config import Config
 
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+MODE = "largebatch"  # of jsonargparse: how it reads values
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    UserPath: "a path (./NAME of this folder, ~/NAME of your home)",
+}
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -40,17 +48,21 @@ def parse(arguments: Sequence[str]) -> Config:
     except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(_one_line(str(error))) from None
     except RecursionError:
-        raise UserError("config: a value contains itself") from None
+        raise UserError("config: nested too deeply") from None
 
 
-def read_config(path: Path) -> Config:
-    """Return the config that a YAML file describes (a run's ``config.yaml``)."""
-    return parse(["--config", str(path)])
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the config that a YAML file describes (a run's ``config.yaml``).
+
+    Args:
+        overrides: options of the command line that go before it.
+    """
+    return parse([f"--config={path}", *overrides])
 
 
 def dump(config: Config) -> str:
-    """Return ``config`` as YAML that :func:`read_config` reads back."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+    """Return ``config`` as YAML that :func:`read_config` reads back, its paths absolute."""
+    return dump_yaml(_plain(config))
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -80,15 +92,20 @@ def known_keys() -> dict[str, Any]:
 def _parser() -> Any:
     from argparse import SUPPRESS
 
-    from jsonargparse import ArgumentParser
+    import yaml
+    from jsonargparse import ArgumentParser, set_dumper, set_loader
     from jsonargparse.typing import register_type
 
     register_type(Duration, str, Duration.parse)
+    register_type(UserPath, str, UserPath)
+    set_loader(MODE, _value, exceptions=(yaml.YAMLError,))
+    set_dumper(MODE, dump_yaml)
     parser = ArgumentParser(
         prog="largebatch train",
         description="Train; the same command continues an interrupted run.",
         exit_on_error=False,
         allow_abbrev=False,
+        parser_mode=MODE,
     )
     parser.add_argument("--config", action="config", help="YAML file; later options override it.")
     parser.add_argument(
@@ -96,6 +113,16 @@ def _parser() -> Any:
     )
     parser.add_class_arguments(Config)
     return parser
+
+
+def _value(text: str) -> Any:
+    """Read a value of the command line, or a checked file, for jsonargparse."""
+    import yaml
+
+    try:
+        return parse_yaml(text, "value")
+    except UserError as error:
+        raise yaml.YAMLError(str(error)) from None
 
 
 def _instantiate(namespace: Any) -> Config:
@@ -128,11 +155,23 @@ def _checked(arguments: Sequence[str]) -> Iterator[str]:
             if not value or value.startswith("--"):
                 raise UserError(f"--{name}: a value is missing, write --{name}=VALUE")
         if name in ("config", "recipe"):
-            path = Path(value) if name == "config" else _recipe(value)
-            check_keys(read_yaml(path), str(path) if name == "config" else f"recipe {value}")
-            yield f"--config={path}"
-        else:
-            yield f"{argument.partition('=')[0]}={value}"
+            tree = _tree(_path(name, value) if name == "config" else _recipe(value))
+            if tree:
+                yield f"--config={dump_yaml(tree)}"
+            continue
+        kinds = _options(known_keys().get(name))
+        if UserPath in kinds and value != "null":
+            value = _path(name, value)
+        elif str not in kinds and value[:1] in ("[", "{"):
+            parse_yaml(value, f"--{name}")
+        yield f"{argument.partition('=')[0]}={value}"
+
+
+def _path(name: str, text: str) -> UserPath:
+    try:
+        return UserPath(text)
+    except UserError as error:
+        raise UserError(f"--{name}: {error}") from None
 
 
 def recipe_names() -> list[str]:
@@ -154,23 +193,12 @@ def _recipe(name: str) -> Path:
     return path
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file of the user's.
-
-    Raises:
-        UserError: it is missing, is no UTF-8, or is no YAML; the line is named where known.
-    """
-    try:
-        return yaml.safe_load(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise UserError(f"config={str(path)!r}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"config={str(path)!r}: not UTF-8 at byte {error.start}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-        raise UserError(f"config={str(path)!r}: malformed YAML{where}: {problem}") from None
+def _tree(path: str | Path) -> Any:
+    """Return the sections of keys in a YAML file, every key a known one."""
+    name = f"config={str(path)!r}"
+    tree = read_yaml(path, name)
+    check_keys(tree, str(path))
+    return tree
 
 
 def check_keys(tree: Any, where: str) -> None:
@@ -268,6 +296,8 @@ def _plain(value: Any) -> Any:
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Duration):
         return str(value)
+    if isinstance(value, UserPath):
+        return os.path.abspath(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -53,7 +53,8 @@ def train(arguments: Sequence[str]) -> int:
         directory.acquire()
         directory.release()
         return launch_local_ranks(
-            config.run.nproc, ["train", *arguments, f"--run.dir={directory.path}", "--run.nproc=1"]
+            config.run.nproc,
+            ["train", *arguments, f"--run.dir={directory.path.absolute()}", "--run.nproc=1"],
         )
     if world.launcher != "alone":
         launcher = os.environ.get(LAUNCHER_VARIABLE)

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from largebatch._errors import UserError
+from largebatch._paths import UserPath
 from largebatch.schedule import Duration
 from largebatch.train.check import check
 from largebatch.train.parse import known_keys, parse
@@ -35,12 +36,12 @@ RANGE: dict[str, list[Any]] = {
     "run.target_top1": [0.0, -0.5, 1.5, *INFINITE],
     "task.name": ["clasification", "", "language model"],
     "task.label_smoothing": [-0.1, 1.0, 7.0, *INFINITE],
-    "model.name": ["resnet51", "", "os:nothing_there", "no_such_module:f", "resnet18:", ":"],
+    "model.name": ["resnet51", "", "os:abort", "no_such_module:f", "resnet18:", ":"],
     "model.num_classes": [1, 0, -10],
     "model.residual_gamma": INFINITE,
     "model.drop": [-0.1, 1.0, *INFINITE],
     "model.drop_path": [-0.1, 1.0, *INFINITE],
-    "data.name": ["minst", "", "math:not_there", "imagenet-1k"],
+    "data.name": ["minst", "", "math:not_there", "shutil:rmtree", "imagenet-1k"],
     "data.skip_corrupt": [-1],
     "data.workers": [-1],
     "data.image_size": [0, -32],
@@ -182,6 +183,7 @@ def options(hint: Any) -> tuple[Any, ...]:
 def wrong_types(hint: Any) -> list[Any]:
     """Return values that no option of ``hint`` takes."""
     kinds = options(hint)
+    kinds = tuple(str if kind is UserPath else kind for kind in kinds)
     values: list[Any] = [{"a": {"b": 1}}, [[1]], [{"x": 1}]]
     if any(kind is dict or get_origin(kind) is dict for kind in kinds):
         values = [[[1]], [{"x": 1}], "some text", 3]
@@ -271,7 +273,7 @@ def case(key: str, kind: str, folder: Path, rng: random.Random) -> Case | None:
     hand_over: Callable[[Path, dict[str, Any]], list[str]] = rng.choice([as_file, as_options])
     if kind == "type":
         values = wrong_types(KEYS[key])
-        if KEYS[key] in (str, str | None) and hand_over is as_options:
+        if {str, UserPath} & set(options(KEYS[key])) and hand_over is as_options:
             hand_over = as_file  # on the command line everything is text
         return key, kind, hand_over(folder, {key: rng.choice(values)}), [key]
     if kind == "range":
@@ -385,7 +387,7 @@ WELL_FORMED: dict[str, list[Any]] = {
     "run.nproc": [1, 2, 64],
     "run.target_top1": [None, 0.5, 1.0],
     "task.label_smoothing": [0.0, 0.1, 0],
-    "model.name": ["resnet50", "f1", "cifar_resnet56", "digits_cnn", "collections:OrderedDict"],
+    "model.name": ["resnet50", "f1", "cifar_resnet56", "digits_cnn", "torch.nn:Sequential"],
     "model.num_classes": [None, 2, 1000],
     "model.init_from": [None],
     "model.compile": [True, False],
@@ -395,7 +397,7 @@ WELL_FORMED: dict[str, list[Any]] = {
     "model.init": ["default", "kaiming", "xavier"],
     "model.drop": [None, 0.0, 0.5],
     "model.drop_path": [0.0, 0.25],
-    "data.name": ["digits", "mnist", "imagefolder", "synthetic", "collections:OrderedDict"],
+    "data.name": ["digits", "mnist", "imagefolder", "synthetic", "torch.utils.data:TensorDataset"],
     "data.root": [None, "/data/x"],
     "data.skip_corrupt": [0, 10],
     "data.pipeline": ["torchvision"],
