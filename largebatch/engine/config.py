@@ -49,6 +49,7 @@ class Terms:
         batch, micro: samples of a step and of a pass.
         optimizer, lr, weight_decay, clip_norm: of the ``optim`` section.
         compute, loss_scale: of the ``precision`` section.
+        skip_nonfinite: whether ``run.on_nonfinite`` is ``skip``.
     """
 
     batch: int = 1
@@ -59,3 +60,4 @@ class Terms:
     clip_norm: float | None = None
     compute: str = "fp32"
     loss_scale: float | Literal["dynamic"] = "dynamic"
+    skip_nonfinite: bool = False

@@ -102,17 +102,26 @@ class DeepSpeed(Engine):
     def finish(self) -> None:
         """Nothing is left to wait for: DeepSpeed has summed in the last backward pass."""
 
-    def update(self, clip: Callable[[], Tensor | None]) -> Tensor | None:
+    def update(
+        self, clip: Callable[[], Tensor | None], loss: Tensor | None = None
+    ) -> Tensor | None:
         """Take the step; ZeRO clips by itself, and leaves out a step whose gradients overflow."""
         if not self.flattens:
-            return super().update(clip)
+            return super().update(clip, loss)
         self._engine.step()
+        overflow = bool(self._engine.optimizer.overflow)
+        self.found_inf = torch.tensor(float(overflow))
         if self.scaler is not None:
-            self._follow(overflow=bool(self._engine.optimizer.overflow))
+            self._follow(overflow)
         if self._terms.clip_norm is None:
             return None
         norm = torch.as_tensor(self._engine.get_global_grad_norm())
         return torch.clamp(self._terms.clip_norm / (norm + 1e-6), max=1.0)
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether a step may be left out: newer ZeROs do so whatever the precision."""
+        return self.flattens or super().may_skip
 
     def loss_scale(self) -> float | None:
         """Return the scale of the loss under fp16."""

@@ -35,6 +35,11 @@ def resolve(config: DistributedConfig, terms: Terms) -> dict[str, Any]:
             f"optim.name={terms.optimizer}: DeepSpeed makes Adagrad anew without its groups at"
             f" ZeRO stage {stage}; take distributed.zero_stage=0 or distributed.engine=ddp"
         )
+    if stage and terms.skip_nonfinite:
+        raise UserError(
+            f"run.on_nonfinite=skip: DeepSpeed's ZeRO stage {stage} leaves steps out by a rule of"
+            " its own; take distributed.zero_stage=0, or distributed.engine=ddp or fsdp"
+        )
     resolved = {
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,

@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from largebatch import _ops
 from largebatch.distributed.environment import World
 from largebatch.distributed.sharding import part_like, whole
+from largebatch.optim.norm import norm_parts
 
 
 class Engine(ABC):
@@ -29,10 +31,15 @@ class Engine(ABC):
         alone: whether there is only this rank.
         lockstep: whether every rank must make as many passes, since they exchange messages there.
         flattens: whether the optimizer steps flat partitions in place of the model's parameters.
+        skip: whether to leave out a step whose loss or gradients are not finite; under fp16 one
+            whose gradients are not finite is always left out.
+        found_inf: of the last step, where steps may be left out: 0-d, not 0 if it was.
     """
 
     lockstep = False
     flattens = False
+    skip = False
+    found_inf: Tensor | None = None
 
     def __init__(self, model: nn.Module, world: World) -> None:
         self.model, self.module, self.world = model, model, world
@@ -63,21 +70,50 @@ class Engine(ABC):
     def finish(self) -> None:
         """Wait until every gradient is the sum over all ranks."""
 
-    def update(self, clip: Callable[[], Tensor | None]) -> Tensor | None:
+    def update(
+        self, clip: Callable[[], Tensor | None], loss: Tensor | None = None
+    ) -> Tensor | None:
         """Clip and take the optimizer's step; return the clip factor if there is one.
+
+        A step that is left out changes no parameter and no state of the optimizer, on any rank.
 
         Args:
             clip: clips the gradients, unscaled, and returns the factor.
+            loss: of the step over all ranks, 0-d; with :attr:`skip` it has to be finite too.
         """
-        if self.scaler is None:
-            factor = clip()
-            self.optimizer.step()
-            return factor
-        self.scaler.unscale_(self.optimizer)
+        overflow: Any = None
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+            overflow = sum(self.scaler._found_inf_per_device(self.optimizer).values())
         factor = clip()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.found_inf = self._found_inf(factor, loss, overflow) if self.skip else overflow
+        if self.found_inf is None:
+            self.optimizer.step()
+        else:
+            step_unless(self.found_inf, self.optimizer)
+        if self.scaler is not None:
+            self.scaler.update()
         return factor
+
+    def _found_inf(
+        self, factor: Tensor | None, loss: Tensor | None, overflow: Tensor | None
+    ) -> Tensor:
+        """Return 1 if the gradients or the loss are not finite, else 0: float32, 0-d."""
+        if overflow is not None:
+            fine = overflow == 0
+        elif factor is not None:
+            fine = factor > 0  # of a norm that is no number it is none, of an infinite one 0
+        else:
+            params = [param for group in self.optimizer.param_groups for param in group["params"]]
+            fine = _ops.global_norm(norm_parts("run.on_nonfinite=skip", params)).isfinite()
+        if loss is not None:
+            fine = fine & loss.to(fine.device).isfinite()
+        return (~fine).float()
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether a step may be left out, so that :attr:`found_inf` is set."""
+        return self.skip or self.scaler is not None
 
     def loss_scale(self) -> float | None:
         """Return the scale of the loss under fp16, else None."""
@@ -155,3 +191,19 @@ def broadcast_from_first(model: nn.Module) -> None:
 def _owned(tensor: Tensor) -> Tensor:
     """Return the memory of a dense permuted tensor (channels_last) as a flat view."""
     return tensor.data.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def step_unless(found_inf: Tensor, optimizer: Any) -> None:
+    """Take a step unless ``found_inf`` (0-d, float32) is not 0, as ``torch.amp.GradScaler`` does.
+
+    An optimizer that says ``_step_supports_amp_scaling`` leaves its step out on the device; for any
+    other the host has to wait and see.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale, optimizer.found_inf = None, found_inf
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf
+    elif not found_inf.item():
+        optimizer.step()

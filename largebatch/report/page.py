@@ -102,6 +102,12 @@ CHARTS = (
         note="‖w − w₀‖ against log steps: a straight line is ultra-slow diffusion (Hoffer 2017)",
     ),
     Chart("clip_factor", "Clip factor", note="1: the gradient passed whole"),
+    Chart(
+        "nonfinite_steps",
+        "Steps not finite",
+        unit="count",
+        note="so far: loss or gradients were inf or nan",
+    ),
     Chart("samples_per_joule", "Samples per joule", note="of the power of all GPUs"),
 )
 

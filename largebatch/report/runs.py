@@ -185,6 +185,7 @@ def _row(
     figures = {
         "top1": last.get("top1"),
         "loss": last.get("loss"),
+        "nonfinite_steps": max((line.get("nonfinite_steps", 0) for line in lines), default=0),
         "samples_per_second": sorted(rates)[len(rates) // 2] if rates else None,
         **{key: value for key, value in summary.items() if value is not None},
     }
@@ -197,6 +198,7 @@ def _row(
         "loss": _number(figures["loss"], ".4g"),
         "samples/s": _number(figures["samples_per_second"], ",.0f"),
         "wall time": _duration(figures.get("wall_seconds")),
+        "not finite": _number(figures["nonfinite_steps"], ",.0f"),
     }
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from largebatch.optim.parameters import local
 from largebatch.schedule import half_life_factor
 
 
@@ -24,10 +25,20 @@ class WeightAverage:
         self.tensors = {n: p.detach().clone() for n, p in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, batch: int) -> None:
-        """Take in the weights after a step of ``batch`` samples."""
+    def update(self, batch: int, found_inf: Tensor | None = None) -> None:
+        """Take in the weights after a step of ``batch`` samples, unless it was left out.
+
+        Args:
+            found_inf: 0-d, not 0 if the step was left out.
+        """
         factor = half_life_factor(batch, self.half_life)
-        torch._foreach_lerp_(list(self.tensors.values()), self._weights, 1 - factor)
+        if found_inf is None:
+            torch._foreach_lerp_(list(self.tensors.values()), self._weights, 1 - factor)
+            return
+        for average, weight in zip(self.tensors.values(), self._weights, strict=True):
+            here = local(average)
+            share = torch.where(found_inf != 0, 0.0, 1 - factor).to(here.device, here.dtype)
+            here.lerp_(local(weight), share)
 
 
 @contextmanager

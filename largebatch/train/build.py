@@ -23,6 +23,7 @@ from largebatch.tasks import Classification, build_task
 from largebatch.train.config import Config, engine_terms
 from largebatch.train.evaluate import Evaluator, requests
 from largebatch.train.feed import Atoms, Feed
+from largebatch.train.finite import infinite_constants
 from largebatch.train.micro import largest_micro, memory_free
 from largebatch.train.precision import Precision
 from largebatch.train.stepper import Stepper
@@ -33,7 +34,10 @@ EVALUATION_BATCH = 1024
 
 @dataclass
 class Parts:
-    """The live parts of a run on one rank."""
+    """The live parts of a run on one rank.
+
+    ``constants`` are what in the model is not finite and need not be, see `infinite_constants`.
+    """
 
     world: World
     device: torch.device
@@ -49,6 +53,7 @@ class Parts:
     stepper: Stepper
     evaluator: Evaluator
     remarks: list[str]
+    constants: frozenset[str]
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Plan:
     precision: Precision
     atoms: Atoms
     schedule: Schedule
+    constants: frozenset[str]
 
 
 def prepare(config: Config, device: torch.device) -> Plan:
@@ -87,7 +93,8 @@ def prepare(config: Config, device: torch.device) -> Plan:
     for size in {phase.image_size for phase in schedule.plan.phases} - {None}:
         assert size is not None
         try_images(model, config.model.name, source.num_classes, (channels, size, size))
-    return Plan(source, validation, model, precision, atoms, schedule)
+    constants = infinite_constants(model)
+    return Plan(source, validation, model, precision, atoms, schedule, constants)
 
 
 def build(config: Config, world: World, device: torch.device) -> Parts:
@@ -140,6 +147,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         *_too_long(config, schedule),
     ]
     engine.adopt(optimizer, precision.scaler)
+    engine.skip = config.run.on_nonfinite == "skip"
     if config.model.compile:
         model.compile()
     feed = Feed(
@@ -181,6 +189,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         stepper,
         evaluator,
         remarks,
+        plan.constants,
     )
 
 

@@ -32,6 +32,9 @@ class RunConfig:
     """Start this many local ranks; not together with a launcher."""
     target_top1: float | None = None
     """Stop when validation top-1, a fraction of 1, reaches this; summary.json tells when."""
+    on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
+    """A step's loss or gradients are inf or nan: stop ends the run after 20 such steps in a row;
+    skip leaves them out and ends it no sooner; ignore trains on. None ends in success so."""
 
 
 @dataclass
@@ -129,6 +132,7 @@ FREE_KEYS = (
     "run.name",
     "run.nproc",
     "run.target_top1",
+    "run.on_nonfinite",
     "data.root",
     "data.workers",
     "batch.micro",
@@ -155,4 +159,5 @@ def engine_terms(config: Config) -> Terms:
         clip_norm=config.optim.clip_norm,
         compute=config.precision.compute,
         loss_scale=config.precision.loss_scale,
+        skip_nonfinite=config.run.on_nonfinite == "skip",
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from largebatch.data import Batch, EpochOrder, Pipeline, Request
 from largebatch.distributed import World
@@ -104,6 +105,11 @@ class Feed:
             if close is not None:
                 close()
 
+    def again(self, step: Step) -> Iterator[Batch]:
+        """Read this rank's samples of a step once more; a walk of :meth:`steps` ends by it."""
+        requests = [self._request(step, m, None) for m in self.micros(step) if not m.idle]
+        return iter(self.pipeline.batches(requests))
+
     def take_hash(self) -> str:
         """Return the hash of the sample ids, in order, of the step just taken (rank 0 only)."""
         return self._hashes.popleft()
@@ -115,13 +121,15 @@ class Feed:
                 ids = self.order.indices(step.epoch, step.position, step.position + step.size)
                 self._hashes.append(hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest())
             for micro in self.micros(step):
-                begin, end = step.position + micro.start, step.position + micro.stop
-                yield Request(
-                    epoch=step.epoch,
-                    indices=ids[micro.start : micro.stop]
-                    if self.world.is_main
-                    else self.order.indices(step.epoch, begin, end),
-                    positions=np.arange(begin, end),
-                    image_size=step.phase.image_size,
-                    ghosts=micro.sizes,
-                )
+                own = ids[micro.start : micro.stop] if self.world.is_main else None
+                yield self._request(step, micro, own)
+
+    def _request(self, step: Step, micro: Micro, ids: NDArray[np.int64] | None) -> Request:
+        begin, end = step.position + micro.start, step.position + micro.stop
+        return Request(
+            epoch=step.epoch,
+            indices=self.order.indices(step.epoch, begin, end) if ids is None else ids,
+            positions=np.arange(begin, end),
+            image_size=step.phase.image_size,
+            ghosts=micro.sizes,
+        )

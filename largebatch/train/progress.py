@@ -61,7 +61,7 @@ class Progress:
         """Show a training line."""
         status = (
             f"loss {record['loss']:.4f}  top1 {100 * record['top1']:.1f}%  lr {record['lr']:.4g}  "
-            f"{record['samples_per_second']:,.0f}/s"
+            f"{record['samples_per_second']:,.0f}/s{_nonfinite(record)}"
         )
         if self._bar is not None:
             self._next = time.monotonic() + 0.25
@@ -81,7 +81,7 @@ class Progress:
         )
         text = (
             f"epoch {record['epoch']:g}  val top1 {100 * record['top1']:.2f}%  "
-            f"loss {record['loss']:.4f}{extra}"
+            f"loss {record['loss']:.4f}{extra}{_nonfinite(record)}"
         )
         if self._bar is not None:
             self._bar.update(0, completed=record["samples"])
@@ -100,3 +100,8 @@ class Progress:
         seconds = (time.monotonic() - self._begun) * (self.total - samples) / max(1, done)
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _nonfinite(record: dict[str, Any]) -> str:
+    count = record.get("nonfinite_steps")
+    return f"  {count} step{'s' * (count > 1)} not finite" if count else ""

@@ -13,6 +13,7 @@ from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
 from largebatch.report import write_report
 from largebatch.train import checkpoint, parse
 from largebatch.train.config import Config, run_name
+from largebatch.train.finite import finite_or_none
 from largebatch.train.layers import LayerRecord
 from largebatch.train.progress import say
 from largebatch.train.prometheus import PrometheusEndpoint
@@ -89,7 +90,11 @@ def conclude(
     last = position.last or {}
     summary = {
         "name": run_name(config),
-        **{k: v for k, v in last.items() if k not in ("split", "samples", "step", "epoch")},
+        **{
+            key: finite_or_none(value)
+            for key, value in last.items()
+            if key not in ("split", "samples", "step", "epoch")
+        },
         "samples": position.samples,
         "steps": position.steps,
         "epochs": position.samples / trainer.clock.epoch_samples,
@@ -102,6 +107,8 @@ def conclude(
         "ops": _ops.face(),
         "device": parts.device.type,
         "target": position.reached,
+        "nonfinite_steps": trainer.nonfinite.steps,
+        "nonfinite_evaluations": trainer.nonfinite.evaluations,
         "weights_sha256": checkpoint.weights_sha256(weights),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -18,6 +18,7 @@ from largebatch.nn import discard_step, frozen_statistics, ghost_place, step_end
 from largebatch.optim import SAM, Clipping
 from largebatch.schedule import Step
 from largebatch.tasks import Classification
+from largebatch.train.held import HeldBuffers
 from largebatch.train.precision import Precision
 from largebatch.train.share import Micro
 from largebatch.train.step_times import StepTimes
@@ -46,6 +47,10 @@ class Stepper:
             so that dropout needs no state in a checkpoint.
         varying_weight: whether the weight of a step is known only from its batches (unreadable
             images left out), so that ranks must add it up before the backward pass.
+
+    Attributes:
+        clip_factor: of the last step, if gradients are clipped by their norm.
+        own_sums: of the last step, this rank's part of what :meth:`run` returns.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class Stepper:
         self.clip, self.sam = clip, sam
         self.seed, self.varying_weight = seed, varying_weight
         self.clip_factor: Tensor | None = None
+        self.own_sums: Tensor | None = None
+        self._buffers = HeldBuffers(model) if engine.may_skip else None
         self.times = StepTimes(device)
         self._none = torch.zeros(2 + len(task.metrics), dtype=torch.float64, device=device)
         self._asked = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device=device).unbind()
@@ -94,6 +101,8 @@ class Stepper:
             batches: yields the samples of each.
         """
         self.times.begin()
+        if self._buffers is not None:
+            self._buffers.hold()
         weight, held = float(step.size), None
         if self.varying_weight or self.sam is not None:
             self.times.enter("data")
@@ -113,8 +122,11 @@ class Stepper:
         if work is not None:
             work.wait()
         self.times.enter("optimizer")
-        self.clip_factor = self.engine.update(self.clip)
+        loss = sums[0] if self.engine.skip else None
+        self.clip_factor = self.engine.update(self.clip, loss)
         step_end(self.model, ghosts)
+        if self._buffers is not None and self.engine.found_inf is not None:
+            self._buffers.put_back(self.engine.found_inf)
         self.times.enter("between steps")
         return sums
 
@@ -155,6 +167,7 @@ class Stepper:
         return sums, work
 
     def _send(self, sums: Tensor, stop: bool) -> tuple[Tensor, Any]:
+        self.own_sums = sums
         sums = torch.cat((sums, self._asked[stop]))
         return sums, self.engine.sum(sums)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from largebatch.train.config import Config
 from largebatch.train.hardware import HardwareSampler, HostReader, Reader, StepReader, gpu_reader
 from largebatch.train.layers import LayerRecord
 from largebatch.train.micro import halved, is_out_of_memory
+from largebatch.train.nonfinite import NonFinite
 from largebatch.train.progress import Progress, say
 from largebatch.train.snapshot import SnapshotEnsemble
 from largebatch.train.state import RunState
@@ -42,6 +43,7 @@ class Position:
         evaluated: samples at the last validation.
         seconds: of all sessions of the run together.
         last: the last validation line.
+        nonfinite: counts of what was not finite, see :class:`NonFinite`.
     """
 
     samples: int = 0
@@ -50,6 +52,7 @@ class Position:
     seconds: float = 0.0
     last: dict[str, Any] | None = None
     reached: dict[str, Any] | None = None
+    nonfinite: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,7 +64,9 @@ class Taken:
     lr: float
     order_hash: str
     sums: Tensor
+    own_sums: Tensor | None
     clip_factor: Tensor | None
+    found_inf: Tensor | None
     weights: dict[str, float]
     layers: tuple[list[str], Tensor] | None
     marks: Marks
@@ -99,6 +104,7 @@ class Trainer:
         if config.snapshot.cycles:
             self.snapshots = SnapshotEnsemble(parts.schedule.cycle_ends)
         self.state = RunState(parts.engine, self.average, self.snapshots, self.world)
+        self.nonfinite = NonFinite(config.run.on_nonfinite, parts, directory.checkpoints)
         self._taken: Taken | None = None
         self._save_due = Every(config.checkpoint.every, self.clock).due
         self._check_due = Every(config.distributed.check_every, self.clock).due
@@ -108,8 +114,14 @@ class Trainer:
         self._distance = WeightDistance(parts.model) if measures else None
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
+        """Continue from a checkpoint's state.
+
+        Raises:
+            UserError: it does not fit, or holds what is not finite.
+        """
         self.position = Position(**self.state.restore(state))
+        self.nonfinite.require_loadable(state)
+        self.nonfinite.load(self.position.nonfinite)
 
     def run(self, writers: Writers) -> bool:
         """Train to the end and return True, or False if a signal stopped the run before.
@@ -118,7 +130,8 @@ class Trainer:
             writers: of the metrics, on rank 0 only.
 
         Raises:
-            RunFailure: a checkpoint cannot be written, or memory ran out at the smallest batch.
+            RunFailure: a checkpoint cannot be written, memory ran out at the smallest batch, or
+                loss, gradients or weights are not finite, see :class:`NonFinite`.
         """
         begun = time.monotonic()
         before = self.position.seconds
@@ -177,7 +190,7 @@ class Trainer:
                     break
                 if save:
                     self._save()
-        self._save()
+        self._save(end=True)
         return True
 
     def step(self, step: Step, micros: Any, batches: Any) -> bool | None:
@@ -199,7 +212,7 @@ class Trainer:
         if self._check_due(step, position.steps):
             require_same_parameters(parts.model.parameters(), self.world, position.steps)
         if self.average is not None:
-            self.average.update(step.size)
+            self.average.update(step.size, parts.engine.found_inf)
         if self.snapshots is not None and self.snapshots.due(step.start, step.end):
             state = {**parts.model.state_dict(), **merged_running_stats(parts.model)}
             self.snapshots.add({n: t for n, t in state.items() if t.is_floating_point()})
@@ -209,7 +222,9 @@ class Trainer:
             rate,
             parts.feed.take_hash() if self.world.is_main else "",
             sums,
+            parts.stepper.own_sums,
             parts.stepper.clip_factor,
+            parts.engine.found_inf,
             self._measure(position.steps),
             self._measure_layers(step, position.steps),
             parts.stepper.times.take(),
@@ -237,6 +252,14 @@ class Trainer:
         if taken is None:
             return False
         values = taken.sums.tolist()
+        self.nonfinite.count(
+            taken.step,
+            taken.number,
+            values[0],
+            taken.own_sums,
+            taken.clip_factor,
+            taken.found_inf,
+        )
         if taken.layers is not None and self.layers is not None:
             self.layers.write(taken.step, taken.number, taken.layers)
         seconds = self.parts.stepper.times.seconds(taken.marks)
@@ -246,6 +269,7 @@ class Trainer:
                 "order_hash": taken.order_hash,
                 **seconds,
                 **taken.weights,
+                **self.nonfinite.figures(),
             }
             if taken.clip_factor is not None:
                 extra["clip_factor"] = float(taken.clip_factor)
@@ -253,6 +277,7 @@ class Trainer:
             if scale is not None:
                 extra["loss_scale"] = scale
             self.telemetry.train(taken.step, taken.number, values[:-1], extra, taken.at)
+        self.nonfinite.require_progress()
         return bool(values[-1] > 0)
 
     def _read_all(self) -> bool:
@@ -315,11 +340,14 @@ class Trainer:
             for metric, value in zip(parts.task.metrics, row[1:], strict=False):
                 extra[f"{name}_{metric}"] = value / max(row[-1], 1.0)
         position.evaluated = samples
-        position.last = self.telemetry.validation(samples, position.steps, rows[0], extra)
+        extra.update(self.nonfinite.figures())
+        record = self.telemetry.validation(samples, position.steps, rows[0], extra)
+        position.last = record
+        self.nonfinite.evaluated(record["loss"], samples)
         target = self.config.run.target_top1
-        if target is not None and position.reached is None and position.last["top1"] >= target:
+        if target is not None and position.reached is None and record["top1"] >= target:
             position.reached = {
-                "top1": position.last["top1"],
+                "top1": record["top1"],
                 "seconds": position.seconds,
                 "samples": samples,
                 "steps": position.steps,
@@ -331,10 +359,14 @@ class Trainer:
         with self.parts.engine.evaluating():
             return self.parts.evaluator.sums(self.parts.model, self.stop)
 
-    def _save(self) -> None:
+    def _save(self, end: bool = False) -> None:
+        """Write a checkpoint, unless it would be of a run that is lost."""
         self.heartbeat.activity.doing = "saving a checkpoint"
+        self.position.nonfinite = self.nonfinite.state()
         state = self.state.capture(vars(self.position))
-        if state is not None:
+        taken = self.position.steps if end else None
+        finite = self.nonfinite.require_finite(state, self.position.samples, taken)
+        if finite and state is not None:
             self.telemetry.sync()
             checkpoint.save(
                 self.directory.checkpoints,

@@ -1,0 +1,50 @@
+"""What is finite: numbers, tensors, a model before its first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from largebatch._errors import UserError
+
+
+def finite_or_none(value: Any) -> Any:
+    """Return None in place of a number that JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def infinite_constants(model: nn.Module) -> frozenset[str]:
+    """Return the names of what a new model holds that is not finite and is not trained: masks.
+
+    Raises:
+        UserError: a trained parameter or a running statistic is among it.
+    """
+    lost = [(name, tensor) for name, tensor in tensors_of(model) if is_lost(tensor.detach())]
+    statistics = {
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        if isinstance(module, _NormBase)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+    for name, tensor in lost:
+        if tensor.requires_grad or name in statistics:
+            raise UserError(
+                f"model: {name} is not finite before the first step; mend the model or the file"
+                " of model.init_from"
+            )
+    return frozenset(name for name, _ in lost)
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Walk parameters and buffers by name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def is_lost(tensor: Tensor) -> bool:
+    """Tell whether a value in ``tensor`` is inf or nan; waits for the device."""
+    return tensor.is_floating_point() and not bool(tensor.isfinite().all())
