@@ -64,9 +64,10 @@ def parse_yaml(text: str, name: str) -> Any:
     Raises:
         UserError: it is no YAML, gives a key twice or is too large; the line is named.
     """
-    loader = _Loader(text)
-    loader.name = name
+    loader: _Loader | None = None
     try:
+        loader = _Loader(text)
+        loader.name = name
         return loader.get_single_data()
     except UserError:
         raise
@@ -78,7 +79,8 @@ def parse_yaml(text: str, name: str) -> Any:
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
         raise UserError(f"{name}: malformed YAML{where}: {problem}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def dump_yaml(tree: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -108,11 +107,12 @@ def evaluate(arguments: Sequence[str]) -> int:
         "code, so only for runs of people whose code you would run",
     )
     options = parser.parse_args(list(arguments))
+    from largebatch.record import json_text
     from largebatch.train.assess import assess
 
     result = assess(options.run, options.root, options.allow_imports)
     if options.json:
-        print(json.dumps(result))
+        print(json_text(result))
     else:
         print("  ".join(f"{name} {value:.6g}" for name, value in result.items()))
     return 0
@@ -147,7 +147,8 @@ def report(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     from largebatch.report import write_report
 
-    write_report(options.runs, options.output)
+    for remark in write_report(options.runs, options.output):
+        print(remark, file=sys.stderr)
     print(f"report: {options.output}")
     return 0
 

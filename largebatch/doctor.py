@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from largebatch import __version__
+from largebatch.record import json_text
 from largebatch.record.benchmark import cpu_model, memory_gib, usable_cores
 
 Status = Literal["ok", "absent", "problem"]
@@ -94,9 +94,8 @@ def print_table(checks: Sequence[Check], file: IO[str] | None = None) -> None:
 
 def to_json(checks: Sequence[Check]) -> str:
     """Return the checks as JSON."""
-    return json.dumps(
-        {"largebatch": __version__, "checks": [asdict(check) for check in checks]}, indent=2
-    )
+    report = {"largebatch": __version__, "checks": [asdict(check) for check in checks]}
+    return json_text(report, indented=True)
 
 
 def _python() -> list[Check]:

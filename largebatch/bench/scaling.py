@@ -33,7 +33,7 @@ from largebatch.distributed.group import choose_device, process_group
 from largebatch.models import ModelConfig, build_model
 from largebatch.nn import NormConfig
 from largebatch.optim import OptimConfig
-from largebatch.record import BenchmarkRecord
+from largebatch.record import BenchmarkRecord, json_text
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train.config import Config
 
@@ -124,7 +124,7 @@ def _rank_main(
     with process_group(world, "auto", 600.0, device):
         rows = [row for case in mine for row in _measure(case, settings, world, device)]
     if rank == 0:
-        file.write_text(json.dumps(rows))
+        file.write_text(json_text(rows))
 
 
 def _measure(

@@ -1,17 +1,25 @@
 """What a run leaves behind: its directory, its metrics, and the record of a benchmark."""
 
 from largebatch.record.benchmark import BenchmarkRecord, environment, read_record, write_record
-from largebatch.record.files import write_atomically
+from largebatch.record.files import NotRegular, open_regular, read_file, write_atomically
+from largebatch.record.json_text import is_number, json_text, parse_json
 from largebatch.record.metrics import MetricsWriter, read_metrics
-from largebatch.record.run_directory import RunDirectory
+from largebatch.record.run_directory import RunDirectory, confirm_owned
 from largebatch.record.tensorboard import TensorBoardMirror
 
 __all__ = [
     "BenchmarkRecord",
     "MetricsWriter",
+    "NotRegular",
     "RunDirectory",
     "TensorBoardMirror",
+    "confirm_owned",
     "environment",
+    "is_number",
+    "json_text",
+    "open_regular",
+    "parse_json",
+    "read_file",
     "read_metrics",
     "read_record",
     "write_atomically",

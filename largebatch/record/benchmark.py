@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from largebatch._errors import UserError
-from largebatch.record.files import write_atomically
+from largebatch.record.files import read_file, write_atomically
+from largebatch.record.json_text import json_text, parse_json
 
 
 @dataclass
@@ -85,7 +85,7 @@ def write_record(path: str | Path, record: BenchmarkRecord) -> None:
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), json.dumps(asdict(record), indent=2) + "\n")
+        write_atomically(Path(path), json_text(asdict(record), indented=True) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -97,11 +97,14 @@ def read_record(path: str | Path) -> BenchmarkRecord:
         UserError: the file is absent or not a record.
     """
     try:
-        return BenchmarkRecord(**json.loads(Path(path).read_text(encoding="utf-8")))
+        record = BenchmarkRecord(**parse_json(read_file(Path(path))))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not a benchmark record ({error})") from None
+    if not isinstance(record.rows, list) or not all(isinstance(row, dict) for row in record.rows):
+        raise UserError(f"{path}: not a benchmark record (rows are no list of mappings)")
+    return record
 
 
 def cpu_model() -> str:

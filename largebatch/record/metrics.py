@@ -1,15 +1,15 @@
-"""metrics.jsonl: one JSON object a line, and a reader that survives a torn one."""
+"""metrics.jsonl: one JSON object a line, and a reader that survives a damaged one."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from largebatch._errors import UserError
+from largebatch.record.files import open_regular, read_file, write_atomically
+from largebatch.record.json_text import is_number, json_text, parse_json
 
 Value: TypeAlias = "float | int | str | list[Value] | dict[str, Value] | None"
 
@@ -27,7 +27,9 @@ class MetricsWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        # A pipe in its place is not to be waited for.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+        self._file = os.open(path, flags, 0o666)
 
     def write(self, values: Mapping[str, Value]) -> None:
         """Append one line; a number that is not finite becomes null, which JSON can hold.
@@ -39,26 +41,41 @@ class MetricsWriter:
         Raises:
             OSError: the disk is full.
         """
-        try:
-            line = _encode(values)
-        except ValueError:
-            line = _encode({key: _finite(value) for key, value in values.items()})
-        data = (line + "\n").encode()
+        data = (json_text(values) + "\n").encode()
         written = os.write(self._file, data)
         if written != len(data):
             # The disk has filled up within the line: the next write reports why.
             os.write(self._file, data[written:])
 
-    def truncate_after(self, samples: int) -> None:
-        """Drop the lines of steps past ``samples``, and a torn last line: the run goes on there."""
-        keep = 0
-        with open(self.path, "rb") as file:
+    def truncate_after(self, samples: int) -> str | None:
+        """Go on where the run is at ``samples``; return what to tell of lines put aside, if any.
+
+        The lines of steps past ``samples``, which will be taken again, are dropped, and so is a
+        torn last line. Damaged lines before them stay where they are. All of the file is kept, as
+        ``metrics-1.jsonl`` or the next free number, where the run starts over at 0, or where a
+        damaged line would be dropped.
+
+        Raises:
+            OSError: the file is none that can be read and cut.
+        """
+        keep = place = 0
+        damaged = False  # among the lines after those to keep
+        with open_regular(self.path) as file:
             for line in file:
-                values = _decode(line)
-                if values is None or values["samples"] > samples:
-                    break
-                keep += len(line)
+                place += len(line)
+                values = decode(line)
+                if values is not None and values["samples"] <= samples:
+                    keep, damaged = place, False
+                elif values is None and line.endswith(b"\n"):
+                    damaged = True
+        told = None
+        if keep < place and (damaged or samples == 0):
+            kept = _free_name(self.path)
+            write_atomically(kept, read_file(self.path))
+            why = "it has damaged lines" if samples else "the run starts over"
+            told = f"{self.path.name} as it was is kept as {kept.name}: {why}"
         os.ftruncate(self._file, keep)
+        return told
 
     def sync(self) -> None:
         """Put all lines on disk."""
@@ -70,59 +87,79 @@ class MetricsWriter:
         os.close(self._file)
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+def read_metrics(
+    path: str | Path, report: Callable[[str], None] | None = None
+) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl as dictionaries, in order.
 
     A torn last line, as a kill leaves it, is passed over. Of lines of one split (and rank) at the
     same samples, as an evaluation repeated on resumption leaves them, the last counts.
 
+    Args:
+        report: is told which damaged lines are left out; None: there may be none.
+
     Raises:
         UserError: the file is absent, or damaged elsewhere than in its last line.
     """
+    path = Path(path)
+    try:
+        content = read_file(path).splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
     lines: dict[tuple[str, int, int | None], dict[str, Any]] = {}
-    for values in _lines(Path(path)):
-        key = (values["split"], values["samples"], values.get("rank"))
-        lines.pop(key, None)
-        lines[key] = values
+    damaged = []
+    for number, line in enumerate(content, 1):
+        values = decode(line)
+        if values is not None:
+            key = (values["split"], values["samples"], values.get("rank"))
+            lines.pop(key, None)
+            lines[key] = values
+        elif line.endswith(b"\n"):
+            damaged.append(number)
+    if report is None:
+        if damaged and damaged[0] < len(content):
+            raise UserError(f"{path}: line {damaged[0]} is damaged")
+    elif damaged:
+        shown = ", ".join(map(str, damaged[:5]))
+        more = f" and {len(damaged) - 5:,} more" if len(damaged) > 5 else ""
+        report(f"{path.name}: left out as damaged: line {shown}{more}, of {len(content):,}")
     return list(lines.values())
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        content = path.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    for number, line in enumerate(content, 1):
-        values = _decode(line)
-        if values is not None:
-            yield values
-        elif number < len(content):
-            raise UserError(f"{path}: line {number} is damaged")
-
-
-_encoder = json.JSONEncoder(allow_nan=False, separators=(", ", ": "))
-
-
-def _encode(values: Mapping[str, Value]) -> str:
-    return _encoder.encode(values)
-
-
-def _decode(line: bytes) -> dict[str, Any] | None:
-    """Return the values of a whole line, or None for what is not one."""
+def decode(line: bytes) -> dict[str, Any] | None:
+    """Return the values of a whole line that can be placed in a run, or None for what is none."""
     if not line.endswith(b"\n"):
         return None
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(values, dict) or not isinstance(values.get("samples"), int):
+    if not isinstance(values, dict) or not isinstance(values.get("split"), str):
         return None
-    return values if isinstance(values.get("split"), str) else None
+    whole = [values.get("samples"), values.get("rank", 0)]
+    if not all(isinstance(n, int) and 0 <= n < 2**63 and is_number(n) for n in whole):
+        return None
+    placed = all(is_number(values.get(key, 0)) for key in ("step", "epoch"))
+    return values if placed and _complete(values) else None
 
 
-def _finite(value: Value) -> Value:
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _complete(values: dict[str, Any]) -> bool:
+    """Whether a line has what its split needs."""
+    if values["split"] == "hardware":
+        return "rank" in values
+    if values["split"] != "layers":
+        return True
+    layers = values.get("layers")
+    return isinstance(layers, dict) and all(
+        isinstance(norms, list)
+        and len(norms) == 3
+        and all(norm is None or isinstance(norm, (int, float)) for norm in norms)
+        for norms in layers.values()
+    )
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        number += 1
+    return kept

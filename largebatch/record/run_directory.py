@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
-import shlex
 import socket
-import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from largebatch._errors import UserError
-from largebatch.record.files import write_atomically
+from largebatch._errors import RunFailure, UserError
+from largebatch.record.files import read_file, write_atomically
+from largebatch.record.json_text import json_text, parse_json
 
 POLL_SECONDS = 0.1
 
 # A POSIX lock never conflicts inside one process, so runs of this process are told apart here. The
-# process id is part of the key because a fork inherits the set but not the locks.
-_held: set[tuple[int, Path]] = set()
+# process id is part of the key because a fork inherits the dict but not the locks.
+_held: dict[tuple[int, Path], RunDirectory] = {}
 
 
 class RunDirectory:
@@ -35,6 +34,7 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock: int | None = None
+        self._made: list[Path] = []  # in order, what was not there before
 
     @classmethod
     def default_path(cls, name: str, now: datetime | None = None) -> Path:
@@ -94,11 +94,31 @@ class RunDirectory:
             UserError: it cannot be made or written.
         """
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+            str(self.path).encode()  # TensorBoard takes no name that is not text
+            self._make(self.checkpoints)
+        except (OSError, ValueError) as error:  # ValueError: no text, or a null character
             raise self._unusable(error) from None
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise self._unusable(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+    def _make(self, path: Path) -> None:
+        """Make ``path`` and remember which of its folders were absent, one at a time.
+
+        Another owner may take an empty one of its own away again in between.
+        """
+        if path.is_dir():
+            return
+        if path.parent != path:
+            self._make(path.parent)
+        try:
+            path.mkdir()
+            self._made.append(path)
+        except FileExistsError:
+            if not path.is_dir():
+                raise
+        except FileNotFoundError:  # the parent has gone again
+            path.mkdir(parents=True, exist_ok=True)
+            self._made += [path.parent, path]
 
     def acquire(self, wait: float = 30.0) -> None:
         """Own the directory until ``release`` or the end of this process, however that comes.
@@ -112,27 +132,32 @@ class RunDirectory:
         Raises:
             UserError: it cannot be written, or still has another owner after ``wait`` seconds.
         """
-        self.create()
         deadline = time.monotonic() + wait
-        key = (os.getpid(), self.path.resolve())
-        while True:
-            if key not in _held and self._try_lock():
-                _held.add(key)
-                return
-            if time.monotonic() >= deadline:
-                raise UserError(
-                    f"run.dir={self.path}: in use by {self._owner()}; wait for that run or choose "
-                    "another run.dir"
-                )
-            time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+        try:
+            while not self._taken():
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"run.dir={self.path}: in use by {self._owner()}; wait for that run or "
+                        "choose another run.dir"
+                    )
+                time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+        except UserError:
+            self._withdraw()
+            raise
 
     def release(self) -> None:
-        """Give the directory back; does nothing when it is not owned."""
+        """Give the directory back; does nothing when it is not owned.
+
+        Where no run has begun, since there is no config, what ``acquire`` made goes again.
+        """
         if self._lock is None:
             return
+        if self.lock in self._made and not self.config.exists() and _is_at(self._lock, self.lock):
+            self.lock.unlink()
+        self._withdraw()
         os.close(self._lock)
         self._lock = None
-        _held.discard((os.getpid(), self.path.resolve()))
+        _held.pop((os.getpid(), self.path.resolve()), None)
 
     def finished(self) -> bool:
         """Return whether the run has ended and left its summary."""
@@ -145,7 +170,7 @@ class RunDirectory:
             UserError: the file is damaged.
         """
         try:
-            summary = json.loads(self.summary.read_text(encoding="utf-8"))
+            summary = parse_json(read_file(self.summary))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -156,48 +181,109 @@ class RunDirectory:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the figures of the finished run, whole or not at all."""
-        write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+        write_atomically(self.summary, json_text(summary, indented=True) + "\n")
 
     def write_config(self, text: str) -> None:
         """Write the resolved config, whole or not at all."""
         write_atomically(self.config, text)
 
+    def _withdraw(self) -> None:
+        """Remove the folders that were made for a run that has not begun."""
+        made, self._made = self._made, []
+        if not os.path.exists(self.config):
+            for path in reversed(made):
+                with suppress(OSError):  # not empty, so not ours alone
+                    path.rmdir()
+
+    def _taken(self) -> bool:
+        self.create()  # each time: an owner that is refused takes away what it made
+        key = (os.getpid(), self.path.resolve())
+        if key in _held or not self._try_lock():
+            return False
+        _held[key] = self
+        return True
+
     def _try_lock(self) -> bool:
         try:
-            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            absent = not self.lock.exists()
+            descriptor = os.open(self.lock, flags, 0o666)
+        except FileNotFoundError:  # the folder went meanwhile
+            return False
         except OSError as error:
             raise self._unusable(error) from None
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(descriptor, self.lock):  # removed since it was opened
+                os.close(descriptor)
+                return False
+            owner = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+            }
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, (json_text(owner) + "\n").encode(), 0)
         except OSError as error:
+            others = error.errno in (errno.EACCES, errno.EAGAIN)
+            if absent and not others:
+                self.lock.unlink(missing_ok=True)
             os.close(descriptor)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
+            if others:
                 return False
             raise self._unusable(error) from None
-        owner = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": shlex.join(sys.argv),
-        }
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, (json.dumps(owner) + "\n").encode(), 0)
         # Closing any descriptor of the file would drop the lock: it stays open, and alone.
         self._lock = descriptor
+        if absent:
+            self._made.append(self.lock)
         return True
+
+    def _confirm(self) -> None:
+        """See that the lock held is the one that others meet, and lock again if it was removed.
+
+        Raises:
+            RunFailure: another run owns the directory by now.
+        """
+        held = self._lock
+        if held is None or _is_at(held, self.lock):
+            return
+        self.create()
+        if not self._try_lock():
+            raise RunFailure(
+                f"run.dir={self.path}: its lock file was removed, and {self._owner()} has taken the"
+                " folder over; this run ends unsaved, so as not to spoil the other's files"
+            )
+        os.close(held)
 
     def _owner(self) -> str:
         """Describe the owner. If that is this process, its lock file must not be opened again."""
-        if (os.getpid(), self.path.resolve()) in _held:
+        if _held.get((os.getpid(), self.path.resolve()), self) is not self:
             return "another run of this process"
         try:
-            owner = json.loads(self.lock.read_text(encoding="utf-8"))
-            return (
-                f"process {owner['pid']} on {owner['host']} since {owner['since']} "
-                f"({owner['command']})"
-            )
+            owner = parse_json(read_file(self.lock))
+            return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
         except (OSError, ValueError, TypeError, KeyError):
             return "another process"
 
-    def _unusable(self, error: OSError) -> UserError:
-        return UserError(f"run.dir={self.path}: cannot be written ({error.strerror})")
+    def _unusable(self, error: OSError | ValueError) -> UserError:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return UserError(f"run.dir={str(self.path)!r}: cannot be written ({reason})")
+
+
+def confirm_owned(path: Path) -> None:
+    """See that a run directory this process has acquired is still its own; pass others.
+
+    Raises:
+        RunFailure: its lock file was removed, and another run owns it by now.
+    """
+    owner = _held.get((os.getpid(), path.resolve()))
+    if owner is not None:
+        owner._confirm()
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from largebatch import __version__
 from largebatch._errors import UserError
-from largebatch.record import write_atomically
+from largebatch.record import json_text, write_atomically
 from largebatch.report.runs import Run, read_run
 
 HERE = Path(__file__).parent
@@ -112,20 +111,26 @@ CHARTS = (
 )
 
 
-def write_report(runs: Sequence[str | Path], output: str | Path) -> None:
+def write_report(runs: Sequence[str | Path], output: str | Path) -> list[str]:
     """Write one self-contained page about ``runs`` to ``output``.
+
+    Returns:
+        what the page leaves out of them; it says so itself.
 
     Raises:
         UserError: no runs, a run that is absent or damaged, or ``output`` cannot be written.
     """
     if not runs:
         raise UserError("report: name at least one run directory")
-    page = render([read_run(path) for path in runs])
+    found = [read_run(path) for path in runs]
+    # Names that are no text (half a surrogate pair, a folder's bytes) must not stop the page.
+    page = render(found).encode("utf-8", "replace")
     try:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(output), page)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
+    return [f"{run.name}: {remark}" for run in found for remark in run.remarks]
 
 
 def render(runs: Sequence[Run], now: datetime | None = None) -> str:
@@ -216,7 +221,7 @@ def plotly_without_addresses() -> str:
 
 def json_for_html(data: Any) -> str:
     """Return JSON that cannot end the script element it stands in."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
+    text = json_text(data)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from largebatch._documents import parse_yaml, read_text
+from largebatch._documents import parse_yaml
 from largebatch._errors import UserError
-from largebatch.record import RunDirectory, read_metrics
+from largebatch.record import RunDirectory, is_number, read_file, read_metrics
 from largebatch.report.thinning import thin
 
 MOST_POINTS = 2000
@@ -40,6 +40,7 @@ class Run:
         config: the resolved config as written; empty if there is none.
         keys: the config with dotted keys.
         finished: whether the run has left its summary.
+        remarks: what is not shown, and why.
         layers: of a layer-wise optimizer, else None: ``names`` of the tensors; ``samples``,
             ``step`` and ``epoch``, lists of one length; ``weight``, ``update`` and ``ratio``, a row
             of that length for each tensor.
@@ -52,21 +53,23 @@ class Run:
     config: str
     keys: dict[str, str]
     finished: bool
+    remarks: list[str] = field(default_factory=list)
     layers: dict[str, list[Any]] | None = None
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run directory.
+    """Read a run directory, damaged lines of its metrics aside.
 
     Raises:
-        UserError: there is no such run, it has no metrics yet, or a file of it is damaged.
+        UserError: there is no such run, it has no metrics yet, or its config or summary is damaged.
     """
     directory = RunDirectory(path)
     if not directory.path.is_dir():
         raise UserError(f"{path}: no such run directory")
-    lines = read_metrics(directory.metrics)
+    remarks: list[str] = []
+    lines = read_metrics(directory.metrics, remarks.append)
     if not lines:
-        raise UserError(f"{directory.metrics}: no whole line yet")
+        raise UserError("; ".join([f"{directory.metrics}: no whole line yet", *remarks]))
     text, config = _read_config(directory)
     summary = directory.read_summary()
     keys = dict(_flat(config))
@@ -78,13 +81,18 @@ def read_run(path: str | Path) -> Run:
         config=text,
         keys=keys,
         finished=summary is not None,
-        layers=_layers(directory),
+        remarks=remarks,
+        layers=_layers(directory, remarks),
     )
 
 
-def _layers(directory: RunDirectory) -> dict[str, list[Any]] | None:
+def _layers(directory: RunDirectory, remarks: list[str]) -> dict[str, list[Any]] | None:
     """Return the map of layers, at most ``MOST_COLUMNS`` steps of it, four digits a number."""
-    lines = read_metrics(directory.layers) if directory.layers.exists() else []
+    if not directory.layers.exists():
+        return None
+    lines = [
+        line for line in read_metrics(directory.layers, remarks.append) if line["split"] == "layers"
+    ]
     if not lines:
         return None
     lines = lines[:: -(-len(lines) // MOST_COLUMNS)]
@@ -93,7 +101,7 @@ def _layers(directory: RunDirectory) -> dict[str, list[Any]] | None:
     columns = [[line["layers"].get(name, none) for line in lines] for name in names]
     return {
         "names": names,
-        **{place: [line[place] for line in lines] for place in PLACES},
+        **{place: [line.get(place, 0) for line in lines] for place in PLACES},
         **{
             norm: [[_rounded(cell[index]) for cell in row] for row in columns]
             for index, norm in enumerate(NORMS)
@@ -102,7 +110,7 @@ def _layers(directory: RunDirectory) -> dict[str, list[Any]] | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+    return None if value is None or not is_number(value) else float(f"{value:.4g}")
 
 
 def _series(lines: list[dict[str, Any]], split: str) -> dict[str, Series]:
@@ -112,7 +120,7 @@ def _series(lines: list[dict[str, Any]], split: str) -> dict[str, Series]:
         place = tuple(line.get(key, 0) for key in PLACES)
         for key, value in line.items():
             belongs = "train" if key in OF_THE_MODEL else line["split"]
-            if belongs == split and key not in IDENTITY and isinstance(value, (int, float)):
+            if belongs == split and key not in IDENTITY and is_number(value):
                 found.setdefault(key, []).append((*place, value))
     series = {}
     most = MOST_POINTS if split == "train" else len(lines)
@@ -139,7 +147,7 @@ def _hardware(lines: list[dict[str, Any]]) -> dict[str, dict[str, Series]]:
     for line in lines:
         place = tuple(line.get(key, 0) for key in PLACES)
         for key, value in line.items():
-            if key not in (*IDENTITY, "rank") and isinstance(value, (int, float)):
+            if key not in (*IDENTITY, "rank") and is_number(value):
                 found.setdefault(key, {}).setdefault(place, {})[line["rank"]] = value
     hardware = {}
     for key, places in found.items():
@@ -181,7 +189,7 @@ def _row(
     """Return the table's cells; a run still under way shows its last evaluation."""
     evaluations = [line for line in lines if line["split"] == "val"]
     last = evaluations[-1] if evaluations else {}
-    rates = [line["samples_per_second"] for line in lines if line.get("samples_per_second")]
+    rates = [rate for line in lines if is_number(rate := line.get("samples_per_second")) and rate]
     figures = {
         "top1": last.get("top1"),
         "loss": last.get("loss"),
@@ -204,19 +212,21 @@ def _row(
 
 def _batch(config: dict[str, Any], figures: dict[str, Any]) -> str:
     """Return the batch, or the batches of the plan's phases in order."""
-    section = config.get("batch") or {}
-    size = section.get("size", figures.get("global_batch"))
-    sizes = [phase.get("size") or size for phase in section.get("plan") or []] or [size]
+    section = config.get("batch")
+    section = section if isinstance(section, dict) else {}
+    size, plan = section.get("size", figures.get("global_batch")), section.get("plan")
+    phases = plan if isinstance(plan, list) else []
+    sizes = [phase.get("size") or size for phase in phases if isinstance(phase, dict)] or [size]
     changes = [new for old, new in zip([None, *sizes], sizes, strict=False) if new != old]
     return " → ".join(_number(size, ",.0f") for size in changes) or "–"
 
 
 def _number(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, (int, float)) else "–"
+    return format(value, form) if is_number(value) else "–"
 
 
 def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, (int, float)):
+    if not is_number(seconds):
         return "–"
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -226,12 +236,13 @@ def _duration(seconds: Any) -> str:
 
 
 def _read_config(directory: RunDirectory) -> tuple[str, dict[str, Any]]:
-    if not directory.config.exists():
-        return "", {}
     name = f"{directory.config}: damaged"
-    if not directory.config.is_file():
-        raise UserError(f"{name}: no file")
-    text = read_text(directory.config, name)
+    try:
+        text = read_file(directory.config).decode("utf-8")
+    except FileNotFoundError:
+        return "", {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} ({error})") from None
     config = parse_yaml(text, name)
     if not isinstance(config, dict):
         raise UserError(f"{name}: no sections")

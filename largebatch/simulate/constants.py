@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +12,7 @@ from typing import Any
 from largebatch._documents import read_json, read_yaml
 from largebatch._errors import UserError, nearest
 from largebatch.distributed.cost_model import CostModel, Link
+from largebatch.record import json_text
 from largebatch.simulate.step import Compute
 from largebatch.simulate.trace import Operator, Trace
 
@@ -202,7 +202,7 @@ def _check_keys(
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not least[key] <= value <= MOST_SECONDS:
             raise UserError(
-                f"{where}{key}={json.dumps(value)}: seconds from {least[key]:g} to {MOST_SECONDS:g}"
+                f"{where}{key}={json_text(value)}: seconds from {least[key]:g} to {MOST_SECONDS:g}"
             )
 
 

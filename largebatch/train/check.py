@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from torch import nn
 
@@ -136,12 +136,12 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     yield from _engine_contradictions(config)
     resume = config.checkpoint.resume
-    if resume not in ("auto", "never") and not (resume and Path(resume).is_dir()):
+    if resume not in ("auto", "never") and not os.path.isdir(resume):
         yield f"checkpoint.resume={resume!r}: auto, never or the folder of a checkpoint"
     if config.schedule.regime == "steps" and config.schedule.length.unit == "st":
         yield "schedule.regime=steps stretches epochs and samples: schedule.length is in steps"
     directory = config.run.dir
-    if directory is not None and Path(directory).exists() and not Path(directory).is_dir():
+    if directory is not None and os.path.exists(directory) and not os.path.isdir(directory):
         yield f"run.dir={directory!r}: a file stands there; name a folder"
 
 

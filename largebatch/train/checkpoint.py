@@ -3,13 +3,14 @@
 ``checkpoints/samples-000000051200/`` holds ``state.safetensors`` (every tensor, named by its path
 in the state, e.g. ``model/fc.weight``), ``state.json`` (everything else, tensors standing as
 ``{"tensor": name}``) and ``checksums.json`` (SHA-256 of both). It is written under a temporary
-name, synced to disk and renamed, so a folder of the final name is whole.
+name, synced to disk and renamed, so a folder of the final name is whole. Formats: 1, and 2, in
+which a number that JSON cannot hold stands as ``{"float": "nan"}``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 import re
 import shutil
@@ -22,10 +23,24 @@ import torch
 from torch import Tensor
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.record import write_atomically
+from largebatch.record import (
+    NotRegular,
+    confirm_owned,
+    json_text,
+    open_regular,
+    parse_json,
+    read_file,
+    write_atomically,
+)
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, REST, CHECKSUMS = "state.safetensors", "state.json", "checksums.json"
+PARTIAL = ".partial-"  # heads the names of folders that are being written or removed
+REPLACED = f"{PARTIAL}replaced-"  # and of whole ones, until another has taken their place
+
+
+class DamagedCheckpoint(UserError):
+    """A folder whose content is not what :func:`save` wrote; reading it again will not help."""
 
 
 def flatten(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
@@ -46,58 +61,72 @@ def flatten(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
             items = [walk(v, f"{path}/{i}") for i, v in enumerate(value)]
             return {"tuple": items} if isinstance(value, tuple) else items
         assert value is None or isinstance(value, (bool, int, float, str)), (path, type(value))
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"float": str(value)}
         return value
 
     return walk(state, name), tensors
 
 
-def unflatten(rest: Any, tensors: dict[str, Tensor]) -> Any:
-    """Put the tensors back into what :func:`flatten` returned."""
+def unflatten(rest: Any, tensor: Callable[[str], Any]) -> Any:
+    """Put the tensors back into what :func:`flatten` returned.
+
+    Args:
+        tensor: returns the tensor of a name.
+    """
     if isinstance(rest, list):
-        return [unflatten(item, tensors) for item in rest]
+        return [unflatten(item, tensor) for item in rest]
     if not isinstance(rest, dict):
         return rest
-    if "tensor" in rest:
-        return tensors[rest["tensor"]]
-    if "tuple" in rest:
-        return tuple(unflatten(item, tensors) for item in rest["tuple"])
-    return {key: unflatten(item, tensors) for key, item in rest["dict"]}
+    ((kind, value),) = rest.items()
+    if kind == "tensor":
+        return tensor(value)
+    if kind == "tuple":
+        return tuple(unflatten(item, tensor) for item in value)
+    if kind == "float":
+        return float(value)
+    if kind != "dict":
+        raise ValueError(f"a value of kind {kind!r}")
+    return {key: unflatten(item, tensor) for key, item in value}
 
 
 def save(folder: Path, samples: int, state: dict[str, Any], keep: int) -> Path:
     """Write ``state`` as the checkpoint of ``samples`` and remove all but the ``keep`` newest.
 
+    Whatever moment it is killed at, the newest checkpoint before it or its own is whole and found.
+
     Raises:
-        RunFailure: the disk is full or the folder cannot be written; older checkpoints stand.
+        RunFailure: the disk is full or the folder cannot be written, or another run has taken the
+            run directory over; older checkpoints stand.
     """
     from safetensors.torch import save_file
 
+    confirm_owned(folder.parent)
     target = folder / f"samples-{samples:012d}"
-    partial = folder / f".partial-{target.name}"
+    partial = folder / f"{PARTIAL}{target.name}"
     rest, tensors = flatten(state)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(".partial-*"):
-            shutil.rmtree(left_over)
+        _sweep(folder)
         partial.mkdir()
+        text = json_text({"format": FORMAT, "samples": samples, "state": rest})
+        (partial / REST).write_text(text, encoding="utf-8")
         # safetensors takes neither shared nor strided memory; a clone has neither.
         unshared = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         save_file(unshared, partial / TENSORS)
-        text = json.dumps({"format": FORMAT, "samples": samples, "state": rest})
-        (partial / REST).write_text(text, encoding="utf-8")
+        shutil.copymode(partial / REST, partial / TENSORS)  # which safetensors makes private
         sums = {name: _sha256(partial / name) for name in (TENSORS, REST)}
-        (partial / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
+        (partial / CHECKSUMS).write_text(json_text(sums), encoding="utf-8")
         for name in (TENSORS, REST, CHECKSUMS):
             _sync(partial / name)
-        if target.exists():  # saved again at the same sample: the old one goes last
-            replaced = target.rename(folder / f".partial-replaced-{target.name}")
-            partial.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(target)
+        _sync(partial)
+        if target.exists():  # saved again at the same sample
+            target.rename(folder / f"{REPLACED}{target.name}")
+        partial.rename(target)
         _sync(folder)
         for old in _newest_first(folder)[keep:]:
-            shutil.rmtree(old)
+            old.rename(folder / f"{PARTIAL}removed-{_samples(old)}")
+        _sweep(folder)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, OSError) and "os error" not in str(error).lower():
@@ -117,42 +146,77 @@ def load(path: Path) -> dict[str, Any]:
         the state given to :func:`save`, all tensors on the CPU.
 
     Raises:
-        UserError: the folder is no checkpoint, is damaged, or is of a newer format.
+        DamagedCheckpoint: the folder is no checkpoint or is damaged.
+        UserError: it is of a newer format.
+        RunFailure: it cannot be read, which says nothing about it.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        sums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+        sums = parse_json(read_file(path / CHECKSUMS))
         for name in (TENSORS, REST):
             if _sha256(path / name) != sums[name]:
-                raise UserError(f"checkpoint {path}: {name} does not match its checksum")
-        rest = json.loads((path / REST).read_text(encoding="utf-8"))
-        if rest["format"] > FORMAT:
-            raise UserError(f"checkpoint {path}: format {rest['format']} is newer than {FORMAT}")
-        tensors = load_file(path / TENSORS)
-        state: dict[str, Any] = unflatten(rest["state"], tensors)
+                raise DamagedCheckpoint(f"checkpoint {path}: {name} does not match its checksum")
+        whole = parse_json(read_file(path / REST), exact=True)
+        if not isinstance(whole["format"], int) or whole["format"] < 1:
+            raise ValueError("its format is no number from 1")
+        if whole["format"] > FORMAT:
+            raise UserError(
+                f"checkpoint {path}: format {whole['format']} is newer than {FORMAT}, the newest"
+                " that this largebatch reads; update it"
+            )
+        with safe_open(path / TENSORS, "pt") as file:
+            names: list[str] = []
+            unflatten(whole["state"], names.append)
+            if sorted(names) != sorted(file.keys()):
+                raise ValueError(f"{TENSORS} and {REST} differ in what tensors there are")
+            state = unflatten(whole["state"], file.get_tensor)
+        if not isinstance(state, dict):
+            raise ValueError("its state is no mapping")
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"checkpoint {path} is damaged or is none: {error!r}") from error
+    except (FileNotFoundError, NotADirectoryError, NotRegular) as error:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged or is none: {error}") from error
+    except OSError as error:
+        raise RunFailure(
+            f"checkpoint {path} cannot be read: {error}; nothing was changed: mend that and run the"
+            " same command again, or move that folder away to go on from an older checkpoint"
+        ) from error
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError),
+        SafetensorError,
+    ) as error:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged or is none: {error!r}") from error
     return state
 
 
 def newest_valid(folder: Path, report: Callable[[str], None], set_aside: bool = True) -> str | None:
     """Return the newest valid checkpoint's path; a damaged one is reported and passed over.
 
-    Set aside, under ``damaged-...``, it neither counts among those kept nor is met again.
+    Set aside, under ``damaged-...``, it neither counts among those kept nor is met again; that is
+    done only where there is a valid one.
+
+    Raises:
+        RunFailure: one cannot be read, which says nothing about it; all stay as they are.
     """
+    damaged = []
     for path in _newest_first(folder):
         try:
             load(path)
-            return str(path)
-        except UserError as error:
+        except DamagedCheckpoint as error:
             report(f"passed over: {error}")
-            if set_aside:
-                path.rename(path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
+            damaged.append(path)
+            continue
+        for one in damaged if set_aside else ():
+            one.rename(folder / f"damaged-samples-{_samples(one):012d}-{time.time_ns()}")
+        return str(path)
     return None
+
+
+def any_there(folder: Path) -> bool:
+    """Return whether a folder holds checkpoints, be they damaged."""
+    damaged = any(path.name.startswith("damaged-") for path in _entries(folder))
+    return damaged or bool(_newest_first(folder))
 
 
 def latest_name(folder: Path) -> str:
@@ -162,8 +226,24 @@ def latest_name(folder: Path) -> str:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [p for p in _entries(folder) if re.fullmatch(r"samples-\d+", p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    """Return the checkpoints, those among them that a killed :func:`save` had just renamed."""
+    found = {_samples(path): path for path in _entries(folder) if path.name.startswith(REPLACED)}
+    found |= {_samples(path): path for path in _entries(folder) if path.name.startswith("samples-")}
+    found.pop(-1, None)
+    return [found[samples] for samples in sorted(found, reverse=True)]
+
+
+def _samples(path: Path) -> int:
+    """Return the samples that a checkpoint's folder is named by, -1 if it is none."""
+    named = re.fullmatch(rf"(?:{re.escape(REPLACED)})?samples-(\d{{1,18}})", path.name)
+    return int(named[1]) if named and path.is_dir() else -1
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what saves have left over, but no checkpoint that still counts."""
+    counting = set(_newest_first(folder))
+    for left_over in set(folder.glob(f"{PARTIAL}*")) - counting:
+        shutil.rmtree(left_over)
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -172,7 +252,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -221,6 +301,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        with open_regular(path):  # a pipe would be waited for
+            return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: no readable safetensors file ({error})") from None

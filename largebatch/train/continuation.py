@@ -22,13 +22,13 @@ def choose_directory(config: Config) -> Path:
         return new
     for path in sorted(new.parent.glob(f"{new.name[:-16]}-*"), reverse=True):
         directory = RunDirectory(path)
-        if directory.finished() or checkpoint.latest_name(directory.checkpoints) == "none":
-            continue
         try:
+            if directory.finished() or not checkpoint.any_there(directory.checkpoints):
+                continue
             saved = parse.read_config(directory.config)
             directory.acquire(wait=0)
             directory.release()
-        except UserError:
+        except (UserError, PermissionError):
             continue
         if not differences(config, saved):
             return path
@@ -64,9 +64,17 @@ def what_is_there(config: Config, directory: RunDirectory) -> dict[str, Any]:
         if summary is not None:
             return {"finished": True, "checkpoint": None, "top1": summary.get("top1")}
         found["checkpoint"] = checkpoint.newest_valid(directory.checkpoints, say)
-    if found["checkpoint"] is None and resume not in ("auto", "never"):
+    if found["checkpoint"] is not None:
+        return found
+    if resume not in ("auto", "never"):
         checkpoint.load(Path(resume))
         found["checkpoint"] = str(Path(resume).resolve())
+    elif checkpoint.any_there(directory.checkpoints):
+        raise UserError(
+            f"{directory.checkpoints}: there are checkpoints, but none to go on from: all are"
+            " damaged, or config.yaml is gone; put a good one there, name one by"
+            " checkpoint.resume=PATH, or start over in another run.dir"
+        )
     return found
 
 

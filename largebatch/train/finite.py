@@ -1,20 +1,13 @@
-"""What is finite: numbers, tensors, a model before its first step."""
+"""What is finite: tensors, a model before its first step."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from largebatch._errors import UserError
-
-
-def finite_or_none(value: Any) -> Any:
-    """Return None in place of a number that JSON cannot hold."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def infinite_constants(model: nn.Module) -> frozenset[str]:

@@ -21,6 +21,9 @@ class LayerRecord:
     A line has ``samples``, ``step``, ``epoch``, ``split`` (``layers``) and ``layers``, which maps
     the parameter's name (with ``[number]`` for a piece of a split one) to the three numbers.
 
+    Attributes:
+        kept: what is to be told of lines that were put aside, None if none were.
+
     Args:
         path: the file; lines past ``samples`` are dropped, the run goes on there.
         every: which steps are written.
@@ -43,7 +46,7 @@ class LayerRecord:
             id(param): name for name, param in model.named_parameters() if id(param) not in excluded
         }
         writer = MetricsWriter(path)
-        writer.truncate_after(samples)
+        self.kept = writer.truncate_after(samples)
         writer.close()
 
     def measure(self) -> tuple[list[str], Tensor]:

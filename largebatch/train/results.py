@@ -13,7 +13,6 @@ from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
 from largebatch.report import write_report
 from largebatch.train import checkpoint, parse
 from largebatch.train.config import Config, run_name
-from largebatch.train.finite import finite_or_none
 from largebatch.train.layers import LayerRecord
 from largebatch.train.progress import say
 from largebatch.train.prometheus import PrometheusEndpoint
@@ -28,10 +27,12 @@ def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
         UserError: ``telemetry.prometheus_port`` is taken.
     """
     position, schedule, parts = trainer.position, trainer.schedule, trainer.parts
+    port = config.telemetry.prometheus_port
+    endpoint = None if port is None else PrometheusEndpoint(port)  # refused before a file is made
     if not directory.config.exists():
         directory.write_config(parse.dump(config))
     writer = MetricsWriter(directory.metrics)
-    writer.truncate_after(position.samples)
+    kept = writer.truncate_after(position.samples)
     say(f"largebatch {largebatch.__version__}: {run_name(config)} in {directory.path}")
     say(
         f"{len(parts.source):,} training and {len(parts.validation):,} validation samples, "
@@ -50,14 +51,14 @@ def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
             trainer.clock.epoch_samples,
             position.samples,
         )
-    for remark in parts.remarks:
-        say(remark)
+    for remark in (kept, trainer.layers and trainer.layers.kept, *parts.remarks):
+        if remark:
+            say(remark)
     if position.samples:
         say(f"continuing at {position.samples:,} of {schedule.total_samples:,} samples")
     mirror = TensorBoardMirror(directory.tensorboard, position.samples or None)
-    if config.telemetry.prometheus_port is None:
+    if endpoint is None:
         return writer, mirror
-    endpoint = PrometheusEndpoint(config.telemetry.prometheus_port)
     say(f"figures for Prometheus: http://127.0.0.1:{endpoint.port}/metrics")
     return writer, mirror, endpoint
 
@@ -90,11 +91,7 @@ def conclude(
     last = position.last or {}
     summary = {
         "name": run_name(config),
-        **{
-            key: finite_or_none(value)
-            for key, value in last.items()
-            if key not in ("split", "samples", "step", "epoch")
-        },
+        **{k: v for k, v in last.items() if k not in ("split", "samples", "step", "epoch")},
         "samples": position.samples,
         "steps": position.steps,
         "epochs": position.samples / trainer.clock.epoch_samples,

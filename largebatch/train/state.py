@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from largebatch._errors import UserError
 from largebatch.distributed import World
 from largebatch.distributed.sharding import part_like, whole
 from largebatch.engine import Engine
 from largebatch.nn import load_rank_statistics, merged_running_stats, rank_statistics
+from largebatch.train import fit
 from largebatch.train.averages import WeightAverage
 from largebatch.train.snapshot import SnapshotEnsemble
 
@@ -52,19 +52,45 @@ class RunState:
         }
         return state if self.world.is_main else None
 
-    def restore(self, state: dict[str, Any]) -> dict[str, Any]:
+    def restore(self, state: dict[str, Any], fresh: dict[str, Any], total: int) -> dict[str, Any]:
         """Put ``state`` back on every rank and return its position.
 
         On as many ranks as the state was captured from, each rank gets its own part of the running
         statistics back bit by bit; on another number all start from the merged ones.
+
+        Args:
+            fresh: the position of a new run; what the state's lacks is taken from it.
+            total: samples of the run.
+
+        Raises:
+            UserError: the state is not that of such a run; nothing was put back.
         """
+        for part in ("position", "model", "optimizer", "scaler", "average", "snapshots", "ranks"):
+            if part not in state:
+                raise fit.misfit(part, "is missing")
+        position = fit.check_position(state["position"], fresh, total)
+        own = self.model.state_dict()
+        fit.check_tensors("model", state["model"], own)
+        fit.check_optimizer(state["optimizer"], self.engine)
+        fit.check_scaler(state["scaler"], self.engine.scaler_state())
+        fit.check_exchange(state.get("exchange"))
+        if self.average is not None:
+            fit.check_tensors("average", state["average"], self.average.tensors)
+        if self.snapshots is not None:
+            fit.check_snapshots(state["snapshots"], own)
+        fit.check_ranks(state["ranks"], self.world.world_size, rank_statistics(self.model))
         try:
-            self.engine.load_weights(state["model"])
-            self.engine.load_optimizer_state(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(
-                f"the checkpoint does not fit this model or optimizer: {error}"
-            ) from None
+            self._load(state)
+        except (
+            *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
+            *(IndexError, AssertionError, ArithmeticError),
+        ) as error:
+            raise fit.misfit(type(error).__name__, str(error)) from error
+        return position
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.engine.load_weights(state["model"])
+        self.engine.load_optimizer_state(state["optimizer"])
         if state["scaler"]:
             self.engine.load_scaler_state(state["scaler"])
         if state.get("exchange"):
@@ -81,8 +107,6 @@ class RunState:
         ranks = state["ranks"]
         if ranks is not None and len(ranks) == self.world.world_size:
             load_rank_statistics(self.model, ranks[self.world.rank])
-        position: dict[str, Any] = state["position"]
-        return position
 
     def _gather(self, own: torch.Tensor | None) -> torch.Tensor | None:
         """Stack every rank's own running statistics on rank 0, (ranks, numbers)."""

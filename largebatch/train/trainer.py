@@ -119,7 +119,8 @@ class Trainer:
         Raises:
             UserError: it does not fit, or holds what is not finite.
         """
-        self.position = Position(**self.state.restore(state))
+        total = self.schedule.total_samples
+        self.position = Position(**self.state.restore(state, vars(self.position), total))
         self.nonfinite.require_loadable(state)
         self.nonfinite.load(self.position.nonfinite)
 

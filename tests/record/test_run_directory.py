@@ -1,19 +1,21 @@
 """RunDirectory: names, lock and summary."""
 
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from largebatch._errors import UserError
-from largebatch.record import RunDirectory
+from largebatch._errors import RunFailure, UserError
+from largebatch.record import RunDirectory, confirm_owned
 
 HOLD = """
 import os, sys, time
@@ -123,3 +125,122 @@ def test_an_unusable_directory_is_one_clear_line(tmp_path):
             RunDirectory(path).acquire(wait=0)
     with pytest.raises(UserError, match=r"cannot be written"):
         RunDirectory("/proc/run").create()
+
+
+def take_over(path):
+    """Remove the lock of a run and start another one there; return its process."""
+    (path / "lock").unlink()
+    process, printed = hold(path)
+    assert printed
+    return process
+
+
+def test_a_lock_removed_is_taken_again_or_the_run_ends(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    confirm_owned(run.path)  # nobody's: nothing to say
+    run.acquire(wait=0)
+    confirm_owned(run.path)
+    run.lock.unlink()
+    confirm_owned(run.path)
+    process, printed = hold(run.path)
+    assert process.wait() != 0 and not printed, "the new lock is one"
+    process = take_over(run.path)
+    try:
+        with pytest.raises(RunFailure, match=rf"lock file was removed.* {process.pid} "):
+            confirm_owned(run.path)
+    finally:
+        process.kill()
+        process.wait()
+    run.write_config("")
+    run.release()
+    assert run.lock.exists(), "another's"
+
+
+def test_a_lock_that_went_while_it_was_taken_is_none(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path)
+    real, removed = fcntl.lockf, []
+
+    def remove_first(*arguments):
+        if not removed:
+            removed.append(run.lock.unlink())
+        return real(*arguments)
+
+    monkeypatch.setattr(fcntl, "lockf", remove_first)
+    run.acquire(wait=1)
+    assert removed and run.lock.exists()
+    process, printed = hold(run.path)
+    assert process.wait() != 0 and not printed
+    run.release()
+
+
+def test_the_lock_tells_no_command_line(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.acquire(wait=0)
+    assert set(json.loads(run.lock.read_text())) == {"pid", "host", "since"}
+    run.release()
+
+
+@pytest.mark.parametrize("there", [(), ("a",), ("a", "b"), ("a", "b", "checkpoints")])
+def test_a_run_that_never_began_leaves_nothing(tmp_path, there):
+    before = tmp_path.joinpath(*there)
+    before.mkdir(parents=True, exist_ok=True)
+    run = RunDirectory(tmp_path / "a" / "b")
+    run.acquire(wait=0)
+    run.release()
+    assert before.exists()
+    assert sorted(tmp_path.rglob("*")) == sorted(
+        tmp_path.joinpath(*there[:n]) for n in range(1, len(there) + 1)
+    )
+
+
+def test_what_others_put_there_stays(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.acquire(wait=0)
+    (run.checkpoints / "mine").write_text("")
+    run.release()
+    assert [path.name for path in run.path.iterdir()] == ["checkpoints"]
+    run.acquire(wait=0)
+    run.write_config("a: 1")
+    run.release()
+    assert run.lock.exists()
+
+
+def test_who_waits_for_an_owner_that_leaves_nothing_gets_the_directory(tmp_path):
+    first, second = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    first.acquire(wait=0)
+    timer = threading.Timer(0.3, first.release)
+    timer.start()
+    second.acquire(wait=10)
+    timer.join()
+    assert second.lock.exists()
+    second.release()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "a\udcffb"])
+def test_a_name_that_cannot_be_is_one_clear_line(tmp_path, name):
+    with pytest.raises(UserError, match=r"run\.dir=.*cannot be written"):
+        RunDirectory(tmp_path / name).acquire(wait=0)
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(UserError, match=r"run\.dir=.*No space left"):
+        run.acquire(wait=0)
+    monkeypatch.undo()
+    run.acquire(wait=0)  # the lock was given back
+    run.release()
+
+
+def test_a_summary_that_never_ends_is_damaged(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.summary.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"summary\.json: damaged"):
+        run.read_summary()
+    run.summary.unlink()
+    run.summary.write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"summary\.json: damaged"):
+        run.read_summary()

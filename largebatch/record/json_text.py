@@ -1,0 +1,56 @@
+"""JSON as others read it: no NaN and no infinity, neither written nor taken for a number."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+_LINE = json.JSONEncoder(allow_nan=False)
+_PAGE = json.JSONEncoder(allow_nan=False, indent=2)
+
+
+def json_text(value: Any, indented: bool = False) -> str:
+    """Return ``value`` as JSON; a number that is not finite, which JSON cannot hold, as null."""
+    encoder = _PAGE if indented else _LINE
+    try:
+        return encoder.encode(value)
+    except ValueError:
+        return encoder.encode(finite(value))
+
+
+def finite(value: Any) -> Any:
+    """Return nested dicts, lists and tuples with None for every number that is not finite."""
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    if isinstance(value, dict):
+        return {
+            str(key) if finite(key) is None else key: finite(each) for key, each in value.items()
+        }
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def parse_json(text: str | bytes, exact: bool = False) -> Any:
+    """Read JSON from anywhere; NaN and infinities, which older runs wrote, become None.
+
+    Args:
+        exact: let them be the floats they were.
+
+    Raises:
+        ValueError: it is no JSON, or nested deeper than can be read.
+    """
+    try:
+        return json.loads(text, parse_constant=None if exact else _none)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a number that a float can hold: 1e999 and true are not."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return -1.7976931348623157e308 <= value <= 1.7976931348623157e308
+
+
+def _none(_: str) -> None:
+    return None
