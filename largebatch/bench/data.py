@@ -18,7 +18,8 @@ from largebatch._errors import UserError
 from largebatch.bench.data_peers import BATCH, PEERS, SIZE, Peer
 from largebatch.data import DataConfig, Pipeline, Request
 from largebatch.data.dali import DaliReader
-from largebatch.data.imagefolder import FileSource, find_images
+from largebatch.data.imagefolder import FileSource
+from largebatch.data.scan import find_images
 from largebatch.data.workers import WorkerReader
 from largebatch.record import BenchmarkRecord
 
@@ -44,7 +45,7 @@ def run(root: str, workers: int = 2, seconds: float = 4.0, rounds: int = 3) -> B
     Raises:
         UserError: the folder holds no image.
     """
-    paths = sorted(find_images(root))
+    paths = find_images(root)
     if not paths:
         raise UserError(f"--root {root!r}: no image below it")
     loaders: dict[str, Peer] = {

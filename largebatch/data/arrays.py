@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from functools import lru_cache
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
-from largebatch.data.source import ArraySource, Split, datasets, limited, required_root
+from largebatch.data.files import open_file, refuse_beyond_memory
+from largebatch.data.limit import limited
+from largebatch.data.source import ArraySource, Split, datasets, required_root
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
 
@@ -24,8 +27,10 @@ def arrays(config: DataConfig, split: Split, num_classes: int | None = None) -> 
 
     Images are uint8 or float, (n, height, width), NHWC or NCHW with 1, 3 or 4 channels; features
     are (n, features) and become images of one pixel with as many channels. Labels are integers in
-    [0, classes). Mean and std per channel are those of x_train. The standard augmentation (pad by
-    an eighth, crop, flip) applies to images of 3 channels and at least 16 pixels a side.
+    [0, classes); unless ``model.num_classes`` is set, the largest of y_train tells the number of
+    classes, which is at most that of images. Mean and std per channel are those of x_train. The
+    standard augmentation (pad by an eighth, crop, flip) applies to images of 3 channels and at
+    least 16 pixels a side.
     """
     path = required_root(config, "an .npz file with " + ", ".join(_NAMES))
     loaded = _load(path, _identity(path))
@@ -37,17 +42,19 @@ def arrays(config: DataConfig, split: Split, num_classes: int | None = None) -> 
             f"of x_train {tuple(train.shape[1:])} (channels, height, width)"
         )
     y_train = _labels(path, "y_train", loaded["y_train"], len(train), num_classes)
-    classes = num_classes if num_classes is not None else int(y_train.max()) + 1
+    classes = num_classes if num_classes is not None else _count(path, y_train)
     labels = y_train
     if split == "val":
         labels = _labels(path, "y_test", loaded["y_test"], len(images), classes)
-    count = limited(len(labels), config, split)
+    chosen = limited(labels, config, split)
+    if len(chosen) < len(labels):
+        images, labels = images[chosen], labels[chosen]
     scale = 1 / 255 if train.dtype == np.uint8 else 1.0
     mean, std = _statistics(path, _identity(path), scale)
     height, width = images.shape[2:]
     return ArraySource(
-        torch.from_numpy(images[:count]),
-        torch.from_numpy(labels[:count]),
+        torch.from_numpy(images),
+        torch.from_numpy(labels),
         num_classes=classes,
         mean=mean,
         std=std,
@@ -72,23 +79,47 @@ def _load(path: str, identity: tuple[int, int]) -> dict[str, NDArray[Any]]:
     The cache is keyed to the file's time and size.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise UserError(f"data.root={path!r}: a single array; expected an .npz file")
-            missing = [name for name in _NAMES if name not in file.files]
+        with open_file(path) as opened, zipfile.ZipFile(opened) as file:
+            held = [name.removesuffix(".npy") for name in file.namelist()]
+            missing = [name for name in _NAMES if name not in held]
             if missing:
                 raise UserError(
                     f"data.root={path!r}: no array {missing[0]!r}; it holds "
-                    + (", ".join(file.files) or "none")
+                    + (", ".join(held) or "none")
                 )
-            loaded = {name: file[name] for name in _NAMES}
+            loaded = {name: _read(path, file, name) for name in _NAMES}
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"data.root={path!r}: cannot be read as .npz: {error}") from None
+    except Exception as error:  # an archive fails in as many ways as it has parts
+        reason = str(error) or type(error).__name__
+        raise UserError(f"data.root={path!r}: cannot be read as .npz: {reason}") from None
     for name in ("x_train", "x_test"):
         loaded[name] = _images(path, name, loaded[name])
     return loaded
+
+
+def _read(path: str, file: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """Read one array, after its header has said how much there is to read."""
+    member = file.getinfo(f"{name}.npy")
+    with file.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} has format {version}; expected numbers in format 1 or 2")
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read_header(stream)
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects; expected numbers")
+        size, held = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+    if size != held:
+        raise ValueError(f"{name} holds {held} bytes, its header says {size}")
+    refuse_beyond_memory(f"data.root={path!r}: {name}", size)
+    with file.open(member) as stream:
+        array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
 
 
 def _images(path: str, name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -99,9 +130,12 @@ def _images(path: str, name: str, array: NDArray[Any]) -> NDArray[Any]:
     if array.ndim not in (2, 3, 4) or array.size == 0:
         raise UserError(f"{where} has shape {array.shape}; expected 2 to 4 non-empty dimensions")
     if array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise UserError(f"{where} has values that are not finite")
-        array = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            narrow = array.astype(np.float32, copy=False)
+        if not np.isfinite(narrow).all():
+            beyond = " in float32, whose largest is 3.4e38" if np.isfinite(array).all() else ""
+            raise UserError(f"{where} has values that are not finite{beyond}")
+        array = narrow
     if array.ndim == 2:
         return np.ascontiguousarray(array)[:, :, None, None]
     if array.ndim == 3:
@@ -135,6 +169,18 @@ def _labels(
             f"{where}[{wrong[0]}]={array[wrong[0]]} is out of range; labels are {allowed}"
         )
     return array.astype(np.int64)
+
+
+def _count(path: str, labels: NDArray[np.int64]) -> int:
+    """Return the number of classes that the training labels imply."""
+    largest = int(labels.argmax())
+    if labels[largest] >= len(labels):
+        raise UserError(
+            f"data.root={path!r}: y_train[{largest}]={labels[largest]} would make "
+            f"{labels[largest] + 1} classes of {len(labels)} images; number the classes from 0 "
+            "without gaps, or set model.num_classes"
+        )
+    return int(labels[largest]) + 1
 
 
 @lru_cache(maxsize=1)

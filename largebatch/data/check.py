@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 from largebatch._errors import UserError
-from largebatch.data.decode import DAMAGED, Photograph
-from largebatch.data.imagefolder import find_images
+from largebatch.data.decode import Photograph, UnreadableImage
+from largebatch.data.files import printable
+from largebatch.data.scan import find_images
 
 _AHEAD = 64
 
@@ -33,7 +35,7 @@ def check_images(
     """
     if not Path(root).is_dir():
         raise UserError(f"--data {str(root)!r}: no such folder")
-    paths = sorted(find_images(root))
+    paths = find_images(root)
     if not paths:
         raise UserError(f"--data {str(root)!r}: no image file in it")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -64,7 +66,9 @@ def report_images(root: Path | str) -> int:
         count += 1
         if reason is not None:
             bad += 1
-            print(f"{path}: {reason}")
+            line = printable(f"{path}: {reason}")
+            encoding = sys.stdout.encoding or "utf-8"
+            print(line.encode(encoding, "backslashreplace").decode(encoding))
     print(f"{count} images checked, {bad} unreadable")
     return 1 if bad else 0
 
@@ -72,9 +76,8 @@ def report_images(root: Path | str) -> int:
 def _reason(path: str) -> str | None:
     """Decode a file at full size; return why that fails, in one line, or None."""
     try:
-        with open(path, "rb") as file:
-            image = Photograph(file.read())
+        image = Photograph.read(path)
         image.pixels((0, 0, image.height, image.width))
-    except DAMAGED as error:
-        return " ".join(str(error).split()) or type(error).__name__
+    except UnreadableImage as error:
+        return str(error)
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,10 @@ from numpy.typing import NDArray
 
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
-from largebatch.data.source import ArraySource, Split, datasets, limited, required_root
+from largebatch.data.files import open_file, refuse_beyond_memory
+from largebatch.data.limit import limited
+from largebatch.data.source import ArraySource, Split, datasets, required_root
+from largebatch.data.unpickle import read_pickle
 
 _PIXELS = 3 * 32 * 32
 _SOURCE = "Krizhevsky 2009, Learning multiple layers of features from tiny images"
@@ -91,10 +93,10 @@ def _cifar(config: DataConfig, split: Split, layout: _Layout) -> ArraySource:
         )
     images = np.concatenate([part[0] for part in parts])
     labels = np.concatenate([part[1] for part in parts])
-    count = limited(len(labels), config, split)
+    chosen = limited(labels, config, split)
     return ArraySource(
-        torch.from_numpy(images[:count]),
-        torch.from_numpy(labels[:count]),
+        torch.from_numpy(images[chosen]),
+        torch.from_numpy(labels[chosen]),
         num_classes=layout.num_classes,
         mean=layout.mean,
         std=layout.std,
@@ -105,9 +107,9 @@ def _cifar(config: DataConfig, split: Split, layout: _Layout) -> ArraySource:
 
 def _read_python(path: Path, layout: _Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
-        with path.open("rb") as file:
-            content = ArrayUnpickler(file).load()
-        data, labels = content[b"data"], np.asarray(content[layout.label_key])
+        with open_file(path) as file:
+            content = read_pickle(file)
+        data, labels = content[b"data"], _integers(content[layout.label_key])
     except OSError as error:
         raise UserError(f"data.root: cannot read {path}: {error.strerror}") from None
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
@@ -116,15 +118,26 @@ def _read_python(path: Path, layout: _Layout) -> tuple[NDArray[np.uint8], NDArra
         isinstance(data, np.ndarray)
         and data.dtype == np.uint8
         and data.shape == (len(labels), _PIXELS)
-        and labels.dtype.kind in "iu"
     ):
         raise UserError(f"data.root: {path} is not a CIFAR batch: no uint8 data of (n, {_PIXELS})")
-    return _checked(path, data, labels.astype(np.int64), layout)
+    return _checked(path, data, labels, layout)
+
+
+def _integers(labels: Any) -> NDArray[np.int64]:
+    """Return the labels of a batch, a flat list or array of integers, as int64 (n,)."""
+    if isinstance(labels, np.ndarray) and labels.ndim == 1:
+        return labels.astype(np.int64)
+    if isinstance(labels, (list, tuple)) and all(type(label) is int for label in labels):
+        return np.array(labels, dtype=np.int64)
+    raise ValueError("labels are not a list of integers")
 
 
 def _read_binary(path: Path, layout: _Layout) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
-        content = np.fromfile(path, np.uint8)
+        with open_file(path) as file:
+            size = path.stat().st_size
+            refuse_beyond_memory(f"data.root: {path}", size)
+            content = np.frombuffer(file.read(size), np.uint8)
     except OSError as error:
         raise UserError(f"data.root: cannot read {path}: {error.strerror}") from None
     record = layout.label_bytes + _PIXELS
@@ -147,37 +160,3 @@ def _checked(
             f"labels are 0 to {layout.num_classes - 1}"
         )
     return np.ascontiguousarray(data).reshape(-1, 3, 32, 32), labels
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads plain containers and numpy arrays, and refuses to name anything else.
-
-    A pickle runs code by naming a callable; here only the four that rebuild an array can be named.
-    """
-
-    def __init__(self, file: Any) -> None:
-        super().__init__(file, encoding="bytes")
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return the reconstructor of arrays, or raise `pickle.UnpicklingError`."""
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return _reconstruct
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a data file")
-
-
-def _reconstruct(kind: type, shape: tuple[int, ...], typecode: bytes) -> NDArray[Any]:
-    """Begin an array that the pickle fills afterwards, as numpy's function of that name does."""
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError(f"{kind!r} is not an array")
-    return np.ndarray.__new__(np.ndarray, (0,), "b")
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Turn text into bytes: how protocol 2 writes the bytes of an array."""
-    if encoding not in ("latin1", b"latin1"):
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed in a data file")
-    return text.encode("latin1")

@@ -21,7 +21,8 @@ class DataConfig:
     """Folder of the data set (for arrays: the .npz file); digits and synthetic need none."""
 
     skip_corrupt: int = 0
-    """How many unreadable images to leave out before the run ends with an error."""
+    """How many unreadable images to leave out before the run ends with an error. Of a data set of
+    your own, those are samples that raise an OSError, an EOFError or an error of Pillow's."""
 
     pipeline: Literal["torchvision", "dali"] = "torchvision"
     """What decodes and resizes the images: torchvision's operators in worker processes, or NVIDIA
@@ -45,7 +46,8 @@ class DataConfig:
     """Parameter alpha of CutMix's Beta(alpha, alpha); 0 turns it off."""
 
     limit: int | None = None
-    """Keep only the first so many training samples."""
+    """Train on so many samples: every class gives its share, chosen by a fixed key. Of data sets of
+    your own that is so where they have ``targets`` or ``labels``; of others, any samples."""
 
     def check(self) -> None:
         """Refuse numbers out of range.

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.data.decode import DAMAGED, Photograph, View
+from largebatch.data.decode import Photograph, UnreadableImage, View
 from largebatch.data.imagefolder import FileSource
 from largebatch.data.request import Request, Samples
 from largebatch.data.source import UnreadableSample
@@ -258,16 +258,14 @@ class DaliReader:
         """
         path = self._source.path(index)
         try:
-            with open(path, "rb") as file:
-                data = file.read()
-            image = Photograph(data)
+            image = Photograph.read(path)
             epoch, augment = piece.request.epoch, self._augment
             view = self._source.view(image, index, epoch, self._seed, size, augment)
             if image.plain and not piece.doubtful:
-                return np.frombuffer(data, dtype=np.uint8), view
+                return np.frombuffer(image.data, dtype=np.uint8), view
             whole = (0, 0, image.height, image.width)
             return _uncompressed(image.pixels(whole)), view
-        except DAMAGED as error:
+        except UnreadableImage as error:
             return UnreadableSample(path, error)
 
     def _pixels(self, images: Any) -> Tensor:

@@ -10,8 +10,11 @@ size, which skips most of the inverse cosine transform; evaluation decodes in fu
 from __future__ import annotations
 
 import io
-from contextlib import suppress
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from largebatch.data.colour import rgb
 from largebatch.data.draws import SampleDraws
+from largebatch.data.files import read_file
 from largebatch.data.region import END, decode_region
 
 try:
@@ -28,8 +33,15 @@ except ImportError:
     simplejpeg = None
 
 Box = tuple[int, int, int, int]
-DAMAGED = (OSError, ValueError, SyntaxError)  # what decoders raise; the last is Pillow's, of a PNG
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# What files so named are known to hold (MPO counts as JPEG). Pillow knows more, PostScript among
+# them, which it would have another program run.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "WEBP", "TIFF", "JPEG2000")
+_MOST_PIXELS = 178_956_970  # Pillow's own limit
+_MOST_BYTES = 1 << 30
+# A JPEG spends a bit at least on a block of 64 pixels of each of its channels.
+_JPEG, _MOST_A_BYTE = b"\xff\xd8", 512
+_LONGEST = 16
 
 
 def is_image(name: str) -> bool:
@@ -110,18 +122,84 @@ def training_view(height: int, width: int, size: int, crop: SampleDraws, flip: S
 
 
 def evaluation_view(height: int, width: int, size: int) -> View:
-    """Resize the shorter side to size * 256 / 224 and take the square in the centre."""
-    resized = evaluation_size(height, width, size)
+    """Resize the shorter side to size * 256 / 224 and take the square in the centre.
+
+    Of a strip more than 16 times as long as it is broad, its middle of that length is resized: the
+    rest would not be seen, and the whole of a thin one would fill the memory.
+    """
+    rows, columns = (_middle(side, _LONGEST * min(height, width)) for side in (height, width))
+    resized = evaluation_size(rows, columns, size)
     corner = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-    return View((0, 0, height, width), 1, resized, corner, size, False)
+    box = (height - rows) // 2, (width - columns) // 2, rows, columns
+    return View(box, 1, resized, corner, size, False)
+
+
+def _middle(side: int, most: int) -> int:
+    """Return the length of a side's middle: at most ``most``, and as even or odd as the side."""
+    return side if side <= most else most - (side - most) % 2
+
+
+class UnreadableImage(ValueError):
+    """A file that is no image, no whole one, or one whose pixels mean nothing agreed on.
+
+    Whatever a decoder raises of a file is this; the message is one line.
+    """
+
+
+def is_decoding_error(error: BaseException) -> bool:
+    """Say whether an error that a user's code raises is a file's fault, by what decoders raise.
+
+    Files that cannot be read or end early, and whatever Pillow raises of a damaged one.
+    """
+    # Pillow's SyntaxError of a PNG names no file; that of the compiler does.
+    of_pillow = type(error).__module__.startswith("PIL.") or (
+        isinstance(error, SyntaxError) and error.filename is None
+    )
+    return of_pillow or isinstance(error, (UnreadableImage, OSError, EOFError))
 
 
 class Photograph:
-    """An encoded image whose size is known before its pixels are decoded."""
+    """An encoded image whose size is known before its pixels are decoded.
+
+    Attributes:
+        data: the bytes of the file.
+        height, width: in pixels.
+
+    Raises:
+        UnreadableImage: the bytes are no image, or claim more than 178,956,970 pixels, or more than
+            they can hold.
+    """
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self.data = data
         self._opened: Any = None
+        self._measure()
+        pixels = self.height * self.width
+        if pixels > _MOST_PIXELS:
+            raise UnreadableImage(f"{self._claim()} the {_MOST_PIXELS} allowed")
+        if data.startswith(_JPEG) and pixels > _MOST_A_BYTE * len(data):
+            raise UnreadableImage(f"{self._claim()} {len(data)} bytes of JPEG can hold")
+
+    def _claim(self) -> str:
+        return f"{self.width} x {self.height} pixels are more than"
+
+    @classmethod
+    def read(cls, path: Path | str) -> Photograph:
+        """Read an image file.
+
+        Raises:
+            UnreadableImage: it cannot be read, is no regular file, is larger than 1 GiB, or holds
+                no image.
+        """
+        try:
+            data = read_file(path, _MOST_BYTES)
+        except OSError as error:
+            raise UnreadableImage(error.strerror or str(error)) from None
+        return cls(data)
+
+    def _measure(self) -> None:
+        """Learn the size, from the header alone of most JPEGs."""
+        data = self.data
         if simplejpeg is not None and simplejpeg.is_jpeg(data):
             with suppress(ValueError):
                 height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -140,15 +218,16 @@ class Photograph:
                 every edge of the box.
 
         Raises:
-            OSError, ValueError: the image cannot be read whole; Pillow's verdict counts.
+            UnreadableImage: the image cannot be read whole, or its pixels have no agreed range;
+                Pillow's verdict counts.
         """
         if self._opened is None:
-            part = decode_region(self._data, box) if factor == 1 else None
+            part = decode_region(self.data, box) if factor == 1 else None
             if part is not None:
                 return part
             try:
                 whole = simplejpeg.decode_jpeg(
-                    self._data,
+                    self.data,
                     min_height=-(-self.height // factor),
                     min_width=-(-self.width // factor),
                 )
@@ -159,7 +238,8 @@ class Photograph:
             factor = 1
         elif factor > 1:
             self._opened.draft("RGB", (self.width // factor, self.height // factor))
-        return _inside(np.array(self._opened.convert("RGB")), box, factor)
+        with _decoding():
+            return _inside(rgb(self._opened), box, factor)
 
     @property
     def plain(self) -> bool:
@@ -167,13 +247,13 @@ class Photograph:
         known = self._opened is None or (
             self._opened.format == "JPEG" and self._opened.mode in ("RGB", "L")
         )
-        return known and self._data.endswith(END)
+        return known and self.data.endswith(END)
 
     def show(self, view: View) -> Tensor:
         """Decode and resize what a view takes of the image: uint8 (3, size, size).
 
         Raises:
-            OSError, ValueError: the image cannot be read whole.
+            UnreadableImage: see `pixels`.
         """
         resized = _resize(self.pixels(view.box, view.factor), *view.resized)
         top, left = view.corner
@@ -183,8 +263,23 @@ class Photograph:
     def _open(self) -> None:
         from PIL import Image
 
-        self._opened = Image.open(io.BytesIO(self._data))
+        Image.preinit()  # the formats in common use; others are loaded when these do not fit
+        with _decoding():
+            self._opened = Image.open(io.BytesIO(self.data), formats=_FORMATS)
         self.width, self.height = self._opened.size
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Make one kind of error of all that Pillow raises: its parsers fail in many ways."""
+    try:
+        yield
+    except Exception as error:
+        # Pillow names the object in memory that it could not identify.
+        reason = re.sub(r" <_io\.BytesIO.*>", "", str(error))
+        known = isinstance(error, (OSError, ValueError, SyntaxError))
+        name = "" if known and reason else f"{type(error).__name__}: "
+        raise UnreadableImage(" ".join(f"{name}{reason}".split()).rstrip(": ")) from error
 
 
 def _inside(array: NDArray[np.uint8], box: Box, factor: int) -> NDArray[np.uint8]:

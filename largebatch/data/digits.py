@@ -11,7 +11,8 @@ import torch
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
 from largebatch.data.draws import Stream, uniform
-from largebatch.data.source import ArraySource, Split, datasets, limited
+from largebatch.data.limit import limited
+from largebatch.data.source import ArraySource, Split, datasets
 
 # Mean and standard deviation of the whole set, in units of the largest pixel value, 16.
 _MEAN, _STD = (0.3053,), (0.3761,)
@@ -38,7 +39,7 @@ def digits(config: DataConfig, split: Split, num_classes: int | None = None) -> 
         members = np.flatnonzero(labels == digit)
         held_out[members[np.argsort(draws[members])[: len(members) // 5]]] = True
     chosen = np.flatnonzero(~held_out if split == "train" else held_out)
-    chosen = chosen[: limited(len(chosen), config, split)]
+    chosen = chosen[limited(labels[chosen], config, split)]
     return ArraySource(
         images[chosen],
         torch.from_numpy(labels[chosen]),

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     SAMPLE = 4
     SPLIT = 5
     PIXELS = 6
+    LIMIT = 7
 
 
 def mix_int(value: int) -> int:

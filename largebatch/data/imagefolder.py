@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
 from largebatch.data.decode import (
-    DAMAGED,
     Photograph,
+    UnreadableImage,
     View,
     evaluation_view,
-    is_image,
     training_view,
 )
 from largebatch.data.draws import SampleDraws, Stream
+from largebatch.data.files import printable
+from largebatch.data.limit import limited
+from largebatch.data.scan import find_classes, find_images
 from largebatch.data.source import (
     SampleSource,
     Split,
     UnreadableSample,
     datasets,
-    limited,
     required_root,
 )
 
@@ -40,7 +43,11 @@ class FileSource(SampleSource):
     """
 
     def __init__(
-        self, paths: list[str], labels: list[int], num_classes: int, image_size: int | None
+        self,
+        paths: list[str],
+        labels: Sequence[int] | NDArray[np.int64],
+        num_classes: int,
+        image_size: int | None,
     ) -> None:
         self.size = image_size or 224
         super().__init__(num_classes, (3, self.size, self.size), _MEAN, _STD, 1 / 255)
@@ -62,11 +69,9 @@ class FileSource(SampleSource):
         """Read one image as uint8 (3, size, size) with its label; see `SampleSource.load`."""
         path, size = self.path(index), image_size or self.size
         try:
-            with open(path, "rb") as file:
-                data = file.read()
-            image = Photograph(data)
+            image = Photograph.read(path)
             pixels = image.show(self.view(image, index, epoch, seed, size, augment))
-        except DAMAGED as error:
+        except UnreadableImage as error:
             raise UnreadableSample(path, error) from None
         return pixels, self.label(index)
 
@@ -88,42 +93,38 @@ class FileSource(SampleSource):
 
 @datasets.register("imagefolder", "photographs in root/train/CLASS/* and root/val/CLASS/*")
 def imagefolder(config: DataConfig, split: Split, num_classes: int | None = None) -> FileSource:
-    """Build the source from a folder; class k is the k-th folder name in sorted order."""
+    """Build the source from a folder; class k is the k-th folder name in sorted order.
+
+    What counts as a class and as an image is said in `scan`. Both splits have the same folders; one
+    of val may be empty, one of train may not.
+    """
     root = Path(required_root(config, _LAYOUT))
+    where = f"data.root={str(root)!r}"
     classes = {name: _classes(root, name) for name in ("train", "val")}
     only_train = sorted(set(classes["train"]) - set(classes["val"]))
     only_val = sorted(set(classes["val"]) - set(classes["train"]))
     if only_train or only_val:
         raise UserError(
-            f"data.root={str(root)!r}: class folders differ: only in train: "
+            f"{where}: class folders differ: only in train: "
             f"{_some(only_train)}; only in val: {_some(only_val)}"
         )
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes[split]):
-        files = sorted(find_images(root / split / name))
-        paths += files
-        labels += [label] * len(files)
+    files = [find_images(root / split / name) for name in classes[split]]
+    paths = [path for found in files for path in found]
+    labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
     if not paths:
-        raise UserError(f"data.root={str(root)!r}: no image in {split}; expected {_LAYOUT}")
-    count = limited(len(paths), config, split)
-    return FileSource(paths[:count], labels[:count], len(classes[split]), config.image_size)
-
-
-def find_images(folder: Path | str) -> list[str]:
-    """Return the paths of the image files in a folder and the folders below it, unsorted."""
-    return [
-        os.path.join(where, name)
-        for where, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_image(name)
-    ]
+        raise UserError(f"{where}: no image in {split}; expected {_LAYOUT}")
+    empty = [name for name, found in zip(classes[split], files, strict=True) if not found]
+    if empty and split == "train":
+        raise UserError(f"{where}: no image in train of the classes {_some(empty)}")
+    chosen = limited(labels, config, split)
+    return FileSource(
+        [paths[index] for index in chosen], labels[chosen], len(files), config.image_size
+    )
 
 
 def _classes(root: Path, split: str) -> list[str]:
     try:
-        with os.scandir(root / split) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
+        names = find_classes(root / split)
     except OSError as error:
         raise UserError(
             f"data.root={str(root)!r}: {split}: {error.strerror}; expected {_LAYOUT}"
@@ -135,4 +136,4 @@ def _classes(root: Path, split: str) -> list[str]:
 
 def _some(names: list[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "none"
+    return ", ".join(map(printable, names[:most])) + more if names else "none"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -12,7 +15,11 @@ from numpy.typing import NDArray
 
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
-from largebatch.data.source import ArraySource, Split, datasets, limited, required_root
+from largebatch.data.files import open_file, refuse_beyond_memory
+from largebatch.data.limit import limited
+from largebatch.data.source import ArraySource, Split, datasets, required_root
+
+_CLASSES = 10
 
 
 @datasets.register(
@@ -49,11 +56,19 @@ def _idx_source(
         raise UserError(
             f"data.root={root!r}: {len(images)} {prefix} images but {len(labels)} labels"
         )
-    count = limited(len(labels), config, split)
+    if images.size == 0:
+        raise UserError(f"data.root={root!r}: no {prefix} image in it")
+    wrong = np.flatnonzero(labels >= _CLASSES)
+    if wrong.size:
+        raise UserError(
+            f"data.root={root!r}: label {labels[wrong[0]]} of {prefix} image {wrong[0]} is out of "
+            f"range; labels are 0 to {_CLASSES - 1}"
+        )
+    chosen = limited(labels, config, split)
     return ArraySource(
-        torch.from_numpy(images[:count]).unsqueeze(1),
-        torch.from_numpy(labels[:count].astype(np.int64)),
-        num_classes=10,
+        torch.from_numpy(images[chosen]).unsqueeze(1),
+        torch.from_numpy(labels[chosen].astype(np.int64)),
+        num_classes=_CLASSES,
         mean=(mean,),
         std=(std,),
         image_size=config.image_size,
@@ -71,26 +86,29 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         UserError: the file is absent, is not IDX, or is shorter or longer than its header says.
     """
     packed = path.with_name(path.name + ".gz")
+    # Header: two zero bytes, 8 for unsigned bytes, the number of dimensions, each size big-endian.
+    start = 4 + 4 * dimensions
     try:
-        if path.exists():
-            content = path.read_bytes()
-        else:
-            with gzip.open(packed) as file:
-                content = file.read()
+        with ExitStack() as stack:
+            plain = path.exists()
+            file = stack.enter_context(open_file(path if plain else packed))
+            if not plain:
+                file = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=file)))
+            header = file.read(start)
+            if len(header) < start or header[:4] != bytes((0, 0, 8, dimensions)):
+                raise UserError(f"data.root: {path} is not an IDX file of {dimensions}-D bytes")
+            shape = tuple(int(size) for size in np.frombuffer(header, ">u4", dimensions, 4))
+            size = math.prod(shape)
+            refuse_beyond_memory(f"data.root: {path}", size)
+            # One more than the header says, and never all that a packed file may grow to.
+            content = file.read(size + 1)
     except FileNotFoundError:
         raise UserError(
             f"data.root: no file {path} (nor {packed.name}); it is not downloaded"
         ) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"data.root: cannot read {path}: {error}") from None
-    # Header: two zero bytes, 8 for unsigned bytes, the number of dimensions, each size big-endian.
-    start = 4 + 4 * dimensions
-    if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise UserError(f"data.root: {path} is not an IDX file of {dimensions}-D bytes")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
-    if len(content) - start != math.prod(shape):
-        raise UserError(
-            f"data.root: {path} holds {len(content) - start} values, its header says "
-            f"{math.prod(shape)}"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+    if len(content) != size:
+        held = len(content) if len(content) < size else f"more than {size}"
+        raise UserError(f"data.root: {path} holds {held} values, its header says {size}")
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from largebatch._errors import UserError
 from largebatch._registry import Registry
 from largebatch.data.config import DataConfig
+from largebatch.data.files import printable
 
 Split = Literal["train", "val"]
 datasets: Registry[Callable[..., Any]] = Registry("data.name", importable=True)
@@ -85,7 +87,13 @@ class ArraySource(Source):
 
 
 class SampleSource(Source):
-    """A source that reads one sample at a time, in worker processes."""
+    """A source that reads one sample at a time, in worker processes.
+
+    Attributes:
+        dtype: of the images that `load` returns.
+    """
+
+    dtype: torch.dtype = torch.uint8
 
     @abstractmethod
     def load(
@@ -105,6 +113,7 @@ class SampleSource(Source):
 
         Raises:
             UnreadableSample: the sample cannot be read.
+            UserError: it is not what it should be.
         """
 
 
@@ -120,7 +129,7 @@ class UnreadableSample(Exception):
         return str(self.args[0])
 
     def __str__(self) -> str:
-        return f"{self.args[0]}: {self.args[1]}"
+        return printable(f"{self.args[0]}: {self.args[1]}")
 
 
 def required_root(config: DataConfig, expected: str) -> str:
@@ -128,10 +137,3 @@ def required_root(config: DataConfig, expected: str) -> str:
     if config.root is None:
         raise UserError(f"data.root is not set: data.name={config.name!r} needs {expected}")
     return config.root
-
-
-def limited(count: int, config: DataConfig, split: Split) -> int:
-    """Return how many of ``count`` samples ``data.limit`` keeps (it limits training only)."""
-    if split == "train" and config.limit is not None:
-        return min(count, config.limit)
-    return count

@@ -5,12 +5,15 @@ from __future__ import annotations
 import atexit
 import ctypes
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.process
 import os
 import signal
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -20,15 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from largebatch._errors import UserError
+from largebatch._errors import RunFailure, UserError
 from largebatch.data.request import Request, Samples
+from largebatch.data.shared_memory import PIECE, Share, share
 from largebatch.data.source import SampleSource, UnreadableSample
 
-# Workers share out a request in pieces of this many samples, so that the first batch is ready
-# sooner and the memory in flight does not grow with the number of workers.
-_PIECE = 32
 _PR_SET_PDEATHSIG = 1
-_SHARED_MEMORY = "/dev/shm"
 _LEFT_TO_PARENT = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -41,6 +41,9 @@ class _Piece:
 
 class WorkerReader:
     """Reads a `SampleSource` with worker processes, a request ahead of the one in use.
+
+    Workers share out a request in pieces, so that the first batch is ready sooner and the memory in
+    flight does not grow with the number of workers.
 
     Args:
         source: the samples.
@@ -58,7 +61,8 @@ class WorkerReader:
         self._workers, self._pin_memory = workers, pin_memory
         self._loader: DataLoader[Any] | None = None
         self._processes: list[multiprocessing.process.BaseProcess] = []
-        self._ahead = 0
+        self._largest = 0, 0
+        self._share = Share(0)
         # multiprocessing ends workers at exit by SIGTERM, which ours leave to the parent: end them
         # before it waits for them.
         atexit.register(_close, weakref.ref(self))
@@ -68,6 +72,7 @@ class WorkerReader:
 
         Raises:
             UserError: shared memory is too small, or a sample is not what it should be.
+            RunFailure: a worker was killed, or shared memory is full.
         """
         remaining = iter(requests)
         first = next(remaining, None)
@@ -75,12 +80,14 @@ class WorkerReader:
             return
         loader = self._loader_for(first)
         pending: deque[tuple[Request, int]] = deque()
-        self._pieces.source = _cut(chain([first], remaining), pending)
+        self._pieces.source = self._cut(chain([first], remaining), pending)
         parts: list[Samples] = []
-        for result in _received(self._started(loader)):
-            if isinstance(result, str):
-                raise UserError(result)
+        for result in self._received(loader):
+            if isinstance(result, Exception):
+                raise result
             images, labels, failures = result
+            if self._share.copy:
+                images = images.clone()
             parts.append(Samples(images, torch.from_numpy(labels), failures))
             request, count = pending[0]
             if len(parts) == count:
@@ -99,28 +106,74 @@ class WorkerReader:
             process.join()
         self._processes = []
 
+    def _received(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        """Start an iteration and pass its results on."""
+        with self._one_line():
+            results = self._started(loader)
+        while True:
+            with self._one_line():
+                result = next(results, None)
+            if result is None:
+                return
+            yield result
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """Say what happened to a worker, whichever way its death shows.
+
+        Raises:
+            RunFailure: in place of what the loader raises.
+        """
+        try:
+            yield
+        except (OSError, EOFError, RuntimeError) as error:
+            if isinstance(error, RunFailure) or not self._workers:
+                raise
+            # A pipe may break a moment before its process has ended.
+            multiprocessing.connection.wait([p.sentinel for p in self._processes], timeout=1)
+            codes = [process.exitcode or 0 for process in self._processes]
+            if min(codes, default=0) < 0:
+                cause = f"a data worker was killed by signal {-min(codes)}"
+                cause += " (out of memory?)" if -min(codes) == signal.SIGKILL else ""
+            elif any(codes):
+                cause = f"a data worker ended with exit code {max(codes)}"
+            elif isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise  # a fault of ours
+            else:
+                cause = f"data workers cannot be started or reached: {error}"
+            raise RunFailure(
+                f"{cause}; mend that, or lower data.workers, and run the same command again, the "
+                "last checkpoint stands"
+            ) from error
+
     def _started(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """Begin an iteration, which starts the workers the first time."""
         self._dataset.parent = os.getpid()
         before = multiprocessing.active_children()
         # A worker answers signals as `begin` says from its first instruction on.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+        handler = signal.getsignal(signal.SIGCHLD)
         try:
             results = iter(loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self._processes += [p for p in multiprocessing.active_children() if p not in before]
+            # The loader's handler tells of a dead worker by an exception wherever the main thread
+            # happens to be, in the middle of a checkpoint too; it shows at the next batch as well.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+            self._processes += [p for p in multiprocessing.active_children() if p not in before]
         return results
 
     def _loader_for(self, request: Request) -> DataLoader[Any]:
         """Return the loader, rebuilt if it cannot hold a request of this size ahead."""
-        count = _piece_count(request)
-        ahead = -(-count // max(self._workers, 1)) + 1
-        if self._loader is not None and ahead <= self._ahead:
+        size, count = self._sample_bytes(request), len(request.indices)
+        pieces = -(-count // PIECE)
+        if self._loader is not None and size <= self._largest[0] and pieces <= self._largest[1]:
             return self._loader
         self.close()
-        self._ahead = ahead
-        depth = self._affordable(request, ahead) if self._workers else None
+        self._largest = size, pieces
+        if self._workers:
+            self._share = share(size, count, self._workers, self._pin_memory)
         self._loader = DataLoader(
             self._dataset,
             batch_size=None,
@@ -128,7 +181,7 @@ class WorkerReader:
             num_workers=self._workers,
             collate_fn=_same,
             worker_init_fn=self._dataset.begin if self._workers else None,
-            prefetch_factor=depth,
+            prefetch_factor=self._share.ahead or None,
             persistent_workers=self._workers > 0,
             pin_memory=self._pin_memory,
             # Its own generator: reading data leaves the global one as it was.
@@ -136,24 +189,24 @@ class WorkerReader:
         )
         return self._loader
 
-    def _affordable(self, request: Request, ahead: int) -> int:
-        """Return how many pieces a worker may read ahead: ``ahead``, or what half of the shared
-        memory holds (containers often have 64 MiB of it)."""
-        channels, height, width = self._dataset.source.image_shape
-        side = request.image_size
-        piece = _PIECE * channels * (side * side if side else height * width)
-        try:
-            status = os.statvfs(_SHARED_MEMORY)
-        except OSError:
-            return ahead
-        free = status.f_bavail * status.f_frsize
-        if piece * self._workers > free:
-            raise UserError(
-                f"data.workers={self._workers}: their images, {piece >> 20} MiB each, do not fit "
-                f"in the {free >> 20} MiB free in {_SHARED_MEMORY}; lower data.workers or start "
-                "the container with a larger --shm-size"
-            )
-        return min(ahead, max(1, free // (2 * piece * self._workers)))
+    def _sample_bytes(self, request: Request) -> int:
+        source, side = self._dataset.source, request.image_size
+        channels, height, width = source.image_shape
+        return channels * (side * side if side else height * width) * source.dtype.itemsize
+
+    def _cut(
+        self, requests: Iterable[Request], pending: deque[tuple[Request, int]]
+    ) -> Iterator[_Piece]:
+        """Cut requests into pieces; one without samples is one empty piece."""
+        for request in requests:
+            size = PIECE
+            if self._share.piece is not None:
+                size = max(1, min(PIECE, self._share.piece // self._sample_bytes(request)))
+            count = max(1, -(-len(request.indices) // size))
+            pending.append((request, count))
+            for number in range(count):
+                indices = request.indices[number * size : (number + 1) * size]
+                yield _Piece(request.epoch, indices, request.image_size)
 
 
 class _Pieces(Sampler[_Piece]):
@@ -163,20 +216,6 @@ class _Pieces(Sampler[_Piece]):
 
     def __iter__(self) -> Iterator[_Piece]:
         return self.source
-
-
-def _piece_count(request: Request) -> int:
-    """Return the number of pieces; a request without samples is one empty piece."""
-    return max(1, -(-len(request.indices) // _PIECE))
-
-
-def _cut(requests: Iterable[Request], pending: deque[tuple[Request, int]]) -> Iterator[_Piece]:
-    for request in requests:
-        count = _piece_count(request)
-        pending.append((request, count))
-        for number in range(count):
-            indices = request.indices[number * _PIECE : (number + 1) * _PIECE]
-            yield _Piece(request.epoch, indices, request.image_size)
 
 
 class _Dataset(Dataset[Any]):
@@ -201,7 +240,7 @@ class _Dataset(Dataset[Any]):
         self._share = True
 
     def __getitem__(self, piece: _Piece) -> Any:
-        """Return (images, labels, failures) of a piece, or the message of the user's mistake."""
+        """Return (images, labels, failures) of a piece, or the error that ends the run."""
         images: torch.Tensor | None = None
         labels: list[int] = []
         failures: list[tuple[int, str, str]] = []
@@ -210,24 +249,19 @@ class _Dataset(Dataset[Any]):
                 image, label = self.source.load(
                     index, piece.epoch, self._seed, piece.image_size, self._augment
                 )
+                if images is None:
+                    images = self._empty(len(piece.indices), image)
             except UnreadableSample as error:
                 failures.append((place, error.name, str(error)))
                 continue
-            except UserError as error:
-                return str(error)
-            if images is None:
-                images = self._empty(len(piece.indices), image)
-            elif image.shape != images.shape[1:]:
-                return (
-                    f"data: sample {index} is {tuple(image.shape)}, others are "
-                    f"{tuple(images.shape[1:])}; set data.image_size"
-                )
+            except (UserError, RunFailure) as error:
+                return error
             images[len(labels)].copy_(image)
             labels.append(label)
         if images is None:
             channels, height, width = self.source.image_shape
-            side = piece.image_size
-            images = torch.empty((0, channels, side or height, side or width), dtype=torch.uint8)
+            shape = (0, channels, piece.image_size or height, piece.image_size or width)
+            images = torch.empty(shape, dtype=self.source.dtype)
         return images[: len(labels)], np.asarray(labels, dtype=np.int64), failures
 
     def _empty(self, count: int, image: torch.Tensor) -> torch.Tensor:
@@ -237,23 +271,17 @@ class _Dataset(Dataset[Any]):
         if self._share:
             # As torch's own collate does: filling shared memory in place spares a copy.
             size = count * image.numel() * image.element_size()
-            storage = torch.UntypedStorage._new_shared(size)
+            try:
+                storage = torch.UntypedStorage._new_shared(size)
+            except RuntimeError as error:
+                raise RunFailure(
+                    f"a data worker finds no {size / 2**20:.1f} MiB of shared memory ({error}); "
+                    "lower data.workers or start the container with a larger --shm-size"
+                ) from None
             images = torch.empty(0, dtype=image.dtype).set_(storage).view(shape)
         else:
             images = torch.empty(shape, dtype=image.dtype)
         return images.permute(0, 3, 1, 2)
-
-
-def _received(results: Iterator[Any]) -> Iterator[Any]:
-    """Pass results on; whichever way the death of a worker shows, say that."""
-    while True:
-        try:
-            result = next(results, None)
-        except (ConnectionError, EOFError, FileNotFoundError) as error:
-            raise RuntimeError("a data worker was killed by signal (out of memory?)") from error
-        if result is None:
-            return
-        yield result
 
 
 def _close(reference: weakref.ref[WorkerReader]) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
 import pickle
 import pickletools
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,8 @@ from numpy.typing import NDArray
 
 from largebatch._errors import UserError
 from largebatch.data import DataConfig, build_source
-from largebatch.data.cifar import ArrayUnpickler
 from largebatch.data.source import ArraySource, Split
+from largebatch.data.unpickle import read_pickle
 
 COUNT = 12
 
@@ -85,7 +88,7 @@ def test_reads_a_pickle_of_python_2() -> None:
         b"\x08tbU\x06labelsq\x09]q\x0aK\x06au."
     )
     pickletools.dis(stream, io.StringIO())
-    content = ArrayUnpickler(io.BytesIO(stream)).load()
+    content = read_pickle(io.BytesIO(stream))
     assert content[b"labels"] == [6]
     assert content[b"data"].tolist() == [[1, 254, 255]]
 
@@ -128,3 +131,113 @@ def test_damage_is_named(tmp_path: Path) -> None:
     batch.unlink()
     with pytest.raises(UserError, match=r"test_batch\.bin: No such file"):
         build(tmp_path, "val")
+
+
+def reduced(function: str, arguments: bytes) -> bytes:
+    module, name = function.rsplit(".", 1)
+    return b"c" + module.encode() + b"\n" + name.encode() + b"\n" + arguments + b"R"
+
+
+# dtype("O8", False, True), whose state clears the flags that say that it holds pointers
+POINTERS = reduced("numpy.dtype", b"(S'O8'\nI00\nI01\nt") + b"(I3\nS'|'\nNNNI-1\nI-1\nI0\ntb"
+# The bytes b"AAAAAAAA" as a pointer to what is then compared with "latin1", in both ways
+BY_BUFFER = reduced("numpy.ndarray", b"((I1\nt" + POINTERS + b"S'AAAAAAAA'\nt")
+BY_STATE = (
+    reduced("numpy.core.multiarray._reconstruct", b"(cnumpy\nndarray\n(I0\ntS'b'\nt")
+    + b"(I1\n(I1\nt" + POINTERS + b"I00\nS'AAAAAAAA'\ntb"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("array", [BY_BUFFER, BY_STATE], ids=["buffer", "state"])
+def test_a_pickle_that_makes_pointers_of_bytes_ends_in_one_line(
+    tmp_path: Path, array: bytes
+) -> None:
+    write_cifar10(tmp_path, binary=False)
+    # Both as what is encoded and as its encoding.
+    attack = b"c_codecs\nencode\n(Vx\n" + array + b"tR."
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(attack)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def read() -> None:
+        try:
+            build(tmp_path, "train")
+        except UserError as error:
+            sender.send(str(error))
+
+    process = multiprocessing.get_context("fork").Process(target=read)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert receiver.poll()
+    assert "data_batch_1 is not a CIFAR batch" in receiver.recv()
+
+
+def array_with(
+    kind: bytes = b"u1", content: bytes = b"S'abc'\n", shape: bytes = b"(I3\nt"
+) -> bytes:
+    """A pickle of {b"data": an array, b"labels": [0]}, with parts of the array replaced."""
+    array = (
+        reduced("numpy.core.multiarray._reconstruct", b"(cnumpy\nndarray\n(I0\ntS'b'\nt")
+        + b"(I1\n" + shape
+        + reduced("numpy.dtype", b"(S'" + kind + b"'\nI0\nI1\nt")
+        + b"(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\n" + content + b"tb"
+    )  # fmt: skip
+    return b"(S'data'\n" + array + b"S'labels'\n(I0\nld."
+
+
+def test_arrays_are_read_by_value_or_refused() -> None:
+    assert read_pickle(io.BytesIO(array_with()))[b"data"].tolist() == [97, 98, 99]
+    four = read_pickle(io.BytesIO(array_with(b"i4", b"S'\\x01\\x00\\x00\\x00'\n", b"(I1\nt")))
+    assert four[b"data"].tolist() == [1]
+    for attack in (
+        array_with(kind=b"O8"),
+        array_with(kind=b"V3"),
+        array_with(kind=b"f4"),
+        array_with(kind=b"(1000)u1"),
+        array_with(shape=b"(I-1\nI-3\nt"),
+        array_with(shape=b"(I4\nt"),
+        array_with(shape=b"(I2305843009213693952\nI8\nt"),
+        array_with(content=b"(lp0\n"),
+        array_with(content=b"N"),
+    ):
+        with pytest.raises(pickle.UnpicklingError, match="not an array of integers"):
+            read_pickle(io.BytesIO(attack))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [None, [[0] * COUNT], [None] * COUNT, ["0"] * COUNT, [0.5] * COUNT, [2**80] * COUNT, 3, {},
+     np.zeros((COUNT, 1), np.int64), [True] * COUNT],
+    ids=str,
+)  # fmt: skip
+def test_labels_of_another_shape_or_type_are_one_line(tmp_path: Path, labels: object) -> None:
+    write_cifar10(tmp_path, binary=False)
+    content = {b"data": records(0, 10)[0], b"labels": labels}
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(UserError, match=r"data_batch_2 is not a CIFAR batch: .*"):
+        build(tmp_path, "train")
+
+
+def test_a_pickle_takes_no_more_memory_than_its_file(tmp_path: Path) -> None:
+    """A memo at place 2^31, a promise of 2^40 bytes, lists of lists that double at each level."""
+    write_cifar10(tmp_path, binary=False)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_2"
+    doubling = b"(S'data'\nNS'labels'\n(I0\nl" + b"".join(
+        b"p%d\n0(%s" % (level, b"g%d\n" % level * 10) + b"l" for level in range(30)
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for attack in (
+        b"\x80\x02}r\xff\xff\xff\x7f.",
+        b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x.",
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"x.",
+        doubling + b"d.",
+    ):
+        path.write_bytes(attack)
+        with pytest.raises(UserError, match=r"data_batch_2 is not a CIFAR batch"):
+            build(tmp_path, "train")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"data_batch_2: not a regular file"):
+        build(tmp_path, "train")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10

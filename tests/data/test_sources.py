@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +102,73 @@ def test_idx_files_are_read_plain_and_packed(tmp_path: Path, name: str, folder: 
     (raw / "train-labels-idx1-ubyte").write_bytes(b"not idx at all")
     with pytest.raises(UserError, match=r"is not an IDX file"):
         build_source(config, "train")
+
+
+@pytest.fixture
+def mnist_files(tmp_path: Path) -> Path:
+    """Nine training images of MNIST; returns the folder of the raw files."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    write_idx(raw / "train-images-idx3-ubyte", np.zeros((9, 28, 28), np.uint8))
+    write_idx(raw / "train-labels-idx1-ubyte", np.arange(9, dtype=np.uint8))
+    return raw
+
+
+def mnist_error(raw: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        build_source(DataConfig(name="mnist", root=str(raw.parent.parent)), "train")
+    assert "data.root" in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_idx_label_out_of_range_is_named(mnist_files: Path) -> None:
+    labels = np.arange(9, dtype=np.uint8)
+    labels[4] = 200
+    write_idx(mnist_files / "train-labels-idx1-ubyte", labels)
+    assert "label 200 of train image 4 is out of range; labels are 0 to 9" in mnist_error(
+        mnist_files
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda packed: packed[:10] + b"\xff" * 20 + packed[30:], "cannot read"),
+        (lambda packed: packed[:-20], "cannot read"),
+        (lambda packed: b"not gzip", "cannot read"),
+        (lambda packed: packed + packed, "holds more than 7056 values"),
+        (lambda packed: gzip.compress(gzip.decompress(packed)[:-1]), "holds 7055 values"),
+    ],
+    ids=["corrupt", "cut", "other", "twice", "short"],
+)
+def test_a_damaged_gz_is_one_line(
+    mnist_files: Path, damage: Callable[[bytes], bytes], message: str
+) -> None:
+    plain = mnist_files / "train-images-idx3-ubyte"
+    rng = np.random.default_rng(0)
+    packed = gzip.compress(plain.read_bytes()[:16] + rng.bytes(7056))
+    plain.with_name(plain.name + ".gz").write_bytes(damage(packed))
+    plain.unlink()
+    assert message in mnist_error(mnist_files)
+
+
+def test_a_gz_is_not_inflated_beyond_its_header(mnist_files: Path) -> None:
+    plain = mnist_files / "train-images-idx3-ubyte"
+    header = plain.read_bytes()[:16]
+    plain.unlink()
+    with gzip.open(plain.with_name(plain.name + ".gz"), "wb", compresslevel=1) as file:
+        file.write(header)
+        for _ in range(150):
+            file.write(bytes(1 << 20))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "holds more than 7056 values, its header says 7056" in mnist_error(mnist_files)
+    huge = bytes((0, 0, 8, 3)) + np.array([1 << 31] * 3, ">u4").tobytes()
+    plain.write_bytes(huge)
+    assert "more than this machine's" in mnist_error(mnist_files)
+    plain.unlink()
+    os.mkfifo(plain)
+    assert "not a regular file" in mnist_error(mnist_files)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
 
 
 def test_a_missing_root_says_what_was_expected() -> None:
