@@ -9,6 +9,18 @@ from difflib import get_close_matches
 from pathlib import Path
 
 
+def one_line(text: str) -> str:
+    """Return ``text`` as a line that is safe on a terminal, wherever it comes from.
+
+    Space of any kind becomes one blank; what does not print (escapes, controls, marks that turn the
+    direction of writing, halves of a surrogate pair) is spelled out.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in " ".join(text.split())
+    )
+
+
 class UserError(ValueError):
     """A mistake the user can mend: one line that names the key, the value and what is allowed.
 
@@ -22,7 +34,7 @@ class UserError(ValueError):
     one_rank = False
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
@@ -38,7 +50,7 @@ class RunFailure(RuntimeError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
 def raised(error: BaseException) -> str:

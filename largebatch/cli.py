@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from largebatch import __version__
 from largebatch._errors import RunFailure, UserError, nearest
+from largebatch._output import take_streams
 from largebatch._paths import user_path
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {}
@@ -33,8 +35,11 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``largebatch VERB ...`` and return its exit code: 0, 2 on bad input, 1 on failure."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    take_streams()
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _complain(str(error) if error.one_rank or _first() else "", 2)
     except RunFailure as error:
@@ -68,7 +73,8 @@ def _first() -> bool:
 
 def _complain(message: str, code: int) -> int:
     if message:
-        print(f"largebatch: {message}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # where standard error is gone the code says it
+            print(f"largebatch: {message}", file=sys.stderr, flush=True)
     return code
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, Literal
 
 from largebatch import __version__
+from largebatch._cores import usable_cores
 from largebatch.record import json_text
-from largebatch.record.benchmark import cpu_model, memory_gib, usable_cores
+from largebatch.record.benchmark import cpu_model, memory_gib
 
 Status = Literal["ok", "absent", "problem"]
 

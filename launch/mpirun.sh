@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One or several hosts, by Open MPI's mpirun, started once on any of them. Gradients travel over
 # NCCL or gloo; MPI starts the ranks and, with mpi4py installed, tells them where rank 0 listens
-# (without it: mpirun -x MASTER_ADDR=host0).
+# (without it: mpirun -x MASTER_ADDR=host0). MPICH's and Intel's mpiexec do as well, with their own
+# options (-f HOSTFILE, -genv MASTER_ADDR host0).
 #
 #   launch/mpirun.sh [largebatch train's options, in place of TRAIN below]
 #

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One host with several GPUs, by torchrun.
+# One host with several GPUs, by torchrun. Its rendezvous listens on every interface and trusts who
+# comes: where others reach this host, `largebatch train --run.nproc=8` does the same without.
 #
 #   launch/torchrun.sh [largebatch train's options, in place of TRAIN below]
 #

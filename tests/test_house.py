@@ -12,7 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "largebatch"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("_errors", "_documents", "_paths", "_registry", "_ops", "schedule", "record"),
+    (
+        *("_errors", "_documents", "_paths", "_registry", "_cache", "_cores", "_output"),
+        *("_ops", "schedule", "record"),
+    ),
     ("distributed", "report", "doctor"),
     ("nn", "simulate"),
     ("models", "optim", "data"),
@@ -24,8 +27,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-# Floor 0 holds what its own rooms stand on: the mistakes, the registry and the operators.
-GROUND = {"_errors", "_documents", "_paths", "_registry"}
+# Floor 0 holds what its own rooms stand on: the mistakes, the registry, what people write, and what
+# of the machine each of them asks.
+GROUND = {"_errors", "_documents", "_paths", "_registry", "_cache", "_cores", "_output"}
 
 
 def room_of(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 c10d's C++ interface changes between versions of torch, so no wheel can hold it. The result lies in
 the user's cache under torch's version and a hash of the sources; one process of a host builds it,
-under a lock, while the others wait.
+under a lock, while the others wait. What another user may have written is not loaded.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from largebatch._cache import cache_folder, trusted
 from largebatch._errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
@@ -36,11 +37,10 @@ def source() -> Path:
 
 def cache() -> Path:
     """Return the folder of what was compiled for these sources, torch and Python."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     texts = [path.read_bytes() for path in sorted(source().parent.iterdir())]
     content = b"\0".join([*texts, repr((FLAGS, sys.version_info[:2])).encode()])
     name = f"torus-{torch.__version__}-{hashlib.sha256(content).hexdigest()[:16]}"
-    return Path(home, "largebatch", name)
+    return cache_folder(name)
 
 
 def build() -> str:
@@ -51,10 +51,9 @@ def build() -> str:
     """
     try:
         folder = cache()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _library(folder).exists() and not _failure(folder).exists():
+            if not _built(folder) and not _failure(folder).exists():
                 _compile(folder)
         return _failure(folder).read_text() if _failure(folder).exists() else ""
     except OSError as error:
@@ -76,7 +75,7 @@ def state() -> str:
         folder = cache()
     except OSError as error:
         return f"{type(error).__name__}: {error}"
-    if _library(folder).exists():
+    if _built(folder):
         return "compiled"
     return _failure(folder).read_text() if _failure(folder).exists() else "not yet"
 
@@ -95,7 +94,7 @@ def load() -> tuple[Any, str]:
     if not reason:
         try:
             return _import(_library(cache())), ""
-        except ImportError as error:
+        except (ImportError, OSError) as error:
             reason = f"does not load: {error}"
     reason = " ".join(reason.split())[:300]
     if wish == "compiled":
@@ -105,6 +104,11 @@ def load() -> tuple[Any, str]:
 
 def _library(folder: Path) -> Path:
     return folder / f"{MODULE}.so"
+
+
+def _built(folder: Path) -> bool:
+    """Return whether the library is there and only this user can have written it."""
+    return _library(folder).exists() and trusted(_library(folder))
 
 
 def _failure(folder: Path) -> Path:
@@ -130,6 +134,7 @@ def _compile(folder: Path) -> None:
                 is_python_module=False,
                 keep_intermediates=False,
             )
+            Path(build_directory, f"{MODULE}.so").chmod(0o700)  # whatever the umask
             os.replace(Path(build_directory, f"{MODULE}.so"), _library(folder))
     except Exception as error:  # a compiler can fail in any way; the Python face serves then
         lines = [line for line in str(error).splitlines() if "error" in line.lower()]
@@ -140,6 +145,8 @@ def _compile(folder: Path) -> None:
 
 
 def _import(path: Path) -> Any:
+    if not trusted(path):
+        raise ImportError(f"others than this user may write {path}")
     loader = importlib.machinery.ExtensionFileLoader(MODULE, str(path))
     spec = importlib.util.spec_from_file_location(MODULE, path, loader=loader)
     assert spec is not None

@@ -16,6 +16,7 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from largebatch._cores import usable_cores
 from largebatch._errors import UserError
 from largebatch.bench.throughput import (
     Contender,
@@ -28,7 +29,7 @@ from largebatch.bench.throughput import (
 )
 from largebatch.data import DataConfig
 from largebatch.distributed import World
-from largebatch.distributed.environment import cores, free_port
+from largebatch.distributed.environment import free_port
 from largebatch.distributed.group import choose_device, process_group
 from largebatch.models import ModelConfig, build_model
 from largebatch.nn import NormConfig
@@ -103,7 +104,7 @@ def run(ranks: Sequence[int], batches: Sequence[int], settings: Settings) -> Ben
             spawn(_rank_main, arguments, nprocs=count)
             rows += json.loads(file.read_text())
     _compare(rows, settings)
-    shared = "" if torch.cuda.is_available() else f", which share {cores()} cores"
+    shared = "" if torch.cuda.is_available() else f", which share {usable_cores()} cores"
     notes = [
         f"{settings.model}, synthetic images of {settings.image_size} x {settings.image_size} on"
         f" the device, fp32, SGD with momentum; ranks of one machine{shared}",
@@ -120,7 +121,7 @@ def _rank_main(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, cores() // ranks))
+        torch.set_num_threads(max(1, usable_cores() // ranks))
     with process_group(world, "auto", 600.0, device):
         rows = [row for case in mine for row in _measure(case, settings, world, device)]
     if rank == 0:

@@ -6,7 +6,7 @@ under torch's DistributedDataParallel, on gloo ranks of this machine.
 
 from __future__ import annotations
 
-import os
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from largebatch._cores import usable_cores
 from largebatch.bench.messages import BACKEND, groups_of, messages, register
 from largebatch.bench.sync_peers import GatheredBatchNorm
 from largebatch.distributed import World
@@ -48,10 +49,10 @@ def run(rounds: int, steps: int = 3, samples: int = 32, model: str = "resnet18")
     """
     with tempfile.TemporaryDirectory() as folder:
         spawn(_rank_main, (Path(folder), rounds, steps, samples, model), nprocs=RANKS)
-        rows = torch.load(Path(folder) / "rows.pt", weights_only=True)
+        rows = json.loads((Path(folder) / "rows.json").read_text())
     notes = [
         f"{model}, {samples} images of 32 x 32 a rank, {RANKS} gloo ranks with one thread each on"
-        f" {os.cpu_count()} cores; no optimizer update",
+        f" {usable_cores()} cores; no optimizer update",
         "gathered: the collectives of torch's SyncBatchNorm, which itself refuses CPU tensors",
     ]
     return BenchmarkRecord("sync", FORMULA, rows, notes=notes)
@@ -151,6 +152,6 @@ def _rank_main(rank: int, folder: Path, rounds: int, steps: int, samples: int, m
         ratios = [a / b for a, b in zip(times[name], times["ghost"], strict=True)]
         row |= {"ms": round(median(times[name]), 1), "times ghost": round(median(ratios), 2)}
     if rank == 0:
-        torch.save(list(rows.values()), folder / "rows.pt")
+        (folder / "rows.json").write_text(json.dumps(list(rows.values())))
     dist.barrier()
     dist.destroy_process_group()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
+from largebatch._cores import usable_cores
 from largebatch._errors import UserError
 from largebatch.data.decode import Photograph, UnreadableImage
 from largebatch.data.files import printable
@@ -38,7 +38,7 @@ def check_images(
     paths = find_images(root)
     if not paths:
         raise UserError(f"--data {str(root)!r}: no image file in it")
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         remaining = iter(paths)
         # A few files ahead of the caller, in order; the decoders run without Python's lock.
         waiting: deque[tuple[str, Future[str | None]]] = deque(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from largebatch._cores import usable_cores
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
 from largebatch.data.dali import DaliReader
@@ -21,6 +21,7 @@ from largebatch.data.normalize import Normalizer
 from largebatch.data.request import Batch, Request, Samples
 from largebatch.data.source import ArraySource, SampleSource, Source
 from largebatch.data.workers import WorkerReader
+from largebatch.distributed.environment import detect
 
 _MOST_WORKERS = 16
 
@@ -187,5 +188,4 @@ def _handed_over(batch: Batch, device: torch.device) -> Batch:
 
 def default_workers() -> int:
     """Return this rank's share of the cores that the process may use, from 1 to 16."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(max(len(os.sched_getaffinity(0)) // local_ranks, 1), _MOST_WORKERS)
+    return min(max(usable_cores() // detect().local_world_size, 1), _MOST_WORKERS)

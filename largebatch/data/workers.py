@@ -27,9 +27,9 @@ from largebatch._errors import RunFailure, UserError
 from largebatch.data.request import Request, Samples
 from largebatch.data.shared_memory import PIECE, Share, share
 from largebatch.data.source import SampleSource, UnreadableSample
+from largebatch.distributed.lifetime import STOPPING
 
 _PR_SET_PDEATHSIG = 1
-_LEFT_TO_PARENT = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class WorkerReader:
         self._dataset.parent = os.getpid()
         before = multiprocessing.active_children()
         # A worker answers signals as `begin` says from its first instruction on.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         handler = signal.getsignal(signal.SIGCHLD)
         try:
             results = iter(loader)
@@ -230,9 +230,9 @@ class _Dataset(Dataset[Any]):
     def begin(self, worker: int) -> None:
         """Tie the worker's life to its parent's."""
         # Signals to the whole process group are the parent's to answer: it finishes its step first.
-        for number in _LEFT_TO_PARENT:
+        for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_PARENT)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != self.parent:
             os._exit(1)

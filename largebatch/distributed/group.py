@@ -10,11 +10,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from largebatch._cores import usable_cores
 from largebatch._errors import RunFailure, UserError
+from largebatch.distributed.address import gloo_interface, loopback_interface
 from largebatch.distributed.agreement import lost_peer
-from largebatch.distributed.environment import World, cores
+from largebatch.distributed.environment import World
 from largebatch.distributed.heartbeat import RECORDED, Heartbeat
-from largebatch.distributed.rendezvous import shared_store
+from largebatch.distributed.rendezvous import JOIN_SECONDS, shared_store
 
 
 def choose_device(world: World) -> torch.device:
@@ -25,9 +27,31 @@ def choose_device(world: World) -> torch.device:
 
 
 def set_threads(world: World) -> None:
-    """Share the cores among the ranks of this host unless OMP_NUM_THREADS says otherwise."""
-    if world.world_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cores() // world.local_world_size))
+    """Share the cores among the ranks of this host unless OMP_NUM_THREADS says otherwise.
+
+    One alone keeps torch's number, unless a quota leaves it fewer cores.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        share = max(1, usable_cores() // world.local_world_size)
+        torch.set_num_threads(
+            share if world.world_size > 1 else min(share, torch.get_num_threads())
+        )
+
+
+def choose_interface(world: World, backend: str) -> None:
+    """Let the ranks of one host listen on its loopback interface alone, which serves them all.
+
+    On several hosts NCCL finds its own, and gloo is helped where the host's name would mislead it.
+    What the user says (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) stands.
+    """
+    if world.on_one_host:
+        interface = loopback_interface()
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
+            os.environ.setdefault(name, str(interface))
+    elif backend == "gloo" and "GLOO_SOCKET_IFNAME" not in os.environ:
+        interface = gloo_interface()
+        if interface is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
 
 
 @contextmanager
@@ -52,17 +76,22 @@ def process_group(
     if backend == "nccl" and device.type != "cuda":
         raise UserError("distributed.backend='nccl' needs a GPU on every rank; use gloo or auto")
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", RECORDED)
+    choose_interface(world, backend)
     heartbeat = None
     try:
+        store = shared_store(world, timeout)
+        # Before they connect: a rank that is lost meanwhile is named as later.
+        heartbeat = Heartbeat(world, patience, store)
         dist.init_process_group(
             backend,
-            store=shared_store(world, timeout),
+            store=store,
             rank=world.rank,
             world_size=world.world_size,
-            timeout=timedelta(seconds=timeout),
+            timeout=timedelta(seconds=min(timeout, JOIN_SECONDS)),
             device_id=device if backend == "nccl" else None,
         )
-        heartbeat = Heartbeat(world, patience)
+        whole = timedelta(seconds=timeout)
+        dist.distributed_c10d._get_default_group()._get_backend(device)._set_default_timeout(whole)
         yield heartbeat
         dist.barrier()
     except RunFailure:

@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
+from largebatch._errors import one_line
 from largebatch.distributed.environment import World
 
 MOST_SECONDS = 2.0  # between two beats
 RECORDED = "32"  # collectives that the flight recorder keeps
 VERDICT = "largebatch/lost"  # a key of the rendezvous store
+MOST_TEXT = 1000  # letters of what comes out of the store
 ENDING = "ending over an error"
 CONTINUE = "the same command continues from the last checkpoint"
 
@@ -49,9 +51,10 @@ class Heartbeat:
 
     Args:
         patience: seconds; 0 turns the watch off.
+        store: where the ranks have met; None where there are none to watch.
     """
 
-    def __init__(self, world: World, patience: float = 0.0) -> None:
+    def __init__(self, world: World, patience: float = 0.0, store: Store | None = None) -> None:
         self.world, self.patience = world, patience
         self.activity = Activity()
         self.note: Callable[[], dict[str, Any]] = dict
@@ -64,10 +67,10 @@ class Heartbeat:
         self._closed = threading.Event()
         self._store: Any = None
         self._threads: list[threading.Thread] = []
-        if world.world_size == 1 or patience <= 0:
+        if store is None or patience <= 0:
             return
         # A connection of its own, so that no request of another thread holds it up.
-        self._store = dist.distributed_c10d._get_default_store().clone()
+        self._store = store.clone()
         self._store.set_timeout(timedelta(seconds=patience))
         self._exchanged = time.monotonic()
         # At once, so that a rank lost in its first second can be named.
@@ -101,7 +104,7 @@ class Heartbeat:
         self.activity.doing = ENDING
         try:
             if self._store.check([VERDICT]):
-                return self._store.get(VERDICT).decode()
+                return self._verdict()
             before = self._read(range(self.world.world_size))
             time.sleep(3 * self._interval)
             after = self._read(range(self.world.world_size))
@@ -126,6 +129,10 @@ class Heartbeat:
             if after[rank]["doing"] != ENDING
         ]
         return self._behind(behind[0], after, waiting) if behind else ""
+
+    def _verdict(self) -> str:
+        """Return what rank 0 has left, or whoever reaches the store: not to be printed as it is."""
+        return one_line(bytes(self._store.get(VERDICT)).decode(errors="replace"))[:MOST_TEXT]
 
     def _key(self, rank: int) -> str:
         return f"largebatch/heartbeat/{rank}"
@@ -169,7 +176,7 @@ class Heartbeat:
                 self._beats = beats = self._read(watched)
                 self._exchanged = time.monotonic()
                 if not self.world.is_main and self._store.check([VERDICT]):
-                    return self.end(self._store.get(VERDICT).decode())
+                    return self.end(self._verdict())
                 for rank in watched:
                     count = beats.get(rank, {}).get("count", -1)
                     if count != seen[rank][0] or held_up or _done(beats, rank):
@@ -216,7 +223,8 @@ class Heartbeat:
         if not present:
             return {}
         found = self._store.multi_get([self._key(rank) for rank in present])
-        return {rank: json.loads(beat) for rank, beat in zip(present, found, strict=True)}
+        beats = {rank: _beat_of(beat) for rank, beat in zip(present, found, strict=True)}
+        return {rank: beat for rank, beat in beats.items() if beat is not None}
 
     def _missing(
         self, rank: int, beats: dict[int, dict[str, Any]], waiting: str | None, seconds: float = 0.0
@@ -240,8 +248,23 @@ class Heartbeat:
 
 
 def _end(text: str) -> None:
-    print(f"largebatch: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # whether or not somebody hears it
+        print(f"largebatch: {text}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def _beat_of(content: bytes) -> dict[str, Any] | None:
+    """Return the beat that was read, its texts safe to print; None if it is none of ours."""
+    try:
+        beat = json.loads(content)
+        kept = {name: beat[name] for name in ("done", "hardware") if name in beat}
+        for name in ("count", "pid", "step"):
+            kept[name] = int(beat[name])
+        for name in ("host", "doing", "waiting"):
+            kept[name] = None if beat[name] is None else one_line(str(beat[name]))[:MOST_TEXT]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return kept
 
 
 def _done(beats: dict[int, dict[str, Any]], rank: int) -> bool:

@@ -8,8 +8,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from largebatch.distributed.environment import cores
-from largebatch.distributed.lifetime import LAUNCHER_VARIABLE
+from largebatch._cores import usable_cores
+from largebatch.distributed.address import LOOPBACK
+from largebatch.distributed.lifetime import LAUNCHER_VARIABLE, STOPPING, wanted
 
 SAVE_SECONDS = 30  # how long ranks may take to finish a step and save after a signal
 
@@ -17,37 +18,49 @@ SAVE_SECONDS = 30  # how long ranks may take to finish a step and save after a s
 def launch_local_ranks(nproc: int, arguments: Sequence[str]) -> int:
     """Run ``python -m largebatch ARGUMENTS`` as ``nproc`` ranks on this host; return an exit code.
 
-    The rendezvous takes a free port of the loopback interface. A SIGTERM or SIGINT to this process
-    reaches every rank; they save, exit with 0, and so does this process. A rank that fails ends
-    the others, and its own exit code is returned.
+    A signal that asks to stop (`lifetime.STOPPING`) reaches every rank by this process; they save,
+    exit with 0, and so does this process. A rank that fails ends the others, and its own exit code
+    is returned.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from largebatch.distributed.one_host import RENDEZVOUS, OneHost
 
     # Ranks say themselves what went wrong; the agent's account of it would bury that line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // nproc)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
+    rendezvous_handler_registry.register(RENDEZVOUS, OneHost)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=nproc,
         run_id=f"largebatch-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+        rdzv_backend=RENDEZVOUS,
+        rdzv_endpoint=LOOPBACK,
+        local_addr=LOOPBACK,
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=SAVE_SECONDS,
+        signals_to_handle=",".join(number.name for number in (*wanted(), signal.SIGQUIT)),
     )
     os.environ["PYTHONSAFEPATH"] = "1"  # a file in this folder takes no module's place in a rank
     command = [sys.executable, "-m", "largebatch", *arguments]
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:  # it could not say so itself
+            print(
+                f"largebatch: rank {rank} (process {failure.pid}) was ended by"
+                f" {failure.signal_name()}; the same command continues from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
         return failure.exitcode if failure.exitcode in (1, 2) else 1
     except SignalException as stop:
-        return 0 if stop.sigval in (signal.SIGTERM, signal.SIGINT) else 1
+        return 0 if stop.sigval in STOPPING else 1
     return 0

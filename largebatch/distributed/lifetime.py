@@ -16,6 +16,20 @@ from types import FrameType
 
 PR_SET_PDEATHSIG = 1
 LAUNCHER_VARIABLE = "LARGEBATCH_LAUNCHER_PID"
+ASKED = (signal.SIGTERM, signal.SIGINT)
+# A terminal or connection that is gone, and what batch systems send before they end a job: Slurm's
+# --signal and Grid Engine's -notify the first or second of the user's, a limit of time SIGXCPU.
+NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+STOPPING = (*ASKED, *NOTICES)
+
+
+def wanted() -> tuple[signal.Signals, ...]:
+    """Return the signals that stop this process in good order: all but those it is to ignore.
+
+    ``nohup`` has SIGHUP ignored, and the run goes on without its terminal.
+    """
+    heard = (number for number in NOTICES if signal.getsignal(number) is not signal.SIG_IGN)
+    return (*ASKED, *heard)
 
 
 def die_with_parent(expected_parent: int | None = None) -> bool:
@@ -34,7 +48,10 @@ def die_with_parent(expected_parent: int | None = None) -> bool:
 
 
 class StopRequest:
-    """Set by SIGTERM or SIGINT; the trainer reads it between steps. A second SIGINT interrupts."""
+    """Set by a signal of `STOPPING`; the trainer reads it between steps.
+
+    A second SIGINT interrupts.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -43,9 +60,9 @@ class StopRequest:
         return self.name is not None
 
     def install(self) -> StopRequest:
-        """Take over SIGTERM and SIGINT of this process (main thread only)."""
-        signal.signal(signal.SIGTERM, self._handle)
-        signal.signal(signal.SIGINT, self._handle)
+        """Take over the signals of this process (main thread only)."""
+        for number in wanted():
+            signal.signal(number, self._handle)
         return self
 
     def wait(self, seconds: float) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from largebatch._cache import cache_folder
 from largebatch.distributed.algorithms import Algorithms
 from largebatch.distributed.cost_model import Choice, CostModel, Wire
 from largebatch.distributed.probe import Probe, Timing
@@ -139,8 +139,7 @@ def _cache_file(algorithms: Algorithms) -> Path:
         hosts = b"|".join(names).hex()
     parts = (hosts, algorithms.topology.key(), algorithms.device.type, algorithms.preference.wire)
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home, "largebatch", f"links-{name}.json")
+    return cache_folder() / f"links-{name}.json"
 
 
 def _read(path: Path) -> str:
@@ -152,7 +151,6 @@ def _read(path: Path) -> str:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
     except OSError:
         return  # a home that cannot be written costs a probe a start

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from largebatch._errors import RunFailure, UserError
+from largebatch._output import forgive_lost_output
 from largebatch.distributed.agreement import agreed, announce, require_same, together
 from largebatch.distributed.environment import World, detect
 from largebatch.distributed.group import choose_device, process_group, set_threads
@@ -41,6 +42,7 @@ def train(arguments: Sequence[str]) -> int:
     """
     config = parse.parse(arguments)
     check(config)
+    forgive_lost_output()
     world = detect()
     if world.launcher != "alone" and config.run.nproc > 1:
         raise UserError(
@@ -59,7 +61,6 @@ def train(arguments: Sequence[str]) -> int:
     if world.launcher != "alone":
         launcher = os.environ.get(LAUNCHER_VARIABLE)
         die_with_parent(int(launcher) if launcher else None)
-        os.environ.setdefault("LOCAL_WORLD_SIZE", str(world.local_world_size))  # data workers ask
     device = choose_device(world)
     set_threads(world)
     if device.type == "cpu":

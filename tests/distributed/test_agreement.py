@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import socket
 import time
 from pathlib import Path
@@ -12,7 +14,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed.agreement import announce, require_same, together
+from largebatch.distributed import agreement
+from largebatch.distributed.agreement import agreed, announce, gathered, require_same, together
 from largebatch.distributed.environment import World, free_port
 from largebatch.distributed.group import process_group
 
@@ -79,3 +82,84 @@ def test_alone_a_mistake_is_raised_and_nothing_announced():
         together(work, alone)
     announce(UserError("no"), alone)
     assert not dist.is_initialized()
+
+
+VALUES = [None, 1, -2.5, 1e-300, "text \u00e9\udcff", [1, [2, None]], {"a": {"b": [True]}}]
+FLAG = "ran"
+
+
+class Payload:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder, FLAG)
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.path,))
+
+
+def values_main(rank: int, port: int, folder: str) -> None:
+    here = world(rank, port)
+    with process_group(here, "gloo", 60.0, torch.device("cpu")):
+        for value in VALUES:
+            assert agreed(value if rank == 0 else "of no account", here) == value
+            assert gathered([rank, value], here) == [[0, value], [1, value]]
+        assert gathered("x" * (1 + 10_000 * rank), here) == ["x", "x" * 10_001]
+
+        def work() -> int:
+            if rank == 1:
+                raise UserError("a mistake \x1b[2J of rank 1")
+            return 7
+
+        with pytest.raises(UserError, match=r"a mistake .x1b.2J of rank 1"):
+            together(work, here)
+        assert together(lambda: rank, here) == rank
+        require_same({"rate": float("nan"), "data": (1, 2)}, here)
+        with pytest.raises(UserError, match=r"new\.key=None on rank 1"):
+            require_same({"rate": 1} if rank else {"rate": 1, "new.key": 3}, here)
+    Path(folder, f"{rank}").touch()
+
+
+def test_values_arrive_as_they_were(tmp_path):
+    mp.spawn(values_main, (free_port(), str(tmp_path)), nprocs=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
+
+
+def evil_main(rank: int, port: int, folder: str, claimed: int) -> None:
+    """Rank 1 speaks the protocol of pickled objects, and of one that claims to send much."""
+    here = world(rank, port)
+    try:
+        with process_group(here, "gloo", 60.0, torch.device("cpu")):
+            if rank == 0:
+                gathered("a word", here)
+            else:
+                message = bytearray(pickle.dumps(Payload(folder)).ljust(400))
+                size = torch.tensor([claimed or len(message)])
+                dist.all_gather([torch.empty_like(size) for _ in range(2)], size)
+                content = torch.frombuffer(message, dtype=torch.uint8)
+                if not claimed:
+                    dist.all_gather([torch.empty_like(content) for _ in range(2)], content)
+    except RunFailure as failure:
+        Path(folder, f"{rank}").write_text(str(failure))
+
+
+@pytest.mark.parametrize(
+    ("claimed", "said"), [(0, "sent what is no JSON"), (2**40, "1099511627776 bytes")]
+)
+def test_what_a_peer_sends_is_never_unpickled(tmp_path, claimed, said):
+    mp.spawn(evil_main, (free_port(), str(tmp_path), claimed), nprocs=2)
+    assert "rank 1 " in (tmp_path / "0").read_text() and said in (tmp_path / "0").read_text()
+    assert not (tmp_path / FLAG).exists()
+
+
+def test_no_module_of_the_package_unpickles_what_it_is_handed():
+    """Nor asks torch to: of data files one has a reader of its own that builds arrays alone."""
+    words = r"\b(pickle|cloudpickle|dill|marshal|shelve)\b|torch\.load\(|_object(_list)?\("
+    package = Path(agreement.__file__).parents[1]
+    found = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(words, line.split("#")[0]) and not line.strip().startswith(('"', "A pickle"))
+    }
+    assert found <= {"data/cifar.py"}

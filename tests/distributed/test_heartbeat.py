@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
 from largebatch.distributed import heartbeat
 from largebatch.distributed.environment import World, free_port
-from largebatch.distributed.heartbeat import Heartbeat
+from largebatch.distributed.heartbeat import VERDICT, Heartbeat
+from largebatch.distributed.rendezvous import serve
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -176,11 +177,10 @@ def test_a_rank_that_has_ended_in_good_order_is_not_missed(ranks: Start) -> None
 @pytest.fixture
 def beats(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[Heartbeat], dict[int, str]]]:
     """Three ranks' heartbeats in one process, over a real store, and what ended which of them."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    store = serve(World())
     monkeypatch.setattr(heartbeat, "_in_flight", lambda: "gloo:all_reduce number 7 (of 123)")
     ends: dict[int, str] = {}
-    every = [Heartbeat(World(rank, 3, launcher="mpirun"), 4.0) for rank in range(3)]
+    every = [Heartbeat(World(rank, 3, launcher="mpirun"), 4.0, store) for rank in range(3)]
     for rank, each in enumerate(every):
         each.end = partial(ends.__setitem__, rank)
     yield every, ends
@@ -239,6 +239,35 @@ def test_a_rank_that_moves_while_others_wait_is_named(
     every[2].close()  # one that has said goodbye is not missed
     time.sleep(6)
     assert not ends
+
+
+ESCAPES = "\x1b]0;title\x07\x1b[2Jno\rfault\x9b31m\u202eback\udcff"
+
+
+def test_what_the_store_says_does_not_steer_the_terminal(beats: Any) -> None:
+    """Whoever reaches the store can end the run, but a terminal shows text and nothing else."""
+    every, ends = beats
+    every[1]._store.set(VERDICT, ESCAPES.encode(errors="surrogateescape"))
+    wait_for(lambda: len(ends) == 2)
+    assert set(ends) == {1, 2}
+    assert ends[1].isprintable() and ends[1] == ends[2] and "fault" in ends[1]
+    assert every[0].account() == ends[1]
+
+
+def test_beats_that_are_none_are_not_believed(beats: Any) -> None:
+    """A beat with escapes for its host is a beat; one of another form is silence."""
+    every, ends = beats
+    time.sleep(1.5)
+    every[1]._closed.set()
+    every[2]._closed.set()
+    beat = {**every[1]._beat(None), "host": ESCAPES, "doing": ESCAPES}
+    time.sleep(0.6)
+    every[1]._store.set("largebatch/heartbeat/1", json.dumps(beat))
+    for content in ("", "[1]", "no JSON", '{"count": "x"}', "[" * 100_000):
+        every[2]._store.set("largebatch/heartbeat/2", content)
+        assert 2 not in every[0]._read([2])
+    wait_for(lambda: 0 in ends)
+    assert ends[0].startswith("rank 1 on \\x1b]0;title\\x07") and ends[0].isprintable()
 
 
 def test_alone_there_is_nothing_to_watch() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import largebatch
+from largebatch._cores import usable_cores
 from largebatch._errors import UserError
 from largebatch.record import BenchmarkRecord, environment, read_record, write_record
 
@@ -24,7 +25,7 @@ def test_environment_says_on_what_and_by_what():
     found = environment(["largebatch", "bench", "loop", "--json=/somewhere/private/loop.json"])
     assert found["torch"] == torch.__version__
     assert found["largebatch"] == largebatch.__version__
-    assert found["cores"] == len(os.sched_getaffinity(0))
+    assert found["cores"] == usable_cores()
     assert found["memory_gib"] > 0
     assert found["cpu"]
     assert found["command"] == "largebatch bench loop --json=loop.json"

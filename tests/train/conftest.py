@@ -82,6 +82,10 @@ class Running:
                 found[int(rank)] = child
         return [found[rank] for rank in sorted(found)]
 
+    def children(self) -> list[psutil.Process]:
+        """Return every process that the command has started."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
     def end(self, seconds: float = 120) -> str:
         """Wait for the end and return what was printed."""
         return self.process.communicate(timeout=seconds)[0]
