@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from largebatch._ops.derivatives import refuse_derivatives
 from largebatch._ops.library import Operator, notice, register
 
 
@@ -60,6 +61,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(())
+    refuse_derivatives("global_norm", tensors)
     notice("global_norm", tensors)
     return torch.ops.largebatch.global_norm(tensors)
 
@@ -80,6 +82,7 @@ def clip_factor(
     """
     if not tensors:
         return torch.zeros(()), torch.ones(())
+    refuse_derivatives("clip_factor", tensors)
     notice("clip_factor", tensors)
     norm, factor = torch.ops.largebatch.clip_factor(tensors, max_norm, eps=eps, scale=scale)
     return norm, factor

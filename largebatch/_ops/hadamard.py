@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from largebatch._ops.derivatives import register_autograd
 from largebatch._ops.dtypes import accumulate_dtype
-from largebatch._ops.library import Operator, notice, register, register_autograd
+from largebatch._ops.library import _LIBRARY, Operator, notice, register
 
 
 def transform_length(features: int, outputs: int) -> int:
@@ -55,7 +56,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return torch.ops.largebatch.hadamard(grad, ctx.features), None
 
 
-register_autograd("hadamard", _backward, _keep_size)
+def _vmap(
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, outputs: int
+) -> tuple[Tensor, int]:
+    assert in_dims[0] is not None
+    return torch.ops.largebatch.hadamard(x.movedim(in_dims[0], 0), outputs), 0
+
+
+register_autograd("hadamard", _backward, _keep_size, reference_hadamard)
+torch.library.register_vmap("largebatch::hadamard", _vmap, lib=_LIBRARY)
 
 
 def hadamard(x: Tensor, outputs: int) -> Tensor:

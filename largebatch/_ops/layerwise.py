@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from largebatch._ops.derivatives import refuse_derivatives
 from largebatch._ops.library import Operator, notice, register
 from largebatch._ops.step import StepCall
 
@@ -240,6 +241,7 @@ def lars_(
     """
     if not params:
         return
+    refuse_derivatives("lars_", params, grads)
     if not reference:
         notice("lars_", params)
     run = reference_lars_ if reference else torch.ops.largebatch.lars_
@@ -313,6 +315,7 @@ def lamb_(
     """
     if not params:
         return
+    refuse_derivatives("lamb_", params, grads)
     if not reference:
         notice("lamb_", params)
     run = reference_lamb_ if reference else torch.ops.largebatch.lamb_

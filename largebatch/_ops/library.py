@@ -85,15 +85,6 @@ def register(*operators: Operator) -> None:
         torch.library.register_fake(f"largebatch::{operator.name}", operator.fake, lib=_LIBRARY)
 
 
-def register_autograd(
-    name: str, backward: Callable[..., Any], setup_context: Callable[..., None]
-) -> None:
-    """Give operator ``name`` its derivative, as ``torch.library.register_autograd`` defines it."""
-    torch.library.register_autograd(
-        f"largebatch::{name}", backward, setup_context=setup_context, lib=_LIBRARY
-    )
-
-
 def face() -> Literal["compiled", "reference"]:
     """Return which face serves CPU tensors in this process."""
     return "reference" if _ABSENT else "compiled"

@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from largebatch._ops.derivatives import register_autograd
 from largebatch._ops.dtypes import accumulate_dtype
-from largebatch._ops.library import Operator, notice, register, register_autograd
-from largebatch._ops.norm_layout import from_bits, in_layout, mask_size
+from largebatch._ops.library import Operator, notice, register
+from largebatch._ops.norm_layout import in_layout, mask_size
 from largebatch._ops.norm_reference import (
     NormPolicy,
     ghost_counts,
     normalized,
     reference_ghost_norm,
     reference_ghost_norm_backward,
+    stacked,
 )
 
 
@@ -119,54 +122,68 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return norm_backward(ctx, grad)[0]
 
 
+def differentiable_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    mask: Tensor,
+    policy: int,
+    top: int,
+    ghost_size: int,
+    full: int,
+    eps: float,
+    residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradient by torch's own operations, which can differentiate it again.
+
+    The statistics are functions of ``x``: all of the derivative goes to ``x``, none to them.
+    """
+    counts = ghost_counts(x.shape[0], ghost_size, full)
+    _, found = normalized(x, None, None, NormPolicy(policy), top, counts, eps)
+    options = policy, top, ghost_size, full, eps, residual
+    return reference_ghost_norm_backward(grad, x, weight, stacked(found), mask, *options)
+
+
 def _keep_for_second_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grad, x, weight, _, mask, *options = inputs
-    ctx.save_for_backward(grad, x, weight, mask)
-    ctx.options = options
+    *tensors, policy, top, ghost_size, full, eps, residual = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+    ctx.options = policy, top, ghost_size, full, eps, residual
 
 
 def _second_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    """Differentiate the gradient itself, by torch's own operations: rare, so not compiled.
+    """Differentiate the gradient itself: rare, so not compiled."""
+    saved, wanted = ctx.saved_tensors, [index for index, u in enumerate(upstream) if u is not None]
+    if not wanted:
+        return (None,) * 11
+    needed = [index for index, needs in enumerate(ctx.needs_input_grad[:5]) if needs]
 
-    The statistics are functions of ``x``: all of the derivative goes to ``x``, none to them. Views
-    keep apart what the arguments owe to each other; what is returned can be differentiated again.
-    """
-    grad, x, weight, mask = ctx.saved_tensors
-    policy, top, ghost_size, full, eps, _ = ctx.options
-    counts = ghost_counts(x.shape[0], ghost_size, full)
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        inputs = [
-            t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-            for t in (grad, x, weight)
-            if t is not None
-        ]
-        g = inputs[0].to(accumulate_dtype(x.dtype))
-        if mask.numel() > 0:
-            g = torch.where(from_bits(mask, in_layout(x)), g, 0.0)
-        y, _ = normalized(inputs[1], None, None, NormPolicy(policy), top, counts, eps)
-        scaled = g if weight is None else g * inputs[2].view(1, -1, *[1] * (x.dim() - 2))
-        (dx,) = torch.autograd.grad(y, inputs[1], scaled, create_graph=True)
-        sums = [
-            torch.stack([part.transpose(0, 1).flatten(1).sum(1) for part in values.split(counts)])
-            for values in (g * y, g)
-        ]
-        outputs = (dx, torch.stack(sums), g.to(x.dtype))
-        wanted = [
-            (o, u) for o, u in zip(outputs, upstream, strict=True) if u is not None and u.numel()
-        ]
-        of_grad, of_x, *of_weight = torch.autograd.grad(
-            [o for o, _ in wanted],
-            inputs,
-            [u for _, u in wanted],
-            create_graph=create_graph,
-            allow_unused=True,
+    def outputs(*tensors: Tensor) -> list[Tensor]:
+        given = dict(zip(needed, tensors, strict=True))
+        found = differentiable_backward(
+            *(given.get(index, tensor) for index, tensor in enumerate(saved)), *ctx.options
         )
-    return (of_grad, of_x, of_weight[0] if of_weight else None, *(None,) * 8)
+        return [found[index] for index in wanted]
+
+    # Unlike torch.autograd.grad this can be in the middle of any transform of torch.func.
+    _, pull_back = torch.func.vjp(  # type: ignore[misc]
+        outputs, *(saved[index] for index in needed)
+    )
+    gradients = dict(zip(needed, pull_back([upstream[index] for index in wanted]), strict=True))
+    return *(gradients.get(index) for index in range(5)), *(None,) * 6
 
 
-register_autograd("ghost_norm", _backward, keep_for_backward)
-register_autograd("ghost_norm_backward", _second_backward, _keep_for_second_backward)
+def _differentiable_norm(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    y, statistics, mask = reference_ghost_norm(*args)
+    with torch.no_grad(), forward_ad._set_fwd_grad_enabled(False):
+        return y, statistics.clone(), mask
+
+
+register_autograd("ghost_norm", _backward, keep_for_backward, _differentiable_norm)
+register_autograd(
+    "ghost_norm_backward", _second_backward, _keep_for_second_backward, differentiable_backward
+)
 
 
 def ghost_norm(

@@ -14,6 +14,14 @@ def in_layout(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
+def in_layout_of(x: Tensor, values: Tensor) -> Tensor:
+    """Return ``values`` in the type and layout of ``x``, by operations that vmap knows as well."""
+    values = values.to(x.dtype)
+    if x.is_contiguous():
+        return values.contiguous()
+    return values.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
 def is_planar(x: Tensor) -> bool:
     """Return whether the values of a sample and channel are adjacent."""
     return x.is_contiguous() and x[0, 0].numel() > 1

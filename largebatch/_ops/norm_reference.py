@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from largebatch._ops.dtypes import accumulate_dtype
-from largebatch._ops.norm_layout import from_bits, in_layout, to_bits
+from largebatch._ops.norm_layout import from_bits, in_layout, in_layout_of, to_bits
 
 
 class NormPolicy(IntEnum):
@@ -84,6 +84,16 @@ def normalized(
     return torch.cat(done), statistics
 
 
+def stacked(statistics: list[tuple[Tensor, Tensor, Tensor | None]]) -> Tensor:
+    """Return the statistics of ghosts as (2 or 3, ghosts, C)."""
+    rows = [
+        torch.stack([part for part in parts if part is not None])
+        for parts in zip(*statistics, strict=True)
+        if parts[0] is not None
+    ]
+    return torch.stack(rows)
+
+
 def reference_ghost_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -106,12 +116,7 @@ def reference_ghost_norm(
     if relu:
         mask = to_bits(~(y <= 0), x)
         y = y.relu()
-    rows = [
-        torch.stack([part for part in parts if part is not None])
-        for parts in zip(*statistics, strict=True)
-        if parts[0] is not None
-    ]
-    return torch.empty_like(x).copy_(y), torch.stack(rows), mask
+    return in_layout_of(x, y), stacked(statistics), mask
 
 
 def reference_ghost_norm_backward(
@@ -170,5 +175,5 @@ def reference_ghost_norm_backward(
         sums.append(torch.stack(((r * product).squeeze(1), g.sum(1))))
     dresidual = x.new_empty(0)
     if residual and relu:
-        dresidual = torch.empty_like(x).copy_(upstream)
-    return torch.empty_like(x).copy_(torch.cat(done)), torch.stack(sums, 1), dresidual
+        dresidual = in_layout_of(x, upstream)
+    return in_layout_of(x, torch.cat(done)), torch.stack(sums, 1), dresidual

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from largebatch._ops.derivatives import register_refusal
 from largebatch._ops.dtypes import accumulate_dtype
 from largebatch._ops.library import Operator, register
-from largebatch._ops.norm_layout import from_bits, in_layout, mask_size, to_bits
+from largebatch._ops.norm_layout import from_bits, in_layout, in_layout_of, mask_size, to_bits
 from largebatch._ops.norm_reference import NormPolicy
 
 
@@ -52,7 +53,7 @@ def reference_norm_apply(
     if relu:
         mask = to_bits(~(y <= 0), x)
         y = y.relu()
-    return torch.empty_like(x).copy_(y), mask
+    return in_layout_of(x, y), mask
 
 
 def reference_norm_gradient_sums(
@@ -94,9 +95,9 @@ def reference_norm_gradient(
         size, d = d.abs(), d.sign()
         if policy == NormPolicy.TOP_K:
             d = d * torch.where(size == kth, share, (size > kth).to(wide))
-    dx = torch.empty_like(x).copy_(of_grad * g + (constant + spread * d))
+    dx = in_layout_of(x, of_grad * g + (constant + spread * d))
     if residual and mask.numel() > 0:
-        return dx, torch.empty_like(x).copy_(g)
+        return dx, in_layout_of(x, g)
     return dx, x.new_empty(0)
 
 
@@ -156,3 +157,6 @@ register(
         _fake_norm_gradient,
     ),
 )
+
+for _step in ("norm_moments", "norm_apply", "norm_gradient_sums", "norm_gradient"):
+    register_refusal(_step)

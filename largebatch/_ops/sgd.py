@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from largebatch._ops.derivatives import refuse_derivatives
 from largebatch._ops.library import Operator, notice, register
 from largebatch._ops.step import StepCall
 
@@ -103,6 +104,7 @@ def sgd_(
     """
     if not params:
         return
+    refuse_derivatives("sgd_", params, grads)
     notice("sgd_", params)
     torch.ops.largebatch.sgd_(
         params,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from largebatch._ops.derivatives import refuse_derivatives
 from largebatch._ops.library import Operator, notice, register
 
 
@@ -66,5 +67,6 @@ def sum_shards(
     Returns two float64 numbers: the sum of the squares of all shards' elements, and of ``out``'s;
     zeros unless ``squares``.
     """
+    refuse_derivatives("sum_shards", shards)
     notice("sum_shards", shards)
     return torch.ops.largebatch.sum_shards(shards, out, divisor=divisor, squares=squares)

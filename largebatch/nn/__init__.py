@@ -12,8 +12,9 @@ from largebatch.nn.convert import (
     wrong_span,
 )
 from largebatch.nn.fixed_classifier import FixedClassifier, find_classifier, fix_classifier
+from largebatch.nn.followers import FOLLOWERS
 from largebatch.nn.frozen import frozen_statistics
-from largebatch.nn.fuse import fuse
+from largebatch.nn.fuse import fuse, unfuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
 from largebatch.nn.ghost_gradients import noise_scale_terms
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
@@ -36,6 +37,7 @@ from largebatch.nn.weight_norm import BoundedWeightNorm, ChannelBias, WeightNorm
 
 __all__ = [
     "ACTIVATION_GAINS",
+    "FOLLOWERS",
     "BoundedWeightNorm",
     "ChannelBias",
     "FixedClassifier",
@@ -71,5 +73,6 @@ __all__ = [
     "rank_statistics",
     "spans_ranks",
     "step_end",
+    "unfuse",
     "wrong_span",
 ]

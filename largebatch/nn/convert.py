@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from typing import get_args
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
 
 from largebatch._errors import UserError
+from largebatch.nn.carry_over import carry_over
 from largebatch.nn.config import NormConfig, Running
+from largebatch.nn.followers import follow, followers_of
+from largebatch.nn.leaf import Proxy, recorded
 from largebatch.nn.over_ghosts import OverGhosts
 from largebatch.nn.over_ranks import ranks_of
 from largebatch.nn.registry import NormFactory, norms
@@ -28,6 +35,14 @@ _TORCH: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.Batch
 
 class BatchNorm(_BatchNorm):
     """torch's batch norm for input of any rank from 2-D to 5-D."""
+
+    followers: tuple[str, ...] = ()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input`` (N, C, ...) normalised."""
+        if isinstance(input, Proxy):
+            return recorded(self, input)
+        return follow(self, super().forward(input))
 
     def _check_input_dim(self, input: Tensor) -> None:
         if not 2 <= input.dim() <= 5:
@@ -112,6 +127,10 @@ def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
     done: dict[nn.Module, nn.Module] = {}  # a norm used twice stays one norm
 
     def exchange(module: nn.Module) -> nn.Module:
+        if isinstance(module, ScriptModule) and "BatchNorm" in module.original_name:
+            raise UserError(
+                f"norm.kind={config.kind}: the model is compiled by torch.jit; convert it before"
+            )
         if isinstance(module, (_BatchNorm, SampleNorm)):
             if module not in done:
                 done[module] = _replacement(module, factory, config)
@@ -143,8 +162,10 @@ def convert_batch_norm(
     """Exchange every batch norm of ``model`` (torch's or ours) for ``kind``, in place.
 
     Parameters and buffers are the same tensors afterwards, so an optimizer made before stays
-    valid; training flags, ``affine`` and ``track_running_stats`` are kept, and ``momentum`` and
-    ``eps`` where they are not given. ``kind="batch"`` gives back the very classes that an earlier
+    valid. Hooks, attributes and children of your own, training flags, ``affine`` and
+    ``track_running_stats`` are kept, and ``momentum`` and ``eps`` where they are not given. Norms
+    that end in an activation, as timm's, keep it (``largebatch.nn.FOLLOWERS``); other subclasses
+    of torch's norms are refused. ``kind="batch"`` gives back the very classes that an earlier
     conversion took away; after ``layer``, ``instance`` and ``group``, which have none, running
     statistics begin anew.
 
@@ -181,20 +202,21 @@ def _replacement(
     ours = isinstance(old, (RunningStatistics, SampleNorm))
     origin = old.converted_from if isinstance(old, (RunningStatistics, SampleNorm)) else type(old)
     activation = old.activation if isinstance(old, RunningStatistics) else None
-    plain = ours or type(old) in (*_TORCH, nn.SyncBatchNorm, BatchNorm)
+    followers = followers_of(old)
+    plain = ours or followers or type(old) in (*_TORCH, nn.SyncBatchNorm, BatchNorm)
+    synchronised = plain and isinstance(old, nn.SyncBatchNorm)
     channels = old.num_channels if isinstance(old, SampleNorm) else old.num_features
     new: nn.Module
-    if config.kind == "batch" and not ours and type(old) is not nn.SyncBatchNorm:
+    if config.kind == "batch" and not ours and not synchronised:
         new = old
     elif not plain:
-        raise UserError(
-            f"norm.kind={config.kind}: {type(old).__name__} is not a plain batch norm, so what it "
-            "does besides would be lost; set norm.kind=batch"
-        )
-    elif config.kind == "batch" and origin in _TORCH:
+        raise UserError(f"norm.kind={config.kind}: {_why_not(old)}")
+    elif config.kind == "batch" and origin is not None and not issubclass(origin, nn.SyncBatchNorm):
         new = origin(channels)
     else:
         new = factory(channels, config)
+    if isinstance(new, nn.Identity) and followers:
+        new = nn.Sequential()  # of the followers
     if isinstance(new, ChannelBias):
         _take_bias(new, old, config.kind)
     else:
@@ -212,19 +234,52 @@ def _replacement(
     elif activation is not None:
         raise UserError(
             f"norm.kind={config.kind}: {type(old).__name__} has a fused {activation}, which this "
-            "kind has not"
+            "kind has not; take it out first by largebatch.nn.unfuse(model)"
         )
-    new.train(old.training)
+    if new is not old:
+        try:
+            carry_over(old, new, _names())
+        except ValueError as error:
+            raise UserError(f"norm.kind={config.kind}: {type(old).__name__}: {error}") from None
+        if followers and hasattr(type(new), "followers"):
+            new.followers = followers  # type: ignore[assignment]
+        new.training = old.training
     return new
+
+
+def _why_not(old: nn.Module) -> str:
+    """Say why the place of ``old`` cannot be taken, and what to do."""
+    name = type(old).__name__
+    if isinstance(old, LazyModuleMixin):
+        return f"{name} does not know its channels yet; run a batch through the model first"
+    if parametrize.is_parametrized(old):
+        return f"{name}: take its parametrizations away first, they would be lost"
+    return (
+        f"{name} is not a plain batch norm, so what it does besides would be lost; set "
+        "norm.kind=batch, leave that part of the model out, or name it in "
+        "largebatch.nn.FOLLOWERS if it only calls children of its own on the result"
+    )
+
+
+@functools.cache
+def _names() -> frozenset[str]:
+    """Return the names of everything that a norm of any kind has by itself."""
+    found = {"converted_from", "followers"}
+    for entry in norms:
+        norm = entry.factory(1, NormConfig(entry.name, ghost_size=1, groups=1))
+        found |= {*vars(norm), *norm._buffers, *norm._parameters}
+    return frozenset(found)
 
 
 def _take_over(old: _BatchNorm | SampleNorm, new: nn.Module, config: NormConfig) -> None:
     """Give ``new`` the parameters, buffers and settings of ``old`` that it has a place for."""
-    if isinstance(new, nn.Identity):
+    if not isinstance(new, (_BatchNorm, SampleNorm)):
         return
-    assert isinstance(new, (_BatchNorm, SampleNorm))
     new.eps = old.eps if config.eps is None else config.eps
-    new.affine, new.weight, new.bias = old.affine, old.weight, old.bias
+    new.affine = old.affine
+    if new is not old:
+        new._parameters.clear()
+        new._parameters.update(old._parameters)
     if isinstance(new, SampleNorm):
         return
     if isinstance(old, SampleNorm):  # statistics begin anew, where the weights are

@@ -7,7 +7,7 @@ layer", 2018.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from largebatch._errors import UserError
 from largebatch._ops import accumulate_dtype, hadamard
+from largebatch.nn.leaf import Proxy, recorded
 
 
 class FixedClassifier(nn.Module):
@@ -79,6 +80,8 @@ class FixedClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (..., num_classes) of ``x`` (..., in_features), at least float32."""
+        if isinstance(x, Proxy):
+            return recorded(self, x)
         dtype = accumulate_dtype(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             x = F.normalize(x.to(dtype), dim=-1)
@@ -88,6 +91,11 @@ class FixedClassifier(nn.Module):
                 logits = F.linear(x, self.weight.to(dtype))
             logits = logits * self.scale.to(dtype)
             return logits if self.bias is None else logits + self.bias.to(dtype)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise UserError(
+            "torch.jit.script cannot compile a FixedClassifier; take torch.export or jit.trace"
+        )
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.num_classes}, kind={self.kind!r}"

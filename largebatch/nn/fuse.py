@@ -1,11 +1,12 @@
-"""Fold the ReLUs and additions of a ResNet into its norms: fewer passes over memory."""
+"""Fold ReLUs and additions into the norms before them, for fewer passes over memory, and unfold."""
 
-from __future__ import annotations
+# No annotations as strings here: torch.jit reads those of what it compiles.
 
 import sys
 
 from torch import Tensor, nn
 
+from largebatch.nn.carry_over import carry_over, is_hooked
 from largebatch.nn.over_ghosts import OverGhosts
 
 
@@ -23,46 +24,104 @@ class FusedResidualBlock(nn.Module):
                 self.add_module(name, child)
         if not hasattr(self, "downsample"):
             self.downsample = None
-        self.layers = 3 if hasattr(self, "conv3") else 2
-        for number in range(1, self.layers + 1):
-            self.get_submodule(f"bn{number}").activation = "relu"  # type: ignore[assignment]
+        for norm in self.norms():
+            norm.activation = "relu"
+        carry_over(block, self, frozenset(block._modules))
+        self.block = (block,)  # in a tuple it is no child: its parameters are ours
         self.train(block.training)
+
+    def norms(self) -> list[OverGhosts]:
+        """Return the norms of the main path."""
+        return [norm for norm in self.children() if isinstance(norm, OverGhosts)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output for ``x`` (N, C, H, W)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = x
-        for number in range(1, self.layers):
-            y = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(y))
-        last = self.layers
-        out: Tensor = getattr(self, f"bn{last}")(getattr(self, f"conv{last}")(y), shortcut)
-        return out
+        y: Tensor = self.bn1(self.conv1(x))  # type: ignore[operator]
+        if not hasattr(self, "conv3"):
+            return self.bn2(self.conv2(y), shortcut)  # type: ignore[operator]
+        y = self.bn2(self.conv2(y))  # type: ignore[operator]
+        return self.bn3(self.conv3(y), shortcut)  # type: ignore[operator]
+
+    def unfused(self) -> nn.Module:
+        """Return the block that this one was made of, with the children of now."""
+        for norm in self.norms():
+            norm.activation = None
+        (block,) = self.block
+        for name, child in self.named_children():
+            setattr(block, name, child)
+        carry_over(self, block, frozenset((*self._modules, "block")))
+        return block.train(self.training)
+
+
+class FoldedReLU(nn.Identity):
+    """Where a ReLU was, which the norm before it applies now."""
+
+    def __init__(self, relu: nn.Module) -> None:
+        super().__init__()
+        self.relu = (relu,)  # no child: a walk over the model must not meet it
 
 
 def fuse(model: nn.Module) -> nn.Module:
     """Fold norm + ReLU and norm + addition + ReLU in torchvision's ResNets, in place.
 
-    Only norms of this package can (``convert_batch_norm`` first); blocks with torch's batch norms,
-    with another activation and models of other families stay as they are. Parameters, buffers and
-    ``state_dict`` do not change; results are equal up to rounding.
+    Norms that call a ReLU of their own, as timm's, take it in as well, in any model. Only norms of
+    this package can (``convert_batch_norm`` first); blocks with torch's batch norms, with another
+    activation or a hook on it, and the rest of other families stay as they are. Parameters, buffers
+    and ``state_dict`` do not change; results are equal up to rounding.
 
     Returns:
         ``model``.
     """
+    # Never imported: the model cannot come from it.
     resnet = sys.modules.get("torchvision.models.resnet")
-    if resnet is None:  # never imported: the model cannot come from it
-        return model
     for module in list(model.modules()):
+        if isinstance(module, OverGhosts) and module.activation is None:
+            _take_in(module)
+        if resnet is None:
+            continue
         for name, child in list(module.named_children()):
             if type(child) in (resnet.BasicBlock, resnet.Bottleneck) and _fits(child):
                 setattr(module, name, FusedResidualBlock(child))
         if type(module) is resnet.ResNet and _fits(module):
             module.get_submodule("bn1").activation = "relu"  # type: ignore[assignment]
-            module.relu = nn.Identity()
+            module.relu = FoldedReLU(module.get_submodule("relu"))
     return model
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    """Undo :func:`fuse`, in place, so that ``convert_batch_norm(model, "batch")`` can follow.
+
+    Returns:
+        ``model``, or the block it was made of if it is itself a fused block.
+    """
+    if isinstance(model, FusedResidualBlock):
+        model = model.unfused()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, FusedResidualBlock):
+                setattr(module, name, child.unfused())
+            elif isinstance(child, FoldedReLU):
+                norm = module if isinstance(module, OverGhosts) else module.bn1
+                assert isinstance(norm, OverGhosts)
+                norm.activation = None
+                setattr(module, name, child.relu[0])
+    return model
+
+
+def _take_in(norm: OverGhosts) -> None:
+    """Apply the ReLU that follows ``norm`` in its own pass."""
+    acting = [n for n in norm.followers if type(norm.get_submodule(n)) is not nn.Identity]
+    if acting and _folds(norm.get_submodule(acting[0])):
+        norm.activation = "relu"
+        setattr(norm, acting[0], FoldedReLU(norm.get_submodule(acting[0])))
 
 
 def _fits(module: nn.Module) -> bool:
     norms = [child for name, child in module.named_children() if name.startswith("bn")]
     plain = all(isinstance(norm, OverGhosts) and norm.activation is None for norm in norms)
-    return plain and type(getattr(module, "relu", None)) is nn.ReLU
+    return plain and "forward" not in vars(module) and _folds(getattr(module, "relu", None))
+
+
+def _folds(relu: nn.Module | None) -> bool:
+    return type(relu) is nn.ReLU and not is_hooked(relu)

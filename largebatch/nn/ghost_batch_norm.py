@@ -32,6 +32,7 @@ class GhostBatchNorm(OverGhosts):
         track_running_stats: keep running statistics for evaluation.
         running: how the ghosts of a step enter the running statistics (``largebatch.nn.running``).
         activation: ``"relu"`` to end in one.
+        bias: learn the shift, where ``affine``.
 
     Under ``DistributedDataParallel`` pass ``broadcast_buffers=False`` and call
     ``largebatch.nn.merge_running_stats(model)`` before evaluation.
@@ -51,6 +52,8 @@ class GhostBatchNorm(OverGhosts):
         activation: Literal["relu"] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__(
             num_features,
@@ -63,6 +66,7 @@ class GhostBatchNorm(OverGhosts):
             activation,
             device,
             dtype,
+            bias=bias,
         )
 
 

@@ -1,6 +1,6 @@
 """Batch norm over ghost batches, whatever norm measures the spread: what those modules share."""
 
-from __future__ import annotations
+# No annotations as strings here: torch.jit reads those of what it compiles.
 
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -9,11 +9,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch._ops import NormPolicy, ghost_norm, norm_constant
 from largebatch.nn.config import NormConfig, Running
+from largebatch.nn.followers import follow
 from largebatch.nn.ghost_gradients import Observer, observed_ghost_norm
 from largebatch.nn.ghosts import split_ghosts
+from largebatch.nn.leaf import Proxy, recorded
 from largebatch.nn.over_ranks import Ranks, all_ranks, norm_over_ranks, ranks_of
 from largebatch.nn.place import current_place
 from largebatch.nn.running import RunningStatistics
@@ -36,11 +39,22 @@ class OverGhosts(RunningStatistics):
         activation: ``"relu"`` to end in one, in the same pass over memory.
         process_group: ranks that hold a ghost together, ``"all"`` for all of them: then a forward
             of all of them is one ghost, and ``ghost_size`` must be None. None: a ghost is a rank's.
+        bias: learn the shift, where ``affine``.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
+    __constants__ = [*_BatchNorm.__constants__, "policy", "followers"]  # noqa: RUF012
+    __jit_ignored_attributes__: ClassVar[list[str]] = [
+        "ghost_size",
+        "top",
+        "ranks",
+        "over_ranks",
+        "followers",
+        "gradient_observer",
+    ]
+    __jit_unused_properties__: ClassVar[list[str]] = ["ranks_of_a_ghost"]
     policy: ClassVar[NormPolicy] = NormPolicy.L2
     top: int = 1
     ghost_size: int | None
@@ -60,7 +74,9 @@ class OverGhosts(RunningStatistics):
         activation: Literal["relu"] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        process_group: dist.ProcessGroup | Literal["all"] | None = None,
+        process_group: "dist.ProcessGroup | Literal['all'] | None" = None,
+        *,
+        bias: bool = True,
     ) -> None:
         if ghost_size is not None and ghost_size < 1:
             raise ValueError(f"ghost_size={ghost_size}: must be at least 1 sample")
@@ -76,6 +92,7 @@ class OverGhosts(RunningStatistics):
             activation,
             device,
             dtype,
+            bias=bias,
         )
         self.ghost_size = ghost_size
         self.over_ranks = process_group is not None
@@ -90,34 +107,54 @@ class OverGhosts(RunningStatistics):
         their own, if ``residual`` has the shape and type of ``x``.
 
         Raises:
-            ValueError: ``x`` has not 2 to 5 dimensions, not C channels, or in training fewer than
-                two values per channel.
+            ValueError: ``x`` has not 2 to 5 dimensions, not C channels, or in training one value
+                per channel.
         """
-        self._check_input_dim(x)
-        if self.training and self.ranks_of_a_ghost > 1:
-            return self._normalize_over_ranks(x, residual)
-        if self.training:
-            size, full = self._ghosts(x)
-            return self._normalize(x, residual, size, full, record=True)
-        if self.running_mean is None:
-            return self._normalize(x, residual, max(x.shape[0], 1), 1, record=False)
-        return self._finish(self._evaluate(x), residual)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if isinstance(x, Proxy):
+                return recorded(self, x, residual)
+            self._check_input_dim(x)
+            if self.training or self.running_mean is None:
+                return self._by_batch(x, residual)
+        return self._evaluate(x, residual)
 
-    def _evaluate(self, x: Tensor) -> Tensor:
-        assert self.running_var is not None
-        variance, eps = self.running_var, self.eps
-        if self.policy != NormPolicy.L2:
+    def _evaluate(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Normalise by the running statistics. This is what torch.jit compiles of a norm."""
+        mean, variance, eps = self.running_mean, self.running_var, self.eps
+        if self.training or mean is None or variance is None:
+            raise RuntimeError("torch.jit runs a norm of largebatch by its running statistics only")
+        if self.policy != 0:  # not L2, in a word that torch.jit knows
             # 1 / (deviation + eps), as in training, by torch's own kernel.
             variance, eps = (variance.sqrt() + eps).square(), 0.0
-        return F.batch_norm(x, self.running_mean, variance, self.weight, self.bias, False, 0.0, eps)
+        y = F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, eps)
+        y = self._finish(y, residual)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            for name, child in self.named_children():
+                if name in self.followers:
+                    y = child(y)
+        elif self.followers:
+            y = follow(self, y)
+        return y
+
+    def _by_batch(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Normalise by the statistics of ``x``."""
+        fused = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+        if self.training and self.over_ranks and self.ranks_of_a_ghost > 1:
+            y = self._normalize_over_ranks(x, residual, fused)
+        elif x.numel() == 0:  # torch's own gives weight and bias gradients, of zeros
+            fused, y = False, F.batch_norm(x, None, None, self.weight, self.bias, True)
+        elif self.training:
+            size, full = self._ghosts(x)
+            y = self._normalize(x, residual, fused, size, full)
+        else:
+            y = self._normalize(x, residual, fused, x.shape[0], 1)
+        y = y if fused else self._finish(y, residual)
+        return follow(self, y) if self.followers else y
 
     def _normalize(
-        self, x: Tensor, residual: Tensor | None, size: int, full: int, record: bool
+        self, x: Tensor, residual: Tensor | None, fused: bool, size: int, full: int
     ) -> Tensor:
-        if x.numel() == 0:
-            return x if residual is None else x + residual
-        fused = self._fuses(x, residual)
-        observer = self.gradient_observer if record else None
+        observer = self.gradient_observer if self.training else None
         norm = ghost_norm
         if observer is not None:
             norm = partial(observed_ghost_norm, observer=observer)
@@ -133,14 +170,13 @@ class OverGhosts(RunningStatistics):
             residual=residual if fused else None,
             relu=self.activation == "relu" and fused,
         )
-        if record:
+        if self.training and self.records:
             self.record(statistics[0], self._variances(x, statistics[1], size, full))
-        return y if fused else self._finish(y, residual)
+        return y
 
-    def _normalize_over_ranks(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _normalize_over_ranks(self, x: Tensor, residual: Tensor | None, fused: bool) -> Tensor:
         ranks = self._ranks()
         assert ranks is not None
-        fused = self._fuses(x, residual)
         y, statistics = norm_over_ranks(
             x,
             self.weight,
@@ -154,14 +190,12 @@ class OverGhosts(RunningStatistics):
             relu=self.activation == "relu" and fused,
         )
         self.record(statistics[:1], statistics[1:])
-        return y if fused else self._finish(y, residual)
-
-    def _fuses(self, x: Tensor, residual: Tensor | None) -> bool:
-        return residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+        return y
 
     def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
-        y = y if residual is None else y + residual
-        return F.relu(y) if self.activation == "relu" else y
+        if residual is not None:
+            y = y + residual
+        return y if self.activation is None else F.relu(y)
 
     def _ranks(self) -> Ranks | None:
         return (self.ranks or all_ranks()) if self.over_ranks else None

@@ -29,6 +29,8 @@ from torch import Tensor
 
 from largebatch._ops import NormPolicy, accumulate_dtype, norm_constant
 
+_REFUSAL = "a norm over several ranks has no {}: run it on one"
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -79,8 +81,11 @@ def norm_over_ranks(
         (L2) or the squared deviation (other norms).
 
     Raises:
-        RuntimeError: a gradient is asked for with ``create_graph``: not supported over ranks.
+        RuntimeError: a gradient is asked for with ``create_graph``, by forward mode or inside of
+            ``torch.func``: not supported over ranks.
     """
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(_REFUSAL.format("derivative inside of torch.func"))
     wide = accumulate_dtype(x.dtype)
     y, statistics = _OverRanks.apply(
         x,
@@ -147,10 +152,7 @@ class _OverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            raise RuntimeError(
-                "a norm over several ranks has no second derivative: run it on one, or without"
-                " create_graph"
-            )
+            raise RuntimeError(_REFUSAL.format("second derivative (create_graph)"))
         x, weight, statistics, mask, count, r = ctx.saved_tensors
         name, policy, top = ctx.options
         channels = x.shape[1]
@@ -174,6 +176,10 @@ class _OverRanks(torch.autograd.Function):
             dresidual if ctx.has_residual else None,
             *(None,) * 7,
         )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        raise RuntimeError(_REFUSAL.format("derivative in forward mode"))
 
 
 def _gradient_terms(

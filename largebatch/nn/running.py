@@ -53,6 +53,8 @@ class RunningStatistics(_BatchNorm):
     local: Tensor | None
     activation: Literal["relu"] | None
     converted_from: type[_BatchNorm] | None = None
+    followers: tuple[str, ...] = ()
+    """Names of children that are called on the result (``largebatch.nn.followers``)."""
 
     def __init__(
         self,
@@ -65,6 +67,8 @@ class RunningStatistics(_BatchNorm):
         activation: Literal["relu"] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
         if running not in get_args(Running):
             allowed = ", ".join(get_args(Running))
@@ -74,6 +78,8 @@ class RunningStatistics(_BatchNorm):
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
         )
+        if not bias:
+            self.register_parameter("bias", None)
         self.running = running
         self.activation = activation
         self.register_buffer("pending", None, persistent=False)
@@ -89,11 +95,19 @@ class RunningStatistics(_BatchNorm):
         """Take ``running_mean`` and ``running_var`` as what all ranks agree on."""
         self._alone = False
         if self.running_mean is not None and "local" in self._buffers:
-            self.pending = self.running_mean.new_zeros(2, self.num_features)
-            self.local = self.running_mean.new_zeros(2, self.num_features)
+            with torch.inference_mode(False):  # they are added to outside of it
+                self.pending = self.running_mean.new_zeros(2, self.num_features)
+                self.local = self.running_mean.new_zeros(2, self.num_features)
+
+    @property
+    def records(self) -> bool:
+        """Whether a forward in training changes the running statistics, now."""
+        counts = self.momentum is not None or self.num_batches_tracked is not None
+        return self.track_running_stats and self.running_mean is not None and counts
 
     def reset_running_stats(self) -> None:
-        super().reset_running_stats()
+        if self.records:  # may be switched on later than the buffers were made
+            super().reset_running_stats()
         self.forget_terms()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -138,8 +152,9 @@ class RunningStatistics(_BatchNorm):
 
         At a place they wait for ``step_end``; otherwise this forward is the whole step.
         """
-        if self.running_mean is None or self.running_var is None or _recomputing():
+        if not self.records or _recomputing():
             return
+        assert self.running_mean is not None and self.running_var is not None
         count, place = mean.shape[0], current_place()
         statistics = torch.stack((mean, variance)).to(self.running_mean.dtype)
         terms = (statistics * self._weights(count, place or Place(0, count))).sum(1)
@@ -152,8 +167,8 @@ class RunningStatistics(_BatchNorm):
         # Not a plain product: in `last` the old statistics must vanish even if they are not finite.
         for buffer, term in zip((self.running_mean, self.running_var), terms, strict=True):
             buffer.copy_(term if self.running == "last" else buffer * decay + term)
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(count)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(count)
 
 
 def _recomputing() -> bool:
@@ -165,14 +180,10 @@ _norms_of: WeakKeyDictionary[nn.Module, list[RunningStatistics]] = WeakKeyDictio
 
 
 def running_norms(model: nn.Module) -> list[RunningStatistics]:
-    """Return the norms of ``model`` with running statistics (remembered: a step asks each time)."""
+    """Return the norms of ``model`` that record (all are remembered: a step asks each time)."""
     if model not in _norms_of:
-        _norms_of[model] = [
-            module
-            for module in model.modules()
-            if isinstance(module, RunningStatistics) and module.track_running_stats
-        ]
-    return _norms_of[model]
+        _norms_of[model] = [m for m in model.modules() if isinstance(m, RunningStatistics)]
+    return [norm for norm in _norms_of[model] if norm.records]
 
 
 def forget_norms() -> None:

@@ -4,15 +4,18 @@ Ba, Kiros, Hinton, "Layer normalization", 2016; Ulyanov, Vedaldi, Lempitsky, "In
 normalization", 2016; Wu and He, "Group normalization", 2018, of which the other two are the ends.
 """
 
-from __future__ import annotations
+# No annotations as strings here: torch.jit reads those of what it compiles.
 
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch._errors import UserError
 from largebatch.nn.config import NormConfig
+from largebatch.nn.leaf import Proxy, recorded
 from largebatch.nn.registry import norms
 
 DEFAULT_GROUPS = 32
@@ -29,16 +32,26 @@ class SampleNorm(nn.GroupNorm):
         UserError: in a forward, if a group of a sample has one value only.
     """
 
+    __constants__ = [*nn.GroupNorm.__constants__, "followers"]  # noqa: RUF012
+    __jit_ignored_attributes__: ClassVar[list[str]] = ["converted_from", "followers"]
     converted_from: type[_BatchNorm] | None = None
+    followers: tuple[str, ...] = ()
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input`` (N, C, ...) normalised, group by group of each sample."""
-        if 0 < input.numel() == input.shape[0] * self.num_groups:
-            raise UserError(
-                f"norm.kind: input of shape {tuple(input.shape)} has one value in each of"
-                f" {self.num_groups} groups; take fewer groups, or norm.kind=layer"
-            )
-        return super().forward(input)
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if isinstance(input, Proxy):
+                return recorded(self, input)
+            if 0 < input.numel() == input.shape[0] * self.num_groups:
+                raise UserError(
+                    f"norm.kind: input of shape {tuple(input.shape)} has one value in each of"
+                    f" {self.num_groups} groups; take fewer groups, or norm.kind=layer"
+                )
+        y = F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        for name, child in self.named_children():
+            if name in self.followers:
+                y = child(y)
+        return y
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in ("running_mean", "running_var", "num_batches_tracked"):

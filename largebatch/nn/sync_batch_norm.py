@@ -36,6 +36,7 @@ class SyncBatchNorm(OverGhosts):
         process_group: the ranks that share statistics; None for all.
         running: how the ghosts of a step enter the running statistics (``largebatch.nn.running``).
         activation: ``"relu"`` to end in one.
+        bias: learn the shift, where ``affine``.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class SyncBatchNorm(OverGhosts):
         activation: Literal["relu"] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__(
             num_features,
@@ -63,6 +66,7 @@ class SyncBatchNorm(OverGhosts):
             device,
             dtype,
             process_group="all" if process_group is None else process_group,
+            bias=bias,
         )
 
 

@@ -41,6 +41,8 @@ class TopKBatchNorm(OverGhosts):
         dtype: torch.dtype | None = None,
         process_group: dist.ProcessGroup | Literal["all"] | None = None,
         k: int = 10,
+        *,
+        bias: bool = True,
     ) -> None:
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1 value")
@@ -56,6 +58,7 @@ class TopKBatchNorm(OverGhosts):
             device,
             dtype,
             process_group,
+            bias=bias,
         )
         self.top = k
 

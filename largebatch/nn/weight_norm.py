@@ -7,9 +7,10 @@ The classes are parametrisations for ``torch.nn.utils.parametrize``:
 ``register_parametrization(layer, "weight", BoundedWeightNorm(layer.weight))``.
 """
 
-from __future__ import annotations
+# No annotations as strings here: torch.jit reads those of what it compiles.
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from largebatch.nn.config import NormConfig
 from largebatch.nn.fixed_classifier import find_classifier
+from largebatch.nn.leaf import Proxy, recorded
 from largebatch.nn.registry import norms
 
 
@@ -96,7 +98,7 @@ def _positive_norms(weight: Tensor) -> Tensor:
 
 def _with_norms(v: Tensor, norms: Tensor) -> Tensor:
     factor = norms / channel_norms(v)
-    return v * factor.view(-1, *[1] * (v.dim() - 1))
+    return v * factor.view([-1] + [1] * (v.dim() - 1))
 
 
 class ChannelBias(nn.Module):
@@ -106,6 +108,9 @@ class ChannelBias(nn.Module):
         num_features: channels C of the (N, C, ...) input.
     """
 
+    __constants__: ClassVar[list[str]] = ["followers"]
+    followers: tuple[str, ...] = ()
+
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
@@ -113,7 +118,14 @@ class ChannelBias(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` (N, C, ...) with each channel's bias added."""
-        return x + self.bias.view(-1, *[1] * (x.dim() - 2))
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102
+            if isinstance(x, Proxy):
+                return recorded(self, x)
+        y = x + self.bias.view([-1] + [1] * (x.dim() - 2))
+        for name, child in self.named_children():
+            if name in self.followers:
+                y = child(y)
+        return y
 
     def extra_repr(self) -> str:
         return str(self.num_features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -63,6 +64,33 @@ def test_derivatives_of_first_and_second_order(features: int, outputs: int) -> N
     x = torch.randn(2, features, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(_ops.hadamard, (x, outputs))
     assert torch.autograd.gradgradcheck(_ops.hadamard, (x, outputs))
+
+
+@pytest.mark.parametrize(("features", "outputs"), [(6, 4), (4, 6)])
+def test_derivatives_in_every_mode(features: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    x, v = torch.randn(2, 3, features, dtype=torch.float64)
+    h = hadamard_matrix(outputs, features)
+    matrix = torch.einsum("oi,ns->nosi", h, torch.eye(3, dtype=torch.float64))
+
+    def call(x: Tensor) -> Tensor:
+        return _ops.hadamard(x, outputs)
+
+    def cubes(x: Tensor) -> Tensor:
+        return call(x).pow(3).sum()
+
+    torch.testing.assert_close(torch.func.jvp(call, (x,), (v,))[1], v @ h.T)
+    torch.testing.assert_close(torch.func.jacfwd(call)(x), matrix)
+    torch.testing.assert_close(torch.func.jacrev(call)(x), matrix)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # there is a rule for vmap: no loop
+        by_row = torch.func.vmap(torch.func.grad(cubes))(x)
+        columns = torch.func.vmap(call, in_dims=1)(x.T.contiguous())
+    torch.testing.assert_close(by_row, 3 * (x @ h.T).square() @ h)
+    torch.testing.assert_close(columns, x @ h.T)
+    curvature = torch.autograd.functional.hessian(cubes, x)
+    torch.testing.assert_close(torch.func.hessian(cubes)(x), curvature)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.jacrev(cubes))(x), curvature)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
