@@ -75,8 +75,11 @@ class Rows {
  public:
   Rows(std::vector<TensorList*> lists, size_t written) {
     for (size_t row = 0; row < lists[0]->size(); ++row) {
+      bool flat = true;
+      for (TensorList* list : lists) flat = flat && (*list)[row].is_contiguous();
+      if (flat) continue;
       const Tensor& first = (*lists[0])[row];
-      bool flat = is_dense(first);
+      flat = is_dense(first);
       for (TensorList* list : lists) {
         flat = flat && (is_absent((*list)[row], first) || same_order(first, (*list)[row]));
       }

@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "common/tensors.h"
+#include "common/memory.h"
 
 namespace largebatch {
 
@@ -26,6 +26,9 @@ Tensor hadamard_cuda(Tensor x, int64_t outputs);
 struct HadamardShape {
   int64_t rows, features, outputs, length;  // length: of the transform, a power of two
 };
+
+// Features or outputs that a call takes at most: sums of two and powers of two above stay in range.
+constexpr int64_t kMostFeatures = int64_t(1) << 48;
 
 inline int64_t next_power_of_two(int64_t value) {
   int64_t power = 1;
@@ -41,6 +44,10 @@ inline HadamardShape hadamard_shape(const Tensor& x, int64_t outputs) {
   STD_TORCH_CHECK(
       features > 0 && outputs > 0, "largebatch::hadamard: x has ", features, " features and ",
       outputs, " outputs are asked for; there must be at least one of each");
+  STD_TORCH_CHECK(
+      features <= kMostFeatures && outputs <= kMostFeatures, "largebatch::hadamard: ", features,
+      " features and ", outputs, " outputs; no more than 2^48 of each");
+  check_stored("largebatch::hadamard", x);
   return {
       x.numel() / features, features, outputs,
       std::min(next_power_of_two(features), next_power_of_two(outputs))};

@@ -6,6 +6,7 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
 #include <initializer_list>
 
 #include "common/cuda_stream.h"
@@ -50,6 +51,15 @@ void check_call(
       "largebatch::ghost_norm: x has more values than a CUDA call takes, 2^34 in full rows");
 }
 
+// Its kernels count the values of a channel of a ghost in 32 bits.
+void check_top(NormPolicy policy, const NormLayout& at) {
+  const int64_t largest = std::max(at.values(0), at.values(at.ghosts() - 1));
+  STD_TORCH_CHECK(
+      policy != NormPolicy::kTopK || largest < (int64_t(1) << 32),
+      "largebatch::ghost_norm: a channel of a ghost has ", largest,
+      " values; top-k takes less than 2^32 on CUDA");
+}
+
 Tensor new_partial(const Tensor& x, const NormLayout& at) {
   return torch::stable::new_empty(x, {norm_partials(at)}, ScalarType::Double);
 }
@@ -73,6 +83,7 @@ void on_device_of(const Tensor& x, const Launch& launch) {
 
 void ghost_norm_cuda(const GhostNorm& call) {
   check_call(call.x, {call.weight, call.bias, call.residual}, call.at);
+  check_top(call.policy, call.at);
   const Tensor partial = new_partial(call.x, call.at);
   const Tensor coefficients = new_coefficients(call.x, call.at);
   const NormForward forward{
@@ -87,6 +98,7 @@ void ghost_norm_cuda(const GhostNorm& call) {
 
 void ghost_norm_backward_cuda(const GhostNormBackward& call) {
   check_call(call.x, {call.grad, call.weight, call.statistics, call.mask}, call.at);
+  check_top(call.policy, call.at);
   const Tensor partial = new_partial(call.x, call.at);
   const Tensor coefficients = new_coefficients(call.x, call.at);
   const NormBackward backward{
@@ -120,6 +132,7 @@ void norm_apply_cuda(const NormApply& call) {
 
 void norm_gradient_sums_cuda(const NormGradientSums& call) {
   check_call(call.x, {call.grad, call.mask, call.statistics}, call.at);
+  check_top(call.policy, call.at);
   const Tensor partial = new_partial(call.x, call.at);
   on_device_of(call.x, [&](NormElement element, void* stream) {
     return launch_norm_gradient_sums(

@@ -9,7 +9,7 @@
 #include <initializer_list>
 #include <optional>
 
-#include "common/tensors.h"
+#include "common/memory.h"
 #include "norm/math.h"
 #include "norm/shape.h"
 
@@ -40,9 +40,10 @@ inline NormLayout norm_layout(Tensor& x, int64_t ghost_size, int64_t full) {
       is_supported(x.scalar_type()),
       "largebatch::ghost_norm: x must be float32, float64, float16 or bfloat16");
   STD_TORCH_CHECK(
-      ghost_size >= 1 && full >= 0 && full * ghost_size <= sizes[0],
+      ghost_size >= 1 && full >= 0 && full <= sizes[0] / ghost_size,
       "largebatch::ghost_norm: ", full, " ghosts of ", ghost_size, " samples do not fit a batch of ",
       sizes[0]);
+  check_stored("largebatch::ghost_norm", x);
   int64_t length = 1;
   for (size_t dim = 2; dim < sizes.size(); ++dim) length *= sizes[dim];
   bool planar = length > 1 && x.is_contiguous();
@@ -64,35 +65,45 @@ inline void check_parameters(
     const Tensor& x, std::initializer_list<const std::optional<Tensor>*> parameters) {
   for (const auto* parameter : parameters) {
     if (!*parameter) continue;
+    check_stored("largebatch::ghost_norm", *parameter);
     STD_TORCH_CHECK(
         (*parameter)->scalar_type() == accumulate_type(x.scalar_type()) &&
-            (*parameter)->numel() == x.size(1) && (*parameter)->is_contiguous(),
+            (*parameter)->dim() == 1 && (*parameter)->size(0) == x.size(1) &&
+            (*parameter)->is_contiguous(),
         "largebatch::ghost_norm: weight, bias and center must be contiguous, with a value a "
         "channel, and float64 for float64 x, else float32");
   }
 }
 
-// `rows` values a channel, which another operator of the family has made.
-inline void check_rows(const Tensor& x, const Tensor& table, int64_t rows, const char* name) {
+// A table of `sizes` by channels, which another operator of the family has made.
+inline void check_table(
+    const Tensor& x, const Tensor& table, std::initializer_list<int64_t> sizes, const char* name) {
+  const auto found = table.sizes();
   STD_TORCH_CHECK(
       table.is_contiguous() && table.scalar_type() == accumulate_type(x.scalar_type()) &&
-          table.numel() == rows * x.size(1),
-      "largebatch::ghost_norm: ", name, " must be contiguous, of ", rows, " rows of ", x.size(1),
-      " values, and float64 for float64 x, else float32");
+          found.size() == sizes.size() + 1 &&
+          std::equal(sizes.begin(), sizes.end(), found.begin()) && found.back() == x.size(1),
+      "largebatch::ghost_norm: ", name, " must be contiguous, of ", *sizes.begin(), " by ",
+      sizes.size() > 1 ? "ghosts by " : "", x.size(1), " values, and float64 for float64 x, else ",
+      "float32");
+  check_stored("largebatch::ghost_norm", table);
 }
 
 inline void check_mask(const Tensor& mask, const NormLayout& at) {
   STD_TORCH_CHECK(
-      mask.is_contiguous() && mask.scalar_type() == ScalarType::Byte &&
+      mask.is_contiguous() && mask.dim() == 1 && mask.scalar_type() == ScalarType::Byte &&
           (mask.numel() == 0 || mask.numel() == at.mask_rows() * at.mask_row()),
       "largebatch::ghost_norm: the mask is not that of the forward");
+  check_stored("largebatch::ghost_norm", mask);
 }
 
 // `other`, of the shape and type of `x`, in its layout.
 inline Tensor in_layout_of(const Tensor& other, const Tensor& x, const char* name) {
   STD_TORCH_CHECK(
-      same_sizes(other, x) && other.scalar_type() == x.scalar_type(),
-      "largebatch::ghost_norm: ", name, " must have the shape and type of x");
+      same_sizes(other, x) && other.scalar_type() == x.scalar_type() &&
+          other.device() == x.device(),
+      "largebatch::ghost_norm: ", name, " must have the shape and type of x, on its device");
+  check_stored("largebatch::ghost_norm", other);
   if (same_order(other, x)) return other;
   Tensor copy = torch::stable::empty_like(x);
   torch::stable::copy_(copy, other);

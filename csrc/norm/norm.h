@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> ghost_norm_backward(
   check_policy(policy, top);
   const NormLayout at = norm_layout(x, ghost_size, full);
   check_parameters(x, {&weight});
-  check_rows(x, statistics, (policy == 2 ? 3 : 2) * at.ghosts(), "statistics");
+  check_table(x, statistics, {policy == 2 ? 3 : 2, at.ghosts()}, "statistics");
   check_mask(mask, at);
   const GhostNormBackward call{
       at,         static_cast<NormPolicy>(policy),
@@ -93,7 +93,7 @@ template <void (*Step)(const NormApply&)>
 std::tuple<Tensor, Tensor> norm_apply(
     Tensor x, Tensor coefficients, std::optional<Tensor> residual, bool relu) {
   const NormLayout at = norm_layout(x, x.size(0), 1);
-  check_rows(x, coefficients, 3, "coefficients");
+  check_table(x, coefficients, {3}, "coefficients");
   if (residual) residual = in_layout_of(*residual, x, "residual");
   const NormApply call{
       at, x, coefficients, residual, torch::stable::empty_like(x), new_mask(x, at, relu)};
@@ -107,7 +107,7 @@ Tensor norm_gradient_sums(Tensor grad, Tensor x, Tensor mask, Tensor statistics,
   check_policy(policy, 1);
   const auto norm = static_cast<NormPolicy>(policy);
   const NormLayout at = norm_layout(x, x.size(0), 1);
-  check_rows(x, statistics, policy == 2 ? 3 : 2, "statistics");
+  check_table(x, statistics, {policy == 2 ? 3 : 2}, "statistics");
   check_mask(mask, at);
   const NormGradientSums call{
       at,   norm,       in_layout_of(grad, x, "grad"),
@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor> norm_gradient(
     Tensor grad, Tensor x, Tensor mask, Tensor coefficients, int64_t policy, bool residual) {
   check_policy(policy, 1);
   const NormLayout at = norm_layout(x, x.size(0), 1);
-  check_rows(x, coefficients, 6, "coefficients");
+  check_table(x, coefficients, {6}, "coefficients");
   check_mask(mask, at);
   const NormGradient call{
       at,   static_cast<NormPolicy>(policy),

@@ -3,8 +3,12 @@
 namespace largebatch {
 
 void check_layerwise(
-    const char* name, const StepLists& lists, const LayerwiseScalars& scalars) {
-  check_lists(name, lists);
+    const char* name, const StepLists& lists, int moments, const LayerwiseScalars& scalars) {
+  const auto stage = static_cast<int64_t>(scalars.stage);
+  STD_TORCH_CHECK(
+      stage >= 0 && stage <= 2, name, ": stage must be 0 (all), 1 (sums) or 2 (update)");
+  Footprint footprint(name);
+  check_lists(name, lists, moments, footprint);
   const auto count = static_cast<int64_t>(lists.params.size());
   for (const Tensor* table : {&scalars.norms, &scalars.settings}) {
     STD_TORCH_CHECK(
@@ -13,9 +17,12 @@ void check_layerwise(
         name, ": norms and settings must be contiguous float64 of shape (", count, ", 3)");
   }
   STD_TORCH_CHECK(scalars.settings.is_cpu(), name, ": settings must be on the CPU");
-  check_scalar(scalars.lr_factor, "lr_factor");
-  check_scalar(scalars.grad_factor, "grad_factor");
-  check_scalar(scalars.found_inf, "found_inf");
+  check_scalar(scalars.lr_factor, "lr_factor", footprint);
+  check_scalar(scalars.grad_factor, "grad_factor", footprint);
+  check_scalar(scalars.found_inf, "found_inf", footprint);
+  footprint.writes(scalars.norms);
+  footprint.reads(scalars.settings);
+  footprint.check();
 }
 
 }  // namespace largebatch

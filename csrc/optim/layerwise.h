@@ -11,17 +11,17 @@
 namespace largebatch {
 
 void check_layerwise(
-    const char* name, const StepLists& lists, const LayerwiseScalars& scalars);
+    const char* name, const StepLists& lists, int moments, const LayerwiseScalars& scalars);
 
 using LarsStep = void (*)(StepLists, const LayerwiseScalars&, const LarsOptions&);
 using LambStep = void (*)(StepLists, const LayerwiseScalars&, const LambOptions&);
 
 template <LarsStep Step>
 void lars(
-    TensorList params,
-    TensorList grads,
-    TensorList momentum_buffers,
-    TensorList masters,
+    TensorList& params,
+    TensorList& grads,
+    TensorList& momentum_buffers,
+    TensorList& masters,
     Tensor norms,
     Tensor settings,
     std::optional<Tensor> lr_factor,
@@ -38,10 +38,11 @@ void lars(
     bool clip_ratio,
     bool zero_is_raw,
     int64_t stage) {
-  StepLists lists = {params, grads, momentum_buffers, {}, masters, {}};
+  StepLists lists = {
+      std::move(params), std::move(grads), std::move(momentum_buffers), {}, std::move(masters), {}};
   const LayerwiseScalars scalars = {norms,       settings,  lr_factor,
                                     grad_factor, found_inf, static_cast<Stage>(stage)};
-  check_layerwise("largebatch::lars_", lists, scalars);
+  check_layerwise("largebatch::lars_", lists, momentum != 0.0 ? 1 : 0, scalars);
   Step(
       std::move(lists), scalars,
       {momentum, trust_coefficient, eps, joint, lr_inside, ratio_inside, nesterov, maximize,
@@ -50,12 +51,12 @@ void lars(
 
 template <LambStep Step>
 void lamb(
-    TensorList params,
-    TensorList grads,
-    TensorList first_moments,
-    TensorList second_moments,
-    TensorList masters,
-    TensorList steps,
+    TensorList& params,
+    TensorList& grads,
+    TensorList& first_moments,
+    TensorList& second_moments,
+    TensorList& masters,
+    TensorList& steps,
     Tensor norms,
     Tensor settings,
     std::optional<Tensor> lr_factor,
@@ -70,10 +71,17 @@ void lamb(
     double min_ratio,
     double max_ratio,
     int64_t stage) {
-  StepLists lists = {params, grads, first_moments, second_moments, masters, steps};
+  StepLists lists = {std::move(params),         std::move(grads),   std::move(first_moments),
+                     std::move(second_moments), std::move(masters), std::move(steps)};
   const LayerwiseScalars scalars = {norms,       settings,  lr_factor,
                                     grad_factor, found_inf, static_cast<Stage>(stage)};
-  check_layerwise("largebatch::lamb_", lists, scalars);
+  STD_TORCH_CHECK(
+      bias_correction >= 0 && bias_correction <= 2,
+      "largebatch::lamb_: bias_correction must be 0 (none), 1 (moments) or 2 (rate)");
+  STD_TORCH_CHECK(
+      min_ratio <= max_ratio, "largebatch::lamb_: min_ratio ", min_ratio,
+      " must be no more than max_ratio ", max_ratio);
+  check_layerwise("largebatch::lamb_", lists, 2, scalars);
   Step(
       std::move(lists), scalars,
       {beta1, beta2, eps, static_cast<BiasCorrection>(bias_correction), grad_averaging, maximize,

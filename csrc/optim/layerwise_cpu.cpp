@@ -231,6 +231,11 @@ void for_each_wave(const TensorList& params, const Wave& wave) {
   if (begin < params.size()) wave(begin, params.size());
 }
 
+// The ratio beside the sums is the update's alone.
+void clear_sums(double* norms, size_t begin, size_t end) {
+  for (size_t index = begin; index < end; ++index) norms[3 * index] = norms[3 * index + 1] = 0.0;
+}
+
 // Adds the two sums of squares that `body(chunk, sums)` finds in every chunk of a wave, per tensor
 // and in the order of chunks.
 template <class Body>
@@ -256,7 +261,7 @@ void lars_step_cpu(
   for_each_wave(lists.params, [&](size_t begin, size_t end) {
     const Chunks chunks(lists.params, begin, end);
     if (call.stage != Stage::kUpdate) {
-      std::fill(call.norms + 3 * begin, call.norms + 3 * end, 0.0);
+      clear_sums(call.norms, begin, end);
       sum_chunks(chunks, call.norms, [&](const Chunk& chunk, double* sums) {
         const Row& row = call.rows[chunk.tensor];
         if (!row.setting.adapts) return;
@@ -320,7 +325,7 @@ void lamb_step_cpu(
   for_each_wave(lists.params, [&](size_t begin, size_t end) {
     const Chunks chunks(lists.params, begin, end);
     if (call.stage != Stage::kUpdate) {
-      std::fill(call.norms + 3 * begin, call.norms + 3 * end, 0.0);
+      clear_sums(call.norms, begin, end);
       sum_chunks(chunks, call.norms, [&](const Chunk& chunk, double* sums) {
         with_types(call.rows[chunk.tensor], chunk, [&](const auto& span) {
           using Acc = typename std::decay_t<decltype(span)>::Acc;

@@ -27,9 +27,25 @@ void check_state(
   }
 }
 
+void check_second(const char* name, const StepLists& lists) {
+  check_state(name, "second moments", lists.params, lists.second, false);
+  STD_TORCH_CHECK(
+      lists.steps.size() == lists.params.size(), name, ": ", lists.params.size(),
+      " parameters, but ", lists.steps.size(), " steps");
+  for (size_t index = 0; index < lists.params.size(); ++index) {
+    STD_TORCH_CHECK(
+        lists.first[index].scalar_type() == lists.second[index].scalar_type(),
+        name, ": the moments of tensor ", index, " differ in type");
+    STD_TORCH_CHECK(
+        lists.steps[index].numel() == 1 && lists.steps[index].scalar_type() == ScalarType::Float,
+        name, ": a step must be one float32");
+  }
+}
+
 }  // namespace
 
-void check_lists(const char* name, const StepLists& lists) {
+void check_lists(
+    const char* name, const StepLists& lists, int moments, Footprint& footprint) {
   const size_t count = lists.params.size();
   STD_TORCH_CHECK(
       lists.grads.size() == count, name, ": ", count, " parameters, but ", lists.grads.size(),
@@ -42,21 +58,19 @@ void check_lists(const char* name, const StepLists& lists) {
         name, ": parameter ", index, " and its gradient must have one shape and one type of "
         "float32, float64, float16, bfloat16");
   }
-  if (!lists.first.empty()) check_state(name, "first moments", lists.params, lists.first, false);
-  if (!lists.masters.empty()) check_state(name, "masters", lists.params, lists.masters, true);
-  if (lists.second.empty()) return;
-  check_state(name, "second moments", lists.params, lists.second, false);
   STD_TORCH_CHECK(
-      lists.steps.size() == count, name, ": ", count, " parameters, but ", lists.steps.size(),
-      " steps");
-  for (size_t index = 0; index < count; ++index) {
-    STD_TORCH_CHECK(
-        lists.first[index].scalar_type() == lists.second[index].scalar_type(),
-        name, ": the moments of tensor ", index, " differ in type");
-    STD_TORCH_CHECK(
-        lists.steps[index].numel() == 1 && lists.steps[index].scalar_type() == ScalarType::Float,
-        name, ": a step must be one float32");
+      moments == 2 || lists.first.size() == (moments == 1 ? count : 0), name, ": ", count,
+      " parameters and ", lists.first.size(),
+      " momentum buffers; there is a buffer a parameter if and only if momentum is not zero");
+  if (moments > 0) check_state(name, "first moments", lists.params, lists.first, false);
+  if (!lists.masters.empty()) check_state(name, "masters", lists.params, lists.masters, true);
+  if (moments > 1) check_second(name, lists);
+  footprint.reserve(6 * count);
+  for (const TensorList* list :
+       {&lists.params, &lists.first, &lists.second, &lists.masters, &lists.steps}) {
+    for (const Tensor& tensor : *list) footprint.writes(tensor);
   }
+  for (const Tensor& grad : lists.grads) footprint.reads(grad);
 }
 
 Rows flat_rows(StepLists& lists) {

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "common/tensors.h"
+#include "common/memory.h"
 
 namespace largebatch {
 
@@ -17,8 +17,10 @@ struct StepLists {
   TensorList steps;   // LAMB: one float32 a tensor
 };
 
-// Refuses lists whose tensors do not fit together; `name` is the operator's.
-void check_lists(const char* name, const StepLists& lists);
+// Refuses lists whose tensors do not fit together, and enters their memory in `footprint`; `name` is
+// the operator's. `moments`: how many lists of them there must be.
+void check_lists(
+    const char* name, const StepLists& lists, int moments, Footprint& footprint);
 
 // Replaces rows with gaps or of differing memory orders by copies; see Rows.
 Rows flat_rows(StepLists& lists);

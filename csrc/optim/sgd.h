@@ -14,10 +14,10 @@ using SgdStep = void (*)(StepLists, const StepScalars&, const SgdOptions&);
 
 template <SgdStep Step>
 void sgd(
-    TensorList params,
-    TensorList grads,
-    TensorList momentum_buffers,
-    TensorList masters,
+    TensorList& params,
+    TensorList& grads,
+    TensorList& momentum_buffers,
+    TensorList& masters,
     std::optional<Tensor> grad_factor,
     std::optional<Tensor> found_inf,
     double lr,
@@ -29,14 +29,14 @@ void sgd(
     bool maximize,
     bool lr_inside_momentum,
     double buffer_factor) {
-  STD_TORCH_CHECK(
-      momentum_buffers.size() == (momentum != 0.0 ? params.size() : 0), "largebatch::sgd_: ",
-      params.size(), " parameters and ", momentum_buffers.size(),
-      " momentum buffers; there is a buffer a parameter if and only if momentum is not zero");
-  StepLists lists = {params, grads, momentum_buffers, {}, masters, {}};
-  check_lists("largebatch::sgd_", lists);
-  check_scalar(grad_factor, "grad_factor");
-  check_scalar(found_inf, "found_inf");
+  constexpr const char* kName = "largebatch::sgd_";
+  StepLists lists = {
+      std::move(params), std::move(grads), std::move(momentum_buffers), {}, std::move(masters), {}};
+  Footprint footprint(kName);
+  check_lists(kName, lists, momentum != 0.0 ? 1 : 0, footprint);
+  check_scalar(grad_factor, "grad_factor", footprint);
+  check_scalar(found_inf, "found_inf", footprint);
+  footprint.check();
   Step(
       std::move(lists), {grad_factor, found_inf},
       {lr, momentum, dampening, weight_decay, decoupled, nesterov, maximize, lr_inside_momentum,

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "common/tensors.h"
+#include "common/memory.h"
 
 namespace largebatch {
 
@@ -24,9 +24,20 @@ inline void check_shards(const TensorList& shards, const Tensor& out, int64_t di
   STD_TORCH_CHECK(out.is_contiguous(), "largebatch::sum_shards: out must be contiguous");
   for (const Tensor& shard : shards) {
     STD_TORCH_CHECK(
-        shard.is_contiguous() && shard.scalar_type() == in && shard.numel() == out.numel(),
-        "largebatch::sum_shards: shards must be contiguous and have one type and size");
+        shard.is_contiguous() && shard.scalar_type() == in && same_sizes(shard, out),
+        "largebatch::sum_shards: shards must be contiguous and have one type and shape");
   }
+  // `out` may be one of the shards, but not a part of it or beside it.
+  Footprint footprint("largebatch::sum_shards");
+  footprint.writes(out);
+  for (const Tensor& shard : shards) {
+    if (shard.scalar_type() != out.scalar_type() || shard.const_data_ptr() != out.const_data_ptr()) {
+      footprint.reads(shard);
+    } else {
+      check_stored("largebatch::sum_shards", shard);
+    }
+  }
+  footprint.check();
 }
 
 }  // namespace largebatch

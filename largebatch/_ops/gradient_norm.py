@@ -9,6 +9,7 @@ from torch import Tensor
 
 from largebatch._ops.derivatives import refuse_derivatives
 from largebatch._ops.library import Operator, notice, register
+from largebatch._ops.step import scalar
 
 
 def reference_global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -23,7 +24,7 @@ def reference_clip_factor(
     tensors: Sequence[Tensor], max_norm: float, *, eps: float, scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Specify ``largebatch::clip_factor``; :func:`clip_factor` says what the arguments mean."""
-    norm = reference_global_norm(tensors)
+    norm, scale = reference_global_norm(tensors), scalar(scale)
     wide = norm.double() if scale is None else norm.double() * scale.double()
     factor = torch.clamp(max_norm / (wide + eps), max=1.0)
     if scale is not None:

@@ -25,6 +25,8 @@ def transform_length(features: int, outputs: int) -> int:
 
 def reference_hadamard(x: Tensor, outputs: int) -> Tensor:
     """Specify ``largebatch::hadamard``; :func:`hadamard` says what the arguments mean."""
+    if x.shape[-1] < 1 or outputs < 1:
+        raise ValueError(f"hadamard: {x.shape[-1]} features, {outputs} outputs; at least 1 of each")
     length = transform_length(x.shape[-1], outputs)
     t = F.pad(x.to(accumulate_dtype(x.dtype)), (0, -x.shape[-1] % length))
     t = t.unflatten(-1, (-1, length)).sum(-2)

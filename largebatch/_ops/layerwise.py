@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from largebatch._ops.derivatives import refuse_derivatives
+from largebatch._ops.guards import call_checked
 from largebatch._ops.library import Operator, notice, register
-from largebatch._ops.step import StepCall
+from largebatch._ops.step import StepCall, scalar
 
 Stage = Literal["all", "sums", "update"]
 BiasCorrection = Literal["none", "moments", "rate"]
@@ -25,15 +27,23 @@ class _Call(StepCall):
         self,
         params: Sequence[Tensor],
         grads: Sequence[Tensor],
+        moments: Sequence[Sequence[Tensor]],
         masters: Sequence[Tensor],
+        norms: Tensor,
         settings: Tensor,
         lr_factor: Tensor | None,
         grad_factor: Tensor | None,
         found_inf: Tensor | None,
         maximize: bool,
+        stage: int,
     ) -> None:
-        super().__init__(params, grads, masters, grad_factor, found_inf, maximize)
-        self.rows, self.lr_factor = settings.tolist(), lr_factor
+        super().__init__(params, grads, moments, masters, grad_factor, found_inf, maximize)
+        if norms.shape != (len(params), 3) or settings.shape != norms.shape:
+            raise ValueError(f"norms and settings must have the shape ({len(params)}, 3)")
+        if not 0 <= stage < len(STAGES):
+            raise ValueError(f"stage {stage} is none of 0 (all), 1 (sums), 2 (update)")
+        self.stage = STAGES[stage]
+        self.rows, self.lr_factor = settings.tolist(), scalar(lr_factor)
 
     def rate(self, index: int) -> float | Tensor:
         """Return the tensor's learning rate."""
@@ -69,16 +79,18 @@ def reference_lars_(
     stage: int,
 ) -> None:
     """Specify ``largebatch::lars_``; :func:`lars_` says what the arguments mean."""
-    call = _Call(params, grads, masters, settings, lr_factor, grad_factor, found_inf, maximize)
+    moments = [momentum_buffers] if momentum != 0.0 else []
+    factors = lr_factor, grad_factor, found_inf
+    call = _Call(params, grads, moments, masters, norms, settings, *factors, maximize, stage)
     for index, (_, decay, adapts) in enumerate(call.rows):
         old, g = call.weight(index), call.grad(index)
-        if STAGES[stage] != "update":
-            sums = torch.zeros_like(norms[index])
+        if call.stage != "update":
+            sums = torch.zeros_like(norms[index, :2])
             if adapts:
                 sums[0] = _square_sum(old)
                 sums[1] = _square_sum(g + decay * old if joint else g)
-            norms[index] = call.keep(sums, norms[index])
-        if STAGES[stage] == "sums":
+            norms[index, :2] = call.keep(sums, norms[index, :2])
+        if call.stage == "sums":
             continue
         lr = call.rate(index)
         w_norm, g_norm = norms[index, 0].sqrt(), norms[index, 1].sqrt()
@@ -126,12 +138,16 @@ def reference_lamb_(
     stage: int,
 ) -> None:
     """Specify ``largebatch::lamb_``; :func:`lamb_` says what the arguments mean."""
-    call = _Call(params, grads, masters, settings, lr_factor, grad_factor, found_inf, maximize)
+    moments = [first_moments, second_moments]
+    factors = lr_factor, grad_factor, found_inf
+    call = _Call(params, grads, moments, masters, norms, settings, *factors, maximize, stage)
+    if not 0 <= bias_correction < len(BIAS_CORRECTIONS) or not min_ratio <= max_ratio:
+        raise ValueError(f"{bias_correction=}, {min_ratio=}, {max_ratio=}")
     correction = BIAS_CORRECTIONS[bias_correction]
     for index, (_, decay, adapts) in enumerate(call.rows):
         old = call.weight(index)
         first, second = first_moments[index], second_moments[index]
-        if STAGES[stage] != "update":
+        if call.stage != "update":
             g = call.grad(index)
             m = beta1 * first.to(old.dtype) + (1.0 - beta1 if grad_averaging else 1.0) * g
             v = beta2 * second.to(old.dtype) + (1.0 - beta2) * g.square()
@@ -144,10 +160,10 @@ def reference_lamb_(
             m = m * (1.0 / correction1).to(m.dtype)
             v_root = v_root * (1.0 / correction2.sqrt()).to(m.dtype)
         update = m / (v_root + eps) + decay * old
-        if STAGES[stage] != "update":
-            sums = torch.stack([_square_sum(old), _square_sum(update), norms[index, 2]])
-            norms[index] = call.keep(sums, norms[index])
-        if STAGES[stage] == "sums":
+        if call.stage != "update":
+            sums = torch.stack([_square_sum(old), _square_sum(update)])
+            norms[index, :2] = call.keep(sums, norms[index, :2])
+        if call.stage == "sums":
             continue
         w_norm, u_norm = norms[index, 0].sqrt(), norms[index, 1].sqrt()
         adapted = (w_norm > 0) & (u_norm > 0) & bool(adapts)
@@ -173,6 +189,7 @@ register(
         "bool clip_ratio, bool zero_is_raw, int stage) -> ()",
         reference_lars_,
         _fake,
+        host=("settings",),
     ),
     Operator(
         "lamb_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] first_moments, "
@@ -182,6 +199,7 @@ register(
         "bool maximize, float min_ratio, float max_ratio, int stage) -> ()",
         reference_lamb_,
         _fake,
+        host=("settings",),
     ),
 )
 
@@ -244,7 +262,7 @@ def lars_(
     refuse_derivatives("lars_", params, grads)
     if not reference:
         notice("lars_", params)
-    run = reference_lars_ if reference else torch.ops.largebatch.lars_
+    run = partial(call_checked, torch.ops.largebatch.lars_) if not reference else reference_lars_
     run(
         params,
         grads,
@@ -318,7 +336,7 @@ def lamb_(
     refuse_derivatives("lamb_", params, grads)
     if not reference:
         notice("lamb_", params)
-    run = reference_lamb_ if reference else torch.ops.largebatch.lamb_
+    run = partial(call_checked, torch.ops.largebatch.lamb_) if not reference else reference_lamb_
     run(
         params,
         grads,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from largebatch._errors import UserError
+from largebatch._ops.guards import in_place, on_one_device, written
 
 PACKAGE = Path(__file__).parent.parent
 LIBRARY = PACKAGE / "_C.abi3.so"
@@ -29,11 +30,16 @@ class Operator:
         schema: as in ``csrc/ops.cpp``; a test holds the two equal.
         reference: plain PyTorch: the specification, and the fallback where there is no kernel.
         fake: shapes and types without values, for torch.compile.
+        host: names of the arguments that are on the CPU, whatever device the others are on.
+        is_guarded: whether torch's rules for changes in place hold. Not where threads without
+            Python call, nor for communication, which torch holds to none.
     """
 
     schema: str
     reference: Callable[..., Any]
     fake: Callable[..., Any]
+    host: tuple[str, ...] = ()
+    is_guarded: bool = True
 
     @property
     def name(self) -> str:
@@ -82,7 +88,12 @@ def register(*operators: Operator) -> None:
             _LIBRARY.define(operator.schema)
         # Kernels for a device go before this one, which therefore serves all other devices.
         _LIBRARY.impl(operator.name, operator.reference, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"largebatch::{operator.name}", operator.fake, lib=_LIBRARY)
+        overload = getattr(torch.ops.largebatch, operator.name).default
+        fake = on_one_device(overload._schema, operator.fake, operator.host)
+        torch.library.register_fake(f"largebatch::{operator.name}", fake, lib=_LIBRARY)
+        if operator.is_guarded and written(overload._schema):
+            guard = in_place(overload)
+            _LIBRARY.impl(operator.name, guard, "ADInplaceOrView", with_keyset=True)
 
 
 def face() -> Literal["compiled", "reference"]:

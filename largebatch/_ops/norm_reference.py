@@ -40,6 +40,8 @@ def norm_constant(policy: NormPolicy, count: int) -> float:
 
 def ghost_counts(samples: int, ghost_size: int, full: int) -> list[int]:
     """Return the samples of each ghost: ``full`` times ``ghost_size``, then those that are left."""
+    if ghost_size < 1 or full < 0 or full * ghost_size > samples:
+        raise ValueError(f"{full} ghosts of {ghost_size} samples do not fit a batch of {samples}")
     left = samples - full * ghost_size
     return [ghost_size] * full + ([left] if left > 0 else [])
 

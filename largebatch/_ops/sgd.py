@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from largebatch._ops.derivatives import refuse_derivatives
+from largebatch._ops.guards import call_checked
 from largebatch._ops.library import Operator, notice, register
 from largebatch._ops.step import StepCall
 
@@ -32,7 +33,8 @@ def reference_sgd_(
     buffer_factor: float,
 ) -> None:
     """Specify ``largebatch::sgd_``; :func:`sgd_` says what the arguments mean."""
-    call = StepCall(params, grads, masters, grad_factor, found_inf, maximize)
+    moments = [momentum_buffers] if momentum != 0.0 else []
+    call = StepCall(params, grads, moments, masters, grad_factor, found_inf, maximize)
     inner, outer = (lr, 1.0) if lr_inside_momentum else (1.0, lr)
     for index in range(len(params)):
         old = call.weight(index)
@@ -106,7 +108,8 @@ def sgd_(
         return
     refuse_derivatives("sgd_", params, grads)
     notice("sgd_", params)
-    torch.ops.largebatch.sgd_(
+    call_checked(
+        torch.ops.largebatch.sgd_,
         params,
         grads,
         momentum_buffers,

@@ -19,6 +19,8 @@ def reference_sum_shards(
     Whole numbers are added in their own type, which wraps, and divided towards zero; for truth
     values the sum is "or". :func:`sum_shards` says what the arguments mean.
     """
+    if divisor < 1:
+        raise ValueError(f"sum_shards: divisor {divisor}; at least 1")
     found = out.new_zeros(2, dtype=torch.float64)
     if out.dtype == torch.bool:
         out.copy_(torch.stack(list(shards)).any(0))
@@ -30,7 +32,10 @@ def reference_sum_shards(
     for shard in shards[1:]:
         total += shard
     if divisor != 1:
-        total = torch.div(total, divisor, rounding_mode=None if floating else "trunc")
+        if floating:
+            total = total / divisor
+        else:  # which need not be a number of their type
+            total = torch.div(total.long(), divisor, rounding_mode="trunc")
     out.copy_(total)
     if squares and floating:
         found[1] = out.double().square().sum()
@@ -48,6 +53,7 @@ register(
         "sum_shards(Tensor[] shards, Tensor(a!) out, *, int divisor, bool squares) -> Tensor",
         reference_sum_shards,
         _fake_sum_shards,
+        is_guarded=False,
     )
 )
 
