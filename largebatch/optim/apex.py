@@ -13,8 +13,8 @@ from torch import Tensor
 from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
+from largebatch.optim.exact import exact
 from largebatch.optim.registry import optimizers
-from largebatch.optim.state import load_exactly
 
 INSTALL = "build it from https://github.com/NVIDIA/apex, or choose optim.name=lamb"
 
@@ -139,4 +139,5 @@ def build_apex_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.
     arguments: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas)}
     if config.eps is not None:
         arguments["eps"] = config.eps
-    return load_exactly(construct(fused_lamb(), config, groups, arguments))
+    built: torch.optim.Optimizer = construct(exact(fused_lamb()), config, groups, arguments)
+    return built

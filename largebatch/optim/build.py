@@ -23,6 +23,7 @@ from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import param_groups
 from largebatch.optim.offload import Offload
 from largebatch.optim.registry import optimizers
+from largebatch.optim.scaling import ScaledStep
 from largebatch.schedule import Clock, Duration, half_life_factor
 
 
@@ -42,6 +43,8 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
         config.lr_correction,
     )
     optimizer = factory(config, groups)
+    if isinstance(optimizer, ScaledStep):
+        optimizer.unscales = True  # a run clips by a factor and waits for no device
     if not config.offload:
         return optimizer
     try:

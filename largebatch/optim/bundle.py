@@ -13,7 +13,9 @@ from torch import Tensor
 
 from largebatch._errors import UserError
 from largebatch.distributed.sharding import is_sharded
-from largebatch.optim.parameters import local
+from largebatch.optim.parameters import any_sharded, local
+from largebatch.optim.settings import plain
+from largebatch.optim.state import Fit
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Bundle:
 
     Attributes:
         groups: the parameter groups of the call, each with its part of ``params``.
+        common: the settings that they have in common.
         params: parameters with a gradient.
         pieces: the call's tensors.
         ranks: process groups whose ranks hold parts of the same tensors; empty: all is here.
@@ -80,10 +83,15 @@ class Bundle:
         rows: the row of each of the call's tensors, on the device.
         settings: (N, 3) float64 on the CPU: rate, weight decay, whether the tensor adapts.
         norms: (N, 3) float64 on the device, as the operators write it.
+        absent: stands for the master of a parameter without one.
+        fit: of the parameters' states.
         rules: what decays and adaptations in ``settings`` were made from.
+        sharded: whether the parameters are DTensors.
+        whole: whether every tensor is a parameter.
     """
 
     groups: list[tuple[dict[str, Any], list[Tensor]]]
+    common: dict[str, Any]
     params: list[Tensor]
     pieces: list[Piece]
     ranks: tuple[Any, ...]
@@ -92,17 +100,14 @@ class Bundle:
     settings: Tensor
     norms: Tensor
     absent: Tensor
+    fit: Fit
     rules: list[tuple[Any, ...]] = field(default_factory=list)
+    sharded: bool = False
+    whole: bool = True
 
-    @property
-    def group(self) -> dict[str, Any]:
-        """A group that has the settings of the call."""
-        return self.groups[0][0]
-
-    @property
-    def whole(self) -> bool:
-        """Whether every tensor is a parameter."""
-        return all(piece.start is None for piece in self.pieces)
+    def __post_init__(self) -> None:
+        self.sharded = any_sharded(self.params)
+        self.whole = bool(self.pieces) and all(piece.start is None for piece in self.pieces)
 
     def holds(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
         """Whether the bundle was made for these parameters."""
@@ -113,8 +118,10 @@ class Bundle:
 
     def parts(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the call's tensors, given one a parameter: a gradient, a moment, a master."""
-        if is_sharded(self.params[0]):
+        if self.sharded:
             tensors = [local(tensor) for tensor in tensors]
+        if self.whole:
+            return tensors
         return [
             tensors[piece.param]
             if piece.start is None
@@ -180,7 +187,7 @@ def cut(
 
 def split_count(group: dict[str, Any], param: Tensor) -> int:
     """Return into how many pieces a group's ``split`` cuts a parameter."""
-    if group["split"] == "rows":
+    split = plain(group["split"])
+    if split == "rows":
         return max(1, len(param)) if param.ndim > 1 else 1
-    count: int = group["split"]
-    return count
+    return int(split)

@@ -18,7 +18,9 @@ def construct(
     arguments: dict[str, Any],
 ) -> Any:
     """Call ``kind`` with ``arguments`` and ``optim.options``, naming the option that is wrong."""
-    taken = set(inspect.signature(kind.__init__).parameters) - {"self", "params"}
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    named = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
+    taken = (named | set(getattr(kind, "foreign", ()))) - {"self", "params"}
     own = {key for key in vars(config) if key in taken and key != "options"}
     for key, value in config.options.items():
         if key in own:

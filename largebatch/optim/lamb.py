@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,14 +11,16 @@ from torch import Tensor
 
 from largebatch import _ops
 from largebatch._errors import UserError
-from largebatch._ops.layerwise import Stage
+from largebatch._ops.layerwise import BiasCorrection, Stage
 from largebatch.optim.bundle import Bundle
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
+from largebatch.optim.foreign import TORCH, Foreign, translate
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.norm import norm_parts
 from largebatch.optim.presets import chosen, preset_of
 from largebatch.optim.registry import optimizers
+from largebatch.optim.settings import number, plain
 
 _PAPER: dict[str, Any] = {
     "eps": 1e-6,
@@ -51,6 +53,30 @@ PRESETS: dict[str, dict[str, Any]] = {
 """The switches of four implementations; ``largebatch/optim/README.md`` has them as a table."""
 
 
+CORRECTIONS = ("moments", "rate", "none")
+
+FOREIGN: dict[str, Foreign] = {
+    **TORCH,
+    "capturable": Foreign({False: {}, True: {}}),  # it always is; a rate in a tensor stays variable
+    # apex and DeepSpeed
+    "adam_w_mode": Foreign(
+        {True: {}}, "LAMB decays beside the gradient (adam_w_mode=True), never in it"
+    ),
+    "set_grad_none": Foreign({True: {}}, "call zero_grad(set_to_none=False) instead"),
+    "amsgrad": Foreign({False: {}}, "LAMB has no such form, nor have apex and DeepSpeed"),
+    "eps_inside_sqrt": Foreign({False: {}}, "LAMB adds eps to the root"),
+    "use_nvlamb": Foreign({False: {"exclude": "no_decay"}, True: {"exclude": "none"}}),
+    "max_coeff": Foreign(renamed="max_ratio"),
+    "min_coeff": Foreign(renamed="min_ratio"),
+    # timm
+    "always_adapt": Foreign({False: {"exclude": "no_decay"}, True: {"exclude": "none"}}),
+    "trust_clip": Foreign({False: {}, True: {"max_ratio": 1.0}}),
+    "caution": Foreign({False: {}}, "LAMB has no cautious form"),
+    "decoupled_decay": Foreign({False: {}}, "LAMB decays inside the norm of the update"),
+    "corrected_weight_decay": Foreign({False: {}}, "LAMB's decay follows lr"),
+}
+
+
 class LAMB(LayerwiseOptimizer):
     """Adam whose step has, tensor by tensor, the length of the weights (algorithm 2).
 
@@ -69,7 +95,8 @@ class LAMB(LayerwiseOptimizer):
         preset: ``paper``, ``nvlamb``, ``author`` or ``deepspeed``.
         eps: added to the root of the second moment.
         bias_correction: ``moments`` as above, ``none``, or ``rate``: on the learning rate, after
-            the ratio was taken.
+            the ratio was taken. False is ``none``; True is the preset's way, and ``moments`` where
+            the preset has none.
         grad_averaging: False: the gradient enters the first moment times 1.
         max_grad_norm: scale the gradients of all groups together to at most this global norm before
             they enter the moments; 0 or None with the preset ``paper``: no clipping. One value for
@@ -78,6 +105,9 @@ class LAMB(LayerwiseOptimizer):
         min_ratio, max_ratio: bounds of the trust ratio.
         exclude, decay_excluded, maximize, master_weights, state_dtype, fused: as in
             :class:`largebatch.optim.LARS`.
+        others: of apex's, DeepSpeed's and timm's LAMB: ``use_nvlamb``, ``always_adapt``,
+            ``trust_clip``, ``max_coeff`` and ``min_coeff`` set the switches that they stand for;
+            others are accepted where LAMB does what they ask for.
 
     Raises:
         UserError: a hyperparameter out of range, complex parameters, sparse gradients.
@@ -85,17 +115,19 @@ class LAMB(LayerwiseOptimizer):
     """
 
     operator = "lamb_"
+    moments = ("exp_avg", "exp_avg_sq")
+    foreign = FOREIGN
 
     def __init__(
         self,
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: Sequence[float] = (0.9, 0.999),
         weight_decay: float = 0.01,
         *,
         preset: str = "paper",
         eps: float | None = None,
-        bias_correction: Literal["moments", "rate", "none"] | None = None,
+        bias_correction: Literal["moments", "rate", "none"] | bool | None = None,
         grad_averaging: bool | None = None,
         max_grad_norm: float | None = None,
         min_ratio: float | None = None,
@@ -106,11 +138,13 @@ class LAMB(LayerwiseOptimizer):
         master_weights: bool = True,
         state_dtype: torch.dtype | None = None,
         fused: bool | None = None,
+        **others: Any,
     ) -> None:
         switches = chosen(
             "LAMB",
             PRESETS,
             preset,
+            translate("LAMB", FOREIGN, others),
             eps=eps,
             bias_correction=bias_correction,
             grad_averaging=grad_averaging,
@@ -120,12 +154,10 @@ class LAMB(LayerwiseOptimizer):
             exclude=exclude,
             decay_excluded=decay_excluded,
         )
-        self.max_grad_norm: float | None = switches.pop("max_grad_norm") or None
-        if self.max_grad_norm is not None and not 0.0 < self.max_grad_norm < math.inf:
-            raise UserError(f"LAMB: max_grad_norm={self.max_grad_norm}: a number from 0 up")
+        switches["bias_correction"] = _named(switches["bias_correction"], PRESETS[preset])
         defaults = {
             "lr": lr,
-            "betas": tuple(betas),
+            "betas": plain(betas),
             "weight_decay": weight_decay,
             "maximize": maximize,
             "master_weights": master_weights,
@@ -135,36 +167,76 @@ class LAMB(LayerwiseOptimizer):
         }
         super().__init__(params, defaults)
 
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The global norm that the gradients of all groups are scaled to; None: no clipping."""
+        norms = {plain(group["max_grad_norm"]) or None for group in self.param_groups}
+        if len(norms) > 1:
+            raise UserError(f"LAMB: max_grad_norm={sorted(map(str, norms))}: one for all groups")
+        return norms.pop() if norms else None
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | None) -> None:
+        for group in self.param_groups:
+            group["max_grad_norm"] = value
+
     def check_group(self, group: dict[str, Any]) -> None:
         """Refuse hyperparameters out of range."""
-        if not all(0.0 <= beta < 1.0 for beta in group["betas"]):
-            raise UserError(f"LAMB: betas={group['betas']}: each from 0 up and below 1")
-        if not 0.0 <= group["eps"] < math.inf:
+        betas = plain(group["betas"])
+        if not (
+            isinstance(betas, tuple) and len(betas) == 2 and all(0.0 <= b < 1.0 for b in betas)
+        ):
+            raise UserError(f"LAMB: betas={group['betas']}: two, each from 0 up and below 1")
+        if not 0.0 <= number(group["eps"]) < math.inf:
             raise UserError(f"LAMB: eps={group['eps']}: a number from 0 up")
-        if not 0.0 <= group["min_ratio"] <= group["max_ratio"]:
+        if not 0.0 <= number(group["min_ratio"]) <= number(group["max_ratio"]):
             raise UserError(
                 f"LAMB: min_ratio={group['min_ratio']}, max_ratio={group['max_ratio']}: from 0 up, "
                 "the first not above the second"
             )
-        if group["bias_correction"] not in ("moments", "rate", "none"):
+        if _named(group["bias_correction"], self.defaults) not in CORRECTIONS:
             raise UserError(
-                f"LAMB: bias_correction={group['bias_correction']!r}: moments, rate or none"
+                f"LAMB: bias_correction={group['bias_correction']!r}: {', '.join(CORRECTIONS)}, "
+                "or True or False"
             )
+        norm = group["max_grad_norm"]
+        if norm is not None and not 0.0 <= number(norm) < math.inf:
+            raise UserError(f"LAMB: max_grad_norm={norm}: a number from 0 up")
 
     def moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Return the names of the two moments."""
-        return ("exp_avg", "exp_avg_sq")
+        return self.moments
+
+    def adopt_group(self, group: dict[str, Any], states: dict[Any, Any]) -> dict[str, Any]:
+        """Return a saved group in our terms: timm and apex count steps in it, others in states."""
+        group = super().adopt_group(group, states)
+        group["bias_correction"] = _named(
+            group.get("bias_correction", self.defaults["bias_correction"]), self.defaults
+        )
+        step = group.pop("step", None)
+        for each in group["params"]:
+            if each not in states:
+                continue
+            if step is not None and "step" not in states[each]:
+                states[each] = {**states[each], "step": step}
+            number(states[each].get("step", 0))
+        return group
+
+    def state_dtypes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.dtype]:
+        """Return the types of what a parameter's state holds."""
+        return {**super().state_dtypes(param, group), "step": torch.float32}
 
     def prepare(self, factor: Tensor | None) -> Tensor | None:
         """Add this optimizer's own clipping to the factor of the gradients."""
-        if self.max_grad_norm is None:
+        bound = self.max_grad_norm
+        if bound is None:
             return factor
         params = [param for group in self.param_groups for param in group["params"]]
         parts = norm_parts("LAMB", params, self.fragments)
         if not parts:
             return factor
         scale = None if factor is None else factor.to(parts[0].device)
-        return _ops.clip_factor(parts, self.max_grad_norm, eps=0.0, scale=scale)[1]
+        return _ops.clip_factor(parts, bound, eps=0.0, scale=scale)[1]
 
     def call(
         self,
@@ -177,7 +249,7 @@ class LAMB(LayerwiseOptimizer):
         stage: Stage,
     ) -> None:
         """Call ``lamb_`` on one bundle."""
-        group = bundle.group
+        group = bundle.common
         steps = self._steps(bundle)
         first, second = moments
         _ops.lamb_(
@@ -193,7 +265,7 @@ class LAMB(LayerwiseOptimizer):
             beta1=group["betas"][0],
             beta2=group["betas"][1],
             eps=group["eps"],
-            bias_correction=group["bias_correction"],
+            bias_correction=_named(group["bias_correction"], self.defaults),
             grad_averaging=group["grad_averaging"],
             maximize=group["maximize"],
             min_ratio=group["min_ratio"],
@@ -214,6 +286,15 @@ class LAMB(LayerwiseOptimizer):
         if bundle.whole:
             return [state["step"] for state in states]
         return [states[piece.param]["step"].clone() for piece in bundle.pieces]
+
+
+def _named(correction: Any, own: Mapping[str, Any]) -> BiasCorrection:
+    """Return a bias correction by name, given also as True or False; ``own`` says what True is."""
+    if correction in (True, False):
+        way: BiasCorrection = own["bias_correction"]
+        return ("moments" if way == "none" else way) if correction else "none"
+    named: BiasCorrection = correction
+    return named
 
 
 @optimizers.register(

@@ -14,9 +14,11 @@ from largebatch._ops.layerwise import Stage
 from largebatch.optim.bundle import Bundle
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
+from largebatch.optim.foreign import TORCH, Foreign, translate
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.presets import chosen, preset_of
 from largebatch.optim.registry import optimizers
+from largebatch.optim.settings import number
 
 _PAPER: dict[str, Any] = {
     "trust_coefficient": 0.001,
@@ -45,6 +47,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "optax": {**_PAPER, "denominator": "joint"},
 }
 """The switches of five implementations; ``largebatch/optim/README.md`` has them as a table."""
+
+
+FOREIGN: dict[str, Foreign] = {
+    **TORCH,
+    "capturable": Foreign({False: {}, True: {}}),  # it always is; a rate in a tensor stays variable
+    "dampening": Foreign(
+        {0.0: {}},
+        "LARS has none; lr x (1 - dampening) is the same but for an undamped first step",
+    ),
+    "trust_coeff": Foreign(renamed="trust_coefficient"),  # timm
+    "trust_clip": Foreign({False: {"clip_ratio": False}, True: {"clip_ratio": True}}),  # timm
+    "always_adapt": Foreign({False: {"exclude": "no_decay"}, True: {"exclude": "none"}}),  # timm
+}
 
 
 class LARS(LayerwiseOptimizer):
@@ -85,6 +100,11 @@ class LARS(LayerwiseOptimizer):
         state_dtype: of the buffer of parameters that are not float64: None for float32, or
             ``torch.bfloat16``.
         fused: True demands the compiled kernel, False the reference; None takes what there is.
+            True also lets the step unscale under ``torch.amp.GradScaler``, on the device
+            (:attr:`unscales`).
+        others: of timm's Lars and torch's SGD: ``trust_coeff``, ``trust_clip`` and ``always_adapt``
+            set the switches that they stand for, ``foreach`` and ``capturable`` make no difference,
+            ``dampening`` is 0 and ``differentiable`` False.
 
     Raises:
         UserError: a hyperparameter out of range, complex parameters, sparse gradients.
@@ -92,11 +112,13 @@ class LARS(LayerwiseOptimizer):
     """
 
     operator = "lars_"
+    moments = ("momentum_buffer",)
+    foreign = FOREIGN
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor,
+        lr: float | Tensor = 1.0,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float | None = None,
@@ -115,11 +137,13 @@ class LARS(LayerwiseOptimizer):
         master_weights: bool = True,
         state_dtype: torch.dtype | None = None,
         fused: bool | None = None,
+        **others: Any,
     ) -> None:
         switches = chosen(
             "LARS",
             PRESETS,
             preset,
+            translate("LARS", FOREIGN, others),
             trust_coefficient=trust_coefficient,
             eps=eps,
             denominator=denominator,
@@ -146,7 +170,7 @@ class LARS(LayerwiseOptimizer):
     def check_group(self, group: dict[str, Any]) -> None:
         """Refuse hyperparameters out of range."""
         for key, high in (("momentum", 1.0), ("trust_coefficient", None), ("eps", None)):
-            if not 0.0 <= group[key] < (high or float("inf")):
+            if not 0.0 <= number(group[key]) < (high or float("inf")):
                 bound = "from 0 up" + (f" and below {high:g}" if high else "")
                 raise UserError(f"LARS: {key}={group[key]}: a number {bound}")
         if group["denominator"] not in ("sum", "joint"):
@@ -158,7 +182,7 @@ class LARS(LayerwiseOptimizer):
 
     def moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
         """Return the name of the buffer, where there is momentum."""
-        return ("momentum_buffer",) if group["momentum"] != 0.0 else ()
+        return self.moments if group["momentum"] != 0.0 else ()
 
     def call(
         self,
@@ -171,7 +195,7 @@ class LARS(LayerwiseOptimizer):
         stage: Stage,
     ) -> None:
         """Call ``lars_`` on one bundle."""
-        group = bundle.group
+        group = bundle.common
         _ops.lars_(
             params,
             grads,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,19 +14,21 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch._ops.layerwise import Stage
 from largebatch.optim.bundle import Bundle, Fragment, Fragments, cut, ranks_of
-from largebatch.optim.closure import loss_of
-from largebatch.optim.parameters import SIXTEEN_BIT, check_dense, check_types
-from largebatch.optim.scaling import gradient_factor
-from largebatch.optim.state import begin_state, check_state_dtype, restore_exactly
+from largebatch.optim.flat import warn_of_flat
+from largebatch.optim.optimizer import Optimizer
+from largebatch.optim.parameters import any_sharded, check_dense, check_types, tell_autograd
+from largebatch.optim.scaling import ScaledStep
+from largebatch.optim.settings import number, plain
+from largebatch.optim.state import Fit, check_state_dtype, wanted_dtypes
 
 EXCLUDE = ("none", "one_dimensional", "no_decay")
 
 # What may differ between the groups of one call: rates, and what decay and adaptation come from.
 RULES = ("weight_decay", "layer_adaptation", "exclude", "decay_excluded", "split")
-APART = {*RULES, "params", "lr", "lr_multiplier", "initial_lr", "name", "param_names"}
+APART = {*RULES, "lr", "max_grad_norm", "differentiable"}
 
 
-class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
+class LayerwiseOptimizer(ScaledStep, Optimizer):
     """Base of the optimizers whose rate follows each tensor's norms.
 
     Groups may differ in rate, weight decay and adaptation and still be stepped by one call. A group
@@ -37,19 +39,18 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
       QKV matrix), or ``"rows"`` for a ratio a row.
 
     Attributes:
-        grad_factor: a 0-d tensor that multiplies the gradients of the next step, such as the clip
-            factor of :func:`largebatch.optim.clip_gradients`; the step sets it back to None.
         fragments: what :meth:`shard` was told of each flat parameter.
     """
 
-    grad_factor: Tensor | None = None
-    _step_supports_amp_scaling = True
+    carried = (*ScaledStep.carried, "fragments")
     operator = ""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         self._bundles: dict[tuple[Any, ...], Bundle] = {}
+        self._given: set[int] = set()
         self.fragments: dict[Tensor, Fragments] = {}
         super().__init__(params, {**defaults, "layer_adaptation": None, "split": 1})
+        self.unscales = defaults["fused"] is True
 
     # What an optimizer of this kind adds.
 
@@ -79,26 +80,18 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does, having checked its hyperparameters and parameters."""
         super().add_param_group(param_group)
-        try:
-            self._check(self.param_groups[-1])
-        except Exception:
-            del self.param_groups[-1]
-            raise
+        self._given.update(map(id, self.param_groups[-1]["params"]))
         self._bundles.clear()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bundles = {}
-        self.fragments = getattr(self, "fragments", {})  # loading state keeps the parameters
-        for group in self.param_groups:  # state of another library's form lacks our settings
-            for key in set(self.defaults) - {"differentiable"}:  # which torch adds to them here
-                group.setdefault(key, self.defaults[key])
+        if "defaults" in state:  # a copy of the whole optimizer; loaded state keeps the parameters
+            self._given = {id(param) for group in self.param_groups for param in group["params"]}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load state bit by bit, masters included."""
-        super().load_state_dict(state_dict)
-        restore_exactly(self, state_dict)
-        self._bundles.clear()
+    def state_dtypes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.dtype]:
+        """Return the types of what a parameter's state holds."""
+        return wanted_dtypes(param, group, self.moments)
 
     def shard(
         self, param: Tensor, parts: Iterable[Fragment], tensors: int, group: Any = None
@@ -127,19 +120,10 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
         self.fragments[param] = Fragments(parts, tensors, group)
         self._bundles.clear()
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; return the loss of ``closure``, which may compute it anew."""
-        loss = loss_of(closure)
-        factor = self.prepare(gradient_factor(self))
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
+    def take(self, factor: Tensor | None, found_inf: Tensor | None) -> None:
+        """Take a step along ``factor`` x gradient; none where ``found_inf`` is not 0."""
         for bundle in self._current():
             self._step_bundle(bundle, factor, found_inf)
-        return loss
-
-    def prepare(self, factor: Tensor | None) -> Tensor | None:
-        """Return what the gradients of this step are multiplied with, given what is known."""
-        return factor
 
     def layer_norms(self) -> Iterator[tuple[Tensor, int, Tensor]]:
         """Yield what the last step found: (parameter, number of its piece, norms).
@@ -158,61 +142,78 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
     def _current(self) -> list[Bundle]:
         """Return this step's bundles, with rates and decays as the groups have them now."""
         plan: dict[tuple[Any, ...], list[tuple[dict[str, Any], list[Tensor]]]] = {}
+        settings: dict[tuple[Any, ...], dict[str, Any]] = {}
         for group in self.param_groups:
             present = [param for param in group["params"] if param.grad is not None]
-            same = self._shared(group)
-            for device in dict.fromkeys(param.device for param in present):
-                by_ranks: dict[tuple[Any, ...], list[Tensor]] = {}
-                for param in present:
-                    if param.device == device:
-                        by_ranks.setdefault(ranks_of(param, self.fragments), []).append(param)
-                for ranks, part in by_ranks.items():
-                    plan.setdefault((device, ranks, *same), []).append((group, part))
+            common = {key: plain(group[key]) for key in self.defaults if key not in APART}
+            lr = id(group["lr"]) if isinstance(group["lr"], Tensor) else None
+            for place, part in self._by_place(present):
+                same = (*place, lr, *common.values())
+                plan.setdefault(same, []).append((group, part))
+                settings[same] = common
         for same, groups in plan.items():
             bundle = self._bundles.get(same)
             if bundle is None or not bundle.holds(groups):
-                bundle = self._bundles[same] = self._make_bundle(groups)
+                bundle = self._bundles[same] = self._make_bundle(groups, settings[same])
             self._refresh(bundle)
         for old in set(self._bundles) - set(plan):
             del self._bundles[old]
         return list(self._bundles.values())
+
+    def _by_place(self, params: list[Tensor]) -> list[tuple[tuple[Any, ...], list[Tensor]]]:
+        """Divide parameters by device, and by the ranks that hold parts of the same tensors."""
+        devices = {param.device: None for param in params}
+        if len(devices) == 1 and not self.fragments and not any_sharded(params):
+            return [((*devices, ()), params)]
+        places: dict[tuple[Any, ...], list[Tensor]] = {}
+        for device in devices:
+            for param in params:
+                if param.device == device:
+                    ranks = ranks_of(param, self.fragments)
+                    places.setdefault((device, ranks), []).append(param)
+        return list(places.items())
 
     def _refresh(self, bundle: Bundle) -> None:
         """Write rates, and where the groups' rules have changed decays and adaptations.
 
         The table is read while the kernel is launched: nothing waits for the device.
         """
-        owner = [group for group, params in bundle.groups for _ in params]
-        rules = [tuple(group[key] for key in RULES) for group, _ in bundle.groups]
+        rules = [tuple(plain(group[key]) for key in RULES) for group, _ in bundle.groups]
         if rules != bundle.rules:
             bundle.rules = rules
+            owner = [group for group, params in bundle.groups for _ in params]
             rows = [(0.0, *self.treatment(owner[p.param], p.ndim)) for p in bundle.pieces]
             bundle.settings = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
-        rates = [1.0 if isinstance(group["lr"], Tensor) else group["lr"] for group in owner]
-        if len(set(rates)) == 1:
-            bundle.settings[:, 0] = rates[0]
+        rates = [
+            (1.0 if isinstance(group["lr"], Tensor) else number(group["lr"]), len(params))
+            for group, params in bundle.groups
+        ]
+        if len({rate for rate, _ in rates}) == 1:
+            bundle.settings[:, 0] = rates[0][0]
         else:
-            of_piece = [rates[piece.param] for piece in bundle.pieces]
+            of_param = [rate for rate, count in rates for _ in range(count)]
+            of_piece = [of_param[piece.param] for piece in bundle.pieces]
             bundle.settings[:, 0] = torch.tensor(of_piece, dtype=torch.float64)
 
-    def _shared(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        """Return the settings that one call has in common, as a key."""
-        lr = id(group["lr"]) if isinstance(group["lr"], Tensor) else None
-        return (lr, *((key, value) for key, value in group.items() if key not in APART))
-
-    def _make_bundle(self, groups: list[tuple[dict[str, Any], list[Tensor]]]) -> Bundle:
+    def _make_bundle(
+        self, groups: list[tuple[dict[str, Any], list[Tensor]]], common: dict[str, Any]
+    ) -> Bundle:
         params = [param for _, part in groups for param in part]
         pieces, tensors = cut(groups, self.fragments)
+        warn_of_flat(type(self).__name__, groups, self._given, self.fragments)
         device = params[0].device
         norms = torch.zeros((len(pieces), 3), dtype=torch.float64, device=device)
         absent = torch.empty(0, device=device)
         ranks = ranks_of(params[0], self.fragments)
         rows = torch.tensor([p.tensor for p in pieces], dtype=torch.int64, device=device)
-        return Bundle(groups, params, pieces, ranks, tensors, rows, torch.empty(0), norms, absent)
+        table, fit = torch.empty(0), Fit()
+        return Bundle(
+            groups, common, params, pieces, ranks, tensors, rows, table, norms, absent, fit
+        )
 
     def treatment(self, group: dict[str, Any], ndim: int) -> tuple[float, bool]:
         """Return the weight decay of a tensor and whether it adapts, by the group's rules."""
-        decay: float = group["weight_decay"]
+        decay = number(group["weight_decay"])
         if group["layer_adaptation"] is not None:
             excluded = not group["layer_adaptation"]
         else:
@@ -238,41 +239,38 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
             assert param.grad is not None
             grads.append(param.grad)
         check_dense(type(self).__name__, grads)
-        states = [self.state[param] for param in bundle.params]
-        names = self.moment_names(bundle.group)
-        wanted = set(names)
-        for param, state in zip(bundle.params, states, strict=True):
-            lacks_master = param.dtype in SIXTEEN_BIT and "master" not in state
-            if not state.keys() >= wanted or (lacks_master and bundle.group["master_weights"]):
-                begin_state(param, state, names, bundle.group)
+        names = self.moment_names(bundle.common)
+        states = bundle.fit.states(self.state, bundle.params, names, bundle.common)
         moments = [bundle.parts([state[name] for state in states]) for name in names]
         masters: list[Tensor] = []
         if any("master" in state for state in states):
             masters = bundle.parts([state.get("master", bundle.absent) for state in states])
         device = bundle.norms.device
-        lr = bundle.group["lr"]
+        lr = bundle.groups[0][0]["lr"]
         scalars = {
-            "lr_factor": lr.to(device) if isinstance(lr, Tensor) else None,
+            "lr_factor": _on(device, lr) if isinstance(lr, Tensor) else None,
             "grad_factor": None if factor is None else factor.to(device),
             "found_inf": None if found_inf is None else found_inf.to(device),
         }
         lists = (bundle.parts(bundle.params), bundle.parts(grads), moments, masters)
         if not bundle.ranks:
             self.call(bundle, *lists, scalars, "all")
-            return
-        self.call(bundle, *lists, scalars, "sums")
-        bundle.add_up()
-        self.call(bundle, *lists, scalars, "update")
+        else:
+            self.call(bundle, *lists, scalars, "sums")
+            bundle.add_up()
+            self.call(bundle, *lists, scalars, "update")
+        tell_autograd(bundle.params)
 
-    def _check(self, group: dict[str, Any]) -> None:
+    def check(self, group: dict[str, Any]) -> None:
+        """Refuse hyperparameters out of range, and parameters that cannot be stepped."""
         name = type(self).__name__
         for key in ("lr", "weight_decay"):
-            if not 0.0 <= float(group[key]) < math.inf:
+            if not 0.0 <= number(group[key]) < math.inf:
                 raise UserError(f"{name}: {key}={group[key]}: a number from 0 up")
         if group["exclude"] not in EXCLUDE:
             raise UserError(f"{name}: exclude={group['exclude']!r}: {', '.join(EXCLUDE)}")
         check_state_dtype(name, group)
-        split = group["split"]
+        split = plain(group["split"])
         if split != "rows" and not (isinstance(split, int) and split >= 1):
             raise UserError(f"{name}: split={split!r}: a number from 1 up, or 'rows'")
         self.check_group(group)
@@ -290,3 +288,8 @@ class LayerwiseOptimizer(torch.optim.Optimizer, ABC):
                     f"{name}: fused=True, but the compiled op is absent on {device}: "
                     f"{faces.get(device, 'no kernel for this device')}"
                 )
+
+
+def _on(device: torch.device, lr: Tensor) -> Tensor:
+    dtype = lr.dtype if lr.dtype in (torch.float32, torch.float64) else torch.float32
+    return lr.detach().to(device, dtype)

@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Any
 
 from largebatch._errors import UserError
+from largebatch.optim.settings import number
 
 
 def corrected_rate(group: dict[str, Any], lr: float) -> float:
@@ -36,13 +37,14 @@ def corrected_rate(group: dict[str, Any], lr: float) -> float:
     Raises:
         UserError: rate x decay is so large that it would turn the weights' sign.
     """
-    norm = group["decayed_norm"]
-    buffer = group["momentum"] * group["decayed_buffer"] + group["imitated_decay"] * norm
+    norm, momentum = number(group["decayed_norm"]), number(group["momentum"])
+    decay = number(group["imitated_decay"])
+    buffer = momentum * number(group["decayed_buffer"]) + decay * norm
     after = norm - lr * buffer
     if after <= 0.0:
         raise UserError(
             f"optim.lr_correction=true: a rate of {lr:g} with a weight decay of "
-            f"{group['imitated_decay']:g} would turn the weights around; lower one of them"
+            f"{decay:g} would turn the weights around; lower one of them"
         )
     group["decayed_norm"], group["decayed_buffer"] = after, buffer
     return float(lr / (norm * after))

@@ -18,12 +18,12 @@ from largebatch._errors import UserError
 from largebatch.optim.closure import loss_of
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
-from largebatch.optim.parameters import SIXTEEN_BIT
+from largebatch.optim.optimizer import Portable
 from largebatch.optim.registry import optimizers
-from largebatch.optim.state import begin_state, restore_exactly
+from largebatch.optim.state import begin_state, exactly, has_master
 
 
-class MuonWithAuxiliary(torch.optim.Optimizer):
+class MuonWithAuxiliary(Portable):
     """torch's Muon and AdamW over one list of groups, with one ``state_dict``.
 
     Both share the learning rate: Muon's updates are scaled to the root mean square of AdamW's
@@ -40,6 +40,8 @@ class MuonWithAuxiliary(torch.optim.Optimizer):
     Raises:
         UserError: a Muon group holds a parameter that is no matrix, or there is no such group.
     """
+
+    carried = ("_muon", "_adamw")
 
     def __init__(
         self,
@@ -58,7 +60,8 @@ class MuonWithAuxiliary(torch.optim.Optimizer):
         others = [group for group in groups if not group.get("muon")]
         if not matrices:
             raise UserError("muon: no matrix among the parameters; choose another optimizer")
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        own = {"lr": lr, "weight_decay": weight_decay, "master_weights": master_weights}
+        super().__init__(groups, own)
         self._muon = Muon(
             matrices,
             lr=lr,
@@ -68,38 +71,61 @@ class MuonWithAuxiliary(torch.optim.Optimizer):
             ns_steps=ns_steps,
             adjust_lr_fn=adjust_lr_fn,
         )
-        self._adamw = (
-            AdamW(others, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
-            if others
-            else None
+        # One that has nothing to do is kept for groups that are added; torch makes none without.
+        self._adamw = AdamW(
+            others or [{"params": [torch.zeros(0)]}],
+            lr=lr,
+            weight_decay=weight_decay,
+            betas=betas,
+            eps=eps,
         )
-        self.param_groups = [group for inner in self._inner() for group in inner.param_groups]
-        self._master_weights = master_weights
+        inner = (self._muon, self._adamw) if others else (self._muon,)
+        self.param_groups = [group for each in inner for group in each.param_groups]
         self._share()
-
-    def _inner(self) -> list[torch.optim.Optimizer]:
-        return [self._muon] if self._adamw is None else [self._muon, self._adamw]
 
     def _share(self) -> None:
         """Let the two optimizers work on this one's groups and state."""
-        for inner in self._inner():
+        for inner in (self._muon, self._adamw):
             wanted = inner is self._muon
             inner.param_groups = [g for g in self.param_groups if bool(g.get("muon")) == wanted]
             inner.state = self.state
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to Muon if it says ``muon=True``, else to AdamW."""
+        super().add_param_group(param_group)
+        if not hasattr(self, "_adamw"):
+            return  # the constructor adds groups before the two are there
+        added = self.param_groups.pop()
+        inner = self._muon if added.get("muon") else self._adamw
+        inner.add_param_group(added)
+        self.param_groups.append(inner.param_groups[-1])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("master_weights", self.defaults["master_weights"])
+        self._share()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load state bit by bit."""
-        super().load_state_dict(state_dict)
-        restore_exactly(self, state_dict)
-        self._share()
+        with exactly(self, dtypes=self._state_dtypes):
+            super().load_state_dict(state_dict)
+
+    def _state_dtypes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.dtype]:
+        """Return the types of a parameter's state: those of the tensor that is stepped."""
+        mastered = has_master(param, group)
+        held = torch.float32 if mastered else param.dtype
+        wanted = dict.fromkeys(("momentum_buffer", "exp_avg", "exp_avg_sq"), held)
+        return {**wanted, "master": torch.float32} if mastered else wanted
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; return the loss of ``closure``, which may compute it anew."""
         loss = loss_of(closure)
         with self._on_masters():
-            for inner in self._inner():
-                inner.step()
+            for inner in (self._muon, self._adamw):
+                if inner.param_groups:
+                    inner.step()
         return loss
 
     @contextmanager
@@ -107,10 +133,14 @@ class MuonWithAuxiliary(torch.optim.Optimizer):
         """Put masters in the place of 16-bit parameters for the length of a step."""
         masters: dict[Tensor, Tensor] = {}
         lists = [group["params"] for group in self.param_groups]
-        for param in (param for params in lists for param in params):
-            if self._master_weights and param.dtype in SIXTEEN_BIT and param.grad is not None:
+        owned = [(group, param) for group in self.param_groups for param in group["params"]]
+        for group, param in owned:
+            if not has_master(param, group):
+                if param in self.state:
+                    begin_state(param, self.state[param], (), group)
+            elif param.grad is not None:
                 state = self.state.pop(param, {})
-                begin_state(param, state, (), {"master_weights": True})
+                begin_state(param, state, (), group)
                 master = masters[param] = state.pop("master")
                 master.grad = param.grad.float()
                 self.state[master] = state

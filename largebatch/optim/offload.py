@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from largebatch._errors import UserError
 from largebatch.distributed.sharding import is_sharded
-from largebatch.optim.closure import loss_of
 from largebatch.optim.layerwise import LayerwiseOptimizer
-from largebatch.optim.scaling import gradient_factor
+from largebatch.optim.scaling import ScaledStep
 from largebatch.optim.sgd import SGD
+from largebatch.optim.wrapper import Wrapper
 
 PART_BYTES = 64 * 2**20
 
 
-class Offload(torch.optim.Optimizer):
+class Offload(ScaledStep, Wrapper):
     """Wraps an optimizer, whose state is then kept and whose steps are taken on the host.
 
     Gradients travel to pinned host memory, our CPU kernels step a copy of the parameters there, and
@@ -41,8 +41,8 @@ class Offload(torch.optim.Optimizer):
         UserError: another optimizer, one that has stepped, or sharded parameters.
     """
 
-    grad_factor: Tensor | None = None
-    _step_supports_amp_scaling = True
+    optimizer: SGD | LayerwiseOptimizer
+    carried = (*ScaledStep.carried, *Wrapper.carried, "_part_bytes")
 
     def __init__(self, optimizer: torch.optim.Optimizer, part_bytes: int = PART_BYTES) -> None:
         name = type(optimizer).__name__
@@ -52,21 +52,32 @@ class Offload(torch.optim.Optimizer):
             raise UserError(f"Offload: {name} has state: wrap it before its first step")
         if getattr(optimizer, "fragments", None):
             raise UserError(f"Offload: {name}.shard was called: sharded parameters stay")
-        super().__init__([{"params": group["params"]} for group in optimizer.param_groups], {})
-        self.optimizer, self._part_bytes = optimizer, part_bytes
-        self.param_groups, self.state = optimizer.param_groups, optimizer.state
-        self.defaults = optimizer.defaults
+        super().__init__(optimizer)
+        self._part_bytes = part_bytes
+        self.unscales = optimizer.unscales
         self._parts: list[_Part] = []
         for group in optimizer.param_groups:
             self._divide(group)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._remake()
+
+    def _remake(self) -> None:
+        """Make the copies on the host anew, from parameters and state as they are."""
+        states = {**self.state}
+        self._parts = []
+        for group in self.param_groups:
+            self._divide(group)
+        for part in self._parts:
+            part.load([states.get(param, {}) for param in part.params])
+        self._share_parts()
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer."""
-        if not hasattr(self, "optimizer"):
-            super().add_param_group(param_group)
-            return
-        self.optimizer.add_param_group(param_group)
-        self._divide(self.param_groups[-1])
+        super().add_param_group(param_group)
+        if hasattr(self, "_parts"):
+            self._divide(self.param_groups[-1])
 
     def _divide(self, group: dict[str, Any]) -> None:
         """Make parts of a group's parameters, and let its state be theirs."""
@@ -81,19 +92,19 @@ class Offload(torch.optim.Optimizer):
             part.append(param)
         if part:
             self._parts.append(_Part(type(self.optimizer), group, part))
-        self._share()
+        self._share_parts()
 
-    def _share(self) -> None:
+    def _share_parts(self) -> None:
         for part in self._parts:
             for param, host in zip(part.params, part.hosts, strict=True):
                 self.state[param] = part.optimizer.state[host]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the wrapped optimizer."""
-        state: dict[str, Any] = self.optimizer.state_dict()
+        state = super().state_dict()
         return {**state, "state": {key: each for key, each in state["state"].items() if each}}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_inner(self, state_dict: dict[str, Any]) -> None:
         """Load state of the wrapped optimizer's form into host memory, bit by bit.
 
         Raises:
@@ -104,22 +115,23 @@ class Offload(torch.optim.Optimizer):
             len(group["params"]) for group in self.param_groups
         ]:
             raise ValueError("Offload: the state is of other parameter groups")
+        state_dict = self.optimizer.adopted(state_dict)
         number_of = {}
-        for group, old in zip(self.param_groups, saved, strict=True):
+        for group, old in zip(self.param_groups, state_dict["param_groups"], strict=True):
             number_of.update(dict(zip(group["params"], old["params"], strict=True)))
             group.update({key: value for key, value in old.items() if key != "params"})
         for part in self._parts:
             part.load([state_dict["state"].get(number_of[param], {}) for param in part.params])
-        self._share()
+        self._share_parts()
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; return the loss of ``closure``, which may compute it anew."""
-        loss = loss_of(closure)
-        factor = gradient_factor(self)
-        if isinstance(self.optimizer, LayerwiseOptimizer):
-            factor = self.optimizer.prepare(factor)
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
+    def prepare(self, factor: Tensor | None) -> Tensor | None:
+        """Return what the gradients of this step are multiplied with, as the wrapped one says."""
+        return self.optimizer.prepare(factor)
+
+    def take(self, factor: Tensor | None, found_inf: Tensor | None) -> None:
+        """Take a step along ``factor`` x gradient; none where ``found_inf`` is not 0."""
+        if any(part.retyped() for part in self._parts):
+            self._remake()
         for part in self._parts:
             part.fetch()
         factor = None if factor is None else factor.cpu()
@@ -128,7 +140,6 @@ class Offload(torch.optim.Optimizer):
             part.step(factor, found_inf)
         for part in self._parts:
             part.wait()
-        return loss
 
     # What a run writes of an optimizer with a rate a layer.
 
@@ -164,7 +175,7 @@ class _Part:
     """
 
     def __init__(
-        self, kind: type[torch.optim.Optimizer], group: dict[str, Any], params: list[Tensor]
+        self, kind: type[SGD | LayerwiseOptimizer], group: dict[str, Any], params: list[Tensor]
     ) -> None:
         self.group, self.params = group, params
         self._pinned = params[0].is_cuda
@@ -177,6 +188,10 @@ class _Part:
 
     def _host(self, tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device="cpu", pin_memory=self._pinned)
+
+    def retyped(self) -> bool:
+        """Whether a parameter has changed its type since its copy was made."""
+        return any(p.dtype != host.dtype for p, host in zip(self.params, self.hosts, strict=True))
 
     def fetch(self) -> None:
         """Send for the gradients, and for parameters that someone else has changed."""
@@ -203,9 +218,7 @@ class _Part:
             self._stream.synchronize()
         mine = self.optimizer.param_groups[0]
         mine.update({key: value for key, value in self.group.items() if key != "params"})
-        self.optimizer.grad_factor = factor  # type: ignore[attr-defined]
-        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self.optimizer.take(factor, found_inf)
         # What the step itself keeps in its group, such as the last rate.
         self.group.update({key: value for key, value in mine.items() if key != "params"})
         with torch.cuda.stream(self._stream):

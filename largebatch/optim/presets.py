@@ -24,9 +24,26 @@ def preset_of(config: OptimConfig, presets: dict[str, dict[str, Any]]) -> str:
 
 
 def chosen(
-    name: str, presets: dict[str, dict[str, Any]], preset: str, **given: Any
+    name: str,
+    presets: dict[str, dict[str, Any]],
+    preset: str,
+    meant: dict[str, Any],
+    **given: Any,
 ) -> dict[str, Any]:
-    """Return a preset's settings with those replaced that were given (not None)."""
+    """Return a preset's settings with those replaced that were given (not None).
+
+    Args:
+        meant: settings that arguments of other optimizers stand for.
+
+    Raises:
+        UserError: no such preset, or a setting that is given twice.
+    """
     if preset not in presets:
         raise UserError(f"{name}: preset={preset!r}: choose from {', '.join(presets)}")
-    return {**presets[preset], **{key: value for key, value in given.items() if value is not None}}
+    explicit = {key: value for key, value in given.items() if value is not None}
+    for key, value in meant.items():
+        if explicit.setdefault(key, value) != value:
+            raise UserError(
+                f"{name}: {key}={explicit[key]!r}: another optimizer's argument says {value!r}"
+            )
+    return {**presets[preset], **explicit}

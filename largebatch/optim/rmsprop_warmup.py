@@ -7,14 +7,24 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from largebatch._errors import UserError
 from largebatch.optim.closure import loss_of
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
+from largebatch.optim.foreign import TORCH, Foreign, translate
+from largebatch.optim.optimizer import Optimizer
 from largebatch.optim.parameters import check_dense, check_types
 from largebatch.optim.registry import optimizers
-from largebatch.optim.state import begin_state, restore_exactly
+from largebatch.optim.settings import number
+from largebatch.optim.state import begin_state, wanted_dtypes
+
+FOREIGN: dict[str, Foreign] = {
+    **TORCH,
+    "capturable": Foreign({False: {}}, "the rates are the host's; torch.optim.RMSprop captures"),
+    "centered": Foreign({False: {}}, "RMSpropWarmup has no centered form; torch.optim.RMSprop has"),
+}
 
 
 def sgd_share(place: float, center: float = 10.0, period: float = 5.0) -> float:
@@ -30,7 +40,7 @@ def sgd_share(place: float, center: float = 10.0, period: float = 5.0) -> float:
     return 1.0
 
 
-class RMSpropWarmup(torch.optim.Optimizer):
+class RMSpropWarmup(Optimizer):
     """Momentum over a mix of SGD's and RMSprop's step.
 
     With gradient g (L2 decay included), a the share of SGD and w the parameter::
@@ -55,6 +65,8 @@ class RMSpropWarmup(torch.optim.Optimizer):
         eps: added to its root.
         maximize: ascend.
         master_weights: keep float16 and bfloat16 parameters in float32 as well.
+        others: of ``torch.optim.RMSprop``: ``foreach`` makes no difference, ``centered``,
+            ``capturable`` and ``differentiable`` are False.
 
     A group's ``sgd_share`` is a; :meth:`set_epoch` follows the paper's course.
 
@@ -62,10 +74,13 @@ class RMSpropWarmup(torch.optim.Optimizer):
         UserError: a hyperparameter out of range, complex parameters, sparse gradients.
     """
 
+    moments = ("momentum_buffer", "square_avg")
+    foreign = FOREIGN
+
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float,
+        lr: float = 1e-2,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         *,
@@ -74,7 +89,9 @@ class RMSpropWarmup(torch.optim.Optimizer):
         eps: float = 1e-8,
         maximize: bool = False,
         master_weights: bool = True,
+        **others: Any,
     ) -> None:
+        translate("RMSpropWarmup", FOREIGN, others)
         defaults = {
             "lr": lr,
             "base_lr": None,
@@ -89,19 +106,29 @@ class RMSpropWarmup(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as torch does, having checked its hyperparameters and parameters."""
-        super().add_param_group(param_group)
-        try:
-            _check(self.param_groups[-1])
-        except Exception:
-            del self.param_groups[-1]
-            raise
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # state of torch's RMSprop has no base
+            if group["base_lr"] is None:
+                group["base_lr"] = number(group["lr"])
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load state bit by bit, masters included."""
-        super().load_state_dict(state_dict)
-        restore_exactly(self, state_dict)
+    def state_dtypes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.dtype]:
+        """Return the types of what a parameter's state holds."""
+        return wanted_dtypes(param, group, self.moments)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Refuse hyperparameters out of range and parameters that cannot be stepped."""
+        if group["base_lr"] is None:
+            group["base_lr"] = number(group["lr"])
+        for key in ("lr", "weight_decay", "rmsprop_lr", "eps"):
+            if not 0.0 <= number(group[key]) < math.inf:
+                raise UserError(f"RMSpropWarmup: {key}={group[key]}: a number from 0 up")
+        for key in ("momentum", "alpha"):
+            if not 0.0 <= number(group[key]) < 1.0:
+                raise UserError(
+                    f"RMSpropWarmup: {key}={group[key]}: a number from 0 up and below 1"
+                )
+        check_types("RMSpropWarmup", group["params"])
 
     def set_epoch(self, epoch: float, center: float = 10.0, period: float = 5.0) -> None:
         """Set every group's share of SGD to that after ``epoch`` epochs; see :func:`sgd_share`."""
@@ -123,45 +150,34 @@ class RMSpropWarmup(torch.optim.Optimizer):
         check_dense("RMSpropWarmup", [param.grad for param in params])
         states = [self.state[param] for param in params]
         for param, state in zip(params, states, strict=True):
-            begin_state(param, state, ("momentum_buffer", "square_avg"), group)
+            begin_state(param, state, self.moments, group)
         buffers = [state["momentum_buffer"] for state in states]
         weights = [s.get("master", p) for s, p in zip(states, params, strict=True)]
         sign = -1.0 if group["maximize"] else 1.0
+        decay, share = number(group["weight_decay"]), number(group["sgd_share"])
         grads = [
-            torch.add(weight.to(buffer.dtype) * group["weight_decay"], param.grad, alpha=sign)
+            torch.add(weight.to(buffer.dtype) * decay, param.grad, alpha=sign)
             for param, weight, buffer in zip(params, weights, buffers, strict=True)
         ]
-        share: float = group["sgd_share"]
         steps = grads
         if share < 1.0:
+            alpha, base = number(group["alpha"]), number(group["base_lr"])
             squares = [state["square_avg"] for state in states]
-            torch._foreach_mul_(squares, group["alpha"])
-            torch._foreach_addcmul_(squares, grads, grads, 1.0 - group["alpha"])
+            torch._foreach_mul_(squares, alpha)
+            torch._foreach_addcmul_(squares, grads, grads, 1.0 - alpha)
             roots = torch._foreach_sqrt(squares)
-            torch._foreach_add_(roots, group["eps"])
+            torch._foreach_add_(roots, number(group["eps"]))
             steps = list(torch._foreach_div(grads, roots))
-            base = group["base_lr"]
-            torch._foreach_mul_(steps, (1.0 - share) * group["rmsprop_lr"] / base if base else 0.0)
+            rate = (1.0 - share) * number(group["rmsprop_lr"])
+            torch._foreach_mul_(steps, rate / base if base else 0.0)
             torch._foreach_add_(steps, grads, alpha=share)
-        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_mul_(buffers, number(group["momentum"]))
         torch._foreach_add_(buffers, steps)
         for param, weight, buffer in zip(params, weights, buffers, strict=True):
-            new = torch.add(weight.to(buffer.dtype), buffer, alpha=-group["lr"])
+            new = torch.add(weight.to(buffer.dtype), buffer, alpha=-number(group["lr"]))
             weight.copy_(new)
             if weight is not param:
                 param.copy_(new)
-
-
-def _check(group: dict[str, Any]) -> None:
-    if group["base_lr"] is None:
-        group["base_lr"] = group["lr"]
-    for key in ("lr", "weight_decay", "rmsprop_lr", "eps"):
-        if not 0.0 <= group[key] < math.inf:
-            raise UserError(f"RMSpropWarmup: {key}={group[key]}: a number from 0 up")
-    for key in ("momentum", "alpha"):
-        if not 0.0 <= group[key] < 1.0:
-            raise UserError(f"RMSpropWarmup: {key}={group[key]}: a number from 0 up and below 1")
-    check_types("RMSpropWarmup", group["params"])
 
 
 @optimizers.register(

@@ -15,11 +15,12 @@ from largebatch._errors import UserError
 from largebatch.nn import frozen_statistics
 from largebatch.optim.norm import norm_parts
 from largebatch.optim.parameters import local
+from largebatch.optim.wrapper import Wrapper
 
 Scope = Literal["global", "rank"]
 
 
-class SAM(torch.optim.Optimizer):
+class SAM(Wrapper):
     """Wraps an optimizer, which then takes its step from the gradient at perturbed weights::
 
         e = rho g / |g|,  g = gradient at w;   the optimizer steps from w with the gradient at w + e
@@ -56,6 +57,8 @@ class SAM(torch.optim.Optimizer):
         UserError: ``rho`` or ``scope`` is out of range, a sparse gradient.
     """
 
+    carried = (*Wrapper.carried, "model", "rho", "scope")
+
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
@@ -67,29 +70,8 @@ class SAM(torch.optim.Optimizer):
             raise UserError(f"SAM: rho={rho}: a number from 0 up")
         if scope not in get_args(Scope):
             raise UserError(f"SAM: scope={scope!r}: {' or '.join(get_args(Scope))}")
-        super().__init__([{"params": g["params"]} for g in optimizer.param_groups], {})
-        self.optimizer, self.model, self.rho, self.scope = optimizer, model, rho, scope
-        self._share()
-
-    def _share(self) -> None:
-        self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
-        self.defaults = self.optimizer.defaults
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer."""
-        if hasattr(self, "optimizer"):
-            self.optimizer.add_param_group(param_group)
-        else:
-            super().add_param_group(param_group)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state: a perturbation does not outlive a step."""
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the wrapped optimizer's state."""
-        self.optimizer.load_state_dict(state_dict)
-        self._share()
+        super().__init__(optimizer)
+        self.model, self.rho, self.scope = model, rho, scope
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step; return the loss that ``closure`` found at the unperturbed weights.

@@ -1,22 +1,68 @@
-"""What multiplies the gradients of a step: the clip factor, and one over the loss scale."""
+"""Loss scaling: what multiplies the gradients of a step, and who unscales them."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from largebatch.optim.closure import loss_of
+from largebatch.optim.optimizer import Portable
 
-def gradient_factor(optimizer: Any) -> Tensor | None:
-    """Take an optimizer's ``grad_factor`` and unscale it; None where nothing multiplies.
 
-    ``torch.amp.GradScaler`` sets and deletes ``grad_scale`` around its call of a step that says
-    ``_step_supports_amp_scaling``.
+class ScaledStep(Portable):
+    """An optimizer whose step multiplies the gradients as it reads them.
+
+    It keeps to the protocol of torch's fused optimizers: with :attr:`unscales`,
+    ``torch.amp.GradScaler`` calls every step and leaves it to the device to unscale, and to change
+    nothing where an infinity was found. Nothing waits for the device then, and gradients are not
+    written. Without it, the scaler unscales the gradients before the step and does not call a step
+    that is to be skipped, which is what those count on who clip or count steps themselves
+    (Lightning's ``gradient_clip_val``, accelerate's ``step_was_skipped``).
+
+    Attributes:
+        grad_factor: a 0-d tensor that multiplies the gradients of the next step, such as the clip
+            factor of :func:`largebatch.optim.clip_gradients`; the step sets it back to None.
     """
-    factor: Tensor | None
-    factor, optimizer.grad_factor = optimizer.grad_factor, None
-    grad_scale: Tensor | None = getattr(optimizer, "grad_scale", None)
-    if grad_scale is None:
+
+    carried: ClassVar[tuple[str, ...]] = ("grad_factor", "_step_supports_amp_scaling")
+    grad_factor: Tensor | None = None
+    _step_supports_amp_scaling = False
+
+    @property
+    def unscales(self) -> bool:
+        """Whether the step unscales by itself; as in torch, only after ``fused=True`` at first."""
+        return self._step_supports_amp_scaling
+
+    @unscales.setter
+    def unscales(self, value: bool) -> None:
+        self._step_supports_amp_scaling = value
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; return the loss of ``closure``, which may compute it anew."""
+        loss = loss_of(closure)
+        factor, self.grad_factor = self.grad_factor, None
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)  # the scaler sets both
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if grad_scale is not None:
+            unscale = grad_scale.double().reciprocal().float()
+            factor = unscale if factor is None else factor * unscale
+        self.take(self.prepare(factor), found_inf)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, and the factor that was meant for them."""
+        super().zero_grad(set_to_none)
+        self.grad_factor = None
+
+    def prepare(self, factor: Tensor | None) -> Tensor | None:
+        """Return what the gradients of this step are multiplied with, given what is known."""
         return factor
-    unscale = grad_scale.double().reciprocal().float()
-    return unscale if factor is None else factor * unscale
+
+    @abstractmethod
+    def take(self, factor: Tensor | None, found_inf: Tensor | None) -> None:
+        """Take a step along ``factor`` x gradient; none where ``found_inf`` is not 0."""

@@ -9,7 +9,7 @@ Nesterov 1983; Sutskever et al. 2013.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable, Set
 from typing import Any, TypeVar
 
 import torch
@@ -17,38 +17,35 @@ from torch import Tensor
 
 from largebatch import _ops
 from largebatch._errors import UserError
-from largebatch.optim.closure import loss_of
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
+from largebatch.optim.foreign import TORCH, Foreign, translate
 from largebatch.optim.lr_correction import corrected_rate
-from largebatch.optim.parameters import check_dense, check_types, local
+from largebatch.optim.optimizer import Optimizer
+from largebatch.optim.parameters import (
+    any_sharded,
+    check_dense,
+    check_types,
+    local,
+    tell_autograd,
+)
 from largebatch.optim.registry import optimizers
-from largebatch.optim.scaling import gradient_factor
-from largebatch.optim.state import (
-    begin_state,
-    check_state_dtype,
-    moment_dtype,
-    restore_exactly,
-)
+from largebatch.optim.scaling import ScaledStep
+from largebatch.optim.settings import number
+from largebatch.optim.state import Fit, check_state_dtype, wanted_dtypes
 
-OWN_SETTINGS = (
-    "decoupled_weight_decay",
-    "lr_inside_momentum",
-    "momentum_correction",
-    "dampen_first_step",
-    "previous_lr",
-    "imitated_decay",
-    "decayed_norm",
-    "decayed_buffer",
-    "master_weights",
-    "state_dtype",
-)
+TORCH_SGD: dict[str, Foreign] = {
+    **TORCH,
+    "capturable": Foreign(
+        {False: {}},
+        "the rate is the host's, and a graph would keep the one of its capture; LARS and LAMB read "
+        "a rate in a tensor on the device",
+    ),
+}
 
 
-class SGD(torch.optim.Optimizer):
+class SGD(ScaledStep, Optimizer):
     """Multi-tensor SGD; takes the place of ``torch.optim.SGD``.
-
-    Under ``torch.amp.GradScaler`` the step unscales and skips by itself, on the device.
 
     Args:
         params: parameters, named parameters or groups of them, float32, float64, float16 or
@@ -71,18 +68,18 @@ class SGD(torch.optim.Optimizer):
             (False) starts it at the first gradient.
         master_weights, state_dtype: as in :class:`largebatch.optim.LARS`.
         fused: True demands the compiled kernel, False the reference; None takes what there is.
-
-    Attributes:
-        grad_factor: a 0-d tensor that multiplies the gradients of the next step, such as the clip
-            factor of :func:`largebatch.optim.clip_gradients`; the step sets it back to None.
+            True also lets the step unscale under ``torch.amp.GradScaler``, on the device
+            (:attr:`unscales`).
+        others: of ``torch.optim.SGD``: ``foreach`` makes no difference, ``differentiable`` and
+            ``capturable`` are False.
 
     Raises:
         UserError: a hyperparameter out of range, complex parameters, sparse gradients.
         RuntimeError: ``fused=True`` where the compiled kernel is absent.
     """
 
-    grad_factor: Tensor | None = None
-    _step_supports_amp_scaling = True
+    moments = ("momentum_buffer",)
+    foreign = TORCH_SGD
 
     def __init__(
         self,
@@ -102,7 +99,9 @@ class SGD(torch.optim.Optimizer):
         master_weights: bool = True,
         state_dtype: torch.dtype | None = None,
         fused: bool | None = None,
+        **others: Any,
     ) -> None:
+        translate(type(self).__name__, self.foreign, others)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -123,57 +122,41 @@ class SGD(torch.optim.Optimizer):
             "fused": fused,
         }
         super().__init__(params, defaults)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as torch does, having checked its hyperparameters and parameters."""
-        super().add_param_group(param_group)
-        try:
-            self._check(self.param_groups[-1])
-        except Exception:
-            del self.param_groups[-1]
-            raise
+        self._fits: dict[int, Fit] = {}
+        self.unscales = fused is True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # state of torch.optim.SGD lacks our settings
-            for key in OWN_SETTINGS:
-                group.setdefault(key, self.defaults[key])
+        self._fits = {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load state bit by bit, masters included, also that of ``torch.optim.SGD``."""
-        super().load_state_dict(state_dict)
-        restore_exactly(self, state_dict)
-        for group in self.param_groups:
-            for param in group["params"]:
-                state = self.state.get(param, {})
-                if state.get("momentum_buffer") is None:
-                    state.pop("momentum_buffer", None)
-                else:
-                    dtype = moment_dtype(param, group)
-                    state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
+    def state_dtypes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.dtype]:
+        """Return the types of what a parameter's state holds."""
+        return wanted_dtypes(param, group, self.moments)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; return the loss of ``closure``, which may compute it anew."""
-        loss = loss_of(closure)
-        factor = gradient_factor(self)
-        for group in self.param_groups:
-            self._step_group(group, factor)
-        return loss
+    def take(self, factor: Tensor | None, found_inf: Tensor | None) -> None:
+        """Take a step along ``factor`` x gradient; none where ``found_inf`` is not 0."""
+        for index, group in enumerate(self.param_groups):
+            self._step_group(index, group, factor, found_inf)
 
-    def _step_group(self, group: dict[str, Any], factor: Tensor | None) -> None:
+    def _step_group(
+        self,
+        index: int,
+        group: dict[str, Any],
+        factor: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
         params = [param for param in group["params"] if param.grad is not None]
         if not params:
             return
-        lr, momentum, dampening = float(group["lr"]), group["momentum"], group["dampening"]
+        lr, momentum, dampening = (number(group[k]) for k in ("lr", "momentum", "dampening"))
         starts_undamped = momentum != 0.0 and dampening != 0.0 and not group["dampen_first_step"]
-        names = ("momentum_buffer",) if momentum != 0.0 else ()
-        fresh = [param for param in params if not self.state[param].keys() >= set(names)]
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        fresh: list[Tensor] = []
+        if starts_undamped:
+            fresh = [p for p in params if "momentum_buffer" not in self.state.get(p, ())]
         # Only what the host keeps count of, the first step and earlier rates, has to know
         # whether this step is skipped; everything else leaves that to the device.
         counts = group["momentum_correction"] or group["imitated_decay"]
-        if found_inf is not None and (counts or (starts_undamped and fresh)):
+        if found_inf is not None and (counts or fresh):
             if found_inf.item() != 0:
                 return
             found_inf = None
@@ -182,27 +165,50 @@ class SGD(torch.optim.Optimizer):
         buffer_factor = 1.0
         if group["momentum_correction"]:
             previous = group["previous_lr"]
-            buffer_factor = lr / previous if previous else 1.0
+            buffer_factor = lr / number(previous) if previous else 1.0
             group["previous_lr"] = lr
-        for param in params:
-            begin_state(param, self.state[param], names, group)
-        if starts_undamped and fresh:
-            new = set(map(id, fresh))
-            settled = [param for param in params if id(param) not in new]
-            parts = [(fresh, 0.0), (settled, dampening)]
-        else:
-            parts = [(params, dampening)]
-        for part, part_dampening in parts:
-            for same_device in _by_device(part):
-                self._call(same_device, group, lr, part_dampening, buffer_factor, factor, found_inf)
+        names = self.moments if momentum != 0.0 else ()
+        states = self._fits.setdefault(index, Fit()).states(self.state, params, names, group)
+        settings = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": number(group["weight_decay"]),
+            "decoupled": bool(group["decoupled_weight_decay"]),
+            "nesterov": bool(group["nesterov"]),
+            "maximize": bool(group["maximize"]),
+            "lr_inside_momentum": bool(group["lr_inside_momentum"]),
+            "buffer_factor": buffer_factor,
+        }
+        reference = group["fused"] is False
+        devices = {param.device: None for param in params}
+        if len(devices) == 1 and not fresh:
+            self._call(params, states, settings, reference, factor, found_inf)
+            return
+        new = set(map(id, fresh))
+        for device in devices:
+            for begins in (True, False):
+                part = [
+                    place
+                    for place, param in enumerate(params)
+                    if param.device == device and (id(param) in new) == begins
+                ]
+                if part:
+                    self._call(
+                        [params[place] for place in part],
+                        [states[place] for place in part] if states else [],
+                        {**settings, "dampening": 0.0} if begins else settings,
+                        reference,
+                        factor,
+                        found_inf,
+                    )
 
     def _call(
         self,
         params: list[Tensor],
-        group: dict[str, Any],
-        lr: float,
-        dampening: float,
-        buffer_factor: float,
+        states: list[dict[str, Any]],
+        settings: dict[str, Any],
+        reference: bool,
         factor: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
@@ -212,36 +218,28 @@ class SGD(torch.optim.Optimizer):
             assert param.grad is not None
             grads.append(param.grad)
         check_dense(type(self).__name__, grads)
-        states = [self.state[param] for param in params]
-        has_buffers = group["momentum"] != 0.0
+        buffers = [state["momentum_buffer"] for state in states if settings["momentum"] != 0.0]
         masters: list[Tensor] = []
         if any("master" in state for state in states):
             absent = torch.empty(0, device=device)
-            masters = [local(state.get("master", absent)) for state in states]
-        run = _ops.reference_sgd_ if group["fused"] is False else _ops.sgd_
+            masters = [state.get("master", absent) for state in states]
+        lists: list[list[Tensor]] = [params, grads, buffers, masters]
+        if any_sharded(params):
+            lists = [[local(tensor) for tensor in tensors] for tensors in lists]
+        run = _ops.reference_sgd_ if reference else _ops.sgd_
         run(
-            [local(param) for param in params],
-            [local(grad) for grad in grads],
-            [local(state["momentum_buffer"]) for state in states if has_buffers],
-            masters,
-            lr=lr,
-            momentum=group["momentum"],
-            dampening=dampening,
-            weight_decay=group["weight_decay"],
-            decoupled=group["decoupled_weight_decay"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-            lr_inside_momentum=group["lr_inside_momentum"],
-            buffer_factor=buffer_factor,
+            *lists,
+            **settings,
             grad_factor=None if factor is None else factor.to(device),
             found_inf=None if found_inf is None else found_inf.to(device),
         )
+        tell_autograd(params)
 
-    def _check(self, group: dict[str, Any]) -> None:
+    def check(self, group: dict[str, Any]) -> None:
         """Refuse hyperparameters out of range and parameters that cannot be stepped."""
         name = type(self).__name__
         for key in ("lr", "momentum", "weight_decay", "imitated_decay"):
-            if not 0.0 <= float(group[key]) < math.inf:
+            if not 0.0 <= number(group[key]) < math.inf:
                 raise UserError(f"{name}: {key}={group[key]}: a number from 0 up")
         if group["nesterov"] and (group["momentum"] <= 0.0 or group["dampening"] != 0.0):
             raise UserError(f"{name}: nesterov needs a momentum above 0 and no dampening")
@@ -261,13 +259,6 @@ class SGD(torch.optim.Optimizer):
                     f"{name}: fused=True, but the compiled op is absent on {param.device.type}: "
                     f"{_ops.backends()['sgd_'].get(param.device.type, 'no kernel for this device')}"
                 )
-
-
-def _by_device(params: list[Tensor]) -> list[list[Tensor]]:
-    parts: dict[torch.device, list[Tensor]] = {}
-    for param in params:
-        parts.setdefault(param.device, []).append(param)
-    return list(parts.values())
 
 
 Form = TypeVar("Form", bound=SGD)

@@ -28,8 +28,8 @@ class SGDW(SGD):
 
     Args:
         params, lr, momentum, dampening, nesterov, maximize, lr_inside_momentum,
-            momentum_correction, dampen_first_step, master_weights, state_dtype, fused: as in
-            :class:`SGD`.
+            momentum_correction, dampen_first_step, master_weights, state_dtype, fused, others: as
+            in :class:`SGD`.
         weight_decay: l.
 
     Raises:
@@ -53,6 +53,7 @@ class SGDW(SGD):
         master_weights: bool = True,
         state_dtype: torch.dtype | None = None,
         fused: bool | None = None,
+        **others: Any,
     ) -> None:
         super().__init__(
             params,
@@ -69,6 +70,7 @@ class SGDW(SGD):
             master_weights=master_weights,
             state_dtype=state_dtype,
             fused=fused,
+            **others,
         )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -16,19 +19,90 @@ from largebatch.optim.parameters import SIXTEEN_BIT
 def begin_state(
     param: Tensor, state: dict[str, Any], moments: Iterable[str], group: dict[str, Any]
 ) -> None:
-    """Add what a parameter's state lacks: moments of zeros, and the master of a 16-bit parameter.
+    """Make a parameter's state what its step asks for, whatever type the parameter had before.
 
     Args:
         param: whose ``state`` it is.
-        moments: their names.
-        group: ``master_weights`` says whether there are masters, ``state_dtype`` (None or absent:
-            float32) the type of the moments of parameters that are not float64.
+        moments: names of those that it needs; new ones are zeros, others change their type.
+        group: ``master_weights`` says whether 16-bit parameters have masters, ``state_dtype`` (None
+            or absent: float32) the type of the moments of parameters that are not float64.
     """
+    dtype = moment_dtype(param, group)
     for name in moments:
         if name not in state:
-            state[name] = torch.zeros_like(param, dtype=moment_dtype(param, group))
-    if param.dtype in SIXTEEN_BIT and group["master_weights"] and "master" not in state:
+            state[name] = torch.zeros_like(param, dtype=dtype)
+        elif state[name].dtype != dtype:
+            state[name] = state[name].to(dtype)
+    if not has_master(param, group):
+        if state.pop("master", None) is not None:
+            _say_dropped()
+    elif "master" not in state:
         state["master"] = param.detach().to(torch.float32, copy=True)
+
+
+class Fit:
+    """Remembers what states were last made to fit, so that a step need not look at each again."""
+
+    def __init__(self) -> None:
+        self._params: list[Tensor] = []
+        self._rest: tuple[Any, ...] = ()
+
+    def states(
+        self,
+        held: Mapping[Tensor, dict[str, Any]],
+        params: list[Tensor],
+        moments: tuple[str, ...],
+        group: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Return the states of ``params`` as :func:`begin_state` makes them.
+
+        Args:
+            held: an optimizer's ``state``.
+        """
+        dtypes = [param.dtype for param in params]
+        mastered = bool(group["master_weights"]) and not SIXTEEN_BIT.isdisjoint(dtypes)
+        rest = (dtypes, moments, group["master_weights"], group.get("state_dtype"))
+        states = [held[param] for param in params] if moments or mastered else []
+        lists = len(params) == len(self._params) and all(map(is_, params, self._params))
+        if (
+            not lists
+            or rest != self._rest
+            or any(name not in state for name in moments for state in states)
+            or (
+                mastered
+                and any(
+                    "master" not in s
+                    for p, s in zip(params, states, strict=True)
+                    if has_master(p, group)
+                )
+            )
+        ):
+            for param in params:
+                if states or param in held:
+                    begin_state(param, held[param], moments, group)
+            self._params, self._rest = params, rest
+        return states
+
+
+def has_master(param: Tensor, group: dict[str, Any]) -> bool:
+    """Whether a parameter is kept in float32 as well."""
+    return param.dtype in SIXTEEN_BIT and bool(group["master_weights"])
+
+
+def wanted_dtypes(
+    param: Tensor, group: dict[str, Any], moments: Iterable[str]
+) -> dict[str, torch.dtype]:
+    """Return the types that a parameter's moments, and its master if it has one, are kept in."""
+    wanted = dict.fromkeys(moments, moment_dtype(param, group))
+    return {**wanted, "master": torch.float32} if has_master(param, group) else wanted
+
+
+def _say_dropped() -> None:
+    warnings.warn(
+        "the state holds float32 masters, and its parameters are not of 16 bits or keep none: the "
+        "run goes on from the parameters as they are",
+        stacklevel=4,
+    )
 
 
 def moment_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
@@ -49,38 +123,128 @@ def check_state_dtype(name: str, group: dict[str, Any]) -> None:
         raise UserError(f"{name}: state_dtype={group['state_dtype']}: None, float32 or bfloat16")
 
 
-def restore_exactly(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+def check_state(
+    name: str,
+    keys: Iterable[str],
+    params: list[Tensor],
+    group: dict[str, Any],
+    states: Mapping[Any, Any],
+) -> None:
+    """Refuse saved state that the parameters of a group cannot have left.
+
+    Args:
+        name: of the optimizer.
+        keys: of what has its parameter's shape.
+        params: of the group.
+        group: as saved, with the numbers of its parameters.
+        states: by these numbers.
+
+    Raises:
+        UserError: naming the entry.
+    """
+    for number, param in zip(group["params"], params, strict=True):
+        for key in keys:
+            value = states.get(number, {}).get(key)
+            if value is None:
+                continue
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise UserError(f"{name}: {key} of parameter {number} is of type {kind}")
+            if value.shape != param.shape:
+                raise UserError(
+                    f"{name}: {key} of parameter {number} has the shape {tuple(value.shape)}, the "
+                    f"parameter {tuple(param.shape)}: the state is another model's"
+                )
+
+
+def restore_exactly(
+    optimizer: torch.optim.Optimizer,
+    state_dict: dict[str, Any],
+    dtypes: Callable[[Tensor, dict[str, Any]], dict[str, torch.dtype]] | None = None,
+) -> None:
     """Undo what ``load_state_dict`` did to the tensors of ``state_dict``.
 
     torch casts loaded state to its parameter's type, which rounds float32 moments of 16-bit
     parameters and widens NAdam's float32 product beside float64 ones. This puts the saved types
     back, and gives each tensor of its parameter's shape that parameter's memory order, which fused
-    kernels need and files lose. ``step`` stays as torch placed it.
+    kernels need and files lose.
+
+    Args:
+        optimizer: has loaded ``state_dict``.
+        dtypes: says for a parameter and its group which types the entries that it names must have,
+            saved as they may be, ``step`` (a number or 0-d) among them; others keep theirs, and
+            ``step`` stays where torch placed it.
     """
-    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    for number, param in zip(numbers, params, strict=True):
-        for key, value in state_dict["state"].get(number, {}).items():
-            if not isinstance(value, Tensor) or key == "step":
-                continue
-            if value.shape == param.shape:
-                target = torch.empty_like(param, dtype=value.dtype, requires_grad=False)
-                target.copy_(value)
-            else:
-                target = value.to(param.device, copy=True)
-            optimizer.state[param][key] = target
+    numbers = (number for group in state_dict["param_groups"] for number in group["params"])
+    dropped = False
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            saved = state_dict["state"].get(next(numbers), {})
+            wanted = {} if dtypes is None else dtypes(param, group)
+            for key, value in saved.items():
+                if key == "step":
+                    placed = optimizer.state[param][key]
+                    if key in wanted:
+                        optimizer.state[param][key] = _count(value, wanted[key], param.device)
+                    elif placed is value and isinstance(value, Tensor):
+                        optimizer.state[param][key] = value.clone()  # torch lets the two share it
+                elif value is None and key in wanted:
+                    del optimizer.state[param][key]
+                elif not isinstance(value, Tensor):
+                    continue
+                elif value.shape == param.shape:
+                    dtype = wanted.get(key, value.dtype)
+                    target = torch.empty_like(param, dtype=dtype, requires_grad=False)
+                    optimizer.state[param][key] = target.copy_(value)
+                else:
+                    optimizer.state[param][key] = value.to(param.device, copy=True)
+            if dtypes is not None and "master" in saved and "master" not in wanted:
+                del optimizer.state[param]["master"]
+                dropped = True
+            if not optimizer.state.get(param, True):
+                del optimizer.state[param]
+    if dropped:
+        _say_dropped()
 
 
-def load_exactly(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Make ``optimizer.load_state_dict`` bit-exact, by hooks; return the optimizer."""
+def _count(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a count of steps as a 0-d tensor of its own."""
+    return torch.as_tensor(value).detach().to(device, dtype, copy=True).reshape(())
+
+
+Dtypes = Callable[[Tensor, dict[str, Any]], dict[str, torch.dtype]]
+
+
+@contextmanager
+def exactly(
+    optimizer: torch.optim.Optimizer,
+    adopt: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    dtypes: Dtypes | None = None,
+) -> Iterator[None]:
+    """Make ``optimizer.load_state_dict`` bit-exact within a block, by hooks.
+
+    Ours see what the user's hooks before the load have made of the state, and the user's hooks
+    after it see what ours have.
+
+    Args:
+        adopt: takes the state dict and returns the one to load.
+        dtypes: as in :func:`restore_exactly`.
+    """
     loading: list[dict[str, Any]] = []
 
-    def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
-        loading.append(state_dict)
+    def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        loading.append(state_dict if adopt is None else adopt(state_dict))
+        return loading[-1]
 
     def after(loaded: torch.optim.Optimizer) -> None:
-        restore_exactly(loaded, loading.pop())
+        restore_exactly(loaded, loading.pop(), dtypes)
 
-    optimizer.register_load_state_dict_pre_hook(before)
-    optimizer.register_load_state_dict_post_hook(after)
-    return optimizer
+    handles = (
+        optimizer.register_load_state_dict_pre_hook(before),
+        optimizer.register_load_state_dict_post_hook(after, prepend=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

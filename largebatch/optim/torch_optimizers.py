@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
+from largebatch.optim.exact import exact
 from largebatch.optim.registry import optimizers
-from largebatch.optim.state import load_exactly
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class TorchOptimizer:
             arguments["betas"] = tuple(config.betas)
         if config.eps is not None:
             arguments["eps"] = config.eps
-        return load_exactly(construct(self.kind, config, groups, arguments))
+        built: torch.optim.Optimizer = construct(exact(self.kind), config, groups, arguments)
+        return built
 
 
 def _implementation(fused_op: str | None, groups: list[dict[str, Any]]) -> dict[str, bool]:
@@ -49,6 +51,7 @@ def _implementation(fused_op: str | None, groups: list[dict[str, Any]]) -> dict[
     params = [param for group in groups for _, param in group["params"]]
     if fused_op is not None and all(
         param.is_floating_point()
+        and param.device.type in _get_fused_kernels_supported_devices()
         and torch._C._dispatch_has_kernel_for_dispatch_key(fused_op, param.device.type.upper())
         for param in params
     ):
