@@ -1,11 +1,12 @@
 """Other people's programs and test suites with largebatch in the place of what they came with.
 
     python benchmarks/clients.py --json benchmarks/results/clients.json [NAME...]
-        [--timm DIR] [--pytorch DIR]
+        [--timm DIR]
 
 Each client runs in processes of its own. One whose package is not installed, or whose tests lie in
-no checkout given by an option (a wheel has none), is listed as not run. Needs for all of them:
-`pip install timm lightning accelerate transformers expecttest pytest`.
+no checkout given by an option (a wheel has none), is listed as not run. For all of them: `pip
+install timm lightning accelerate transformers expecttest pytest`. torch's own tests of collectives
+and DistributedDataParallel on back end torus are `benchmarks/torch_ddp_tests.py`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ class Client:
 CLIENTS = (
     Client("torch_optimizers", ("expecttest",)),
     Client("torch_modules", ("expecttest",)),
-    Client("torch_gloo", ("expecttest", "pytest"), "pytorch"),
     Client("timm_optimizers", ("timm", "pytest"), "timm"),
     Client("timm_norms", ("timm",)),
     Client("lightning_training", ("lightning",)),
@@ -110,12 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="some of the clients; all by default")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--timm", type=Path, help="a clone of huggingface/pytorch-image-models")
-    parser.add_argument("--pytorch", type=Path, help="a clone of pytorch/pytorch")
     options = parser.parse_args(arguments)
     unknown = set(options.names) - {client.name for client in CLIENTS}
     if unknown:
         parser.error(f"no client {unknown.pop()!r}: {', '.join(c.name for c in CLIENTS)}")
-    checkouts = {"timm": options.timm, "pytorch": options.pytorch}
+    checkouts = {"timm": options.timm}
     rows: list[dict[str, Any]] = []
     for client in CLIENTS:
         if not options.names or client.name in options.names:
