@@ -28,7 +28,7 @@ from largebatch.distributed import World
 from largebatch.engine import DataParallel
 from largebatch.models import ModelConfig, build_model
 from largebatch.nn import NormConfig, convert_batch_norm, ghost_place, step_end
-from largebatch.record import BenchmarkRecord
+from largebatch.record import BenchmarkRecord, json_text
 
 RANKS = 4
 FORMULA = (
@@ -152,6 +152,6 @@ def _rank_main(rank: int, folder: Path, rounds: int, steps: int, samples: int, m
         ratios = [a / b for a, b in zip(times[name], times["ghost"], strict=True)]
         row |= {"ms": round(median(times[name]), 1), "times ghost": round(median(ratios), 2)}
     if rank == 0:
-        (folder / "rows.json").write_text(json.dumps(list(rows.values())))
+        (folder / "rows.json").write_text(json_text(list(rows.values())))
     dist.barrier()
     dist.destroy_process_group()

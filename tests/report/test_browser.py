@@ -19,7 +19,7 @@ def requested(browser):
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
-        and not event["params"]["request"]["url"].startswith("chrome://")
+        and not event["params"]["request"]["url"].startswith(("chrome://", "chrome-untrusted://"))
     ]
 
 
