@@ -2,10 +2,16 @@
 
 import os
 import shutil
+import signal
+from contextlib import suppress
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A suite under nohup would hand its deafness to SIGHUP on to every run that it starts.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FLAGS = (
     "--headless=new",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial
+from itertools import count
 
 import lightning
 import torch
@@ -14,8 +15,13 @@ from outcomes import Outcomes
 
 import largebatch.distributed  # noqa: F401  which makes the torus known before torch 2.15
 
+PORTS = count(int(os.environ.get("MASTER_PORT", "29500")) + 1)
+
 
 def weights(optimizer: str, backend: str) -> list[torch.Tensor]:
+    # Every group meets at a store of its own: torchrun's still holds the addresses of the last one.
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    os.environ["MASTER_PORT"] = str(next(PORTS))
     lightning.seed_everything(0, verbose=False)
     model = Net(optimizer)
     strategy = DDPStrategy(process_group_backend=backend)
