@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from largebatch._ops import NormPolicy, accumulate_dtype, norm_constant
+from largebatch._ops.derivatives import has_tangent
 
 _REFUSAL = "a norm over several ranks has no {}: run it on one"
 
@@ -86,6 +87,10 @@ def norm_over_ranks(
     """
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(_REFUSAL.format("derivative inside of torch.func"))
+    # Not by a `jvp` of the function: torch.compile traces none that has one.
+    given = [tensor for tensor in (x, weight, bias, residual) if tensor is not None]
+    if not torch.compiler.is_compiling() and has_tangent(given):
+        raise RuntimeError(_REFUSAL.format("derivative in forward mode"))
     wide = accumulate_dtype(x.dtype)
     y, statistics = _OverRanks.apply(
         x,
@@ -176,10 +181,6 @@ class _OverRanks(torch.autograd.Function):
             dresidual if ctx.has_residual else None,
             *(None,) * 7,
         )
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        raise RuntimeError(_REFUSAL.format("derivative in forward mode"))
 
 
 def _gradient_terms(

@@ -142,8 +142,9 @@ def test_in_float32_ranks_differ_no_more_than_threads(train):
         f"\nfirst update {first_step:.2e}; after 50 steps: threads {threads:.2e}, ranks {ranks:.2e}"
     )
     assert first_step < 1e-5
-    # Rounding grows by about a quarter a step here, so both distances are draws of one size.
-    assert ranks < 3 * threads
+    # Rounding grows with the steps, so both distances are draws of one size; below float32's own
+    # rounding neither is a measure.
+    assert ranks < max(3 * threads, torch.finfo(torch.float32).eps)
 
 
 @pytest.mark.slow
