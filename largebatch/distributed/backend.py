@@ -129,7 +129,7 @@ class TorusGroup(dist.ProcessGroup):
         return self.flat.barrier(*args, **options)
 
     def monitored_barrier(self, *args: Any, **options: Any) -> None:
-        """Wait likewise, naming the ranks that do not come."""
+        """Wait likewise, naming the ranks that do not come (torch.distributed's: from 2.15 on)."""
         self._settle()
         self.flat.monitored_barrier(*args, **options)
 
