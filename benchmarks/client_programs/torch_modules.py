@@ -37,6 +37,7 @@ NORMS = {
     "L-infinity": partial(LInfBatchNorm, ghost_size=2),
     "top-k": partial(TopKBatchNorm, ghost_size=2, k=3),
 }
+ARGUMENTS = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -159,8 +160,9 @@ def every_input(norm, check):
                     x = x[:, :, :2].contiguous()
                 torch.manual_seed(0)
                 try:
-                    arguments = each.constructor_input
-                    module = norm(*arguments.args, **arguments.kwargs)
+                    given = each.constructor_input
+                    named = dict(zip(ARGUMENTS, given.args, strict=False))
+                    module = norm(**named, **given.kwargs)
                     check(module.train(training), x)
                 except Exception as error:
                     case = f"{info.module_cls.__name__} {each.desc} training={training}"
