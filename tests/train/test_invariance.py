@@ -126,7 +126,8 @@ def apart(a, b) -> float:
 
 @pytest.mark.slow
 def test_in_float32_ranks_differ_no_more_than_threads(train):
-    single = [a for a in DOUBLE if "precision" not in a and "length" not in a]
+    # All samples: the few of `limit` are learned before rounding has grown to a measure.
+    single = [a for a in DOUBLE if not any(key in a for key in ("precision", "length", "limit"))]
     first, fifty = [*single, "--schedule.length=1st"], [*single, "--schedule.length=50st"]
     start = train("start", *single, "--schedule.length=1st", "--optim.lr=0").weights
     parameters = [n for n in start if "running" not in n and "tracked" not in n]
@@ -142,9 +143,8 @@ def test_in_float32_ranks_differ_no_more_than_threads(train):
         f"\nfirst update {first_step:.2e}; after 50 steps: threads {threads:.2e}, ranks {ranks:.2e}"
     )
     assert first_step < 1e-5
-    # Rounding grows with the steps, so both distances are draws of one size; below float32's own
-    # rounding neither is a measure.
-    assert ranks < max(3 * threads, torch.finfo(torch.float32).eps)
+    # Rounding grows by about a quarter a step here, so both distances are draws of one size.
+    assert ranks < 3 * threads
 
 
 @pytest.mark.slow
