@@ -21,7 +21,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from largebatch._errors import UserError
 from largebatch.distributed.all_reduce import AllReduce
 from largebatch.distributed.connect import BackendType, add_backend, connect
-from largebatch.distributed.contiguous import on_contiguous, stretch
+from largebatch.distributed.contiguous import on_contiguous, require_place
 from largebatch.distributed.pending import together
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.topology import Topology
@@ -57,6 +57,8 @@ PASSED_ON = (
     "scatter",
     "send",
 )
+
+IN_PLACE = ("broadcast", "recv", "recv_anysource", "reduce")  # of these, what write their tensors
 
 
 class TorusGroup(dist.ProcessGroup):
@@ -110,8 +112,7 @@ class TorusGroup(dist.ProcessGroup):
             work = self.reducer(tensor.device).start(tensor, mean=mean)
             self._begun.append(work)
             return work
-        if not tensor.is_sparse:
-            stretch(tensor)  # refuses what has no place for a result
+        require_place(tensor)
         options = opts
         if not isinstance(opts, dist.AllreduceOptions):
             options = dist.AllreduceOptions()
@@ -207,6 +208,9 @@ _made: weakref.WeakKeyDictionary[dist.ProcessGroup, Counter[str]] = weakref.Weak
 
 def _pass_on(name: str) -> Callable[..., Any]:
     def forward(self: TorusGroup, *args: Any, **options: Any) -> Any:
+        if name in IN_PLACE:
+            for tensor in args[0]:
+                require_place(tensor)
         return on_contiguous(getattr(self.flat, name), *args, **options)
 
     forward.__name__ = name

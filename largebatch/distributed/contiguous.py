@@ -26,12 +26,17 @@ def stretch(tensor: Tensor) -> Tensor:
     """
     if tensor.is_contiguous():
         return tensor
+    require_place(tensor)
+    return tensor.contiguous()
+
+
+def require_place(tensor: Tensor) -> None:
+    """Raise what :func:`stretch` raises, without a copy."""
     if overlaps(tensor):
         raise RuntimeError(
             f"a collective cannot write a tensor of shape {tuple(tensor.shape)} and strides"
             f" {tensor.stride()}, whose elements share memory: clone() it first"
         )
-    return tensor.contiguous()
 
 
 def overlaps(tensor: Tensor) -> bool:
@@ -42,7 +47,8 @@ def overlaps(tensor: Tensor) -> bool:
 def on_contiguous(operate: Callable[..., dist.Work | None], *args: Any, **options: Any) -> Any:
     """Call ``operate`` with contiguous copies for what is not, which the end writes back.
 
-    What it only reads is written back too, unchanged; an expanded tensor can only have been read.
+    What it only reads is written back too, unchanged, but for a tensor whose elements share memory:
+    where one may be written, the caller asks :func:`require_place` before.
     """
     copies: list[tuple[Tensor, Tensor]] = []
 

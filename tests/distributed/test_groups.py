@@ -115,6 +115,8 @@ def unusual(rank: int, folder: str, ports: list[int]) -> None:
     for operation in (dist.ReduceOp.SUM, dist.ReduceOp.MAX):
         with pytest.raises(RuntimeError, match="share memory: clone"):
             dist.all_reduce(torch.ones(1).expand(4), operation)
+    with pytest.raises(RuntimeError, match="share memory: clone"):
+        dist.broadcast(torch.ones(1).expand(4), 0)
     dist.all_reduce(after := torch.ones(3))
     found["after a refusal"] = after.tolist()
 
