@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from largebatch.distributed.grid import Grid
-from largebatch.models import ModelConfig, build_model
+from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig
 from largebatch.record import BenchmarkRecord, write_record
 from largebatch.simulate import Cluster, Method, bucket, simulate, trace
@@ -37,7 +37,7 @@ def resnet50(dtype: torch.dtype):
     """Trace ResNet-50 on ImageNet."""
 
     def build():
-        return build_model(ModelConfig(name="resnet50"), NormConfig(), 1000, SHAPE)
+        return build_model(ModelConfig(name="resnet50"), NormConfig(), image_offers(1000, SHAPE))
 
     return trace(build, SHAPE, dtype)
 

@@ -83,9 +83,17 @@ def parse_yaml(text: str, name: str) -> Any:
             loader.dispose()
 
 
-def dump_yaml(tree: Any) -> str:
+def dump_yaml(tree: Any, in_one_line: bool = False) -> str:
     """Return YAML that :func:`parse_yaml` reads back as ``tree``."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    flow, width = (True, float("inf")) if in_one_line else (False, 80)
+    return yaml.dump(
+        tree,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=flow,
+        width=width,
+    )
 
 
 def read_yaml(path: str | Path, name: str) -> Any:

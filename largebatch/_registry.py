@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -100,6 +101,21 @@ class Registry(Generic[Factory]):
             place = getattr(module, "__file__", None) or module_name
             raise UserError(f"{where}: {place} has no callable {attribute!r}")
         return getattr(module, attribute)
+
+
+def named_by(factory: Callable[..., Any], offers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of ``offers`` that ``factory`` asks for by the names of its arguments.
+
+    Raises:
+        UserError: an argument without a default is not on offer.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    given = {p.name: offers[p.name] for p in parameters if p.name in offers}
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for p in parameters:
+        if p.kind in plain and p.default is p.empty and p.name not in offers:
+            raise UserError(f"there is no {p.name!r}: there are {', '.join(offers)}")
+    return given
 
 
 @contextmanager

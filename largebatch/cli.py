@@ -133,14 +133,14 @@ def bench(arguments: Sequence[str]) -> int:
 
 @_verb("plan", "predict step time and scaling on a cluster, from given constants")
 def plan(arguments: Sequence[str]) -> int:
-    from largebatch.models import ModelConfig, build_model
+    from largebatch.models import ModelConfig, build_model, image_offers
     from largebatch.nn import NormConfig
     from largebatch.simulate.command import run
 
     return run(
         arguments,
         lambda name, image, classes: build_model(
-            ModelConfig(name=name), NormConfig(), classes, image
+            ModelConfig(name=name), NormConfig(), image_offers(classes, image)
         ),
     )
 

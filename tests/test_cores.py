@@ -11,7 +11,7 @@ import torch
 
 from largebatch import _cores
 from largebatch._cores import usable_cores
-from largebatch.data.pipeline import default_workers
+from largebatch.data.sample_source import default_workers
 from largebatch.distributed.environment import World
 from largebatch.distributed.group import set_threads
 

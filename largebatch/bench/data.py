@@ -176,4 +176,4 @@ def _ours_normalised(paths: list[str], workers: int) -> Iterator[Iterator[Any]]:
     source = FileSource(paths, [0] * len(paths), 1, SIZE)
     config = DataConfig(name="imagefolder", workers=workers)
     with Pipeline(source, config, 0, channels_last=True) as pipeline:
-        yield iter(pipeline.batches(_requests(len(paths))))
+        yield iter(pipeline.read(_requests(len(paths))))

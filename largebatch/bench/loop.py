@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from largebatch._paths import UserPath
-from largebatch.data import Batch, DataConfig
+from largebatch.data import DataConfig
 from largebatch.distributed import World
 from largebatch.distributed.group import choose_device
 from largebatch.distributed.lifetime import StopRequest
@@ -97,23 +97,22 @@ def _trainer_steps(config: Config, folder: Path) -> Iterator[int]:
         (MetricsWriter(directory.metrics), TensorBoardMirror(directory.tensorboard)),
         Progress(trainer.schedule.total_samples, 0, shown=False),
         WeightDistance(parts.model),
-        parts.task.metrics,
+        parts.task,
         config.telemetry.every,
         trainer.clock,
     )
     parts.model.train()
-    for step, micros, batches in parts.feed.steps(0):
-        trainer.step(step, micros, batches)
-        yield step.size
+    for share in parts.feed.shares(0):
+        trainer.step(share)
+        yield share.step.size
 
 
 def _bare_steps(parts: Parts) -> Iterator[int]:
     """Yield the samples of every step of the loop an expert would write."""
     model = parts.model.train()
     optimizer = build_optimizer(OptimConfig(name="sgd", lr=0.01, momentum=0.9), model)
-    batches: Iterator[Batch]
-    for _, _, batches in parts.feed.steps(0):
-        batch = next(batches)
+    for share in parts.feed.shares(0):
+        batch: Any = next(share.passes).batch
         optimizer.zero_grad(set_to_none=True)
         loss = cross_entropy(model(batch.inputs), batch.targets)
         loss.backward()

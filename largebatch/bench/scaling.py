@@ -31,7 +31,7 @@ from largebatch.data import DataConfig
 from largebatch.distributed import World
 from largebatch.distributed.environment import free_port
 from largebatch.distributed.group import choose_device, process_group
-from largebatch.models import ModelConfig, build_model
+from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig
 from largebatch.optim import OptimConfig
 from largebatch.record import BenchmarkRecord, json_text
@@ -165,7 +165,7 @@ def _ours(case: Case, settings: Settings, world: World, device: torch.device) ->
 def _ddp(case: Case, settings: Settings, world: World, device: torch.device) -> Contender:
     size = settings.image_size
     model: nn.Module = build_model(
-        ModelConfig(name=settings.model), NormConfig(), 1000, (3, size, size), torch.float32, seed=0
+        ModelConfig(name=settings.model), NormConfig(), image_offers(1000, (3, size, size)), seed=0
     )
     model = model.to(device).to(memory_format=torch.channels_last)
     if world.world_size > 1:

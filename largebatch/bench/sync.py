@@ -26,7 +26,7 @@ from largebatch.bench.messages import BACKEND, groups_of, messages, register
 from largebatch.bench.sync_peers import GatheredBatchNorm
 from largebatch.distributed import World
 from largebatch.engine import DataParallel
-from largebatch.models import ModelConfig, build_model
+from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig, convert_batch_norm, ghost_place, step_end
 from largebatch.record import BenchmarkRecord, json_text
 
@@ -68,7 +68,7 @@ def contenders(model: str, samples: int, rank: int) -> dict[str, Step]:
 
     def made() -> nn.Module:
         return build_model(
-            ModelConfig(name=model), NormConfig(), 10, (3, 32, 32), torch.float32, seed=0
+            ModelConfig(name=model), NormConfig(), image_offers(10, (3, 32, 32)), seed=0
         )
 
     def ours(net: nn.Module, ghosts: int, first: int) -> Step:

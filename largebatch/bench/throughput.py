@@ -51,7 +51,7 @@ def trainer(name: str, config: Config, world: World, device: torch.device) -> Co
         (),
         Progress(made.schedule.total_samples, 0, shown=False),
         None,
-        parts.task.metrics,
+        parts.task,
         config.telemetry.every,
         made.clock,
     )
@@ -59,8 +59,8 @@ def trainer(name: str, config: Config, world: World, device: torch.device) -> Co
 
     def steps() -> Iterator[None]:
         while True:
-            for step, micros, batches in parts.feed.steps(0):
-                made.step(step, micros, batches)
+            for share in parts.feed.shares(0):
+                made.step(share)
                 yield
 
     walk = steps()

@@ -4,24 +4,34 @@ Importing this package registers every data set that a config can name.
 """
 
 from largebatch.data import arrays, cifar, digits, imagefolder, mnist, synthetic
+from largebatch.data.batch import Batch
 from largebatch.data.build import build_source
 from largebatch.data.config import DataConfig
 from largebatch.data.dali import require_dali
+from largebatch.data.image_batch import ImageBatch
+from largebatch.data.image_source import ImageSource
 from largebatch.data.mixing import Mixed
 from largebatch.data.order import EpochOrder, Permutation
 from largebatch.data.pipeline import Pipeline
-from largebatch.data.request import Batch, Request
-from largebatch.data.source import Source, datasets
+from largebatch.data.request import Request
+from largebatch.data.source import Delivery, Order, Reader, Source, datasets
+from largebatch.data.stream_order import StreamOrder
 
 __all__ = [
     "Batch",
     "DataConfig",
+    "Delivery",
     "EpochOrder",
+    "ImageBatch",
+    "ImageSource",
     "Mixed",
+    "Order",
     "Permutation",
     "Pipeline",
+    "Reader",
     "Request",
     "Source",
+    "StreamOrder",
     "arrays",
     "build_source",
     "cifar",

@@ -18,7 +18,7 @@ def build_source(config: DataConfig, split: Split, num_classes: int | None = Non
         config: the ``data`` section.
         split: "train" or "val".
         num_classes: ``model.num_classes`` where the config sets it: labels are checked against it,
-            and `Source.num_classes` returns it; otherwise the data set decides.
+            and images offer it; otherwise the data set decides.
 
     Raises:
         UserError: the name is unknown, the data are absent or malformed.
@@ -27,8 +27,10 @@ def build_source(config: DataConfig, split: Split, num_classes: int | None = Non
     if config.name in datasets:
         source: Source = entry.factory(config, split, num_classes)
     else:
-        if inspect.isclass(entry.factory) and not (
-            hasattr(entry.factory, "__getitem__") and hasattr(entry.factory, "__len__")
+        if (
+            inspect.isclass(entry.factory)
+            and not (hasattr(entry.factory, "__getitem__") and hasattr(entry.factory, "__len__"))
+            and not issubclass(entry.factory, Source)
         ):
             raise UserError(
                 f"data.name={config.name!r}: a class without __getitem__ and __len__, no map-style "
@@ -36,11 +38,6 @@ def build_source(config: DataConfig, split: Split, num_classes: int | None = Non
             )
         with this_folder_last():
             source = custom_source(entry.factory, config, split, num_classes)
-    if num_classes is not None and num_classes < source.num_classes:
-        raise UserError(
-            f"model.num_classes={num_classes}: data.name={config.name!r} has "
-            f"{source.num_classes} classes"
-        )
     if num_classes is not None:
-        source.num_classes = num_classes
+        source.widen(num_classes, config.name)
     return source

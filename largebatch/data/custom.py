@@ -19,7 +19,8 @@ from largebatch.data.config import DataConfig
 from largebatch.data.draws import Stream, key
 from largebatch.data.foreign import foreign_code
 from largebatch.data.limit import limited
-from largebatch.data.source import SampleSource, Split, UnreadableSample
+from largebatch.data.sample_source import SampleSource
+from largebatch.data.source import Source, Split, UnreadableSample
 
 
 class DatasetSource(SampleSource):
@@ -219,13 +220,14 @@ class _Seeded:
 
 def custom_source(
     make: Callable[..., Any], config: DataConfig, split: Split, num_classes: int | None
-) -> DatasetSource:
+) -> Source:
     """Call the user's function with the split and wrap the data set it returns.
 
-    The number of classes is ``model.num_classes``, else the data set's ``num_classes`` attribute,
-    else the length of its ``classes``. ``data.limit`` takes every class's share where the data set
-    has its labels in ``targets`` or ``labels``, as torchvision's have; otherwise, since no sample
-    is read to learn its label, it takes any samples by a fixed key.
+    A :class:`~largebatch.data.source.Source` is taken as it is. Of a data set, the number of
+    classes is ``model.num_classes``, else its ``num_classes`` attribute, else the length of its
+    ``classes``. ``data.limit`` takes every class's share where the data set has its labels in
+    ``targets`` or ``labels``, as torchvision's have; otherwise, since no sample is read to learn
+    its label, it takes any samples by a fixed key.
 
     Raises:
         UserError: the function or the data set is not what it should be.
@@ -233,6 +235,8 @@ def custom_source(
     where = f"data.name={config.name!r}"
     with foreign_code(f"{where}: called with {split!r}"):
         dataset = make(split)
+    if isinstance(dataset, Source):
+        return dataset
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise UserError(
             f"{where}: returned {type(dataset).__name__}; expected a map-style "

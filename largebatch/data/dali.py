@@ -29,8 +29,8 @@ from torch.utils.dlpack import from_dlpack
 
 from largebatch._errors import RunFailure, UserError
 from largebatch.data.decode import Photograph, UnreadableImage, View
-from largebatch.data.imagefolder import FileSource
-from largebatch.data.request import Request, Samples
+from largebatch.data.pieces import ImageFiles, Samples
+from largebatch.data.request import Request
 from largebatch.data.source import UnreadableSample
 
 _PIECE = 128  # most samples of one DALI batch; larger requests are several
@@ -70,7 +70,7 @@ class _Piece:
 
 
 class DaliReader:
-    """Reads a `FileSource` with DALI, some batches ahead of the one in use.
+    """Reads image files with DALI, some batches ahead of the one in use.
 
     Args:
         source: the image files.
@@ -84,7 +84,7 @@ class DaliReader:
     """
 
     def __init__(
-        self, source: FileSource, seed: int, workers: int, augment: bool, device: torch.device
+        self, source: ImageFiles, seed: int, workers: int, augment: bool, device: torch.device
     ) -> None:
         require_dali()
         self._source, self._seed, self._augment = source, seed, augment
@@ -220,7 +220,7 @@ class DaliReader:
     def _feed(self) -> tuple[Any, ...]:
         """Return the next batch for DALI; StopIteration at the end."""
         piece = next(self._pieces)
-        size = piece.request.image_size or self._source.size
+        size = piece.request.extent or self._source.size
         read = partial(self._encoded, piece, size)
         files: list[NDArray[np.uint8]] = []
         views: list[View] = []

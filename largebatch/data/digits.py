@@ -12,7 +12,8 @@ from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
 from largebatch.data.draws import Stream, uniform
 from largebatch.data.limit import limited
-from largebatch.data.source import ArraySource, Split, datasets
+from largebatch.data.memory import ArraySource
+from largebatch.data.source import Split, datasets
 
 # Mean and standard deviation of the whole set, in units of the largest pixel value, 16.
 _MEAN, _STD = (0.3053,), (0.3761,)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
+from largebatch.data.dali import DaliReader
 from largebatch.data.decode import (
     Photograph,
     UnreadableImage,
@@ -22,14 +23,10 @@ from largebatch.data.decode import (
 from largebatch.data.draws import SampleDraws, Stream
 from largebatch.data.files import printable
 from largebatch.data.limit import limited
+from largebatch.data.pieces import PieceReader
+from largebatch.data.sample_source import SampleSource, default_workers
 from largebatch.data.scan import find_classes, find_images
-from largebatch.data.source import (
-    SampleSource,
-    Split,
-    UnreadableSample,
-    datasets,
-    required_root,
-)
+from largebatch.data.source import Delivery, Split, UnreadableSample, datasets, required_root
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LAYOUT = "a folder with train/CLASS/* and val/CLASS/*"
@@ -78,6 +75,14 @@ class FileSource(SampleSource):
     def label(self, index: int) -> int:
         """Return the class of one image."""
         return int(self._labels[index])
+
+    def pieces(self, config: DataConfig, delivery: Delivery) -> PieceReader:
+        """Return who reads the images: DALI, or worker processes."""
+        if config.pipeline != "dali":
+            return super().pieces(config, delivery)
+        augment = delivery.train and config.augment == "standard"
+        workers = default_workers() if config.workers is None else config.workers
+        return DaliReader(self, delivery.seed, workers, augment, delivery.device)
 
     @staticmethod
     def view(

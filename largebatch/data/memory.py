@@ -1,4 +1,4 @@
-"""Batches out of images held in memory: a gather, a keyed crop and a keyed flip."""
+"""Images held in memory: a batch is a gather, a keyed crop and a keyed flip."""
 
 from __future__ import annotations
 
@@ -9,12 +9,57 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from largebatch.data.config import DataConfig
 from largebatch.data.draws import Stream, integers, uniform
-from largebatch.data.request import Request, Samples
-from largebatch.data.source import ArraySource
+from largebatch.data.image_source import ImageSource
+from largebatch.data.pieces import Samples
+from largebatch.data.request import Request
+from largebatch.data.source import Delivery
 
 # Larger sets stay in host memory, and each batch is copied to the device.
 _RESIDENT_BYTES = 4 << 30
+
+
+class ArraySource(ImageSource):
+    """A source whose images are held in memory.
+
+    Args:
+        images: uint8 or float32, (n, channels, height, width).
+        labels: int64, (n,).
+        crop_and_flip: whether the standard augmentation pads and crops the images and flips half.
+        image_size: side of the images that the model receives (None: as stored).
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        scale: float = 1 / 255,
+        crop_and_flip: bool = False,
+        image_size: int | None = None,
+    ) -> None:
+        assert images.ndim == 4
+        assert len(images) == len(labels)
+        channels, height, width = images.shape[1:]
+        shape = (channels, image_size or height, image_size or width)
+        super().__init__(num_classes, shape, mean, std, scale)
+        self.images, self.labels = images, labels
+        self.crop_and_flip = crop_and_flip
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of `images` and `labels` that hold these samples."""
+        return indices
+
+    def pieces(self, config: DataConfig, delivery: Delivery) -> ArrayReader:
+        """Return who gathers the images of a batch."""
+        augment = delivery.train and config.augment == "standard"
+        return ArrayReader(self, delivery.seed, delivery.device, augment, delivery.channels_last)
 
 
 class ArrayReader:

@@ -17,7 +17,8 @@ from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
 from largebatch.data.files import open_file, refuse_beyond_memory
 from largebatch.data.limit import limited
-from largebatch.data.source import ArraySource, Split, datasets, required_root
+from largebatch.data.memory import ArraySource
+from largebatch.data.source import Split, datasets, required_root
 
 _CLASSES = 10
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from largebatch.data.source import Source
+from largebatch.data.pieces import Images
 
 
 class Normalizer:
@@ -22,7 +22,7 @@ class Normalizer:
     """
 
     def __init__(
-        self, source: Source, device: torch.device, dtype: torch.dtype, channels_last: bool
+        self, source: Images, device: torch.device, dtype: torch.dtype, channels_last: bool
     ) -> None:
         self.device, self.dtype = device, dtype
         self._channels = source.image_shape[0]

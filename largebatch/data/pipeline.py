@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from largebatch._cores import usable_cores
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
-from largebatch.data.dali import DaliReader
-from largebatch.data.imagefolder import FileSource
-from largebatch.data.memory import ArrayReader
+from largebatch.data.image_batch import ImageBatch
 from largebatch.data.mixing import mix_batch
 from largebatch.data.normalize import Normalizer
-from largebatch.data.request import Batch, Request, Samples
-from largebatch.data.source import ArraySource, SampleSource, Source
-from largebatch.data.workers import WorkerReader
-from largebatch.distributed.environment import detect
-
-_MOST_WORKERS = 16
+from largebatch.data.pieces import Images, Samples
+from largebatch.data.request import Request
+from largebatch.data.source import Delivery, Reader
 
 
-class Pipeline:
+class Pipeline(Reader):
     """Reads, augments and normalises the samples of requests.
 
     The pixels of a sample depend on (seed, epoch, sample index) alone, and mixing on (seed, epoch,
@@ -44,7 +36,7 @@ class Pipeline:
 
     def __init__(
         self,
-        source: Source,
+        source: Images,
         config: DataConfig,
         seed: int,
         device: torch.device | str = "cpu",
@@ -56,22 +48,12 @@ class Pipeline:
         self._config, self._seed, self._train = config, seed, train
         self._size = None if config.image_size is None else source.image_shape[1:]
         self._normalize = Normalizer(source, self.device, dtype, channels_last)
-        augment = train and config.augment == "standard"
-        self._reader: ArrayReader | WorkerReader | DaliReader
-        workers = default_workers() if config.workers is None else config.workers
-        if config.pipeline == "dali":
-            assert isinstance(source, FileSource)
-            self._reader = DaliReader(source, seed, workers, augment, self.device)
-        elif isinstance(source, ArraySource):
-            self._reader = ArrayReader(source, seed, self.device, augment, channels_last)
-        else:
-            assert isinstance(source, SampleSource)
-            cuda = self.device.type == "cuda"
-            self._reader = WorkerReader(source, seed, workers, augment, pin_memory=cuda)
+        delivery = Delivery(seed, self.device, train, dtype, channels_last)
+        self._pieces = source.pieces(config, delivery)
         self.skipped: set[str] = set()
         """Names of the unreadable samples left out so far (``data.skip_corrupt`` allows them)."""
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+    def read(self, requests: Iterable[Request]) -> Iterator[ImageBatch]:
         """Yield the batch of each request, in order; requests are drawn ahead of their batches.
 
         One iteration at a time: a second call ends the first.
@@ -80,30 +62,19 @@ class Pipeline:
             UserError: more samples are unreadable than ``data.skip_corrupt`` allows, or one is
                 not what it should be.
         """
-        read = self._reader.read(requests)
+        read = self._pieces.read(requests)
         if self.device.type == "cuda":
             return self._copied_ahead(read)
         return (self._batch(request, pieces) for request, pieces in read)
 
     def close(self) -> None:
         """End the workers."""
-        self._reader.close()
+        self._pieces.close()
 
-    def __enter__(self) -> Pipeline:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _copied_ahead(self, read: Iterator[tuple[Request, list[Samples]]]) -> Iterator[Batch]:
+    def _copied_ahead(self, read: Iterator[tuple[Request, list[Samples]]]) -> Iterator[ImageBatch]:
         """Prepare each batch on a stream of its own while the one before it is in use."""
         side = torch.cuda.Stream(self.device)
-        ready: Batch | None = None
+        ready: ImageBatch | None = None
         for request, pieces in read:
             with torch.cuda.stream(side):
                 following = self._batch(request, pieces)
@@ -118,24 +89,25 @@ class Pipeline:
         if ready is not None:
             yield _handed_over(ready, self.device)
 
-    def _batch(self, request: Request, pieces: list[Samples]) -> Batch:
+    def _batch(self, request: Request, pieces: list[Samples]) -> ImageBatch:
         inputs = self._normalize([piece.images for piece in pieces])
         labels = [piece.labels for piece in pieces]
         targets = labels[0] if len(labels) == 1 else torch.cat(labels)
         targets = targets.to(self.device, non_blocking=True)
-        size = (request.image_size,) * 2 if request.image_size else self._size
+        size = (request.extent,) * 2 if request.extent else self._size
         if size is not None and tuple(inputs.shape[-2:]) != tuple(size) and len(inputs):
             inputs = torch.nn.functional.interpolate(
                 inputs, list(size), mode="bilinear", antialias=True
             )
         ghosts = request.ghosts or (len(request.indices),)
-        indices, kept = request.indices, ghosts
+        indices, positions, kept = request.indices, request.positions, ghosts
         if any(piece.failures for piece in pieces):
             readable = self._readable(request, pieces)
-            indices = indices[readable]
+            indices, positions = indices[readable], positions[readable]
             ends = np.cumsum(ghosts)[:-1]
             kept = tuple(int(part.sum()) for part in np.split(readable, ends))
-        batch = Batch(inputs, targets, indices, tuple(size for size in kept if size))
+        ghosts_left = tuple(size for size in kept if size)
+        batch = ImageBatch(inputs, targets, indices, positions, ghosts_left)
         if self._train and (self._config.mixup > 0 or self._config.cutmix > 0) and len(batch):
             starts = np.cumsum((0, *ghosts[:-1]))
             firsts = [
@@ -175,17 +147,9 @@ class Pipeline:
         return readable
 
 
-def _handed_over(batch: Batch, device: torch.device) -> Batch:
+def _handed_over(batch: ImageBatch, device: torch.device) -> ImageBatch:
     """Tell the allocator that the current stream uses what the side stream made."""
     current = torch.cuda.current_stream(device)
-    tensors: list[Tensor] = [batch.inputs, batch.targets]
-    if batch.mixed is not None:
-        tensors += [batch.mixed.partners, batch.mixed.weight]
-    for tensor in tensors:
+    for tensor in batch.tensors():
         tensor.record_stream(current)
     return batch
-
-
-def default_workers() -> int:
-    """Return this rank's share of the cores that the process may use, from 1 to 16."""
-    return min(max(usable_cores() // detect().local_world_size, 1), _MOST_WORKERS)

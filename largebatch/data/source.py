@@ -1,120 +1,130 @@
-"""What a data set is to the pipeline: the two kinds of source."""
+"""What a data set is to a run: how many samples, in which order, and who reads them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from largebatch._errors import UserError
 from largebatch._registry import Registry
+from largebatch.data.batch import Batch
 from largebatch.data.config import DataConfig
 from largebatch.data.files import printable
+from largebatch.data.order import EpochOrder
+from largebatch.data.request import Request
 
 Split = Literal["train", "val"]
+Opened = TypeVar("Opened", bound="Reader")
 datasets: Registry[Callable[..., Any]] = Registry("data.name", importable=True)
 
 
-class Source(ABC):
-    """A finite set of labelled images.
+class Order(Protocol):
+    """Which sample stands at a position: a pure function of (epoch, position)."""
+
+    def indices(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the samples at positions [start, stop) of an epoch: int64 (stop - start,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How a run wants its batches.
 
     Attributes:
-        num_classes: labels are in [0, num_classes).
-        image_shape: (channels, height, width) of the images as the model receives them.
-        scale: factor from stored pixels to the range of mean and std (1/255 for uint8 images).
-        mean, std: per channel, of the scaled pixels; the model receives (x * scale - mean) / std.
+        seed: the run's; all that is drawn of a sample is keyed to (seed, epoch, sample).
+        device: where the batches are wanted.
+        train: whether to augment and mix (training) or to read plainly (evaluation).
+        dtype: of floating-point inputs.
+        channels_last: memory format of images.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        image_shape: tuple[int, int, int],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        scale: float,
-    ) -> None:
-        channels = image_shape[0]
-        assert len(mean) == len(std) == channels, "one mean and one std per channel"
-        self.num_classes = num_classes
-        self.image_shape = image_shape
-        self.mean, self.std, self.scale = mean, std, scale
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    train: bool = True
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+
+class Reader(ABC):
+    """Turns requests into batches, ahead of time if it can."""
+
+    @abstractmethod
+    def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        """Yield the batch of each request, in order. A second call ends the first.
+
+        Raises:
+            UserError: a sample is not what it should be.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """End what works in the background."""
+
+    def __enter__(self: Opened) -> Opened:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Source(ABC):
+    """A finite set of samples.
+
+    A subclass says how many there are and what it offers to models, and either reads a batch by
+    :meth:`batch` or brings a reader of its own.
+    """
 
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of samples."""
 
-
-class ArraySource(Source):
-    """A source whose images are held in memory.
-
-    Args:
-        images: uint8 or float32, (n, channels, height, width).
-        labels: int64, (n,).
-        crop_and_flip: whether the standard augmentation pads and crops the images and flips half.
-        image_size: side of the images that the model receives (None: as stored).
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        num_classes: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        scale: float = 1 / 255,
-        crop_and_flip: bool = False,
-        image_size: int | None = None,
-    ) -> None:
-        assert images.ndim == 4
-        assert len(images) == len(labels)
-        channels, height, width = images.shape[1:]
-        shape = (channels, image_size or height, image_size or width)
-        super().__init__(num_classes, shape, mean, std, scale)
-        self.images, self.labels = images, labels
-        self.crop_and_flip = crop_and_flip
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows of `images` and `labels` that hold these samples."""
-        return indices
-
-
-class SampleSource(Source):
-    """A source that reads one sample at a time, in worker processes.
-
-    Attributes:
-        dtype: of the images that `load` returns.
-    """
-
-    dtype: torch.dtype = torch.uint8
-
     @abstractmethod
-    def load(
-        self, index: int, epoch: int, seed: int, image_size: int | None, augment: bool
-    ) -> tuple[Tensor, int]:
-        """Read one sample; all randomness is keyed to (seed, epoch, index).
+    def offers(self) -> dict[str, Any]:
+        """Return what models and tasks may ask for by the names of their arguments.
 
-        Args:
-            index: which sample.
-            epoch: the epoch that asks for it.
-            seed: the run's seed.
-            image_size: side of the square image wanted (None: the source's own).
-            augment: whether to draw a random view (training) or the fixed one.
+        Images offer ``num_classes`` and ``image_shape``, text ``vocabulary`` and ``context``.
+        """
 
-        Returns:
-            the image, uint8 or float32 (channels, height, width), and its label.
+    def widen(self, num_classes: int, name: str) -> None:
+        """Take ``model.num_classes``, which only labelled samples have a use for.
 
         Raises:
-            UnreadableSample: the sample cannot be read.
-            UserError: it is not what it should be.
+            UserError: these have none.
         """
+        raise UserError(f"model.num_classes={num_classes}: data.name={name!r} has no classes")
+
+    def order(self, seed: int) -> Order:
+        """Return the order of training: a random one each epoch."""
+        return EpochOrder(len(self), seed)
+
+    def batch(self, request: Request, delivery: Delivery) -> Batch:
+        """Read the samples of one request."""
+        raise NotImplementedError(f"{type(self).__name__}: neither batch nor reader is defined")
+
+    def reader(self, config: DataConfig, delivery: Delivery) -> Reader:
+        """Return who reads the samples as the ``data`` section and ``delivery`` say."""
+        return BatchReader(self, delivery)
+
+    def example(self, samples: int, delivery: Delivery, extent: int | None = None) -> Batch:
+        """Return a batch of the kind that training will see, to try a model on."""
+        first = np.arange(samples) % len(self)
+        return self.batch(Request(0, first, first, extent), delivery)
+
+
+class BatchReader(Reader):
+    """Reads batch after batch in the calling thread."""
+
+    def __init__(self, source: Source, delivery: Delivery) -> None:
+        self._source, self._delivery = source, delivery
+
+    def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        """Yield the batch of each request, in order."""
+        return (self._source.batch(request, self._delivery) for request in requests)
 
 
 class UnreadableSample(Exception):

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from largebatch.data.config import DataConfig
 from largebatch.data.draws import Stream, key
-from largebatch.data.source import ArraySource, Split, datasets
+from largebatch.data.memory import ArraySource
+from largebatch.data.source import Split, datasets
 
 _IMAGENET_TRAIN, _IMAGENET_VAL = 1_281_167, 50_000
 _BANK = 128

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.data.request import Request, Samples
+from largebatch.data.pieces import Samples, Samplewise
+from largebatch.data.request import Request
 from largebatch.data.shared_memory import PIECE, Share, share
-from largebatch.data.source import SampleSource, UnreadableSample
+from largebatch.data.source import UnreadableSample
 from largebatch.distributed.lifetime import STOPPING
 
 _PR_SET_PDEATHSIG = 1
@@ -36,11 +37,11 @@ _PR_SET_PDEATHSIG = 1
 class _Piece:
     epoch: int
     indices: NDArray[np.int64]
-    image_size: int | None
+    extent: int | None
 
 
 class WorkerReader:
-    """Reads a `SampleSource` with worker processes, a request ahead of the one in use.
+    """Reads images one by one with worker processes, a request ahead of the one in use.
 
     Workers share out a request in pieces, so that the first batch is ready sooner and the memory in
     flight does not grow with the number of workers.
@@ -54,7 +55,7 @@ class WorkerReader:
     """
 
     def __init__(
-        self, source: SampleSource, seed: int, workers: int, augment: bool, pin_memory: bool
+        self, source: Samplewise, seed: int, workers: int, augment: bool, pin_memory: bool
     ) -> None:
         self._pieces = _Pieces()
         self._dataset = _Dataset(source, seed, augment)
@@ -190,7 +191,7 @@ class WorkerReader:
         return self._loader
 
     def _sample_bytes(self, request: Request) -> int:
-        source, side = self._dataset.source, request.image_size
+        source, side = self._dataset.source, request.extent
         channels, height, width = source.image_shape
         return channels * (side * side if side else height * width) * source.dtype.itemsize
 
@@ -206,7 +207,7 @@ class WorkerReader:
             pending.append((request, count))
             for number in range(count):
                 indices = request.indices[number * size : (number + 1) * size]
-                yield _Piece(request.epoch, indices, request.image_size)
+                yield _Piece(request.epoch, indices, request.extent)
 
 
 class _Pieces(Sampler[_Piece]):
@@ -221,7 +222,7 @@ class _Pieces(Sampler[_Piece]):
 class _Dataset(Dataset[Any]):
     """What runs in a worker: pieces to samples."""
 
-    def __init__(self, source: SampleSource, seed: int, augment: bool) -> None:
+    def __init__(self, source: Samplewise, seed: int, augment: bool) -> None:
         self.source = source
         self._seed, self._augment = seed, augment
         self.parent = 0
@@ -247,7 +248,7 @@ class _Dataset(Dataset[Any]):
         for place, index in enumerate(piece.indices.tolist()):
             try:
                 image, label = self.source.load(
-                    index, piece.epoch, self._seed, piece.image_size, self._augment
+                    index, piece.epoch, self._seed, piece.extent, self._augment
                 )
                 if images is None:
                     images = self._empty(len(piece.indices), image)
@@ -260,7 +261,7 @@ class _Dataset(Dataset[Any]):
             labels.append(label)
         if images is None:
             channels, height, width = self.source.image_shape
-            shape = (0, channels, piece.image_size or height, piece.image_size or width)
+            shape = (0, channels, piece.extent or height, piece.extent or width)
             images = torch.empty(shape, dtype=self.source.dtype)
         return images[: len(labels)], np.asarray(labels, dtype=np.int64), failures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,31 +15,37 @@ from largebatch._errors import UserError, raised
 from largebatch._registry import Entry, this_folder_last
 from largebatch.models.config import ModelConfig
 from largebatch.models.init import initialize
-from largebatch.models.registry import ImageShape, models
-from largebatch.models.trial import check_parameters, try_images, try_training
+from largebatch.models.registry import models
+from largebatch.models.trial import check_parameters, image_trial
 from largebatch.models.weights import load_weights
 from largebatch.nn import NormConfig, apply_norm, fix_classifier, fuse
+
+Trial = Callable[[nn.Module, bool], None]
+"""Tries a model before any work, in evaluation alone or (True) in training too; see `trial`."""
 
 
 def build_model(
     config: ModelConfig,
     norm: NormConfig,
-    num_classes: int,
-    image_shape: ImageShape,
+    offers: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
     seed: int | None = None,
+    trial: Trial | None = None,
 ) -> nn.Module:
     """Build the model that ``config`` names, with the norms that ``norm`` asks for.
 
     Args:
         config: the ``model`` section; ``compile`` is left to the caller.
         norm: the ``norm`` section.
-        num_classes: outputs; ``config.num_classes`` goes before.
-        image_shape: (channels, height, width) of the images.
+        offers: what the data say that models may ask for by the names of their arguments:
+            ``num_classes`` (``config.num_classes`` goes before) and ``image_shape`` of images,
+            ``vocabulary`` and ``context`` of text.
         dtype: type of the parameters; values are drawn in torch's default type, so a float64 model
             starts from the float32 one's values.
         seed: draw the weights from this seed and leave torch's generator as it was; None draws
             from torch's generator.
+        trial: tries models that are not ours, and those that take their shapes from a first
+            forward pass; None: by blank images, where the data are images.
 
     Raises:
         UserError: the model does not exist, does not fit the images, or lacks an option that is
@@ -50,20 +57,21 @@ def build_model(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        classes = config.num_classes or num_classes
-        fit = (config.name, classes, image_shape)
+        if config.num_classes is not None:
+            offers = {**offers, "num_classes": config.num_classes}
+        if trial is None:
+            trial = image_trial(config.name, offers)
         with searching():
-            model = _construct(entry, config, classes, image_shape)
+            model = _construct(entry, config, offers)
             if any(map(is_lazy, model.parameters())):
-                try_images(model, *fit)  # which draws their values, from the seed
+                trial(model, False)  # which draws their values, from the seed
         check_parameters(model, config.name)
         if config.classifier != "learned":
             model = fix_classifier(model, config.classifier)
         initialize(model, config.init)
     if theirs:
         with searching():
-            try_images(model, *fit)
-            try_training(model, *fit)
+            trial(model, True)
     model = fuse(apply_norm(model, norm))
     if config.init_from is not None:
         load_weights(model, config.init_from)
@@ -71,9 +79,7 @@ def build_model(
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
-def _construct(
-    entry: Entry[Any], config: ModelConfig, num_classes: int, image_shape: ImageShape
-) -> nn.Module:
+def _construct(entry: Entry[Any], config: ModelConfig, offers: Mapping[str, Any]) -> nn.Module:
     """Call the factory with what its signature names, and refuse options that it does not."""
     if inspect.isclass(entry.factory) and not issubclass(entry.factory, nn.Module):
         raise UserError(f"model.name={entry.name}: a class that is no torch.nn.Module")
@@ -82,11 +88,11 @@ def _construct(
     except ValueError:  # some callables written in C have none
         parameters = inspect.signature(lambda: None).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    given: dict[str, Any] = {}
-    if "num_classes" in parameters or anything:
-        given["num_classes"] = num_classes
-    if "image_shape" in parameters:
-        given["image_shape"] = image_shape
+    given = {
+        key: value
+        for key, value in offers.items()
+        if key in parameters or (anything and key == "num_classes")
+    }
     for key, unset in (("residual_gamma", None), ("drop", None), ("drop_path", 0.0)):
         value = getattr(config, key)
         if value == unset:

@@ -1,13 +1,15 @@
 """The models a config can name.
 
-A factory is called with those of ``num_classes``, ``image_shape`` (channels, height, width),
-``residual_gamma``, ``drop`` and ``drop_path`` that its signature names. An option that is set in
+A factory is called with what its signature names of the data's offers (``num_classes`` and
+``image_shape`` (channels, height, width) of images, ``vocabulary`` and ``context`` of text) and of
+``residual_gamma``, ``drop`` and ``drop_path``. An option that is set in
 the config and not named there is refused, so a signature says what a model understands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -17,6 +19,11 @@ from largebatch._registry import Registry
 ImageShape = tuple[int, int, int]
 
 models: Registry[Callable[..., nn.Module]] = Registry("model.name", importable=True)
+
+
+def image_offers(num_classes: int, image_shape: ImageShape) -> dict[str, Any]:
+    """Return what labelled images offer to a model, where there is no data set to ask."""
+    return {"num_classes": num_classes, "image_shape": image_shape}
 
 
 def need_size(name: str, image_shape: ImageShape, least: int) -> None:

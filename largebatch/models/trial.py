@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def try_images(model: nn.Module, name: str, num_classes: int, image_shape: tuple
         UserError: naming the model, when it cannot take (channels, height, width), or does not
             return (N, num_classes) logits.
     """
-    with _as_before(model), torch.no_grad():
+    with as_before(model), torch.no_grad():
         model.eval()
         _logits(model, name, num_classes, image_shape, "")
 
@@ -58,7 +59,7 @@ def try_training(
     Raises:
         UserError: naming the model, as above; or its output depends on no trainable parameter.
     """
-    with _as_before(model), torch.enable_grad():
+    with as_before(model), torch.enable_grad():
         logits = _logits(model, name, num_classes, image_shape, "in training ")
         if not logits.requires_grad:
             raise UserError(
@@ -103,9 +104,23 @@ def _logits(
     return out
 
 
+def image_trial(name: str, offers: Mapping[str, Any]) -> Callable[[nn.Module, bool], None]:
+    """Return what tries a model on blank images, where ``offers`` tell what images there are."""
+
+    def trial(model: nn.Module, training: bool) -> None:
+        if "image_shape" not in offers:
+            return
+        fit = (name, offers["num_classes"], offers["image_shape"])
+        try_images(model, *fit)
+        if training:
+            try_training(model, *fit)
+
+    return trial
+
+
 @contextmanager
-def _as_before(model: nn.Module) -> Iterator[None]:
-    """Put training flags, buffers and torch's generator back afterwards."""
+def as_before(model: nn.Module) -> Iterator[None]:
+    """Put training flags, buffers and torch's generator back after the block."""
     training = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     with torch.random.fork_rng(devices=[]):

@@ -18,7 +18,7 @@ from largebatch.nn.ghost_gradients import Observer, observed_ghost_norm
 from largebatch.nn.ghosts import split_ghosts
 from largebatch.nn.leaf import Proxy, recorded
 from largebatch.nn.over_ranks import Ranks, all_ranks, norm_over_ranks, ranks_of
-from largebatch.nn.place import current_place
+from largebatch.nn.place import current_place, ghost_place
 from largebatch.nn.running import RunningStatistics
 
 
@@ -144,12 +144,31 @@ class OverGhosts(RunningStatistics):
         elif x.numel() == 0:  # torch's own gives weight and bias gradients, of zeros
             fused, y = False, F.batch_norm(x, None, None, self.weight, self.bias, True)
         elif self.training:
-            size, full = self._ghosts(x)
-            y = self._normalize(x, residual, fused, size, full)
+            y = self._over_ghosts(x, residual, fused)
         else:
             y = self._normalize(x, residual, fused, x.shape[0], 1)
         y = y if fused else self._finish(y, residual)
         return follow(self, y) if self.followers else y
+
+    def _over_ghosts(self, x: Tensor, residual: Tensor | None, fused: bool) -> Tensor:
+        """Normalise ghost by ghost: as the step was divided where that is known."""
+        place = current_place()
+        sizes = None if place is None else place.sizes
+        if place is None or sizes is None or sum(sizes) != x.shape[0]:
+            size, full = self._ghosts(x)
+            return self._normalize(x, residual, fused, size, full)
+        size = self.ghost_size or sizes[0]
+        full = sum(each == size for each in sizes)
+        if all(each == size for each in sizes[:-1]):
+            return self._normalize(x, residual, fused, size, full)
+        # Samples that could not be read have left gaps: ghosts of any sizes, one by one.
+        parts = x.split(sizes)
+        residuals = [None] * len(parts) if residual is None else residual.split(sizes)
+        done = []
+        for number, (part, added) in enumerate(zip(parts, residuals, strict=True)):
+            with ghost_place(place.first + number, place.total):
+                done.append(self._normalize(part, added, fused, part.shape[0], 1))
+        return torch.cat(done)
 
     def _normalize(
         self, x: Tensor, residual: Tensor | None, fused: bool, size: int, full: int

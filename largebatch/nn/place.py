@@ -8,14 +8,23 @@ the weight in the running statistics that it has when one process takes the whol
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Place:
-    """A forward whose ghosts are number ``first`` and following of the ``total`` of its step."""
+    """A forward whose ghosts are number ``first`` and following of the ``total`` of its step.
+
+    Attributes:
+        sizes: samples of each ghost of the forward, as the step was divided; None: norms divide
+            what they are given by their own ghost size.
+        ranks: process group whose ranks hold a ghost together; None: a ghost is one rank's.
+    """
 
     first: int
     total: int
+    sizes: tuple[int, ...] | None = None
+    ranks: Any = None
 
 
 # One plain global: forwards of one process run one at a time, torch.compile can guard it, and
@@ -29,14 +38,19 @@ class ghost_place:
     Inside it, norms put their statistics aside until ``largebatch.nn.step_end(model, total)``,
     which every rank calls once per optimizer step. A module must then run once per micro-batch.
 
+    Args:
+        sizes, ranks: see :class:`Place`.
+
     Raises:
         ValueError: ``first`` is not in ``[0, total)``.
     """
 
-    def __init__(self, first: int, total: int) -> None:
+    def __init__(
+        self, first: int, total: int, sizes: tuple[int, ...] | None = None, ranks: Any = None
+    ) -> None:
         if not 0 <= first < total:
             raise ValueError(f"ghost_place: first={first} must lie in [0, total={total})")
-        self._place = Place(first, total)
+        self._place = Place(first, total, sizes, ranks)
 
     def __enter__(self) -> None:
         global _current

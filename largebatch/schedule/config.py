@@ -8,6 +8,9 @@ from typing import Literal
 from largebatch._errors import UserError
 from largebatch.schedule.duration import Duration
 
+FORMER_PHASE_KEYS = {"image_size": "extent"}
+"""Keys of a phase by their former names, which are still read."""
+
 
 @dataclass
 class PhaseConfig:
@@ -19,8 +22,9 @@ class PhaseConfig:
     """Samples per optimizer step over all ranks."""
     micro: int | Literal["auto"] | None = None
     """Samples per rank and forward; auto: the largest that fits."""
-    image_size: int | None = None
-    """Height and width of the training images in pixels."""
+    extent: int | None = None
+    """Extent of the training samples: pixels of an image's side, tokens of a window of text
+    (``image_size`` is its alias)."""
     lr_multiplier: float = 1.0
     """Factor on the learning rate, on top of curve and scaling."""
 
@@ -51,7 +55,7 @@ class BatchConfig:
             key = f"batch.plan[{index}]"
             _at_least_one(f"{key}.size", phase.size)
             _at_least_one(f"{key}.micro", phase.micro)
-            _at_least_one(f"{key}.image_size", phase.image_size)
+            _at_least_one(f"{key}.extent", phase.extent)
             if not 0 <= phase.lr_multiplier < float("inf"):
                 raise UserError(f"{key}.lr_multiplier={phase.lr_multiplier}: a number from 0 up")
             if phase.until is None and index + 1 < len(self.plan):

@@ -18,14 +18,15 @@ class Phase:
         size: samples of a step over all ranks.
         end: sample from which on steps belong to the next phase; None: to the end of the run.
         micro: samples per rank and forward, ``auto``, or None for the rank's whole share.
-        image_size: pixels of the training images; None: as ``data.image_size`` says.
+        extent: of a training sample: pixels of an image's side, tokens of a window; None: as the
+            data say.
         lr_multiplier: factor on the learning rate.
     """
 
     size: int
     end: int | None = None
     micro: int | Literal["auto"] | None = None
-    image_size: int | None = None
+    extent: int | None = None
     lr_multiplier: float = 1.0
 
 

@@ -89,7 +89,7 @@ def _phases(
         phase = Phase(
             size=config.size or batch.size,
             micro=config.micro or batch.micro,
-            image_size=config.image_size,
+            extent=config.extent,
             lr_multiplier=config.lr_multiplier,
         )
         if config.until is not None:

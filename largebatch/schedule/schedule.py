@@ -116,7 +116,7 @@ class Schedule:
         if len(self.plan.phases) > 1:
             lines += [
                 f"phase {index} from sample {start:,}: batch {phase.size}"
-                + (f", image size {phase.image_size}" if phase.image_size else "")
+                + (f", extent {phase.extent}" if phase.extent else "")
                 + (f", lr x {phase.lr_multiplier:g}" if phase.lr_multiplier != 1 else "")
                 for index, (phase, start) in enumerate(self._starts())
             ]

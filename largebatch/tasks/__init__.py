@@ -1,20 +1,23 @@
-"""What a step means: forward, loss, metrics, and the weight the sum is divided by."""
+"""What a step means: forward, loss, figures, and the weight the sum is divided by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from largebatch._registry import Registry
+from largebatch.tasks.carry import Carry
 from largebatch.tasks.classification import Classification
 from largebatch.tasks.config import TaskConfig
+from largebatch.tasks.figure import LOSS, Figure
+from largebatch.tasks.registry import build_task, tasks
+from largebatch.tasks.task import Atom, Task, Votes
 
-tasks: Registry[Callable[..., Classification]] = Registry("task.name")
-tasks.register("classification", "cross-entropy over classes, top-1 and top-5")(Classification)
-
-
-def build_task(config: TaskConfig, num_classes: int) -> Classification:
-    """Return the task that ``config.name`` names."""
-    return tasks.entry(config.name).factory(config, num_classes)
-
-
-__all__ = ["Classification", "TaskConfig", "build_task", "tasks"]
+__all__ = [
+    "LOSS",
+    "Atom",
+    "Carry",
+    "Classification",
+    "Figure",
+    "Task",
+    "TaskConfig",
+    "Votes",
+    "build_task",
+    "tasks",
+]

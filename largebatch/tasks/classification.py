@@ -8,31 +8,54 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from largebatch.data import Batch
+from largebatch.data import ImageBatch
+from largebatch.models import as_before, try_images, try_training
 from largebatch.tasks.config import TaskConfig
+from largebatch.tasks.figure import Figure
+from largebatch.tasks.registry import tasks
+from largebatch.tasks.task import Task
 
 
-class Classification:
-    """Forward, loss and metrics of a classification step.
+@tasks.register("classification", "cross-entropy over classes, top-1 and top-5")
+class Classification(Task[ImageBatch]):
+    """Forward, loss and figures of a classification step.
 
-    The loss is a *sum* over images: the trainer divides by the weight of the whole step, the number
-    of images over all ranks, so that uneven shares are exact. Label smoothing is
+    The weight of a step is its number of images. Label smoothing is
     ``y (1 - s) + s / K`` (Szegedy et al. 2016, section 7); mixed targets are the convex combination
     of two cross-entropies (Zhang et al. 2018, "mixup").
 
     Args:
-        num_classes: K; top-5 is a metric where it exceeds 10.
+        num_classes: K; top-5 is a figure where it exceeds 10.
     """
+
+    headline = Figure("top1", percent=True)
 
     def __init__(self, config: TaskConfig, num_classes: int) -> None:
         self.smoothing = config.label_smoothing
-        self.metrics = ("top1", "top5") if num_classes > 10 else ("top1",)
+        self.num_classes = num_classes
+        self.figures = ("top1", "top5") if num_classes > 10 else ("top1",)
 
-    def weight(self, batch: Batch) -> int:
-        """Return what the loss sum is divided by: images."""
-        return batch.targets.shape[0]
+    def step_weight(self, samples: int) -> float:
+        """Return the number of images."""
+        return float(samples)
 
-    def train(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def weight(self, batch: ImageBatch) -> float:
+        """Return the number of images."""
+        return float(len(batch))
+
+    def known(self, name: str) -> Figure:
+        """Return the figure of that name; top-5 is read in percent as well."""
+        return Figure("top5", percent=True) if name == "top5" else super().known(name)
+
+    def try_model(self, model: nn.Module, name: str, batch: ImageBatch, training: bool) -> None:
+        """Try blank images of the batch's shape."""
+        fit = (name, self.num_classes, tuple(batch.inputs.shape[1:]))
+        with as_before(model):
+            try_images(model, *fit)
+            if training:
+                try_training(model, *fit)
+
+    def train(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Return (loss sum with gradient, the batch's sums ``[loss, top1, ..., weight]``)."""
         logits = self._wide(model(batch.inputs))
         if batch.mixed is None:
@@ -45,15 +68,15 @@ class Classification:
             ).sum()
         return total, self._sums(total.detach(), logits, batch.targets)
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
+    def evaluate(self, model: nn.Module, batch: ImageBatch) -> Tensor:
         """Return the batch's sums ``[loss, top1, ..., weight]``, without smoothing."""
         return self.score(self.outputs(model, batch), batch)
 
-    def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
+    def outputs(self, model: nn.Module, batch: ImageBatch) -> Tensor:
         """Return (N, K) log-probabilities, for ensembles to average."""
         return self._wide(model(batch.inputs)).log_softmax(1)
 
-    def score(self, log_probabilities: Tensor, batch: Batch) -> Tensor:
+    def score(self, log_probabilities: Tensor, batch: ImageBatch) -> Tensor:
         """Return the batch's sums ``[loss, top1, ..., weight]`` of (N, K) log-probabilities."""
         total = cross_entropy(log_probabilities, batch.targets, reduction="sum")
         return self._sums(total, log_probabilities, batch.targets)
@@ -67,7 +90,7 @@ class Classification:
 
     def _sums(self, total: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
         right = [(logits.argmax(1) == targets).count_nonzero()]
-        if "top5" in self.metrics:
+        if "top5" in self.figures:
             right.append((logits.topk(5, dim=1).indices == targets[:, None]).sum())
         weight = _constant(float(len(targets)), total.dtype, total.device)
         return torch.stack((total, *right, weight))  # in the loss's type: counts are exact in it

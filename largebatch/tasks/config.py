@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from largebatch._errors import UserError
 
+FORMER_TARGETS = {"run.target_top1": "top1"}
+"""Former keys of a run's target, which are still read, and the figures they are about."""
+
 
 @dataclass
 class TaskConfig:

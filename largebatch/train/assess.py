@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from largebatch._errors import UserError
-from largebatch.data import Pipeline, build_source, datasets
+from largebatch.data import Delivery, build_source, datasets
 from largebatch.distributed import World
 from largebatch.distributed.group import choose_device
 from largebatch.models import models
@@ -42,28 +42,18 @@ def assess(path: Path, root: Path | None = None, allow_imports: bool = False) ->
     device, world = choose_device(World()), World()
     precision = Precision(config.precision, device)
     source = build_source(config.data, "val", config.model.num_classes)
-    model = make_model(config, source, precision, device)
+    task = build_task(config.task, source.offers())
+    model = make_model(config, source, task, precision, device)
     try:
         model.load_state_dict(_weights(path, directory))
     except RuntimeError as error:
         raise UserError(f"{path}: its weights do not fit model.name: {error}") from None
-    task = build_task(config.task, source.num_classes)
-    pipeline = Pipeline(
-        source,
-        config.data,
-        config.run.seed,
-        device,
-        False,
-        precision.dtype,
-        config.model.channels_last,
-    )
+    delivery = Delivery(config.run.seed, device, False, precision.dtype, config.model.channels_last)
+    reader = source.reader(config.data, delivery)
     batch = min(EVALUATION_BATCH, config.batch.size, len(source))
     with precision.autocast():
-        sums = Evaluator(task, pipeline, len(source), batch, world, device).sums(model).tolist()
-    names = ("loss", *task.metrics)
-    return {name: value / sums[-1] for name, value in zip(names, sums, strict=False)} | {
-        "count": sums[-1]
-    }
+        sums = Evaluator(task, reader, len(source), batch, world, device).sums(model).tolist()
+    return task.read(sums) | {"count": sums[-1]}
 
 
 def _config(directory: RunDirectory, root: Path | None, allow_imports: bool) -> Config:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.data import EpochOrder, Pipeline, Source, build_source
+from largebatch.data import Delivery, Source, StreamOrder, build_source
 from largebatch.distributed import World
 from largebatch.distributed.agreement import gathered, require_same, together
 from largebatch.engine import Engine, build_engine
-from largebatch.models import build_model, try_images
+from largebatch.models import build_model
 from largebatch.nn import has_batch_norm, join_ranks, minimum_samples, spans_ranks, wrong_span
 from largebatch.optim import SAM, Clipping, build_optimizer, layer_rates
 from largebatch.schedule import Duration, Schedule
-from largebatch.tasks import Classification, build_task
+from largebatch.tasks import Task, Votes, build_task
 from largebatch.train.config import Config, engine_terms
 from largebatch.train.evaluate import Evaluator, requests
 from largebatch.train.feed import Atoms, Feed
@@ -44,7 +45,7 @@ class Parts:
     source: Source
     validation: Source
     model: nn.Module
-    task: Classification
+    task: Task[Any]
     schedule: Schedule
     optimizer: torch.optim.Optimizer
     engine: Engine
@@ -62,6 +63,7 @@ class Plan:
 
     source: Source
     validation: Source
+    task: Task[Any]
     model: nn.Module
     precision: Precision
     atoms: Atoms
@@ -78,8 +80,14 @@ def prepare(config: Config, device: torch.device) -> Plan:
     precision = Precision(config.precision, device)
     source = build_source(config.data, "train", config.model.num_classes)
     validation = build_source(config.data, "val", config.model.num_classes)
-    model = make_model(config, source, precision, device)
-    atoms = make_atoms(config, model)
+    task = build_task(config.task, source.offers())
+    if config.snapshot.cycles and not isinstance(task, Votes):
+        raise UserError(
+            f"snapshot.cycles={config.snapshot.cycles}: the members vote, which"
+            f" task.name={config.task.name} has no votes for"
+        )
+    model = make_model(config, source, task, precision, device)
+    atoms = make_atoms(config, model, task)
     schedule = Schedule(
         config.schedule,
         config.batch,
@@ -89,12 +97,13 @@ def prepare(config: Config, device: torch.device) -> Plan:
         atoms.minimum,
         config.snapshot.cycles or None,
     )
-    channels = source.image_shape[0]
-    for size in {phase.image_size for phase in schedule.plan.phases} - {None}:
-        assert size is not None
-        try_images(model, config.model.name, source.num_classes, (channels, size, size))
+    for extent in {phase.extent for phase in schedule.plan.phases} - {None}:
+        example = source.example(
+            2, Delivery(config.run.seed, device, True, precision.dtype), extent
+        )
+        task.try_model(model, config.model.name, example, training=False)
     constants = infinite_constants(model)
-    return Plan(source, validation, model, precision, atoms, schedule, constants)
+    return Plan(source, validation, task, model, precision, atoms, schedule, constants)
 
 
 def build(config: Config, world: World, device: torch.device) -> Parts:
@@ -110,21 +119,25 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         {
             "the number of training samples": len(plan.source),
             "the number of validation samples": len(plan.validation),
-            "the number of classes": plan.source.num_classes,
+            "what the data offer": {k: str(v) for k, v in plan.source.offers().items()},
         },
         world,
     )
-    source, validation, model = plan.source, plan.validation, plan.model
+    source, validation, task, model = plan.source, plan.validation, plan.task, plan.model
     precision, schedule = plan.precision, plan.schedule
     atoms = with_span(plan.atoms, config, world)
+    ranks = None
     if atoms.span and world.world_size > 1:
         # A group of their own: the norms' messages never mix with those of the gradients.
         timeout = timedelta(seconds=config.distributed.timeout)
-        join_ranks(model, dist.new_subgroups(atoms.span, timeout=timeout)[0])
+        ranks = dist.new_subgroups(atoms.span, timeout=timeout)[0]
+        join_ranks(model, ranks)
     channels_last = config.model.channels_last
-    task = build_task(config.task, source.num_classes)
-    train_pipeline, val_pipeline = (
-        Pipeline(part, config.data, config.run.seed, device, train, precision.dtype, channels_last)
+    reader, val_reader = (
+        part.reader(
+            config.data,
+            Delivery(config.run.seed, device, train, precision.dtype, channels_last),
+        )
         for part, train in ((source, True), (validation, False))
     )
     micro = config.batch.micro
@@ -133,7 +146,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
     largest_share *= atoms.size or 1
     if micro == "auto":  # measured before an engine divides the model
         probe = min(atoms.size, len(validation)) if atoms.size > 1 else min(8, len(validation))
-        sample = next(iter(val_pipeline.batches(requests(probe, probe, World()))))
+        sample = next(iter(val_reader.read(requests(probe, probe, World()))))
         free = memory_free(device, world.local_world_size)
         micro = largest_micro(model, task, precision, sample, atoms.size, largest_share, free)
         micro = min(gathered(micro, world))
@@ -150,10 +163,13 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
     engine.skip = config.run.on_nonfinite == "skip"
     if config.model.compile:
         model.compile()
+    order = source.order(config.run.seed)
+    if isinstance(order, StreamOrder):
+        order.require_divides(step_sizes(config, schedule))
     feed = Feed(
         schedule.plan,
-        EpochOrder(len(source), config.run.seed),
-        train_pipeline,
+        order,
+        reader,
         world,
         atoms,
         micro,
@@ -168,11 +184,12 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         clip,
         sam,
         config.run.seed,
-        varying_weight=config.data.skip_corrupt > 0,
+        leaves_out=config.data.skip_corrupt > 0,
+        ranks=ranks,
     )
     evaluation_batch = min(EVALUATION_BATCH, micro or largest_share, len(validation))
     evaluator = Evaluator(
-        task, val_pipeline, len(validation), max(1, evaluation_batch), world, device
+        task, val_reader, len(validation), max(1, evaluation_batch), world, device
     )
     return Parts(
         world,
@@ -289,25 +306,47 @@ def _outlasts(duration: Duration, schedule: Schedule) -> bool:
 
 
 def make_model(
-    config: Config, source: Source, precision: Precision, device: torch.device
+    config: Config, source: Source, task: Task[Any], precision: Precision, device: torch.device
 ) -> nn.Module:
     """Build the model from the run's seed: the same weights on every rank and in every session."""
+
+    def trial(model: nn.Module, training: bool) -> None:
+        first = next(model.parameters(), torch.zeros(()))
+        delivery = Delivery(config.run.seed, first.device, training, first.dtype)
+        task.try_model(model, config.model.name, source.example(2, delivery), training)
+
     return build_model(
-        config.model,
-        config.norm,
-        source.num_classes,
-        source.image_shape,
-        precision.dtype,
-        config.run.seed,
+        config.model, config.norm, source.offers(), precision.dtype, config.run.seed, trial
     ).to(device)
 
 
-def make_atoms(config: Config, model: nn.Module) -> Atoms:
-    """Return what a step may not divide: a ghost batch, or a sample where no norm reads a batch."""
-    minimum = minimum_samples(model)
+def step_sizes(config: Config, schedule: Schedule) -> dict[str, int]:
+    """Return the samples of a step in every phase, by the key that says so."""
+    phases = schedule.plan.phases
+    names = [
+        f"batch.plan[{i}].size" if p.size else "batch.size" for i, p in enumerate(config.batch.plan)
+    ]
+    return dict(zip(names or ["batch.size"], [phase.size for phase in phases], strict=True))
+
+
+def make_atoms(config: Config, model: nn.Module, task: Task[Any]) -> Atoms:
+    """Return what a step may not divide: a ghost batch, or a sample where no norm reads a batch.
+
+    Raises:
+        UserError: the norms ask for other ghosts than the task.
+    """
+    asked = task.atom()
+    minimum = max(minimum_samples(model), asked.minimum)
     size = config.norm.ghost_size or 0
+    if size and asked.size and size != asked.size:
+        raise UserError(
+            f"norm.ghost_size={size}: task.name={config.task.name} holds {asked.size} samples "
+            f"together; take norm.ghost_size={asked.size}"
+        )
+    of_norms = size > 0 or spans_ranks(config.norm)
+    size = size or asked.size
     if size == 0 and not spans_ranks(config.norm):
         mixing = config.data.mixup or config.data.cutmix
         # Under statistics per forward a rank's share of one sample has none: two stay together.
         size = MIXING_GROUP if mixing else minimum
-    return Atoms(size, minimum)
+    return Atoms(size, minimum, of_norms=of_norms)

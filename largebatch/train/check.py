@@ -57,8 +57,11 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"run.seed={run.seed}: from 0 to 2^63 - 1"
     if not 1 <= run.nproc <= 4096:
         yield f"run.nproc={run.nproc}: from 1 to 4096 ranks"
-    if run.target_top1 is not None and not 0 < run.target_top1 <= 1:
-        yield f"run.target_top1={run.target_top1}: a fraction of 1, above 0"
+    for figure, value in (run.target or {}).items():
+        if not math.isfinite(value):
+            yield f"run.target={{{figure}: {value}}}: a finite number"
+    if len(run.target or {"": 0}) != 1:
+        yield f"run.target={run.target}: one figure and its value, such as {{loss: 0.3}}"
     scale = config.precision.loss_scale
     if scale != "dynamic" and not (math.isfinite(float(scale)) and float(scale) > 0):
         yield f"precision.loss_scale={scale}: dynamic or a number above 0"

@@ -30,8 +30,9 @@ class RunConfig:
     """Refuse operations whose result changes from run to run (on CPU there is none in use)."""
     nproc: int = 1
     """Start this many local ranks; not together with a launcher."""
-    target_top1: float | None = None
-    """Stop when validation top-1, a fraction of 1, reaches this; summary.json tells when."""
+    target: dict[str, float] | None = None
+    """Stop when a figure of the validation set is as good as this, such as {loss: 0.3};
+    summary.json tells when."""
     on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
     """A step's loss or gradients are inf or nan: stop ends the run after 20 such steps in a row;
     skip leaves them out and ends it no sooner; ignore trains on. None ends in success so."""
@@ -131,7 +132,7 @@ FREE_KEYS = (
     "run.dir",
     "run.name",
     "run.nproc",
-    "run.target_top1",
+    "run.target",
     "run.on_nonfinite",
     "data.root",
     "data.workers",

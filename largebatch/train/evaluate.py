@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from largebatch.data import Batch, EpochOrder, Pipeline, Request
+from largebatch.data import Batch, EpochOrder, Reader, Request
 from largebatch.distributed import World
-from largebatch.tasks import Classification
+from largebatch.tasks import Task
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def requests(count: int, batch: int, world: World) -> Iterator[Request]:
 
 
 class Evaluator:
-    """Computes the task's metric sums over the validation set.
+    """Computes the task's sums over the validation set.
 
     Args:
         batch: samples per forward pass. autocast: a context for the forward pass.
@@ -55,26 +56,26 @@ class Evaluator:
 
     def __init__(
         self,
-        task: Classification,
-        pipeline: Pipeline,
+        task: Task[Any],
+        reader: Reader,
         count: int,
         batch: int,
         world: World,
         device: torch.device,
     ) -> None:
-        self.task, self.pipeline, self.count = task, pipeline, count
+        self.task, self.reader, self.count = task, reader, count
         self.batch, self.world, self.device = batch, world, device
 
     def batches(self) -> Iterator[Batch]:
         """Walk this rank's share of the validation set."""
-        return iter(self.pipeline.batches(requests(self.count, self.batch, self.world)))
+        return iter(self.reader.read(requests(self.count, self.batch, self.world)))
 
     def sums(self, model: nn.Module, stopped: object = None) -> Tensor:
         """Return this rank's float64 ``[loss, metrics..., weight]``.
 
         A true ``stopped`` ends the pass early: the caller then throws the sums of all ranks away.
         """
-        total = torch.zeros(2 + len(self.task.metrics), dtype=torch.float64, device=self.device)
+        total = self.task.no_sums(self.device)
         with evaluating(model, self.device):
             for batch in () if stopped else self.batches():
                 total += self.task.evaluate(model, batch)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from largebatch.data import Batch, EpochOrder, Pipeline, Request
+from largebatch.data import Batch, Order, Reader, Request
 from largebatch.distributed import World
 from largebatch.schedule import BatchPlan, Step
 from largebatch.train.share import (
@@ -30,18 +30,59 @@ class Atoms:
     Attributes:
         span: ranks that hold a ghost together, 0 where each is one rank's. ``size`` 0 then means
             what these ranks hold in one forward pass.
+        of_norms: whether the norms of the model take their statistics over these ghosts.
     """
 
     size: int
     minimum: int
     span: int = 0
+    of_norms: bool = False
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of this rank: its part of the step, and the samples of it.
+
+    Attributes:
+        ghosts: sizes of the ghosts that norms take statistics over; None: theirs to divide.
+    """
+
+    part: Micro
+    batch: Batch
+    ghosts: tuple[int, ...] | None
+
+
+class Share:
+    """What this rank does of a step.
+
+    Attributes:
+        step: the step, over all ranks.
+        ghosts: of the step, over all ranks.
+        parts: this rank's forward passes; none if it has no samples.
+        passes: yields each of them with its batch, as soon as that is there.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        ghosts: int,
+        parts: tuple[Micro, ...],
+        passes: Iterator[Pass],
+        hashes: deque[str],
+    ) -> None:
+        self.step, self.ghosts, self.parts, self.passes = step, ghosts, parts, passes
+        self._hashes = hashes
+
+    def order_hash(self) -> str:
+        """Return the hash of the step's sample ids in order, once, after its passes (rank 0)."""
+        return self._hashes.popleft()
 
 
 class Feed:
-    """Yields every step of the plan with this rank's micro-batches, in order.
+    """Yields every step of the plan with this rank's share of it, in order.
 
-    The order of samples, the division into ghosts and ranks and the pixels are functions of the
-    position in the run alone, so that starting in the middle needs no replay.
+    The order of samples, the division into ghosts and ranks and what is drawn of a sample are
+    functions of the position in the run alone, so that starting in the middle needs no replay.
 
     Args:
         micro: samples per forward pass; None for the whole share.
@@ -51,27 +92,28 @@ class Feed:
     def __init__(
         self,
         plan: BatchPlan,
-        order: EpochOrder,
-        pipeline: Pipeline,
+        order: Order,
+        reader: Reader,
         world: World,
         atoms: Atoms,
         micro: int | None,
         lockstep: bool = False,
     ) -> None:
         self.lockstep = lockstep
-        self.plan, self.order, self.pipeline = plan, order, pipeline
+        self.plan, self.order, self.reader = plan, order, reader
         self.world, self.atoms, self.micro = world, atoms, micro
         self._hashes: deque[str] = deque()
 
-    def micros(self, step: Step) -> tuple[Micro, ...]:
+    def parts(self, step: Step) -> tuple[Micro, ...]:
         """Return this rank's forward passes of ``step``."""
-        own = self._passes(step, self.world.rank)
+        own = self.parts_of(step, self.world.rank)
         if not self.lockstep:
             return own
         # No rank has more passes than the first.
-        return in_step(own, len(self._passes(step, 0)), self.atoms.minimum)
+        return in_step(own, len(self.parts_of(step, 0)), self.atoms.minimum)
 
-    def _passes(self, step: Step, rank: int) -> tuple[Micro, ...]:
+    def parts_of(self, step: Step, rank: int) -> tuple[Micro, ...]:
+        """Return the forward passes of a rank, without those that only keep step."""
         atoms, size = self.atoms, self._ghost_size(step)
         place = (rank, self.world.world_size, atoms.minimum)
         if atoms.span:
@@ -93,26 +135,28 @@ class Feed:
         assert micro is None or isinstance(micro, int)
         return micro
 
-    def steps(self, samples: int) -> Iterator[tuple[Step, tuple[Micro, ...], Iterator[Batch]]]:
-        """Walk the steps from ``samples`` on, each with its forward passes and their source."""
+    def shares(self, samples: int) -> Iterator[Share]:
+        """Walk the steps from ``samples`` on; a step's passes are taken before the next step."""
         self._hashes.clear()
-        batches = iter(self.pipeline.batches(self._requests(samples)))
+        batches = iter(self.reader.read(self._requests(samples)))
         try:
             for step in self.plan.steps(samples):
-                yield step, self.micros(step), batches
+                parts = self.parts(step)
+                passes = (self._pass(part, next(batches)) for part in parts)
+                yield Share(step, self.ghosts(step), parts, passes, self._hashes)
         finally:
             close = getattr(batches, "close", None)
             if close is not None:
                 close()
 
     def again(self, step: Step) -> Iterator[Batch]:
-        """Read this rank's samples of a step once more; a walk of :meth:`steps` ends by it."""
-        requests = [self._request(step, m, None) for m in self.micros(step) if not m.idle]
-        return iter(self.pipeline.batches(requests))
+        """Read this rank's samples of a step once more; a walk of :meth:`shares` ends by it."""
+        requests = [self._request(step, part, None) for part in self.parts(step) if not part.idle]
+        return iter(self.reader.read(requests))
 
-    def take_hash(self) -> str:
-        """Return the hash of the sample ids, in order, of the step just taken (rank 0 only)."""
-        return self._hashes.popleft()
+    def _pass(self, part: Micro, batch: Batch) -> Pass:
+        ghosts = _joined(batch.ghosts, self.atoms.minimum) if self.atoms.of_norms else None
+        return Pass(part, batch, ghosts)
 
     def _requests(self, samples: int) -> Iterator[Request]:
         for step in self.plan.steps(samples):
@@ -120,16 +164,29 @@ class Feed:
                 # Rank 0 hashes the ids of all ranks: the hash does not depend on their number.
                 ids = self.order.indices(step.epoch, step.position, step.position + step.size)
                 self._hashes.append(hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest())
-            for micro in self.micros(step):
-                own = ids[micro.start : micro.stop] if self.world.is_main else None
-                yield self._request(step, micro, own)
+            for part in self.parts(step):
+                own = ids[part.start : part.stop] if self.world.is_main else None
+                yield self._request(step, part, own)
 
-    def _request(self, step: Step, micro: Micro, ids: NDArray[np.int64] | None) -> Request:
-        begin, end = step.position + micro.start, step.position + micro.stop
+    def _request(self, step: Step, part: Micro, ids: NDArray[np.int64] | None) -> Request:
+        begin, end = step.position + part.start, step.position + part.stop
         return Request(
             epoch=step.epoch,
             indices=self.order.indices(step.epoch, begin, end) if ids is None else ids,
             positions=np.arange(begin, end),
-            image_size=step.phase.image_size,
-            ghosts=micro.sizes,
+            extent=step.phase.extent,
+            ghosts=part.sizes,
         )
+
+
+def _joined(ghosts: tuple[int, ...], minimum: int) -> tuple[int, ...]:
+    """Let a ghost that lost samples, and has too few left for statistics, join one beside it."""
+    if all(size >= minimum for size in ghosts):
+        return ghosts
+    whole: list[int] = []
+    for size in ghosts:
+        if whole and (size < minimum or whole[-1] < minimum):
+            whole[-1] += size
+        else:
+            whole.append(size)
+    return tuple(whole)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from largebatch.data import Batch
 from largebatch.nn import discard_step, ghost_place
-from largebatch.tasks import Classification
+from largebatch.tasks import Task
 from largebatch.train.precision import Precision
 
 CPU_SHARE = 0.6  # of the memory now free; the allocator and the kernels' scratch take more
@@ -40,7 +42,7 @@ def memory_free(device: torch.device, local_ranks: int) -> int:
 
 def largest_micro(
     model: nn.Module,
-    task: Classification,
+    task: Task[Any],
     precision: Precision,
     sample: Batch,
     ghost_size: int,
@@ -68,7 +70,7 @@ def largest_micro(
         precision.wrap(task.train)(model, sample)
     discard_step(model)
     activations = sum(size for pointer, size in kept.items() if pointer not in parameters)
-    count = len(sample.targets)
+    count = len(sample)
     per_sample = max(1.0, 2 * activations / count)  # twice: gradients of the activations as well
     fits = int(free / per_sample) // ghost_size * ghost_size
     return max(ghost_size, min(fits, -(-share // ghost_size) * ghost_size))

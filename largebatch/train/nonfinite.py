@@ -271,10 +271,14 @@ class NonFinite:
 def _lost_input(batches: Iterable[Batch]) -> str | None:
     """Name the first sample whose input is not finite, None if all are."""
     for batch in batches:
-        lost = ~batch.inputs.isfinite().flatten(1).all(1)
-        if lost.any():
-            index = batch.indices[int(lost.nonzero()[0])]
-            return f"sample {index}{' (or what is mixed into it)' if batch.mixed else ''}"
+        mixed = getattr(batch, "mixed", None) is not None
+        for tensor in batch.tensors():
+            if not tensor.is_floating_point():
+                continue
+            lost = ~tensor.isfinite().flatten(1).all(1)
+            if lost.any():
+                index = batch.indices[int(lost.nonzero()[0])]
+                return f"sample {index}{' (or what is mixed into it)' if mixed else ''}"
     return None
 
 

@@ -21,6 +21,7 @@ from largebatch._paths import UserPath
 from largebatch.schedule import Duration
 from largebatch.schedule.duration import ALLOWED as DURATION_FORM
 from largebatch.train.config import Config
+from largebatch.train.renamed import former, renamed, renamed_tree
 
 MODE = "largebatch"  # of jsonargparse: how it reads values
 WORDS = {
@@ -146,7 +147,7 @@ def _checked(arguments: Sequence[str]) -> Iterator[str]:
         if name in ("help", "print_config"):
             yield argument
             continue
-        if name not in known_keys() and name not in ("config", "recipe"):
+        if name not in known_keys() and name not in ("config", "recipe") and not former(name):
             parent = name.rpartition(".")[0]
             if parent not in known_keys() or "." not in parent:  # --optim.options.key=... is nested
                 raise UserError(_unknown(name))
@@ -159,6 +160,9 @@ def _checked(arguments: Sequence[str]) -> Iterator[str]:
             if tree:
                 yield f"--config={dump_yaml(tree)}"
             continue
+        if former(name):
+            name, content = renamed(name, parse_yaml(value, f"--{name}"))
+            argument, value = f"--{name}", dump_yaml(content, in_one_line=True)
         kinds = _options(known_keys().get(name))
         if UserPath in kinds and value != "null":
             value = _path(name, value)
@@ -196,7 +200,7 @@ def _recipe(name: str) -> Path:
 def _tree(path: str | Path) -> Any:
     """Return the sections of keys in a YAML file, every key a known one."""
     name = f"config={str(path)!r}"
-    tree = read_yaml(path, name)
+    tree = renamed_tree(read_yaml(path, name))
     check_keys(tree, str(path))
     return tree
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from largebatch.tasks import Votes
 from largebatch.train.averages import swapped_in
 from largebatch.train.evaluate import Evaluator, evaluating
 
@@ -35,7 +36,8 @@ class SnapshotEnsemble:
     def sums(self, model: nn.Module, evaluator: Evaluator) -> Tensor:
         """Return this rank's metric sums of the members' averaged probabilities."""
         task = evaluator.task
-        total = torch.zeros(2 + len(task.metrics), dtype=torch.float64, device=evaluator.device)
+        assert isinstance(task, Votes)
+        total = task.no_sums(evaluator.device)
         with evaluating(model, evaluator.device):
             for batch in evaluator.batches():
                 votes = []

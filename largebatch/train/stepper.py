@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from largebatch.data import Batch
 from largebatch.data.draws import key
 from largebatch.engine import Engine
 from largebatch.nn import discard_step, frozen_statistics, ghost_place, step_end
 from largebatch.optim import SAM, Clipping
-from largebatch.schedule import Step
-from largebatch.tasks import Classification
+from largebatch.tasks import Task
+from largebatch.train.feed import Pass, Share
 from largebatch.train.held import HeldBuffers
 from largebatch.train.precision import Precision
-from largebatch.train.share import Micro
 from largebatch.train.step_times import StepTimes
 
 DROPOUT = 0x44726F70  # separates the stream of dropout seeds from the data's streams
-
-
-@dataclass(frozen=True)
-class _Passes:
-    """What the passes of one step have in common."""
-
-    step: Step
-    ghosts: int
-    micros: tuple[Micro, ...]
-    weight: float
 
 
 class Stepper:
@@ -45,8 +32,9 @@ class Stepper:
             memory for their second pass.
         seed: with the step's start, the rank and the micro-batch it seeds the device's generator,
             so that dropout needs no state in a checkpoint.
-        varying_weight: whether the weight of a step is known only from its batches (unreadable
-            images left out), so that ranks must add it up before the backward pass.
+        leaves_out: whether samples may be left out that cannot be read, so that only the batches
+            know a step's weight.
+        ranks: process group whose ranks hold a ghost together; None: a ghost is one rank's.
 
     Attributes:
         clip_factor: of the last step, if gradients are clipped by their norm.
@@ -56,24 +44,26 @@ class Stepper:
     def __init__(
         self,
         model: nn.Module,
-        task: Classification,
+        task: Task[Any],
         engine: Engine,
         precision: Precision,
         device: torch.device,
         clip: Clipping,
         sam: SAM | None,
         seed: int,
-        varying_weight: bool,
+        leaves_out: bool = False,
+        ranks: Any = None,
     ) -> None:
         self.model, self.task, self.engine = model, task, engine
         self.precision, self.device = precision, device
         self.clip, self.sam = clip, sam
-        self.seed, self.varying_weight = seed, varying_weight
+        self.seed, self.leaves_out, self.ranks = seed, leaves_out, ranks
+        self.carry = task.carry()
         self.clip_factor: Tensor | None = None
         self.own_sums: Tensor | None = None
         self._buffers = HeldBuffers(model) if engine.may_skip else None
         self.times = StepTimes(device)
-        self._none = torch.zeros(2 + len(task.metrics), dtype=torch.float64, device=device)
+        self._none = task.no_sums(device)
         self._asked = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device=device).unbind()
         self._train = precision.wrap(task.train)
         self._generator = (
@@ -82,89 +72,89 @@ class Stepper:
             else torch.default_generator
         )
 
-    def run(
-        self,
-        step: Step,
-        ghosts: int,
-        micros: tuple[Micro, ...],
-        batches: Iterator[Batch],
-        stop: bool,
-    ) -> Tensor:
-        """Take ``step``; return the float64 sums of all ranks ``[loss, metrics..., weight, stop]``.
+    def run(self, share: Share, stop: bool) -> Tensor:
+        """Take a step; return the float64 sums of all ranks ``[loss, figures..., weight, stop]``.
 
         The last of them counts the ranks that were asked to stop, so all of them learn it in the
         same step without a message of its own.
-
-        Args:
-            ghosts: of the step, over all ranks.
-            micros: this rank's forward passes; none if it has no samples.
-            batches: yields the samples of each.
         """
         self.times.begin()
         if self._buffers is not None:
             self._buffers.hold()
-        weight, held = float(step.size), None
-        if self.varying_weight or self.sam is not None:
+        weight = None if self.leaves_out else self.task.step_weight(share.step.size)
+        passes: Iterable[Pass] = share.passes
+        if weight is None or self.sam is not None:
             self.times.enter("data")
-            held = [next(batches) for _ in micros]
-        if self.varying_weight:
-            assert held is not None
+            passes = held = list(share.passes)
+        if weight is None:
             self.times.enter("communication")
-            weight = self._global_weight(micros, held)
-        passes = _Passes(step, ghosts, micros, weight)
+            weight = self._global_weight(held)
         summed = self.sam is None or self.sam.scope == "global"
-        sums, work = self._pass(passes, batches if held is None else iter(held), stop, summed)
+        sums, work = self._pass(share, passes, weight, stop, summed)
         if self.sam is not None:
-            assert held is not None
             self.times.enter("compute")
             with self.sam.perturbed():
-                self._pass(passes, iter(held), None, True)
+                self._pass(share, held, weight, None, True)
         if work is not None:
             work.wait()
         self.times.enter("optimizer")
         loss = sums[0] if self.engine.skip else None
         self.clip_factor = self.engine.update(self.clip, loss)
-        step_end(self.model, ghosts)
+        step_end(self.model, share.ghosts)
         if self._buffers is not None and self.engine.found_inf is not None:
             self._buffers.put_back(self.engine.found_inf)
         self.times.enter("between steps")
         return sums
 
     def _pass(
-        self, passes: _Passes, batches: Iterator[Batch], stop: bool | None, summed: bool
+        self,
+        share: Share,
+        passes: Iterable[Pass],
+        weight: float,
+        stop: bool | None,
+        summed: bool,
     ) -> tuple[Tensor, Any]:
-        """Take every micro-batch forward and backward, and sum the gradients of all ranks.
+        """Take every pass forward and backward, and sum the gradients of all ranks.
 
         Args:
-            stop: sent along with the sums of loss and metrics; None: these are not sent.
+            weight: of the whole step, which the loss is divided by.
+            stop: sent along with the sums of loss and figures; None: these are not sent.
             summed: False leaves each rank its own gradients.
         """
-        step, micros = passes.step, passes.micros
         self.times.enter("compute")
         self.engine.begin()
         sums, work = self._none, None
-        if not micros and stop is not None:
+        count, coming = len(share.parts), iter(passes)
+        if not count and stop is not None:
             sums, work = self._send(sums, stop)
-        for number, micro in enumerate(micros, 1):
+        for number in range(1, count + 1):
             self.times.enter("data")
-            batch = next(batches)
+            one = next(coming)
+            part = one.part
             self.times.enter("compute")
-            self._generator.manual_seed(key(self.seed, DROPOUT, step.start, micro.start))
-            with frozen_statistics(self.model) if micro.idle else nullcontext():
-                with ghost_place(micro.first_ghost, passes.ghosts):
-                    loss, values = self._train(self.engine.module, batch)
-                if not micro.idle:
+            self._generator.manual_seed(key(self.seed, DROPOUT, share.step.start, part.start))
+            with self._frozen() if part.idle else nullcontext():
+                with ghost_place(part.first_ghost, share.ghosts, one.ghosts, self.ranks):
+                    loss, values = self._train(self.engine.module, one.batch)
+                if not part.idle:
                     sums = values if sums is self._none else sums + values.double()
-                if number == len(micros):
+                if number == count:
                     if stop is not None:
                         sums, work = self._send(sums, stop)  # they travel during the backward pass
                     if summed:
                         self.engine.last()
-                self.engine.backward(loss, 0.0 if micro.idle else 1.0 / passes.weight)
+                self.engine.backward(loss, 0.0 if part.idle else 1.0 / weight)
         self.times.enter("communication")
         if summed:
             self.engine.finish()
         return sums, work
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """Let a pass that only keeps step leave statistics and memory as they were."""
+        memory = nullcontext() if self.carry is None else self.carry.frozen()
+        with frozen_statistics(self.model), memory:
+            yield
 
     def _send(self, sums: Tensor, stop: bool) -> tuple[Tensor, Any]:
         self.own_sums = sums
@@ -176,13 +166,9 @@ class Stepper:
         discard_step(self.model)
         self.engine.begin()
 
-    def _global_weight(self, micros: tuple[Micro, ...], batches: list[Batch]) -> float:
-        own = [b for m, b in zip(micros, batches, strict=True) if not m.idle]
-        weight = torch.tensor(
-            float(sum(self.task.weight(batch) for batch in own)),
-            dtype=torch.float64,
-            device=self.device,
-        )
+    def _global_weight(self, passes: list[Pass]) -> float:
+        own = sum(self.task.weight(one.batch) for one in passes if not one.part.idle)
+        weight = torch.tensor(float(own), dtype=torch.float64, device=self.device)
         if not self.engine.alone:
             dist.all_reduce(weight)
         return max(float(weight), 1.0)

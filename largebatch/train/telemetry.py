@@ -13,6 +13,7 @@ from largebatch.distributed.heartbeat import Heartbeat
 from largebatch.distributed.sharding import whole_norm
 from largebatch.record import MetricsWriter, TensorBoardMirror
 from largebatch.schedule import Clock, Duration, Step
+from largebatch.tasks import Task
 from largebatch.train.progress import Progress
 from largebatch.train.prometheus import PrometheusEndpoint
 
@@ -73,7 +74,7 @@ class Telemetry:
 
     Args:
         writers: where lines go, on rank 0; the metrics first.
-        names: of the metric sums after the loss, as the task gives them.
+        task: turns sums into figures.
         heartbeat: brings the readings of all ranks' hardware, taken off the training thread.
         hardware_every: seconds between the lines of those; 0: none.
     """
@@ -83,14 +84,14 @@ class Telemetry:
         writers: Writers,
         progress: Progress,
         distance: WeightDistance | None,
-        names: tuple[str, ...],
+        task: Task[Any],
         every: Duration,
         clock: Clock,
         heartbeat: Heartbeat | None = None,
         hardware_every: float = 0.0,
     ) -> None:
         self._writers, self.progress, self.distance = writers, progress, distance
-        self.names = names
+        self.task = task
         self._clock = clock
         self.due = Every(every, clock).due  # whether a step gets a train line
         self._seconds = 0.0
@@ -110,7 +111,7 @@ class Telemetry:
         """Take the train line of a step; it is written with others a moment later.
 
         Args:
-            sums: loss sum, metric sums and weight over all ranks, in this order.
+            sums: loss sum, sums of the figures and weight over all ranks, in this order.
             now: when the step was taken, by ``time.perf_counter``.
         """
         self._held.append((step, number, sums, extra, now))
@@ -155,15 +156,13 @@ class Telemetry:
     def _train(
         self, step: Step, number: int, sums: list[float], extra: dict[str, Any], now: float
     ) -> None:
-        weight = max(sums[-1], 1.0)
         since = step.end - (step.start if self._last_samples is None else self._last_samples)
         record: dict[str, Any] = {
             "split": "train",
             "samples": step.end,
             "step": number,
             "epoch": round(step.end / self._clock.epoch_samples, 6),
-            "loss": sums[0] / weight,
-            **{name: value / weight for name, value in zip(self.names, sums[1:], strict=False)},
+            **self.task.read(sums),
             **extra,
             "batch_size": step.size,
             "samples_per_second": since / max(now - self._last_time, 1e-9),
@@ -182,15 +181,13 @@ class Telemetry:
     ) -> dict[str, Any]:
         """Write the validation line after ``samples``; the time until now is not training time."""
         self.flush()
-        weight = max(sums[-1], 1.0)
         record: dict[str, Any] = {
             "split": "val",
             "samples": samples,
             "step": number,
             "epoch": round(samples / self._clock.epoch_samples, 6),
-            "loss": sums[0] / weight,
-            **{name: value / weight for name, value in zip(self.names, sums[1:], strict=False)},
-            "count": int(weight),
+            **self.task.read(sums),
+            "count": int(max(sums[-1], 1.0)),
             **extra,
         }
         if self.distance is not None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from largebatch._errors import RunFailure
+from largebatch._errors import RunFailure, UserError
 from largebatch.distributed.heartbeat import Heartbeat
 from largebatch.distributed.lifetime import StopRequest
 from largebatch.distributed.sharding import is_sharded
@@ -23,6 +23,7 @@ from largebatch.train.averages import WeightAverage, swapped_in
 from largebatch.train.build import Parts
 from largebatch.train.checksum import require_same_parameters
 from largebatch.train.config import Config
+from largebatch.train.feed import Share
 from largebatch.train.hardware import HardwareSampler, HostReader, Reader, StepReader, gpu_reader
 from largebatch.train.layers import LayerRecord
 from largebatch.train.micro import halved, is_out_of_memory
@@ -141,7 +142,7 @@ class Trainer:
             writers,
             progress,
             self._distance,
-            self.parts.task.metrics,
+            self.parts.task,
             self.config.telemetry.every,
             self.clock,
             self.heartbeat,
@@ -172,8 +173,9 @@ class Trainer:
             self._save()
             return False
         while position.samples < total and not position.reached:
-            for step, micros, batches in self.parts.feed.steps(position.samples):
-                stopping = self.step(step, micros, batches)
+            for share in self.parts.feed.shares(position.samples):
+                step = share.step
+                stopping = self.step(share)
                 if stopping is None:  # out of memory: begin again here with smaller passes
                     break
                 position.seconds = time.monotonic() - since
@@ -194,15 +196,13 @@ class Trainer:
         self._save(end=True)
         return True
 
-    def step(self, step: Step, micros: Any, batches: Any) -> bool | None:
+    def step(self, share: Share) -> bool | None:
         """Take a step; return whether to stop after it, or None if memory ran out."""
-        parts, position = self.parts, self.position
+        parts, position, step = self.parts, self.position, share.step
         rate = self.schedule.lr(step.start)
         set_step(parts.optimizer, self.config.optim, rate, step.size, self.clock, step.start)
         try:
-            sums = parts.stepper.run(
-                step, parts.feed.ghosts(step), micros, batches, bool(self.stop)
-            )
+            sums = parts.stepper.run(share, bool(self.stop))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -221,7 +221,7 @@ class Trainer:
             step,
             position.steps,
             rate,
-            parts.feed.take_hash() if self.world.is_main else "",
+            share.order_hash() if self.world.is_main else "",
             sums,
             parts.stepper.own_sums,
             parts.stepper.clip_factor,
@@ -337,22 +337,26 @@ class Trainer:
             return True
         extra: dict[str, Any] = {}
         for name, row in zip(names, rows[1:-1], strict=True):
-            extra[f"{name}_loss"] = row[0] / max(row[-1], 1.0)
-            for metric, value in zip(parts.task.metrics, row[1:], strict=False):
-                extra[f"{name}_{metric}"] = value / max(row[-1], 1.0)
+            extra.update({f"{name}_{k}": v for k, v in parts.task.read(row).items()})
         position.evaluated = samples
         extra.update(self.nonfinite.figures())
         record = self.telemetry.validation(samples, position.steps, rows[0], extra)
         position.last = record
         self.nonfinite.evaluated(record["loss"], samples)
-        target = self.config.run.target_top1
-        if target is not None and position.reached is None and record["top1"] >= target:
-            position.reached = {
-                "top1": record["top1"],
-                "seconds": position.seconds,
-                "samples": samples,
-                "steps": position.steps,
-            }
+        for name, target in (self.config.run.target or {}).items():
+            figure = parts.task.known(name)
+            if name not in record:
+                there = ", ".join(record)
+                raise UserError(
+                    f"run.target={{{name}: {target}}}: no such figure; there are {there}"
+                )
+            if position.reached is None and figure.reached(record[name], target):
+                position.reached = {
+                    name: record[name],
+                    "seconds": position.seconds,
+                    "samples": samples,
+                    "steps": position.steps,
+                }
         return False
 
     def _sums(self) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from largebatch.bench import sync
 from largebatch.bench.messages import BACKEND, messages, register
 from largebatch.bench.sync_peers import GatheredBatchNorm
-from largebatch.models import ModelConfig, build_model
+from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig, SyncBatchNorm
 
 MODEL = "digits_cnn"
@@ -22,7 +22,7 @@ MODEL = "digits_cnn"
 
 def channels() -> list[int]:
     """Return the channels of the model's norms."""
-    net = build_model(ModelConfig(name=MODEL), NormConfig(), 10, (3, 32, 32), torch.float32, seed=0)
+    net = build_model(ModelConfig(name=MODEL), NormConfig(), image_offers(10, (3, 32, 32)), seed=0)
     return [m.num_features for m in net.modules() if isinstance(m, _BatchNorm)]
 
 

@@ -74,6 +74,6 @@ def read() -> Callable[..., list[Batch]]:
         source: Source, config: DataConfig, requests: list[Request], **options: Any
     ) -> list[Batch]:
         with Pipeline(source, config, seed=1, **options) as pipeline:
-            return list(pipeline.batches(requests))
+            return list(pipeline.read(requests))
 
     return batches

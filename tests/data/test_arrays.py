@@ -15,7 +15,8 @@ import pytest
 
 from largebatch._errors import UserError
 from largebatch.data import DataConfig, build_source
-from largebatch.data.source import ArraySource, Split
+from largebatch.data.memory import ArraySource
+from largebatch.data.source import Split
 
 Write = Callable[..., Path]
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from largebatch._errors import UserError
 from largebatch.data import DataConfig, build_source
-from largebatch.data.source import ArraySource, Split
+from largebatch.data.memory import ArraySource
+from largebatch.data.source import Split
 from largebatch.data.unpickle import read_pickle
 
 COUNT = 12

@@ -55,7 +55,7 @@ def read(
     workers = 2 if pipeline == "dali" else 0
     chosen = DataConfig(**{**vars(config), "pipeline": pipeline, "workers": workers})
     with Pipeline(source, chosen, SEED, **options) as opened:  # type: ignore[arg-type]
-        return list(opened.batches(requests))
+        return list(opened.read(requests))
 
 
 def cut(n: int, size: int, epoch: int, rank: int = 0, world: int = 1) -> list[Request]:
@@ -147,7 +147,7 @@ def test_batches_ranks_and_resumption_change_no_bit(folder: Path) -> None:
 def test_long_empty_and_resized_requests_keep_their_order(folder: Path, ask: Ask) -> None:
     source, config = files(folder, image_size=8)
     wanted = np.random.default_rng(0).integers(0, 14, 300)
-    requests = [ask(wanted), ask([]), ask([3], image_size=20), ask(wanted[::-1])]
+    requests = [ask(wanted), ask([]), ask([3], extent=20), ask(wanted[::-1])]
     batches = read(source, config, "dali", requests)
     assert [len(batch) for batch in batches] == [300, 0, 1, 300]
     assert [batch.inputs.shape[-1] for batch in batches] == [8, 8, 20, 8]
@@ -158,14 +158,14 @@ def test_long_empty_and_resized_requests_keep_their_order(folder: Path, ask: Ask
 def test_a_pipeline_left_in_the_middle_starts_afresh(folder: Path, ask: Ask) -> None:
     source, config = files(folder, image_size=8, pipeline="dali")
     with Pipeline(source, config, SEED) as pipeline:
-        batches = pipeline.batches(ask([k % 14]) for k in range(10**9))
+        batches = pipeline.read(ask([k % 14]) for k in range(10**9))
         assert next(batches).indices.tolist() == [0]
-        again = list(pipeline.batches([ask([9, 2]), ask([5])]))
+        again = list(pipeline.read([ask([9, 2]), ask([5])]))
         assert [batch.indices.tolist() for batch in again] == [[9, 2], [5]]
         with pytest.raises(ZeroDivisionError):  # a failure of the requests is passed on
-            list(pipeline.batches(ask([1 // (2 - k)]) for k in range(9)))
-        assert len(list(pipeline.batches([ask([9, 2]), ask([5])]))) == 2
-        reader = pipeline._reader
+            list(pipeline.read(ask([1 // (2 - k)]) for k in range(9)))
+        assert len(list(pipeline.read([ask([9, 2]), ask([5])]))) == 2
+        reader = pipeline._pieces
         assert isinstance(reader, DaliReader)
         thread = reader._thread
     assert thread is not None

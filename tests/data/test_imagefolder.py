@@ -242,7 +242,7 @@ def test_skip_corrupt_leaves_out_as_many_as_it_allows(folder: Path, ask: Ask) ->
     assert len(source) == 13
     with Pipeline(source, config, 0) as pipeline:
         for epoch in range(2):  # the same two again: not counted twice
-            first, second = pipeline.batches(
+            first, second = pipeline.read(
                 [ask(range(8), epoch, ghosts=(5, 1, 2)), ask(range(8, 13), epoch)]
             )
             assert first.indices.tolist() == [0, 1, 2, 3, 4, 6, 7]
@@ -254,12 +254,12 @@ def test_skip_corrupt_leaves_out_as_many_as_it_allows(folder: Path, ask: Ask) ->
         assert {Path(name).name for name in pipeline.skipped} == {"02.jpg", "06.jpg"}
         whole, _ = build(folder, image_size=16)
         assert torch.equal(
-            first.inputs[:2], next(Pipeline(whole, config, 0).batches([ask([0, 1])])).inputs
+            first.inputs[:2], next(Pipeline(whole, config, 0).read([ask([0, 1])])).inputs
         )
         config.skip_corrupt = 1
         fresh = Pipeline(source, config, 0)
         with pytest.raises(UserError, match=r"skip_corrupt=1 allows no more"):
-            list(fresh.batches([ask(range(13))]))
+            list(fresh.read([ask(range(13))]))
 
 
 def test_check_names_every_damaged_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

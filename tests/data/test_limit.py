@@ -14,7 +14,7 @@ from PIL import Image
 
 from largebatch.data import DataConfig, build_source
 from largebatch.data.limit import limited
-from largebatch.data.source import ArraySource
+from largebatch.data.memory import ArraySource
 
 
 def labels_of(config: DataConfig) -> NDArray[np.int64]:

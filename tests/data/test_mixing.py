@@ -81,9 +81,9 @@ def test_the_pipeline_mixes_training_batches_by_ghost(npz: type[Path]) -> None:
     source = build_source(config, "train")
     pipeline = Pipeline(source, config, seed=7, dtype=torch.float64)
     indices, positions = np.arange(20), np.arange(100, 120)
-    (whole,) = pipeline.batches([Request(2, indices, positions, ghosts=(8, 8, 4))])
+    (whole,) = pipeline.read([Request(2, indices, positions, ghosts=(8, 8, 4))])
     parts = list(
-        pipeline.batches(
+        pipeline.read(
             [
                 Request(2, indices[:8], positions[:8], ghosts=(8,)),
                 Request(2, indices[8:], positions[8:], ghosts=(8, 4)),
@@ -96,7 +96,7 @@ def test_the_pipeline_mixes_training_batches_by_ghost(npz: type[Path]) -> None:
         torch.cat([part.mixed.partners for part in parts if part.mixed]), whole.mixed.partners
     )
     config.mixup = 0.0
-    (plain,) = pipeline.batches([Request(2, indices, positions)])
+    (plain,) = pipeline.read([Request(2, indices, positions)])
     assert plain.mixed is None
     assert plain.ghosts == (20,)
     assert torch.equal(plain.targets, whole.targets)

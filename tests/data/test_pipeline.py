@@ -192,19 +192,19 @@ def test_the_image_size_may_change_from_request_to_request(
     for config in (arrays, files):
         source = build_source(config, "train")
         assert source.image_shape == (3, 12, 12)
-        batches = read(source, config, [ask([1, 2]), ask([3], image_size=20), ask([4])])
+        batches = read(source, config, [ask([1, 2]), ask([3], extent=20), ask([4])])
         assert [batch.inputs.shape[-1] for batch in batches] == [12, 20, 12]
 
 
 def test_a_pipeline_left_in_the_middle_starts_afresh(folder: Path, ask: Ask) -> None:
     config = DataConfig(name="imagefolder", root=str(folder), image_size=8, workers=2)
     with Pipeline(build_source(config, "train"), config, SEED) as pipeline:
-        batches = pipeline.batches([ask([k % 14]) for k in range(50)])
+        batches = pipeline.read([ask([k % 14]) for k in range(50)])
         assert next(batches).indices.tolist() == [0]
-        again = list(pipeline.batches([ask([9, 2]), ask([5])]))
+        again = list(pipeline.read([ask([9, 2]), ask([5])]))
         assert [batch.indices.tolist() for batch in again] == [[9, 2], [5]]
         # Larger requests rebuild the workers.
-        assert [len(b) for b in pipeline.batches([ask(np.arange(200) % 14)])] == [200]
+        assert [len(b) for b in pipeline.read([ask(np.arange(200) % 14)])] == [200]
 
 
 def test_reading_leaves_the_global_generators_alone(folder: Path, read: Read, ask: Ask) -> None:
@@ -308,7 +308,7 @@ def test_close_ends_the_workers(folder: Path, ask: Ask) -> None:
     before = {child.pid for child in mine.children(recursive=True)}
     config = DataConfig(name="imagefolder", root=str(folder), image_size=8, workers=2)
     pipeline = Pipeline(build_source(config, "train"), config, SEED)
-    batches = pipeline.batches([ask([k % 14]) for k in range(9)])
+    batches = pipeline.read([ask([k % 14]) for k in range(9)])
     next(batches)
     workers = {child.pid for child in mine.children(recursive=True)} - before
     assert len(workers) == 2
@@ -338,7 +338,7 @@ def started(folder: Path, pause: float) -> subprocess.Popen[str]:
         f"config = DataConfig(name='imagefolder', root={str(folder)!r}, image_size=8, workers=2)\n"
         "pipeline = Pipeline(build_source(config, 'train'), config, 0)\n"
         "one = np.zeros(1, dtype=np.int64)\n"
-        "batches = pipeline.batches(Request(0, one, one) for _ in range(10**9))\n"
+        "batches = pipeline.read(Request(0, one, one) for _ in range(10**9))\n"
         "while True:\n"
         f"    next(batches); print('batch', flush=True); time.sleep({pause})\n"
     )

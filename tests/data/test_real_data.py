@@ -28,7 +28,7 @@ def test_mnist_is_whole_and_normalised() -> None:
         assert len(source) == count
         indices = np.arange(count)
         pipeline = Pipeline(source, config, 0, train=False)
-        (batch,) = pipeline.batches([Request(0, indices, indices)])
+        (batch,) = pipeline.read([Request(0, indices, indices)])
         assert torch.bincount(batch.targets).min() > count * 0.08
         assert abs(batch.inputs.mean().item()) < 0.02
         assert abs(batch.inputs.std().item() - 1) < 0.02
@@ -57,6 +57,6 @@ def test_the_imagenette_sample_is_readable_and_the_same_for_any_workers() -> Non
         assert (len(source), source.num_classes) == (1000, 10)
         indices = EpochOrder(1000, 0).indices(0, 0, 70)
         with Pipeline(source, config, 0) as pipeline:
-            found += list(pipeline.batches([Request(0, indices, np.arange(70))]))
+            found += list(pipeline.read([Request(0, indices, np.arange(70))]))
     assert torch.equal(found[0].inputs, found[1].inputs)
     assert torch.equal(found[0].targets, found[1].targets)

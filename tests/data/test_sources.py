@@ -14,7 +14,7 @@ import torch
 
 from largebatch._errors import UserError
 from largebatch.data import Batch, DataConfig, Request, build_source, datasets
-from largebatch.data.source import ArraySource
+from largebatch.data.memory import ArraySource
 
 Read = Callable[..., list[Batch]]
 Ask = Callable[..., Request]

@@ -105,7 +105,7 @@ def test_pieces_are_copied_out_of_a_small_shared_memory(
     free(monkeypatch, 64 * MIB)
     with Pipeline(source, config, 0) as pipeline:
         held = 0
-        for batch in pipeline.batches(ask(range(start, start + 100)) for start in (0, 100)):
+        for batch in pipeline.read(ask(range(start, start + 100)) for start in (0, 100)):
             assert len(batch) == 100
             mapped = Path("/proc/self/maps").read_text(encoding="utf-8").count("/dev/shm/torch_")
             held = max(held, mapped)
@@ -146,10 +146,10 @@ def test_a_killed_worker_is_a_failure_at_the_next_batch(
     config = DataConfig(name="imagefolder", root=str(folder), image_size=8, workers=2)
     before = signal.getsignal(signal.SIGCHLD)
     with Pipeline(build_source(config, "train"), config, 0) as pipeline:
-        batches = pipeline.batches(ask([k % 14]) for k in range(10**6))
+        batches = pipeline.read(ask([k % 14]) for k in range(10**6))
         next(batches)
         assert signal.getsignal(signal.SIGCHLD) == before
-        for process in pipeline._reader._processes:  # type: ignore[union-attr]
+        for process in pipeline._pieces._processes:  # type: ignore[union-attr]
             os.kill(process.pid or 0, number)
             process.join()
         with pytest.raises(RunFailure, match=rf"a data worker was killed by signal {number.value}"):

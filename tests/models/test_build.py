@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.models import ModelConfig, build_model, try_images
+from largebatch.models import ModelConfig, build_model, image_offers, try_images
 from largebatch.nn import GhostBatchNorm, NormConfig
 
 
 def build(config, shape=(1, 8, 8), classes=10, **rest):
-    return build_model(config, NormConfig(), classes, shape, **rest)
+    return build_model(config, NormConfig(), image_offers(classes, shape), **rest)
 
 
 def test_a_seed_decides_the_weights_and_spares_the_generator():
@@ -73,7 +73,9 @@ def own_module(monkeypatch):
 @pytest.mark.usefixtures("own_module")
 def test_models_of_ones_own():
     model = build_model(
-        ModelConfig(name="own_models:Own"), NormConfig(kind="ghost", ghost_size=2), 10, (1, 8, 8)
+        ModelConfig(name="own_models:Own"),
+        NormConfig(kind="ghost", ghost_size=2),
+        image_offers(10, (1, 8, 8)),
     )
     assert isinstance(model.layers[2], GhostBatchNorm)
     assert model.training

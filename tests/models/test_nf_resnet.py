@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch._errors import UserError
-from largebatch.models import ModelConfig, build_model
+from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.models.nf_resnet import GAIN, NFResNet, NormFreeBlock
 from largebatch.nn import NormConfig, ScaledWSConv2d
 
@@ -113,8 +113,8 @@ def test_equals_timm_with_its_constants() -> None:
 def test_from_the_config() -> None:
     with torch.device("meta"):
         config = ModelConfig(name="nf_resnet50", residual_gamma=1.0, drop=0.2, drop_path=0.1)
-        model = build_model(config, NormConfig(), 10, (3, 64, 64))
+        model = build_model(config, NormConfig(), image_offers(10, (3, 64, 64)))
         assert sum(m.p > 0 for m in model.modules() if hasattr(m, "p")) == 17
         with pytest.raises(UserError, match="nf_resnet50 takes images of at least 32x32"):
-            build_model(config, NormConfig(), 10, (3, 16, 16))
+            build_model(config, NormConfig(), image_offers(10, (3, 16, 16)))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())

@@ -5,13 +5,15 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.models import ModelConfig, build_model, initialize, models
+from largebatch.models import ModelConfig, build_model, image_offers, initialize, models
 from largebatch.models.layers import drop_path_rates, stochastic_depth
 from largebatch.nn import FixedClassifier, NormConfig, find_classifier
 
+OFFERS = image_offers(10, (3, 32, 32))
+
 
 def build(name, **options):
-    return build_model(ModelConfig(name=name, **options), NormConfig(), 10, (3, 32, 32), seed=1)
+    return build_model(ModelConfig(name=name, **options), NormConfig(), OFFERS, seed=1)
 
 
 def blocks_of(model):
@@ -104,13 +106,13 @@ def test_init_reaches_the_model_and_spares_the_norms():
 @pytest.mark.parametrize("name", models.names())
 def test_every_model_takes_a_fixed_classifier(name, kind):
     with torch.device("meta"):
-        model = build_model(ModelConfig(name=name, classifier=kind), NormConfig(), 10, (3, 32, 32))
+        model = build_model(ModelConfig(name=name, classifier=kind), NormConfig(), OFFERS)
     last = model.get_submodule(find_classifier(model))
     assert isinstance(last, FixedClassifier)
     assert (last.kind, last.num_classes) == (kind, 10)
     learned = sum(p.numel() for p in model.parameters())
     with torch.device("meta"):
-        plain = build_model(ModelConfig(name=name), NormConfig(), 10, (3, 32, 32))
+        plain = build_model(ModelConfig(name=name), NormConfig(), OFFERS)
     saved = sum(p.numel() for p in plain.parameters()) - learned
     assert saved == 10 * last.in_features - 1
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.models import ModelConfig, build_model, models
+from largebatch.models import ModelConfig, build_model, image_offers, models
 from largebatch.nn import GhostBatchNorm, NormConfig, ghost_place, step_end
 
 SMALLEST = {"digits_cnn": (1, 8, 8), "f1": (1, 28, 28)}
@@ -34,7 +34,7 @@ def shape_of(name):
 
 def build(name, norm=None, **options):
     config = ModelConfig(name=name, **options)
-    return build_model(config, norm or NormConfig(), 7, shape_of(name), seed=0)
+    return build_model(config, norm or NormConfig(), image_offers(7, shape_of(name)), seed=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,10 +85,10 @@ def test_cards_are_written(entry):
 @pytest.mark.parametrize("name", ["c1", "cifar_resnet20", "digits_cnn", "resnet18", "vgg_cifar"])
 def test_images_that_do_not_fit_are_refused(name):
     with pytest.raises(UserError, match=rf"data.image_size: model.name={name} takes .* not 3x3"):
-        build_model(ModelConfig(name=name), NormConfig(), 10, (3, 3, 3))
+        build_model(ModelConfig(name=name), NormConfig(), image_offers(10, (3, 3, 3)))
 
 
 @pytest.mark.parametrize("name", ["c1", "f1", "cifar_resnet20", "resnet18", "wrn16_4"])
 def test_one_channel_and_odd_sizes(name):
-    model = build_model(ModelConfig(name=name), NormConfig(), 10, (1, 33, 35), seed=0)
+    model = build_model(ModelConfig(name=name), NormConfig(), image_offers(10, (1, 33, 35)), seed=0)
     assert model(torch.randn(2, 1, 33, 35)).shape == (2, 10)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.models import ModelConfig, build_model
+from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import GhostBatchNorm, NormConfig
 
 
@@ -155,7 +155,7 @@ def own_module(monkeypatch):
 
 def build(name, norm=None, **rest):
     config = ModelConfig(name=f"people_s_models:{name}")
-    return build_model(config, norm or NormConfig(), 10, (1, 8, 8), **rest)
+    return build_model(config, norm or NormConfig(), image_offers(10, (1, 8, 8)), **rest)
 
 
 @pytest.mark.parametrize("name", MODELS)

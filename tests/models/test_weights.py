@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from largebatch._errors import UserError
-from largebatch.models import ModelConfig, build_model
+from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig
 
 SHAPE = (3, 32, 32)
@@ -13,7 +13,7 @@ SHAPE = (3, 32, 32)
 
 def build(seed=0, classes=10, name="cifar_resnet20", norm=None, **options):
     config = ModelConfig(name=name, **options)
-    return build_model(config, norm or NormConfig(), classes, SHAPE, seed=seed)
+    return build_model(config, norm or NormConfig(), image_offers(classes, SHAPE), seed=seed)
 
 
 def save(tensors, path):

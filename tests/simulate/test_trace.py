@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.models import ModelConfig, build_model
+from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig
 from largebatch.simulate import trace
 
@@ -15,7 +15,8 @@ from largebatch.simulate import trace
 @pytest.fixture(scope="module")
 def resnet50():
     def build():
-        return build_model(ModelConfig(name="resnet50"), NormConfig(), 1000, (3, 224, 224))
+        offers = image_offers(1000, (3, 224, 224))
+        return build_model(ModelConfig(name="resnet50"), NormConfig(), offers)
 
     return trace(build, (3, 224, 224), torch.bfloat16)
 

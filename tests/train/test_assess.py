@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from largebatch.cli import main
-from largebatch.models import ModelConfig, build_model
+from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig
 from largebatch.record import RunDirectory
 from largebatch.train import checkpoint
@@ -53,7 +53,7 @@ def make_run(path: Path, *arguments: str) -> Path:
     directory = RunDirectory(path)
     directory.create()
     directory.write_config(dump(parse(["--data.name=arrays", *arguments])))
-    model = build_model(ModelConfig(), NormConfig(), 2, (1, 8, 8), seed=0)
+    model = build_model(ModelConfig(), NormConfig(), image_offers(2, (1, 8, 8)), seed=0)
     checkpoint.save_weights(directory.weights, model.state_dict())
     line = {"samples": 8, "step": 1, "epoch": 1.0, "split": "val", "loss": 1.0, "top1": 0.5}
     directory.metrics.write_text(json.dumps(line) + "\n")

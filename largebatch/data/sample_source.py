@@ -1,0 +1,61 @@
+"""Images that are read one at a time, in worker processes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from largebatch._cores import usable_cores
+from largebatch.data.config import DataConfig
+from largebatch.data.image_source import ImageSource
+from largebatch.data.pieces import PieceReader
+from largebatch.data.source import Delivery
+from largebatch.data.workers import WorkerReader
+from largebatch.distributed.environment import detect
+
+_MOST_WORKERS = 16
+
+
+class SampleSource(ImageSource):
+    """A source that reads one sample at a time, in worker processes.
+
+    Attributes:
+        dtype: of the images that `load` returns.
+    """
+
+    dtype: torch.dtype = torch.uint8
+
+    @abstractmethod
+    def load(
+        self, index: int, epoch: int, seed: int, image_size: int | None, augment: bool
+    ) -> tuple[Tensor, int]:
+        """Read one sample; all randomness is keyed to (seed, epoch, index).
+
+        Args:
+            index: which sample.
+            epoch: the epoch that asks for it.
+            seed: the run's seed.
+            image_size: side of the square image wanted (None: the source's own).
+            augment: whether to draw a random view (training) or the fixed one.
+
+        Returns:
+            the image, uint8 or float32 (channels, height, width), and its label.
+
+        Raises:
+            UnreadableSample: the sample cannot be read.
+            UserError: it is not what it should be.
+        """
+
+    def pieces(self, config: DataConfig, delivery: Delivery) -> PieceReader:
+        """Return the workers that read the images."""
+        augment = delivery.train and config.augment == "standard"
+        workers = default_workers() if config.workers is None else config.workers
+        pin_memory = delivery.device.type == "cuda"
+        return WorkerReader(self, delivery.seed, workers, augment, pin_memory=pin_memory)
+
+
+def default_workers() -> int:
+    """Return this rank's share of the cores that the process may use, from 1 to 16."""
+    return min(max(usable_cores() // detect().local_world_size, 1), _MOST_WORKERS)

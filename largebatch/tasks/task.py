@@ -1,0 +1,149 @@
+"""What a step means: forward, loss, figures, and the weight the sum is divided by."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from largebatch._errors import UserError, raised
+from largebatch.data import Batch
+from largebatch.models import as_before
+from largebatch.tasks.carry import Carry
+from largebatch.tasks.figure import LOSS, Figure
+
+B = TypeVar("B", bound=Batch)
+
+
+@dataclass(frozen=True)
+class Atom:
+    """What a step may not divide: ``size`` samples that belong together, never under ``minimum``.
+
+    A size of 0 asks for nothing.
+    """
+
+    size: int = 0
+    minimum: int = 1
+
+
+class Task(ABC, Generic[B]):
+    """Forward, loss and figures of a step.
+
+    The loss is a *sum*: whoever trains divides by the weight of the whole step over all ranks, so
+    that uneven shares are exact.
+
+    Attributes:
+        figures: names of the sums between loss and weight.
+        headline: the figure that progress, reports and summaries show.
+    """
+
+    figures: tuple[str, ...] = ()
+    headline: Figure = LOSS
+
+    def atom(self) -> Atom:
+        """Return what a step may not divide; it is joined with what the norms ask for."""
+        return Atom()
+
+    def step_weight(self, samples: int) -> float | None:
+        """Return what the loss sum of a step of ``samples`` is divided by.
+
+        None: only the batches know, and ranks add it up before the backward pass.
+        """
+        return None
+
+    @abstractmethod
+    def weight(self, batch: B) -> float:
+        """Return the batch's part of what the loss sum is divided by."""
+
+    @abstractmethod
+    def train(self, model: nn.Module, batch: B) -> tuple[Tensor, Tensor]:
+        """Return (loss sum with gradient, the batch's sums ``[loss, *figures, weight]``)."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batch: B) -> Tensor:
+        """Return the batch's sums ``[loss, *figures, weight]``."""
+
+    def read(self, sums: Sequence[float]) -> dict[str, float]:
+        """Turn sums over batches and ranks into figures: the one place that does.
+
+        Means by default; a figure that is none, such as perplexity, is made here.
+        """
+        weight = max(sums[-1], 1.0)
+        names = ("loss", *self.figures)
+        return {name: value / weight for name, value in zip(names, sums[:-1], strict=True)}
+
+    def known(self, name: str) -> Figure:
+        """Return the figure of that name: which way is better, and how it is read."""
+        known = {LOSS.name: LOSS, self.headline.name: self.headline}
+        return known.get(name, Figure(name))
+
+    def no_sums(self, device: torch.device) -> Tensor:
+        """Return the float64 sums of no batch."""
+        return torch.zeros(2 + len(self.figures), dtype=torch.float64, device=device)
+
+    def carry(self) -> Carry | None:
+        """Return the memory that goes from step to step, if there is one."""
+        return None
+
+    def try_model(self, model: nn.Module, name: str, batch: B, training: bool) -> None:
+        """Try ``model`` on a batch before any work; the model is as before afterwards.
+
+        Args:
+            name: ``model.name``, for messages.
+            training: whether to try a step of training as well, or evaluation alone.
+
+        Raises:
+            UserError: the task cannot train it, in one line.
+        """
+        with as_before(model):
+            model.eval()
+            with self._refusing(name, "in evaluation"), torch.no_grad():
+                sums = self.evaluate(model, batch)
+            expected = self.no_sums(torch.device("cpu")).shape
+            if sums.shape != expected:
+                raise UserError(
+                    f"task: evaluate returned sums of shape {tuple(sums.shape)}; expected"
+                    f" {tuple(expected)}: loss, {', '.join((*self.figures, 'weight'))}"
+                )
+            if not training:
+                return
+            model.train()
+            with self._refusing(name, "in training"), torch.enable_grad():
+                loss, _ = self.train(model, batch)
+            if not loss.requires_grad:
+                raise UserError(
+                    f"model.name={name}: its loss depends on no trainable parameter: forward"
+                    " detaches it, or runs under no_grad"
+                )
+            trainable = [p for p in model.parameters() if p.requires_grad]
+            with self._refusing(name, "in its backward pass"):
+                torch.autograd.grad(loss, trainable, allow_unused=True)
+
+    @contextmanager
+    def _refusing(self, name: str, when: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"model.name={name}: does not fit the task: {when} it raised {raised(error)}"
+            ) from error
+
+
+@runtime_checkable
+class Votes(Protocol):
+    """What snapshot ensembles ask of a task besides."""
+
+    def outputs(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return log-probabilities, which are averaged over the members."""
+        ...
+
+    def score(self, log_probabilities: Tensor, batch: Any) -> Tensor:
+        """Return the batch's sums ``[loss, *figures, weight]`` of log-probabilities."""
+        ...
