@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "largebatch"
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("_errors", "_documents", "_paths", "_registry", "_cache", "_cores", "_output"),
-        *("_ops", "schedule", "record"),
+        *("_ops", "schedule", "record", "processes"),
     ),
     ("distributed", "report", "doctor"),
     ("nn", "simulate"),

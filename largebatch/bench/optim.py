@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from largebatch.bench.optim_peers import PEERS, Peer, Step
-from largebatch.distributed import World
-from largebatch.distributed.group import choose_device
-from largebatch.distributed.memory import keep_freed_memory
+from largebatch.processes import World
+from largebatch.processes.freed_memory import keep_freed_memory
+from largebatch.processes.group import choose_device
 from largebatch.record import BenchmarkRecord
 
 # Bytes of one step a float32 parameter: of SGD read w, g, m and write w, m; LARS reads w and g

@@ -24,10 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from largebatch._cores import usable_cores
 from largebatch.bench.messages import BACKEND, groups_of, messages, register
 from largebatch.bench.sync_peers import GatheredBatchNorm
-from largebatch.distributed import World
 from largebatch.engine import DataParallel
 from largebatch.models import ModelConfig, build_model
 from largebatch.nn import NormConfig, convert_batch_norm, ghost_place, step_end
+from largebatch.processes import World
 from largebatch.record import BenchmarkRecord, json_text
 
 RANKS = 4

@@ -21,7 +21,7 @@ from largebatch.data.normalize import Normalizer
 from largebatch.data.request import Batch, Request, Samples
 from largebatch.data.source import ArraySource, SampleSource, Source
 from largebatch.data.workers import WorkerReader
-from largebatch.distributed.environment import detect
+from largebatch.processes.environment import detect
 
 _MOST_WORKERS = 16
 

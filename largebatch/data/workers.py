@@ -27,7 +27,7 @@ from largebatch._errors import RunFailure, UserError
 from largebatch.data.request import Request, Samples
 from largebatch.data.shared_memory import PIECE, Share, share
 from largebatch.data.source import SampleSource, UnreadableSample
-from largebatch.distributed.lifetime import STOPPING
+from largebatch.processes.lifetime import STOPPING
 
 _PR_SET_PDEATHSIG = 1
 

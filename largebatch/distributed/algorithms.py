@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from largebatch.distributed.connect import connect
 from largebatch.distributed.contiguous import stretch
 from largebatch.distributed.pending import Pending
 from largebatch.distributed.preference import WIRE_DTYPES, Preference
 from largebatch.distributed.schedule import Schedule, make_torus
 from largebatch.distributed.statistics import record
 from largebatch.distributed.topology import Topology
+from largebatch.processes.connect import connect
 
 # Added as they are; the other unsigned types are added as the signed ones, which have their bits.
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -12,12 +12,12 @@ from torch import nn
 
 from largebatch._errors import UserError
 from largebatch.data import EpochOrder, Pipeline, Source, build_source
-from largebatch.distributed import World
-from largebatch.distributed.agreement import gathered, require_same, together
 from largebatch.engine import Engine, build_engine
 from largebatch.models import build_model, try_images
 from largebatch.nn import has_batch_norm, join_ranks, minimum_samples, spans_ranks, wrong_span
 from largebatch.optim import SAM, Clipping, build_optimizer, layer_rates
+from largebatch.processes import World
+from largebatch.processes.agreement import gathered, require_same, together
 from largebatch.schedule import Duration, Schedule
 from largebatch.tasks import Classification, build_task
 from largebatch.train.config import Config, engine_terms

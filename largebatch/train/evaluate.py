@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.data import Batch, EpochOrder, Pipeline, Request
-from largebatch.distributed import World
+from largebatch.processes import World
 from largebatch.tasks import Classification
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largebatch.data import Batch, EpochOrder, Pipeline, Request
-from largebatch.distributed import World
+from largebatch.processes import World
 from largebatch.schedule import BatchPlan, Step
 from largebatch.train.share import (
     Micro,

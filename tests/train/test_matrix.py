@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from largebatch.data import DataConfig
-from largebatch.distributed import World
-from largebatch.distributed.lifetime import StopRequest
 from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig, norms
 from largebatch.nn.weight_norm import FORMS
 from largebatch.optim import OptimConfig, optimizers
+from largebatch.processes import World
+from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig, curves
 from largebatch.train import checkpoint

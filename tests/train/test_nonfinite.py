@@ -15,13 +15,13 @@ from torch import Tensor
 
 from largebatch._errors import RunFailure, UserError
 from largebatch.data import DataConfig, EpochOrder
-from largebatch.distributed import World
-from largebatch.distributed.lifetime import StopRequest
 from largebatch.engine import DistributedConfig, Terms
 from largebatch.engine.deepspeed_config import resolve
 from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig
 from largebatch.optim import OptimConfig
+from largebatch.processes import World
+from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train import checkpoint

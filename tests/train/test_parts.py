@@ -10,10 +10,10 @@ from torch import nn
 
 from largebatch._errors import UserError
 from largebatch.data import DataConfig
-from largebatch.distributed import World
-from largebatch.distributed.lifetime import StopRequest
 from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig
+from largebatch.processes import World
+from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train.averages import WeightAverage, swapped_in
