@@ -134,7 +134,7 @@ def bench(arguments: Sequence[str]) -> int:
 def plan(arguments: Sequence[str]) -> int:
     from largebatch.models import ModelConfig, build_model
     from largebatch.nn import NormConfig
-    from largebatch.simulate.command import run
+    from largebatch.plan.command import run
 
     return run(
         arguments,

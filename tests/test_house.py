@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models", "optim", "data"),
     ("engine", "tasks", "probes"),
     ("train",),
-    ("study", "bench", "lab"),
+    ("study", "bench", "lab", "plan"),
     ("cli", "recipes"),
     ("__main__",),
 )

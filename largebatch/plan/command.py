@@ -72,7 +72,7 @@ def run(arguments: Sequence[str], build: Build) -> int:
         write_record(options.json, BenchmarkRecord("plan", formulas, rows, notes=notes))
         print(f"record: {options.json}")
     if options.plot is not None:
-        from largebatch.simulate.page import write_page
+        from largebatch.plan.page import write_page
 
         timeline, _ = cluster.step(options.nodes, options.batch_per_rank, methods[-1])
         write_page(options.plot, _title(options), asked, along, timeline, notes)
