@@ -102,8 +102,8 @@ def _trainer_steps(config: Config, folder: Path) -> Iterator[int]:
         trainer.clock,
     )
     parts.model.train()
-    for step, micros, batches in parts.feed.steps(0):
-        trainer.step(step, micros, batches)
+    for step, share, batches in parts.feed.steps(0):
+        trainer.step(step, share, batches)
         yield step.size
 
 

@@ -37,7 +37,7 @@ FORMULA = (
     " median over rounds of a step's time on rank 0, contenders alternating;"
     " times ghost = median over rounds of ms / ghost's ms in that round"
 )
-Step = Callable[[], None]
+TimedCall = Callable[[], None]
 
 
 def run(rounds: int, steps: int = 3, samples: int = 32, model: str = "resnet18") -> BenchmarkRecord:
@@ -58,7 +58,7 @@ def run(rounds: int, steps: int = 3, samples: int = 32, model: str = "resnet18")
     return BenchmarkRecord("sync", FORMULA, rows, notes=notes)
 
 
-def contenders(model: str, samples: int, rank: int) -> dict[str, Step]:
+def contenders(model: str, samples: int, rank: int) -> dict[str, TimedCall]:
     """Return one training step for each contender, from the same weights and images."""
     images = torch.randn(samples, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
     with groups_of("norm"):
@@ -71,7 +71,7 @@ def contenders(model: str, samples: int, rank: int) -> dict[str, Step]:
             ModelConfig(name=model), NormConfig(), 10, (3, 32, 32), torch.float32, seed=0
         )
 
-    def ours(net: nn.Module, ghosts: int, first: int) -> Step:
+    def ours(net: nn.Module, ghosts: int, first: int) -> TimedCall:
         engine = DataParallel(net, World(rank, RANKS, rank, RANKS))
 
         def step() -> None:
@@ -84,7 +84,7 @@ def contenders(model: str, samples: int, rank: int) -> dict[str, Step]:
 
         return step
 
-    def theirs(net: nn.Module) -> Step:
+    def theirs(net: nn.Module) -> TimedCall:
         ddp = DistributedDataParallel(net)
 
         def step() -> None:

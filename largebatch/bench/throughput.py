@@ -59,8 +59,8 @@ def trainer(name: str, config: Config, world: World, device: torch.device) -> Co
 
     def steps() -> Iterator[None]:
         while True:
-            for step, micros, batches in parts.feed.steps(0):
-                made.step(step, micros, batches)
+            for step, share, batches in parts.feed.steps(0):
+                made.step(step, share, batches)
                 yield
 
     walk = steps()

@@ -57,7 +57,7 @@ class Parts:
 
 
 @dataclass
-class Plan:
+class Prepared:
     """What a config and its data say before any rank works: nothing here is shared."""
 
     source: Source
@@ -69,7 +69,7 @@ class Plan:
     constants: frozenset[str]
 
 
-def prepare(config: Config, device: torch.device) -> Plan:
+def prepare(config: Config, device: torch.device) -> Prepared:
     """Open the data, make the model and resolve the schedule.
 
     Raises:
@@ -94,7 +94,7 @@ def prepare(config: Config, device: torch.device) -> Plan:
         assert size is not None
         try_images(model, config.model.name, source.num_classes, (channels, size, size))
     constants = infinite_constants(model)
-    return Plan(source, validation, model, precision, atoms, schedule, constants)
+    return Prepared(source, validation, model, precision, atoms, schedule, constants)
 
 
 def build(config: Config, world: World, device: torch.device) -> Parts:
@@ -105,18 +105,18 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
     """
     check_span(config, world)
     # Before the engine's first message: a rank whose data are missing would leave others waiting.
-    plan = together(lambda: prepare(config, device), world)
+    prepared = together(lambda: prepare(config, device), world)
     require_same(
         {
-            "the number of training samples": len(plan.source),
-            "the number of validation samples": len(plan.validation),
-            "the number of classes": plan.source.num_classes,
+            "the number of training samples": len(prepared.source),
+            "the number of validation samples": len(prepared.validation),
+            "the number of classes": prepared.source.num_classes,
         },
         world,
     )
-    source, validation, model = plan.source, plan.validation, plan.model
-    precision, schedule = plan.precision, plan.schedule
-    atoms = with_span(plan.atoms, config, world)
+    source, validation, model = prepared.source, prepared.validation, prepared.model
+    precision, schedule = prepared.precision, prepared.schedule
+    atoms = with_span(prepared.atoms, config, world)
     if atoms.span and world.world_size > 1:
         # A group of their own: the norms' messages never mix with those of the gradients.
         timeout = timedelta(seconds=config.distributed.timeout)
@@ -189,7 +189,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         stepper,
         evaluator,
         remarks,
-        plan.constants,
+        prepared.constants,
     )
 
 

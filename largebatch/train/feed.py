@@ -14,7 +14,7 @@ from largebatch.data import Batch, EpochOrder, Pipeline, Request
 from largebatch.processes import World
 from largebatch.schedule import BatchPlan, Step
 from largebatch.train.share import (
-    Micro,
+    Part,
     even_ghost_size,
     ghost_count,
     in_step,
@@ -63,7 +63,7 @@ class Feed:
         self.world, self.atoms, self.micro = world, atoms, micro
         self._hashes: deque[str] = deque()
 
-    def micros(self, step: Step) -> tuple[Micro, ...]:
+    def parts(self, step: Step) -> tuple[Part, ...]:
         """Return this rank's forward passes of ``step``."""
         own = self._passes(step, self.world.rank)
         if not self.lockstep:
@@ -71,7 +71,7 @@ class Feed:
         # No rank has more passes than the first.
         return in_step(own, len(self._passes(step, 0)), self.atoms.minimum)
 
-    def _passes(self, step: Step, rank: int) -> tuple[Micro, ...]:
+    def _passes(self, step: Step, rank: int) -> tuple[Part, ...]:
         atoms, size = self.atoms, self._ghost_size(step)
         place = (rank, self.world.world_size, atoms.minimum)
         if atoms.span:
@@ -93,13 +93,13 @@ class Feed:
         assert micro is None or isinstance(micro, int)
         return micro
 
-    def steps(self, samples: int) -> Iterator[tuple[Step, tuple[Micro, ...], Iterator[Batch]]]:
+    def steps(self, samples: int) -> Iterator[tuple[Step, tuple[Part, ...], Iterator[Batch]]]:
         """Walk the steps from ``samples`` on, each with its forward passes and their source."""
         self._hashes.clear()
         batches = iter(self.pipeline.batches(self._requests(samples)))
         try:
             for step in self.plan.steps(samples):
-                yield step, self.micros(step), batches
+                yield step, self.parts(step), batches
         finally:
             close = getattr(batches, "close", None)
             if close is not None:
@@ -107,7 +107,7 @@ class Feed:
 
     def again(self, step: Step) -> Iterator[Batch]:
         """Read this rank's samples of a step once more; a walk of :meth:`steps` ends by it."""
-        requests = [self._request(step, m, None) for m in self.micros(step) if not m.idle]
+        requests = [self._request(step, p, None) for p in self.parts(step) if not p.idle]
         return iter(self.pipeline.batches(requests))
 
     def take_hash(self) -> str:
@@ -120,16 +120,16 @@ class Feed:
                 # Rank 0 hashes the ids of all ranks: the hash does not depend on their number.
                 ids = self.order.indices(step.epoch, step.position, step.position + step.size)
                 self._hashes.append(hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest())
-            for micro in self.micros(step):
-                own = ids[micro.start : micro.stop] if self.world.is_main else None
-                yield self._request(step, micro, own)
+            for part in self.parts(step):
+                own = ids[part.start : part.stop] if self.world.is_main else None
+                yield self._request(step, part, own)
 
-    def _request(self, step: Step, micro: Micro, ids: NDArray[np.int64] | None) -> Request:
-        begin, end = step.position + micro.start, step.position + micro.stop
+    def _request(self, step: Step, part: Part, ids: NDArray[np.int64] | None) -> Request:
+        begin, end = step.position + part.start, step.position + part.stop
         return Request(
             epoch=step.epoch,
             indices=self.order.indices(step.epoch, begin, end) if ids is None else ids,
             positions=np.arange(begin, end),
             image_size=step.phase.image_size,
-            ghosts=micro.sizes,
+            ghosts=part.sizes,
         )

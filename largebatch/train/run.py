@@ -22,12 +22,13 @@ from largebatch.processes.lifetime import LAUNCHER_VARIABLE, StopRequest, die_wi
 from largebatch.record import RunDirectory
 from largebatch.report import write_report
 from largebatch.train import checkpoint, parse
+from largebatch.train.begin import begin
 from largebatch.train.build import build, prepare
 from largebatch.train.check import check
+from largebatch.train.conclude import conclude
 from largebatch.train.config import RANK_KEYS, Config
 from largebatch.train.continuation import choose_directory, what_is_there, without
 from largebatch.train.progress import say
-from largebatch.train.results import begin, conclude
 from largebatch.train.trainer import Trainer
 
 AGENTS_SECONDS = 5.0  # in which all agents hear of a new host

@@ -20,7 +20,7 @@ from largebatch.schedule import Step
 from largebatch.tasks import Classification
 from largebatch.train.held import HeldBuffers
 from largebatch.train.precision import Precision
-from largebatch.train.share import Micro
+from largebatch.train.share import Part
 from largebatch.train.step_times import StepTimes
 
 DROPOUT = 0x44726F70  # separates the stream of dropout seeds from the data's streams
@@ -32,7 +32,7 @@ class _Passes:
 
     step: Step
     ghosts: int
-    micros: tuple[Micro, ...]
+    parts: tuple[Part, ...]
     weight: float
 
 
@@ -86,7 +86,7 @@ class Stepper:
         self,
         step: Step,
         ghosts: int,
-        micros: tuple[Micro, ...],
+        parts: tuple[Part, ...],
         batches: Iterator[Batch],
         stop: bool,
     ) -> Tensor:
@@ -97,7 +97,7 @@ class Stepper:
 
         Args:
             ghosts: of the step, over all ranks.
-            micros: this rank's forward passes; none if it has no samples.
+            parts: this rank's forward passes; none if it has no samples.
             batches: yields the samples of each.
         """
         self.times.begin()
@@ -106,12 +106,12 @@ class Stepper:
         weight, held = float(step.size), None
         if self.varying_weight or self.sam is not None:
             self.times.enter("data")
-            held = [next(batches) for _ in micros]
+            held = [next(batches) for _ in parts]
         if self.varying_weight:
             assert held is not None
             self.times.enter("communication")
-            weight = self._global_weight(micros, held)
-        passes = _Passes(step, ghosts, micros, weight)
+            weight = self._global_weight(parts, held)
+        passes = _Passes(step, ghosts, parts, weight)
         summed = self.sam is None or self.sam.scope == "global"
         sums, work = self._pass(passes, batches if held is None else iter(held), stop, summed)
         if self.sam is not None:
@@ -139,28 +139,28 @@ class Stepper:
             stop: sent along with the sums of loss and metrics; None: these are not sent.
             summed: False leaves each rank its own gradients.
         """
-        step, micros = passes.step, passes.micros
+        step, parts = passes.step, passes.parts
         self.times.enter("compute")
         self.engine.begin()
         sums, work = self._none, None
-        if not micros and stop is not None:
+        if not parts and stop is not None:
             sums, work = self._send(sums, stop)
-        for number, micro in enumerate(micros, 1):
+        for number, part in enumerate(parts, 1):
             self.times.enter("data")
             batch = next(batches)
             self.times.enter("compute")
-            self._generator.manual_seed(key(self.seed, DROPOUT, step.start, micro.start))
-            with frozen_statistics(self.model) if micro.idle else nullcontext():
-                with ghost_place(micro.first_ghost, passes.ghosts):
+            self._generator.manual_seed(key(self.seed, DROPOUT, step.start, part.start))
+            with frozen_statistics(self.model) if part.idle else nullcontext():
+                with ghost_place(part.first_ghost, passes.ghosts):
                     loss, values = self._train(self.engine.module, batch)
-                if not micro.idle:
+                if not part.idle:
                     sums = values if sums is self._none else sums + values.double()
-                if number == len(micros):
+                if number == len(parts):
                     if stop is not None:
                         sums, work = self._send(sums, stop)  # they travel during the backward pass
                     if summed:
                         self.engine.last()
-                self.engine.backward(loss, 0.0 if micro.idle else 1.0 / passes.weight)
+                self.engine.backward(loss, 0.0 if part.idle else 1.0 / passes.weight)
         self.times.enter("communication")
         if summed:
             self.engine.finish()
@@ -176,8 +176,8 @@ class Stepper:
         discard_step(self.model)
         self.engine.begin()
 
-    def _global_weight(self, micros: tuple[Micro, ...], batches: list[Batch]) -> float:
-        own = [b for m, b in zip(micros, batches, strict=True) if not m.idle]
+    def _global_weight(self, parts: tuple[Part, ...], batches: list[Batch]) -> float:
+        own = [b for p, b in zip(parts, batches, strict=True) if not p.idle]
         weight = torch.tensor(
             float(sum(self.task.weight(batch) for batch in own)),
             dtype=torch.float64,

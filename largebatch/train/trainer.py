@@ -172,8 +172,8 @@ class Trainer:
             self._save()
             return False
         while position.samples < total and not position.reached:
-            for step, micros, batches in self.parts.feed.steps(position.samples):
-                stopping = self.step(step, micros, batches)
+            for step, share, batches in self.parts.feed.steps(position.samples):
+                stopping = self.step(step, share, batches)
                 if stopping is None:  # out of memory: begin again here with smaller passes
                     break
                 position.seconds = time.monotonic() - since
@@ -194,15 +194,13 @@ class Trainer:
         self._save(end=True)
         return True
 
-    def step(self, step: Step, micros: Any, batches: Any) -> bool | None:
+    def step(self, step: Step, share: Any, batches: Any) -> bool | None:
         """Take a step; return whether to stop after it, or None if memory ran out."""
         parts, position = self.parts, self.position
         rate = self.schedule.lr(step.start)
         set_step(parts.optimizer, self.config.optim, rate, step.size, self.clock, step.start)
         try:
-            sums = parts.stepper.run(
-                step, parts.feed.ghosts(step), micros, batches, bool(self.stop)
-            )
+            sums = parts.stepper.run(step, parts.feed.ghosts(step), share, batches, bool(self.stop))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

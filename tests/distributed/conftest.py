@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from largebatch.distributed import schedule
+from largebatch.distributed import torus_face
 from largebatch.distributed.all_reduce import AllReduce
 from largebatch.distributed.preference import Preference
 from largebatch.processes.connect import connect
@@ -64,9 +64,9 @@ class Ranks:
 def face(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Force one face of the schedule."""
     if request.param == "python":
-        monkeypatch.setattr(schedule, "load", lambda: (None, "LARGEBATCH_OPS=reference"))
-    elif schedule.load()[0] is None:
-        pytest.skip(f"the compiled schedule is absent: {schedule.load()[1]}")
+        monkeypatch.setattr(torus_face, "load", lambda: (None, "LARGEBATCH_OPS=reference"))
+    elif torus_face.load()[0] is None:
+        pytest.skip(f"the compiled schedule is absent: {torus_face.load()[1]}")
     return str(request.param)
 
 

@@ -73,8 +73,8 @@ def advance(trainer: Trainer, steps: int) -> list[float]:
     losses = []
     walk = trainer.parts.feed.steps(trainer.position.samples)
     for _ in range(steps):
-        step, micros, batches = next(walk)
-        trainer.step(step, micros, batches)
+        step, share, batches = next(walk)
+        trainer.step(step, share, batches)
         assert trainer._taken is not None
         losses.append(float(trainer._taken.sums[0] / trainer._taken.sums[-2]))
     walk.close()
