@@ -24,7 +24,7 @@ import psutil
 from failures import Job
 from training_runs import spread, top1
 
-from largebatch.distributed.environment import free_port
+from largebatch.processes.environment import free_port
 from largebatch.record import BenchmarkRecord, write_record
 
 FORMULA = (

@@ -26,11 +26,11 @@ import torch
 from rich.progress import track
 
 from largebatch.data import DataConfig
-from largebatch.distributed import detect
-from largebatch.distributed.group import process_group
-from largebatch.distributed.heartbeat import Activity
-from largebatch.distributed.lifetime import StopRequest
 from largebatch.models import ModelConfig
+from largebatch.processes import detect
+from largebatch.processes.group import process_group
+from largebatch.processes.heartbeat import Activity
+from largebatch.processes.lifetime import StopRequest
 from largebatch.record import (
     BenchmarkRecord,
     MetricsWriter,

@@ -13,6 +13,7 @@ from largebatch import __version__
 from largebatch._errors import RunFailure, UserError, nearest
 from largebatch._output import take_streams
 from largebatch._paths import user_path
+from largebatch.processes import detect
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {}
 
@@ -63,8 +64,6 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _first() -> bool:
     """Whether this is rank 0: all ranks find a mistake together, as a rule, and one says it."""
-    from largebatch.distributed import detect  # which loads torch: not for every --help
-
     try:
         return detect().is_main
     except UserError:
@@ -135,7 +134,7 @@ def bench(arguments: Sequence[str]) -> int:
 def plan(arguments: Sequence[str]) -> int:
     from largebatch.models import ModelConfig, build_model, image_offers
     from largebatch.nn import NormConfig
-    from largebatch.simulate.command import run
+    from largebatch.plan.command import run
 
     return run(
         arguments,

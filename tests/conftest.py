@@ -1,9 +1,14 @@
 """Two test workers and the ranks they start share two cores: one thread each, set before torch."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import signal
+import threading
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -42,3 +47,31 @@ def browser(tmp_path_factory):
     chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield chrome
     chrome.quit()
+
+
+@pytest.fixture
+def on_ranks():
+    """Return a function: run ``work(rank, store)`` on a thread for each of ``size`` ranks."""
+    import torch.distributed as dist
+
+    def on_ranks(size: int, work: Callable[[int, dist.Store], Any]) -> list[Any]:
+        store = dist.HashStore()
+        found: list[Any] = [None] * size
+        errors: list[BaseException] = []
+
+        def rank_main(rank: int) -> None:
+            try:
+                found[rank] = work(rank, store)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        return found
+
+    return on_ranks

@@ -12,8 +12,8 @@ import torch
 from largebatch import _cores
 from largebatch._cores import usable_cores
 from largebatch.data.sample_source import default_workers
-from largebatch.distributed.environment import World
-from largebatch.distributed.group import set_threads
+from largebatch.processes.environment import World
+from largebatch.processes.group import set_threads
 
 V2 = "30 23 0:26 {root} {top} rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "31 24 0:27 {root} {top} rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"

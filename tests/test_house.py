@@ -14,14 +14,14 @@ PACKAGE = Path(__file__).parent.parent / "largebatch"
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("_errors", "_documents", "_paths", "_registry", "_cache", "_cores", "_output"),
-        *("_ops", "schedule", "record"),
+        *("_ops", "schedule", "record", "processes"),
     ),
     ("distributed", "report", "doctor"),
     ("nn", "simulate"),
     ("models", "optim", "data"),
     ("engine", "tasks", "probes"),
     ("train",),
-    ("study", "bench", "lab"),
+    ("study", "bench", "lab", "plan"),
     ("cli", "recipes"),
     ("__main__",),
 )

@@ -29,7 +29,7 @@ from largebatch.distributed.probe import Timing
 from largebatch.distributed.selection import Selection
 from largebatch.distributed.topology import Topology
 from largebatch.record import BenchmarkRecord, write_record
-from largebatch.simulate import Compute, Contention, Step, simulate
+from largebatch.simulate import Compute, Contention, SimulatedStep, simulate
 
 RANK = Path(__file__).with_name("training.py")
 CALIBRATION = (6, 48)  # samples a rank; no setting below has either
@@ -107,7 +107,7 @@ def row(setting: Setting, line: str, found: dict[str, Any]) -> dict[str, Any]:
     excess = max(sum(lost.values()), 1.0)
     contention = Contention(**{stream: part / excess for stream, part in lost.items()})
 
-    def predict(probe: dict[str, Any]) -> Step:
+    def predict(probe: dict[str, Any]) -> SimulatedStep:
         model = CostModel.from_mapping(probe["model"])
         timings = tuple(Timing(**timing) for timing in probe["timings"])
         selection = Selection("auto", topology, wire, model, timings)

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from largebatch._ops import torus_library
-from largebatch.distributed import detect
 from largebatch.distributed.all_reduce import AllReduce
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.probe import Probe
 from largebatch.engine.ddp import DataParallel
 from largebatch.optim import SGD
+from largebatch.processes import detect
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(seconds=600)

@@ -16,9 +16,9 @@ import torch.distributed as dist
 
 from largebatch._ops import torus_library
 from largebatch.distributed.all_reduce import AllReduce
-from largebatch.distributed.connect import connect
-from largebatch.distributed.environment import World, detect
 from largebatch.distributed.preference import Preference
+from largebatch.processes.connect import connect
+from largebatch.processes.environment import World, detect
 
 CPU = torch.device("cpu")
 KINDS = {

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "norm/shape.h"
+#include "norm/layout.h"
 
 namespace largebatch {
 

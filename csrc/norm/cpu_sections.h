@@ -13,7 +13,7 @@
 
 #include "common/tensors.h"
 #include "norm/cpu_kernels.h"
-#include "norm/shape.h"
+#include "norm/layout.h"
 
 namespace largebatch {
 

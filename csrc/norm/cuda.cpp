@@ -11,7 +11,7 @@
 
 #include "common/cuda_stream.h"
 #include "norm/calls.h"
-#include "norm/layout.h"
+#include "norm/layout_checks.h"
 
 namespace largebatch {
 namespace {

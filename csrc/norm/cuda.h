@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "norm/shape.h"
+#include "norm/layout.h"
 
 namespace largebatch {
 

@@ -16,12 +16,12 @@ from largebatch._errors import UserError
 from largebatch._paths import UserPath
 from largebatch.bench.throughput import Contender, breakdown, plain, spread, trainer, windows
 from largebatch.data import DataConfig
-from largebatch.distributed import World
-from largebatch.distributed.group import choose_device
-from largebatch.distributed.memory import keep_freed_memory
 from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig
 from largebatch.optim import OptimConfig
+from largebatch.processes import World
+from largebatch.processes.freed_memory import keep_freed_memory
+from largebatch.processes.group import choose_device
 from largebatch.record import BenchmarkRecord
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train.config import Config, PrecisionConfig

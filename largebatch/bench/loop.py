@@ -21,12 +21,12 @@ from torch.nn.functional import cross_entropy
 
 from largebatch._paths import UserPath
 from largebatch.data import DataConfig
-from largebatch.distributed import World
-from largebatch.distributed.group import choose_device
-from largebatch.distributed.lifetime import StopRequest
-from largebatch.distributed.memory import keep_freed_memory
 from largebatch.models import ModelConfig
 from largebatch.optim import OptimConfig, build_optimizer
+from largebatch.processes import World
+from largebatch.processes.freed_memory import keep_freed_memory
+from largebatch.processes.group import choose_device
+from largebatch.processes.lifetime import StopRequest
 from largebatch.record import BenchmarkRecord, MetricsWriter, RunDirectory, TensorBoardMirror
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train.build import Parts, build

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.bench import norm_peers
-from largebatch.distributed import World
-from largebatch.distributed.group import choose_device
 from largebatch.nn import GhostBatchNorm, L1BatchNorm, LInfBatchNorm, TopKBatchNorm
+from largebatch.processes import World
+from largebatch.processes.group import choose_device
 from largebatch.record import BenchmarkRecord
 
 FORMULA = (

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from largebatch.bench.optim_peers import PEERS, Peer, Step
-from largebatch.distributed import World
-from largebatch.distributed.group import choose_device
-from largebatch.distributed.memory import keep_freed_memory
+from largebatch.bench.optim_peers import PEERS, Peer, TimedCall
+from largebatch.processes import World
+from largebatch.processes.freed_memory import keep_freed_memory
+from largebatch.processes.group import choose_device
 from largebatch.record import BenchmarkRecord
 
 # Bytes of one step a float32 parameter: of SGD read w, g, m and write w, m; LARS reads w and g
@@ -173,7 +173,7 @@ def _turn(
     return found
 
 
-def _time(step: Step, device: torch.device) -> float:
+def _time(step: TimedCall, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     begun = time.perf_counter()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from largebatch.optim import LAMB, LARS, SGD, Offload
 from largebatch.optim.apex import fused_lamb
 
-Step = Callable[[], object]
+TimedCall = Callable[[], object]
 DECAY, MOMENTUM, TRUST = 1e-4, 0.9, 0.001
 
 
@@ -29,30 +29,30 @@ class Peer:
 
     name: str
     family: str
-    make: Callable[[list[nn.Parameter]], Step]
+    make: Callable[[list[nn.Parameter]], TimedCall]
 
 
-def _step_of(optimizer: torch.optim.Optimizer) -> Step:
+def _step_of(optimizer: torch.optim.Optimizer) -> TimedCall:
     return optimizer.step
 
 
-def _timm(kind: str, **arguments: float | bool) -> Callable[[list[nn.Parameter]], Step]:
-    def make(params: list[nn.Parameter]) -> Step:
+def _timm(kind: str, **arguments: float | bool) -> Callable[[list[nn.Parameter]], TimedCall]:
+    def make(params: list[nn.Parameter]) -> TimedCall:
         module = importlib.import_module("timm.optim")
         return _step_of(getattr(module, kind)(params, **arguments))
 
     return make
 
 
-def _pytorch_optimizer(kind: str, **arguments: float) -> Callable[[list[nn.Parameter]], Step]:
-    def make(params: list[nn.Parameter]) -> Step:
+def _pytorch_optimizer(kind: str, **arguments: float) -> Callable[[list[nn.Parameter]], TimedCall]:
+    def make(params: list[nn.Parameter]) -> TimedCall:
         module = importlib.import_module("pytorch_optimizer")
         return _step_of(getattr(module, kind)(params, **arguments))
 
     return make
 
 
-def _compiled_lars(params: list[nn.Parameter]) -> Step:
+def _compiled_lars(params: list[nn.Parameter]) -> TimedCall:
     """A foreach LARS in the paper's form, as torch.compile fuses it."""
     weights = [param.detach() for param in params]
     buffers = [torch.zeros_like(weight) for weight in weights]
@@ -72,31 +72,31 @@ def _compiled_lars(params: list[nn.Parameter]) -> Step:
     return lambda: compiled(weights, grads, buffers)
 
 
-def _deepspeed_lamb(params: list[nn.Parameter]) -> Step:
+def _deepspeed_lamb(params: list[nn.Parameter]) -> TimedCall:
     if not torch.cuda.is_available():
         raise RuntimeError("its fused LAMB is a CUDA kernel; no GPU here")
     module = importlib.import_module("deepspeed.ops.lamb")
     return _step_of(module.FusedLamb(params, lr=1e-5))
 
 
-def _deepspeed_cpu_adam(params: list[nn.Parameter]) -> Step:
+def _deepspeed_cpu_adam(params: list[nn.Parameter]) -> TimedCall:
     if params[0].is_cuda:
         raise RuntimeError("it steps parameters in host memory alone")
     module = importlib.import_module("deepspeed.ops.adam")
     return _step_of(module.DeepSpeedCPUAdam(params, lr=1e-5, adamw_mode=True))
 
 
-def _apex_lamb(params: list[nn.Parameter]) -> Step:
+def _apex_lamb(params: list[nn.Parameter]) -> TimedCall:
     if not torch.cuda.is_available():
         raise RuntimeError("its FusedLAMB is a CUDA kernel; no GPU here")
     return _step_of(fused_lamb()(params, lr=1e-5))  # type: ignore[call-arg]
 
 
-def _torch_sgd(params: list[nn.Parameter]) -> Step:
+def _torch_sgd(params: list[nn.Parameter]) -> TimedCall:
     return torch.optim.SGD(params, 1e-3, MOMENTUM, weight_decay=DECAY, fused=True).step
 
 
-def _torch_adamw(params: list[nn.Parameter]) -> Step:
+def _torch_adamw(params: list[nn.Parameter]) -> TimedCall:
     return torch.optim.AdamW(params, 1e-5, fused=True).step
 
 

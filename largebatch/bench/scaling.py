@@ -28,12 +28,12 @@ from largebatch.bench.throughput import (
     windows,
 )
 from largebatch.data import DataConfig
-from largebatch.distributed import World
-from largebatch.distributed.environment import free_port
-from largebatch.distributed.group import choose_device, process_group
 from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig
 from largebatch.optim import OptimConfig
+from largebatch.processes import World
+from largebatch.processes.environment import free_port
+from largebatch.processes.group import choose_device, process_group
 from largebatch.record import BenchmarkRecord, json_text
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train.config import Config

@@ -24,10 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from largebatch._cores import usable_cores
 from largebatch.bench.messages import BACKEND, groups_of, messages, register
 from largebatch.bench.sync_peers import GatheredBatchNorm
-from largebatch.distributed import World
 from largebatch.engine import DataParallel
 from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig, convert_batch_norm, ghost_place, step_end
+from largebatch.processes import World
 from largebatch.record import BenchmarkRecord, json_text
 
 RANKS = 4
@@ -37,7 +37,7 @@ FORMULA = (
     " median over rounds of a step's time on rank 0, contenders alternating;"
     " times ghost = median over rounds of ms / ghost's ms in that round"
 )
-Step = Callable[[], None]
+TimedCall = Callable[[], None]
 
 
 def run(rounds: int, steps: int = 3, samples: int = 32, model: str = "resnet18") -> BenchmarkRecord:
@@ -58,7 +58,7 @@ def run(rounds: int, steps: int = 3, samples: int = 32, model: str = "resnet18")
     return BenchmarkRecord("sync", FORMULA, rows, notes=notes)
 
 
-def contenders(model: str, samples: int, rank: int) -> dict[str, Step]:
+def contenders(model: str, samples: int, rank: int) -> dict[str, TimedCall]:
     """Return one training step for each contender, from the same weights and images."""
     images = torch.randn(samples, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
     with groups_of("norm"):
@@ -71,7 +71,7 @@ def contenders(model: str, samples: int, rank: int) -> dict[str, Step]:
             ModelConfig(name=model), NormConfig(), image_offers(10, (3, 32, 32)), seed=0
         )
 
-    def ours(net: nn.Module, ghosts: int, first: int) -> Step:
+    def ours(net: nn.Module, ghosts: int, first: int) -> TimedCall:
         engine = DataParallel(net, World(rank, RANKS, rank, RANKS))
 
         def step() -> None:
@@ -84,7 +84,7 @@ def contenders(model: str, samples: int, rank: int) -> dict[str, Step]:
 
         return step
 
-    def theirs(net: nn.Module) -> Step:
+    def theirs(net: nn.Module) -> TimedCall:
         ddp = DistributedDataParallel(net)
 
         def step() -> None:

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from largebatch.distributed import World
-from largebatch.distributed.lifetime import StopRequest
+from largebatch.processes import World
+from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.train.build import build
 from largebatch.train.config import Config

@@ -13,7 +13,7 @@ from largebatch.data.image_source import ImageSource
 from largebatch.data.pieces import PieceReader
 from largebatch.data.source import Delivery
 from largebatch.data.workers import WorkerReader
-from largebatch.distributed.environment import detect
+from largebatch.processes.environment import detect
 
 _MOST_WORKERS = 16
 

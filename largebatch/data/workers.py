@@ -28,7 +28,7 @@ from largebatch.data.pieces import Samples, Samplewise
 from largebatch.data.request import Request
 from largebatch.data.shared_memory import PIECE, Share, share
 from largebatch.data.source import UnreadableSample
-from largebatch.distributed.lifetime import STOPPING
+from largebatch.processes.lifetime import STOPPING
 
 _PR_SET_PDEATHSIG = 1
 

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from largebatch.distributed.connect import connect
 from largebatch.distributed.contiguous import stretch
 from largebatch.distributed.pending import Pending
 from largebatch.distributed.preference import WIRE_DTYPES, Preference
-from largebatch.distributed.schedule import Schedule, make_torus
 from largebatch.distributed.statistics import record
 from largebatch.distributed.topology import Topology
+from largebatch.distributed.torus_face import TorusFace, make_torus
+from largebatch.processes.connect import connect
 
 # Added as they are; the other unsigned types are added as the signed ones, which have their bits.
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -59,7 +59,7 @@ class Algorithms:
         grid = rows > 1 and (columns > 1 or narrow)
         if device.type == "cuda" and flat._get_backend(device).name() != "nccl":
             grid = False  # gloo's messages between two ranks take CPU tensors alone
-        self.torus: Schedule | None = None
+        self.torus: TorusFace | None = None
         self.row: dist.ProcessGroup | None = None
         self.column: dist.ProcessGroup | None = None
         if grid and preference.wanted != "flat":
@@ -143,7 +143,7 @@ class Algorithms:
         return pending
 
 
-def _close(torus: Schedule | None, ending: set[Pending], process: int) -> None:
+def _close(torus: TorusFace | None, ending: set[Pending], process: int) -> None:
     """Wait until what has begun is done, and end the torus' threads; a forked child has neither."""
     for pending in tuple(ending) if os.getpid() == process else ():
         pending.settle()

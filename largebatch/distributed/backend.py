@@ -20,11 +20,11 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from largebatch._errors import UserError
 from largebatch.distributed.all_reduce import AllReduce
-from largebatch.distributed.connect import BackendType, add_backend, connect
 from largebatch.distributed.contiguous import on_contiguous, require_place
 from largebatch.distributed.pending import together
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.topology import Topology
+from largebatch.processes.connect import BackendType, add_backend, connect
 
 SUM, AVG = dist.ReduceOp.SUM, dist.ReduceOp.AVG
 KINDS = {"cpu": BackendType.GLOO, "cuda": BackendType.NCCL}

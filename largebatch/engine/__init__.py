@@ -8,7 +8,6 @@ from torch import nn
 
 from largebatch._errors import UserError
 from largebatch._registry import Registry
-from largebatch.distributed.environment import World
 from largebatch.distributed.preference import Preference
 from largebatch.engine.config import DistributedConfig, Terms
 from largebatch.engine.ddp import DataParallel
@@ -16,6 +15,7 @@ from largebatch.engine.deepspeed import DeepSpeed
 from largebatch.engine.deepspeed_config import resolve
 from largebatch.engine.engine import Engine
 from largebatch.engine.fsdp import FullySharded
+from largebatch.processes.environment import World
 
 engines: Registry[Any] = Registry("distributed.engine")
 

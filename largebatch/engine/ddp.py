@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.distributed.backend import all_reduce_over
-from largebatch.distributed.environment import World
 from largebatch.distributed.preference import Preference
 from largebatch.engine.bucket import Bucket, make_buckets
 from largebatch.engine.bucket_size import BUCKET_MB, BucketSize
 from largebatch.engine.engine import Engine, broadcast_from_first
+from largebatch.processes.environment import World
 
 AUTO = Preference()
 Hook = Callable[[Any, Any], torch.futures.Future[Any]]

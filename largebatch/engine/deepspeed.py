@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from largebatch._errors import UserError
-from largebatch.distributed.environment import World
 from largebatch.engine.config import DistributedConfig, Terms
 from largebatch.engine.deepspeed_config import KEY, resolve
 from largebatch.engine.engine import Engine
 from largebatch.optim import DeferredOptimizer, LayerwiseOptimizer, shard_for_deepspeed
+from largebatch.processes.environment import World
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GROWTH, BACKOFF = 2.0, 0.5  # of the loss scale, as in torch.amp.GradScaler

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from largebatch import _ops
-from largebatch.distributed.environment import World
 from largebatch.distributed.sharding import part_like, whole
-from largebatch.optim.norm import norm_parts
+from largebatch.optim.gradient_norm import norm_parts
+from largebatch.processes.environment import World
 
 
 class Engine(ABC):

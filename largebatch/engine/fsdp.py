@@ -17,8 +17,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from largebatch._errors import UserError
-from largebatch.distributed.environment import World
 from largebatch.engine.engine import Engine, broadcast_from_first
+from largebatch.processes.environment import World
 
 
 class FullySharded(Engine):

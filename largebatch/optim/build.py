@@ -21,9 +21,9 @@ from largebatch.optim import (  # noqa: F401
 )
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import param_groups
+from largebatch.optim.loss_scaling import ScaledStep
 from largebatch.optim.offload import Offload
 from largebatch.optim.registry import optimizers
-from largebatch.optim.scaling import ScaledStep
 from largebatch.schedule import Clock, Duration, half_life_factor
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from largebatch import _ops
 from largebatch.optim.agc import adaptive_grad_clip_, clipped_parameters
 from largebatch.optim.config import OptimConfig
-from largebatch.optim.norm import norm_parts
+from largebatch.optim.gradient_norm import norm_parts
 from largebatch.optim.parameters import local
 
 

@@ -16,8 +16,8 @@ from largebatch.optim.bundle import Bundle
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
 from largebatch.optim.foreign import TORCH, Foreign, translate
+from largebatch.optim.gradient_norm import norm_parts
 from largebatch.optim.layerwise import LayerwiseOptimizer
-from largebatch.optim.norm import norm_parts
 from largebatch.optim.presets import chosen, preset_of
 from largebatch.optim.registry import optimizers
 from largebatch.optim.settings import number, plain

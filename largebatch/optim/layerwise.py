@@ -15,9 +15,9 @@ from largebatch._errors import UserError
 from largebatch._ops.layerwise import Stage
 from largebatch.optim.bundle import Bundle, Fragment, Fragments, cut, ranks_of
 from largebatch.optim.flat import warn_of_flat
+from largebatch.optim.loss_scaling import ScaledStep
 from largebatch.optim.optimizer import Optimizer
 from largebatch.optim.parameters import any_sharded, check_dense, check_types, tell_autograd
-from largebatch.optim.scaling import ScaledStep
 from largebatch.optim.settings import number, plain
 from largebatch.optim.state import Fit, check_state_dtype, wanted_dtypes
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from largebatch._errors import UserError
 from largebatch.distributed.sharding import is_sharded
 from largebatch.optim.layerwise import LayerwiseOptimizer
-from largebatch.optim.scaling import ScaledStep
+from largebatch.optim.loss_scaling import ScaledStep
 from largebatch.optim.sgd import SGD
 from largebatch.optim.wrapper import Wrapper
 

@@ -13,7 +13,7 @@ from torch import nn
 from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.nn import frozen_statistics
-from largebatch.optim.norm import norm_parts
+from largebatch.optim.gradient_norm import norm_parts
 from largebatch.optim.parameters import local
 from largebatch.optim.wrapper import Wrapper
 

@@ -20,6 +20,7 @@ from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
 from largebatch.optim.foreign import TORCH, Foreign, translate
+from largebatch.optim.loss_scaling import ScaledStep
 from largebatch.optim.lr_correction import corrected_rate
 from largebatch.optim.optimizer import Optimizer
 from largebatch.optim.parameters import (
@@ -30,7 +31,6 @@ from largebatch.optim.parameters import (
     tell_autograd,
 )
 from largebatch.optim.registry import optimizers
-from largebatch.optim.scaling import ScaledStep
 from largebatch.optim.settings import number
 from largebatch.optim.state import Fit, check_state_dtype, wanted_dtypes
 

@@ -4,6 +4,7 @@ Samples are the clock: changing the batch or the number of ranks moves nothing t
 samples. What does depend on steps (a length in ``st``, regime adaptation) says so.
 """
 
+from largebatch.schedule.batch_scaling import half_life_factor, scale_lr
 from largebatch.schedule.clock import Clock
 from largebatch.schedule.config import BatchConfig, PhaseConfig, ScheduleConfig
 from largebatch.schedule.constant import constant
@@ -14,7 +15,6 @@ from largebatch.schedule.duration import Duration
 from largebatch.schedule.multistep import multistep
 from largebatch.schedule.plan import BatchPlan, Phase, Step
 from largebatch.schedule.poly import poly
-from largebatch.schedule.scaling import half_life_factor, scale_lr
 from largebatch.schedule.schedule import Schedule
 from largebatch.schedule.sgdr import sgdr
 

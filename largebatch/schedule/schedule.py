@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from largebatch._errors import UserError
+from largebatch.schedule.batch_scaling import scale_lr
 from largebatch.schedule.clock import Clock
 from largebatch.schedule.config import BatchConfig, ScheduleConfig
 from largebatch.schedule.curve import Timeline, curves
 from largebatch.schedule.duration import Duration
 from largebatch.schedule.plan import Phase
 from largebatch.schedule.resolve import regime_factor, resolve_plan, stretch
-from largebatch.schedule.scaling import scale_lr
 from largebatch.schedule.sgdr import cycle_ends
 
 FALLS_TO_END = ("poly", "cosine", "sgdr", "cyclical")

@@ -1,8 +1,8 @@
 """The step simulator behind ``largebatch plan``."""
 
+from largebatch.simulate.cluster import Cluster, Prediction
 from largebatch.simulate.methods import METHODS, Method
-from largebatch.simulate.scaling import Cluster, Prediction
-from largebatch.simulate.step import Compute, Contention, Event, Step, bucket, simulate
+from largebatch.simulate.step import Compute, Contention, Event, SimulatedStep, bucket, simulate
 from largebatch.simulate.trace import Trace, trace
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "Event",
     "Method",
     "Prediction",
-    "Step",
+    "SimulatedStep",
     "Trace",
     "bucket",
     "simulate",

@@ -78,7 +78,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Step:
+class SimulatedStep:
     """What became of a step.
 
     Args:
@@ -111,7 +111,7 @@ def simulate(
     overlap: bool = True,
     contention: Contention = Contention(),
     behind: float = 1.0,
-) -> Step:
+) -> SimulatedStep:
     """Simulate one step.
 
     Args:
@@ -162,7 +162,7 @@ def simulate(
                 sending, left, ended = sending + 1, -1.0, now
     events.append(Event("compute", "backward", compute.forward, backward_end))
     events.append(Event("compute", "optimizer", now, now + compute.optimizer))
-    return Step(
+    return SimulatedStep(
         seconds=now + compute.optimizer,
         compute=compute.seconds,
         communication=sum(costs),

@@ -9,9 +9,9 @@ import torch
 
 from largebatch._errors import UserError
 from largebatch.data import Delivery, build_source, datasets
-from largebatch.distributed import World
-from largebatch.distributed.group import choose_device
 from largebatch.models import models
+from largebatch.processes import World
+from largebatch.processes.group import choose_device
 from largebatch.record import RunDirectory
 from largebatch.tasks import build_task
 from largebatch.train import checkpoint, parse

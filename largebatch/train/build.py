@@ -13,12 +13,12 @@ from torch import nn
 
 from largebatch._errors import UserError
 from largebatch.data import Delivery, Source, StreamOrder, build_source
-from largebatch.distributed import World
-from largebatch.distributed.agreement import gathered, require_same, together
 from largebatch.engine import Engine, build_engine
 from largebatch.models import build_model
 from largebatch.nn import has_batch_norm, join_ranks, minimum_samples, spans_ranks, wrong_span
 from largebatch.optim import SAM, Clipping, build_optimizer, layer_rates
+from largebatch.processes import World
+from largebatch.processes.agreement import gathered, require_same, together
 from largebatch.schedule import Duration, Schedule
 from largebatch.tasks import Task, Votes, build_task
 from largebatch.train.config import Config, engine_terms
@@ -58,7 +58,7 @@ class Parts:
 
 
 @dataclass
-class Plan:
+class Prepared:
     """What a config and its data say before any rank works: nothing here is shared."""
 
     source: Source
@@ -71,7 +71,7 @@ class Plan:
     constants: frozenset[str]
 
 
-def prepare(config: Config, device: torch.device) -> Plan:
+def prepare(config: Config, device: torch.device) -> Prepared:
     """Open the data, make the model and resolve the schedule.
 
     Raises:
@@ -103,7 +103,7 @@ def prepare(config: Config, device: torch.device) -> Plan:
         )
         task.try_model(model, config.model.name, example, training=False)
     constants = infinite_constants(model)
-    return Plan(source, validation, task, model, precision, atoms, schedule, constants)
+    return Prepared(source, validation, task, model, precision, atoms, schedule, constants)
 
 
 def build(config: Config, world: World, device: torch.device) -> Parts:
@@ -114,18 +114,23 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
     """
     check_span(config, world)
     # Before the engine's first message: a rank whose data are missing would leave others waiting.
-    plan = together(lambda: prepare(config, device), world)
+    prepared = together(lambda: prepare(config, device), world)
     require_same(
         {
-            "the number of training samples": len(plan.source),
-            "the number of validation samples": len(plan.validation),
-            "what the data offer": {k: str(v) for k, v in plan.source.offers().items()},
+            "the number of training samples": len(prepared.source),
+            "the number of validation samples": len(prepared.validation),
+            "what the data offer": {k: str(v) for k, v in prepared.source.offers().items()},
         },
         world,
     )
-    source, validation, task, model = plan.source, plan.validation, plan.task, plan.model
-    precision, schedule = plan.precision, plan.schedule
-    atoms = with_span(plan.atoms, config, world)
+    source, validation, task, model = (
+        prepared.source,
+        prepared.validation,
+        prepared.task,
+        prepared.model,
+    )
+    precision, schedule = prepared.precision, prepared.schedule
+    atoms = with_span(prepared.atoms, config, world)
     ranks = None
     if atoms.span and world.world_size > 1:
         # A group of their own: the norms' messages never mix with those of the gradients.
@@ -206,7 +211,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         stepper,
         evaluator,
         remarks,
-        plan.constants,
+        prepared.constants,
     )
 
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from largebatch._errors import RunFailure
-from largebatch.distributed import World
-from largebatch.distributed.agreement import gathered
+from largebatch.processes import World
+from largebatch.processes.agreement import gathered
 
 _WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FACTOR = 0x100000001B3  # of the FNV-1a hash: earlier parameters count otherwise than later ones

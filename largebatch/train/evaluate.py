@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.data import Batch, EpochOrder, Reader, Request
-from largebatch.distributed import World
+from largebatch.processes import World
 from largebatch.tasks import Task
 
 

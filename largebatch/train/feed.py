@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largebatch.data import Batch, Order, Reader, Request
-from largebatch.distributed import World
+from largebatch.processes import World
 from largebatch.schedule import BatchPlan, Step
 from largebatch.train.share import (
-    Micro,
+    Part,
     even_ghost_size,
     ghost_count,
     in_step,
@@ -47,7 +47,7 @@ class Pass:
         ghosts: sizes of the ghosts that norms take statistics over; None: theirs to divide.
     """
 
-    part: Micro
+    part: Part
     batch: Batch
     ghosts: tuple[int, ...] | None
 
@@ -66,7 +66,7 @@ class Share:
         self,
         step: Step,
         ghosts: int,
-        parts: tuple[Micro, ...],
+        parts: tuple[Part, ...],
         passes: Iterator[Pass],
         hashes: deque[str],
     ) -> None:
@@ -104,7 +104,7 @@ class Feed:
         self.world, self.atoms, self.micro = world, atoms, micro
         self._hashes: deque[str] = deque()
 
-    def parts(self, step: Step) -> tuple[Micro, ...]:
+    def parts(self, step: Step) -> tuple[Part, ...]:
         """Return this rank's forward passes of ``step``."""
         own = self.parts_of(step, self.world.rank)
         if not self.lockstep:
@@ -112,7 +112,7 @@ class Feed:
         # No rank has more passes than the first.
         return in_step(own, len(self.parts_of(step, 0)), self.atoms.minimum)
 
-    def parts_of(self, step: Step, rank: int) -> tuple[Micro, ...]:
+    def parts_of(self, step: Step, rank: int) -> tuple[Part, ...]:
         """Return the forward passes of a rank, without those that only keep step."""
         atoms, size = self.atoms, self._ghost_size(step)
         place = (rank, self.world.world_size, atoms.minimum)
@@ -154,7 +154,7 @@ class Feed:
         requests = [self._request(step, part, None) for part in self.parts(step) if not part.idle]
         return iter(self.reader.read(requests))
 
-    def _pass(self, part: Micro, batch: Batch) -> Pass:
+    def _pass(self, part: Part, batch: Batch) -> Pass:
         ghosts = _joined(batch.ghosts, self.atoms.minimum) if self.atoms.of_norms else None
         return Pass(part, batch, ghosts)
 
@@ -168,7 +168,7 @@ class Feed:
                 own = ids[part.start : part.stop] if self.world.is_main else None
                 yield self._request(step, part, own)
 
-    def _request(self, step: Step, part: Micro, ids: NDArray[np.int64] | None) -> Request:
+    def _request(self, step: Step, part: Part, ids: NDArray[np.int64] | None) -> Request:
         begin, end = step.position + part.start, step.position + part.stop
         return Request(
             epoch=step.epoch,

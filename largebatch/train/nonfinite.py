@@ -17,8 +17,8 @@ from torch import Tensor
 
 from largebatch._errors import RunFailure, UserError
 from largebatch.data import Batch
-from largebatch.distributed.agreement import agreed, gathered
 from largebatch.optim.parameters import local
+from largebatch.processes.agreement import agreed, gathered
 from largebatch.schedule import Step
 from largebatch.train import checkpoint
 from largebatch.train.build import Parts

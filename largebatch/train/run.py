@@ -10,24 +10,25 @@ import torch
 
 from largebatch._errors import RunFailure, UserError
 from largebatch._output import forgive_lost_output
-from largebatch.distributed.agreement import agreed, announce, require_same, together
-from largebatch.distributed.environment import World, detect
-from largebatch.distributed.group import choose_device, process_group, set_threads
-from largebatch.distributed.heartbeat import Heartbeat
-from largebatch.distributed.launch import launch_local_ranks
-from largebatch.distributed.lifetime import LAUNCHER_VARIABLE, StopRequest, die_with_parent
-from largebatch.distributed.memory import keep_freed_memory
 from largebatch.distributed.sharding import whole
 from largebatch.nn import merged_running_stats
+from largebatch.processes.agreement import agreed, announce, require_same, together
+from largebatch.processes.environment import World, detect
+from largebatch.processes.freed_memory import keep_freed_memory
+from largebatch.processes.group import choose_device, process_group, set_threads
+from largebatch.processes.heartbeat import Heartbeat
+from largebatch.processes.launch import launch_local_ranks
+from largebatch.processes.lifetime import LAUNCHER_VARIABLE, StopRequest, die_with_parent
 from largebatch.record import RunDirectory
 from largebatch.report import write_report
 from largebatch.train import checkpoint, parse
+from largebatch.train.begin import begin
 from largebatch.train.build import build, prepare
 from largebatch.train.check import check
+from largebatch.train.conclude import conclude
 from largebatch.train.config import RANK_KEYS, Config
 from largebatch.train.continuation import choose_directory, what_is_there, without
 from largebatch.train.progress import say
-from largebatch.train.results import begin, conclude
 from largebatch.train.trainer import Trainer
 
 AGENTS_SECONDS = 5.0  # in which all agents hear of a new host

@@ -7,8 +7,8 @@ from functools import cached_property, lru_cache
 
 
 @dataclass(frozen=True)
-class Micro:
-    """One forward pass of one rank: samples ``start`` to ``stop`` of the step's order.
+class Part:
+    """A rank's samples of one forward pass: ``start`` to ``stop`` of the step's order.
 
     Attributes:
         first_ghost, ghosts: its first ghost's index in the step, and how many it holds; where
@@ -50,7 +50,7 @@ def share(
     rank: int,
     world_size: int,
     minimum: int = 1,
-) -> tuple[Micro, ...]:
+) -> tuple[Part, ...]:
     """Return the forward passes of ``rank`` in a step of ``size`` samples.
 
     Ghosts go to ranks in contiguous blocks as even as can be, the first ranks taking one more; with
@@ -68,13 +68,13 @@ def share(
     for at in range(first, end, per_pass):
         until = min(at + per_pass, end)
         stop = size if until == total else until * ghost_size
-        passes.append(Micro(at * ghost_size, stop, at, until - at, ghost_size))
+        passes.append(Part(at * ghost_size, stop, at, until - at, ghost_size))
     return tuple(passes)
 
 
 def share_over_ranks(
     size: int, ghost_size: int, span: int, rank: int, world_size: int, minimum: int = 1
-) -> tuple[Micro, ...]:
+) -> tuple[Part, ...]:
     """Return the forward passes of ``rank`` where ``span`` adjacent ranks hold a ghost together.
 
     A group of ranks takes ghosts as one rank does in :func:`share`, one a pass, and its ranks take
@@ -85,8 +85,8 @@ def share_over_ranks(
     passes = []
     for whole in share(size, ghost_size, 1, group, world_size // span, minimum):
         start, stop = _part(whole.stop - whole.start, member, span)
-        part = (whole.start + start, whole.start + stop)
-        passes.append(Micro(*part, whole.first_ghost, 1, stop - start))
+        bounds = (whole.start + start, whole.start + stop)
+        passes.append(Part(*bounds, whole.first_ghost, 1, stop - start))
     return tuple(passes)
 
 
@@ -111,10 +111,10 @@ def _part(total: int, index: int, parts: int) -> tuple[int, int]:
     return first, first + each + (index < more)
 
 
-def in_step(passes: tuple[Micro, ...], count: int, minimum: int) -> tuple[Micro, ...]:
+def in_step(passes: tuple[Part, ...], count: int, minimum: int) -> tuple[Part, ...]:
     """Return ``passes``, with idle ones of ``minimum`` samples before them to make ``count``.
 
     For engines whose ranks exchange messages in every pass.
     """
-    idle = Micro(0, minimum, 0, 1, minimum, idle=True)
+    idle = Part(0, minimum, 0, 1, minimum, idle=True)
     return (idle,) * (count - len(passes)) + passes

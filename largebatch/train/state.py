@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from largebatch.distributed import World
 from largebatch.distributed.sharding import part_like, whole
 from largebatch.engine import Engine
 from largebatch.nn import load_rank_statistics, merged_running_stats, rank_statistics
+from largebatch.processes import World
 from largebatch.train import fit
 from largebatch.train.averages import WeightAverage
 from largebatch.train.snapshot import SnapshotEnsemble

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from largebatch.distributed.heartbeat import Activity
+from largebatch.processes.heartbeat import Activity
 
 PHASES = ("data", "compute", "communication", "optimizer")
 Marks = list[tuple[str, Any]]

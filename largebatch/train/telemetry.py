@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from largebatch.distributed.heartbeat import Heartbeat
 from largebatch.distributed.sharding import whole_norm
+from largebatch.processes.heartbeat import Heartbeat
 from largebatch.record import MetricsWriter, TensorBoardMirror
 from largebatch.schedule import Clock, Duration, Step
 from largebatch.tasks import Task

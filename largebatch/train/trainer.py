@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed.heartbeat import Heartbeat
-from largebatch.distributed.lifetime import StopRequest
 from largebatch.distributed.sharding import is_sharded
 from largebatch.nn import merged_running_stats
 from largebatch.optim import set_step
+from largebatch.processes.heartbeat import Heartbeat
+from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import Step
 from largebatch.train import checkpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -12,10 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from largebatch.distributed import schedule
+from largebatch.distributed import torus_face
 from largebatch.distributed.all_reduce import AllReduce
-from largebatch.distributed.connect import connect
 from largebatch.distributed.preference import Preference
+from largebatch.processes.connect import connect
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(seconds=60)
@@ -23,33 +22,12 @@ TIMEOUT = timedelta(seconds=60)
 LATELY: deque[Ranks] = deque(maxlen=3)
 
 
-def on_ranks(size: int, work: Callable[[int, dist.Store], Any]) -> list[Any]:
-    """Run ``work(rank, store)`` on a thread for each rank; return what each returned."""
-    store = dist.HashStore()
-    found: list[Any] = [None] * size
-    errors: list[BaseException] = []
-
-    def rank_main(rank: int) -> None:
-        try:
-            found[rank] = work(rank, store)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return found
-
-
 class Ranks:
     """``size`` ranks with an :class:`AllReduce` each, over one face of the schedule."""
 
     def __init__(
         self,
+        on_ranks: Callable[..., list[Any]],
         size: int,
         preference: Preference,
         hosts: list[int] | None = None,
@@ -86,27 +64,21 @@ class Ranks:
 def face(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Force one face of the schedule."""
     if request.param == "python":
-        monkeypatch.setattr(schedule, "load", lambda: (None, "LARGEBATCH_OPS=reference"))
-    elif schedule.load()[0] is None:
-        pytest.skip(f"the compiled schedule is absent: {schedule.load()[1]}")
+        monkeypatch.setattr(torus_face, "load", lambda: (None, "LARGEBATCH_OPS=reference"))
+    elif torus_face.load()[0] is None:
+        pytest.skip(f"the compiled schedule is absent: {torus_face.load()[1]}")
     return str(request.param)
 
 
 @pytest.fixture
-def ranks(face: str) -> Iterator[Callable[..., Ranks]]:
+def ranks(face: str, on_ranks: Callable[..., list[Any]]) -> Iterator[Callable[..., Ranks]]:
     """Make ranks; they are closed at the end of the test."""
     made: list[Ranks] = []
 
     def make(*arguments: Any, **options: Any) -> Ranks:
-        made.append(Ranks(*arguments, **options))
+        made.append(Ranks(on_ranks, *arguments, **options))
         return made[-1]
 
     yield make
     for of_test in made:
         of_test.close()
-
-
-@pytest.fixture(name="on_ranks")
-def on_ranks_fixture() -> Callable[..., list[Any]]:
-    """Run a function on ranks."""
-    return on_ranks

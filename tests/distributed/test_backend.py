@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 import largebatch.distributed
 from largebatch._errors import UserError
 from largebatch.distributed import Topology, World, stats, torus_all_reduce, torus_hook
-from largebatch.distributed.environment import free_port
 from largebatch.distributed.preference import Preference
 from largebatch.engine import DataParallel
+from largebatch.processes.environment import free_port
 
 RANKS = 4
 HOSTS = [0, 0, 1, 1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import largebatch.distributed
-from largebatch.distributed import schedule
+from largebatch.distributed import torus_face
 
 SCRIPT = '''
 """Every case on two ranks, forked since that is quick; each then ends as an interpreter does."""
@@ -83,8 +83,8 @@ for case in CASES:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("ops", ["auto", "reference"])
 def test_ranks_end_in_good_order(tmp_path, ops):
-    if ops == "auto" and schedule.load()[0] is None:
-        pytest.skip(f"the compiled schedule is absent: {schedule.load()[1]}")
+    if ops == "auto" and torus_face.load()[0] is None:
+        pytest.skip(f"the compiled schedule is absent: {torus_face.load()[1]}")
     variables = {key: value for key, value in os.environ.items() if key != "LARGEBATCH_OPS"}
     variables |= {"LARGEBATCH_OPS": "reference"} if ops == "reference" else {}
     variables |= {"LARGEBATCH_TORUS": "2x1", "LARGEBATCH_WIRE": "bf16", "OMP_NUM_THREADS": "1"}

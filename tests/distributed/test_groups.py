@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import largebatch.distributed
-from largebatch.distributed.environment import free_port
+from largebatch.processes.environment import free_port
 
 RANKS = 4
 WAIT = timedelta(seconds=40)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from largebatch.distributed import algorithms, schedule
+from largebatch.distributed import algorithms, torus_face
 from largebatch.distributed.cost_model import CostModel, Link
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.statistics import stats
@@ -264,9 +264,9 @@ def test_both_faces_speak_to_each_other(ranks, face, monkeypatch):
     copies = [tensor.clone() for tensor in tensors]
     ranks(4, Preference("torus", "2x2", "bf16")).reduce(tensors)
     monkeypatch.setattr(algorithms, "make_torus", lambda topology, rank, *rest: (
-        Torus if rank % 2 else schedule.CompiledTorus)(topology, rank, *rest))  # fmt: skip
+        Torus if rank % 2 else torus_face.CompiledTorus)(topology, rank, *rest))  # fmt: skip
     mixed = ranks(4, Preference("torus", "2x2", "bf16"))
-    assert {type(reducer.torus) for reducer in mixed.reducers} == {Torus, schedule.CompiledTorus}
+    assert {type(reducer.torus) for reducer in mixed.reducers} == {Torus, torus_face.CompiledTorus}
     mixed.reduce(copies)
     assert same_bits([*tensors, *copies])
 

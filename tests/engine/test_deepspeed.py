@@ -15,9 +15,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from largebatch._errors import UserError
-from largebatch.distributed import World
 from largebatch.engine import DistributedConfig, Engine, Terms, build_engine
 from largebatch.optim import OptimConfig, build_optimizer, clip_gradients
+from largebatch.processes import World
 
 RANKS, STEPS, HALF, CLIP = 2, 8, 4, 0.5
 CASES = [

@@ -11,9 +11,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from largebatch.distributed import World
 from largebatch.engine import DistributedConfig, build_engine
 from largebatch.optim import SGD, clip_gradients
+from largebatch.processes import World
 
 RANKS, MICRO = 4, 2
 SHARES = {"even": (3, 3, 3, 3), "uneven": (7, 3, 1, 1)}

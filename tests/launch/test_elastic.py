@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from largebatch.distributed.environment import free_port
+from largebatch.processes.environment import free_port
 from largebatch.record import read_metrics
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "torchrun_elastic.sh"

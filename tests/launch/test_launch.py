@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from largebatch.distributed.environment import free_port
+from largebatch.processes.environment import free_port
 from largebatch.record import read_metrics
 from largebatch.train.check import check
 from largebatch.train.parse import parse

@@ -10,8 +10,8 @@ import torch
 import torch.multiprocessing as mp
 
 from largebatch._errors import RunFailure
-from largebatch.distributed.environment import World, free_port
-from largebatch.distributed.group import process_group
+from largebatch.processes.environment import World, free_port
+from largebatch.processes.group import process_group
 from largebatch.train.checksum import parameter_checksum, require_same_parameters
 
 

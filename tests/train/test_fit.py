@@ -12,9 +12,9 @@ import torch
 
 from largebatch._errors import UserError
 from largebatch.data import DataConfig
-from largebatch.distributed import World
-from largebatch.distributed.lifetime import StopRequest
 from largebatch.optim import OptimConfig
+from largebatch.processes import World
+from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train import checkpoint

@@ -20,8 +20,8 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from largebatch.distributed.environment import free_port
-from largebatch.distributed.heartbeat import VERDICT
+from largebatch.processes.environment import free_port
+from largebatch.processes.heartbeat import VERDICT
 
 RUN = ["--schedule.length=10000ep", "--telemetry.hardware_every=0"]
 ESCAPES = "\x1b]0;title\x07\x1b[2Jno fault\x9b31m"

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from largebatch.data import DataConfig
-from largebatch.distributed import World
-from largebatch.distributed.lifetime import StopRequest
 from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig, norms
 from largebatch.nn.weight_norm import FORMS
 from largebatch.optim import OptimConfig, optimizers
+from largebatch.processes import World
+from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig, curves
 from largebatch.train import checkpoint
@@ -73,8 +73,8 @@ def advance(trainer: Trainer, steps: int) -> list[float]:
     losses = []
     walk = trainer.parts.feed.steps(trainer.position.samples)
     for _ in range(steps):
-        step, micros, batches = next(walk)
-        trainer.step(step, micros, batches)
+        step, share, batches = next(walk)
+        trainer.step(step, share, batches)
         assert trainer._taken is not None
         losses.append(float(trainer._taken.sums[0] / trainer._taken.sums[-2]))
     walk.close()

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from largebatch._errors import RunFailure, UserError
 from largebatch.data import DataConfig, EpochOrder
-from largebatch.distributed import World
-from largebatch.distributed.lifetime import StopRequest
 from largebatch.engine import DistributedConfig, Terms
 from largebatch.engine.deepspeed_config import resolve
 from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig
 from largebatch.optim import OptimConfig
+from largebatch.processes import World
+from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train import checkpoint
@@ -208,9 +208,9 @@ def check_left_out(config: Config, folder: Path) -> None:
     )
     bad = bad_step(trainer.parts.feed.order)
     assert bad > 0  # there are moments by then
-    for number, (step, micros, batches) in enumerate(trainer.parts.feed.steps(0)):
+    for number, (step, share, batches) in enumerate(trainer.parts.feed.steps(0)):
         before = everything(trainer)
-        trainer.step(step, micros, batches)
+        trainer.step(step, share, batches)
         after = everything(trainer)
         same = {name: torch.equal(before[name], after[name]) for name in before}
         if number == bad:
@@ -249,8 +249,8 @@ def test_a_loss_that_is_inf_is_left_out_though_gradients_are_finite(folder: Path
     trainer = trainer_of(config_of("fine", "masked", run=mode("skip")), folder)
     before = everything(trainer)
     walk = trainer.parts.feed.steps(0)
-    step, micros, batches = next(walk)
-    sums = trainer.parts.stepper.run(step, trainer.parts.feed.ghosts(step), micros, batches, False)
+    step, share, batches = next(walk)
+    sums = trainer.parts.stepper.run(step, trainer.parts.feed.ghosts(step), share, batches, False)
     assert math.isinf(float(sums[0]))
     grads = [param.grad for param in trainer.parts.model.parameters()]
     assert all(grad is not None and grad.isfinite().all() for grad in grads)

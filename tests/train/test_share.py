@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from largebatch.train.share import (
-    Micro,
+    Part,
     even_ghost_size,
     ghost_count,
     in_step,
@@ -110,7 +110,7 @@ def test_in_step_all_ranks_make_as_many_passes_and_the_same_real_ones(
     assert {len(passes) for passes in padded} == {len(own[0])}
     for passes, real in zip(padded, own, strict=True):
         idle = len(passes) - len(real)
-        assert passes[:idle] == (Micro(0, 2, 0, 1, 2, idle=True),) * idle
+        assert passes[:idle] == (Part(0, 2, 0, 1, 2, idle=True),) * idle
         assert passes[idle:] == real
 
 

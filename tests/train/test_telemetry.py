@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from largebatch.distributed.environment import World, free_port
-from largebatch.distributed.heartbeat import Heartbeat
+from largebatch.processes.environment import World, free_port
+from largebatch.processes.heartbeat import Heartbeat
 from largebatch.record import read_metrics
 from largebatch.schedule import BatchConfig, Duration, Schedule, ScheduleConfig
 from largebatch.train.progress import Progress

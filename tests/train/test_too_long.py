@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from largebatch.distributed import World
+from largebatch.processes import World
 from largebatch.train.build import build
 from largebatch.train.parse import parse
 

@@ -12,9 +12,9 @@ import pytest
 import torch.distributed as dist
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed import rendezvous
-from largebatch.distributed.environment import World, free_port
-from largebatch.distributed.rendezvous import serve, session, shared_store
+from largebatch.processes import rendezvous
+from largebatch.processes.environment import World, free_port
+from largebatch.processes.rendezvous import serve, session, shared_store
 
 
 def test_every_start_has_a_place_of_its_own(on_ranks) -> None:

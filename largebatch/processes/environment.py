@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from largebatch._errors import UserError
-from largebatch.distributed.address import LOOPBACK, is_loopback
-from largebatch.distributed.hostlist import expand
-from largebatch.distributed.launchers import HALF_TOLD, LAUNCHERS, Launcher, job_of
+from largebatch.processes.address import LOOPBACK, is_loopback
+from largebatch.processes.hostlist import expand
+from largebatch.processes.launchers import HALF_TOLD, LAUNCHERS, Launcher, job_of
 
 FIRST_PORT, PORTS = 20000, 20000  # where ports derived from a job id lie
 USUAL_PORT = 29500  # torch's own

@@ -23,7 +23,7 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 
 from largebatch._errors import one_line
-from largebatch.distributed.environment import World
+from largebatch.processes.environment import World
 
 MOST_SECONDS = 2.0  # between two beats
 RECORDED = "32"  # collectives that the flight recorder keeps

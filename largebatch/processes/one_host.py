@@ -13,9 +13,9 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from largebatch.distributed.address import LOOPBACK
-from largebatch.distributed.environment import World
-from largebatch.distributed.rendezvous import serve
+from largebatch.processes.address import LOOPBACK
+from largebatch.processes.environment import World
+from largebatch.processes.rendezvous import serve
 
 RENDEZVOUS = "largebatch"
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from largebatch._errors import UserError
 from largebatch.simulate import METHODS, Cluster, trace
+from largebatch.simulate.cluster import BATCHES, node_counts
 from largebatch.simulate.constants import device, link, published, table
 from largebatch.simulate.methods import automatic
-from largebatch.simulate.scaling import BATCHES, node_counts
 
 
 def convolutional():

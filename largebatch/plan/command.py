@@ -14,16 +14,16 @@ from largebatch._paths import user_path
 from largebatch.distributed.cost_model import ALL_REDUCE_FORMULAS, WIRE_SHARE, CostModel
 from largebatch.distributed.grid import Grid
 from largebatch.record import BenchmarkRecord, write_record
-from largebatch.simulate.constants import Device, device, link, measured, published, table
-from largebatch.simulate.methods import BEST_GRID, METHODS, Method, automatic, ranges
-from largebatch.simulate.nccl import NCCL_FORMULAS
-from largebatch.simulate.scaling import (
+from largebatch.simulate.cluster import (
     FORMULAS,
     MEASURES,
     Cluster,
     Prediction,
     figures,
 )
+from largebatch.simulate.constants import Device, device, link, measured, published, table
+from largebatch.simulate.methods import BEST_GRID, METHODS, Method, automatic, ranges
+from largebatch.simulate.nccl import NCCL_FORMULAS
 from largebatch.simulate.trace import trace
 
 Build = Callable[[str, tuple[int, int, int], int], nn.Module]
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str], build: Build) -> int:
         write_record(options.json, BenchmarkRecord("plan", formulas, rows, notes=notes))
         print(f"record: {options.json}")
     if options.plot is not None:
-        from largebatch.simulate.page import write_page
+        from largebatch.plan.page import write_page
 
         timeline, _ = cluster.step(options.nodes, options.batch_per_rank, methods[-1])
         write_page(options.plot, _title(options), asked, along, timeline, notes)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from largebatch._errors import UserError
-from largebatch.distributed.environment import (
+from largebatch.processes.environment import (
     World,
     detect,
     free_port,

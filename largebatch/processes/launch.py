@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from largebatch._cores import usable_cores
-from largebatch.distributed.address import LOOPBACK
-from largebatch.distributed.lifetime import LAUNCHER_VARIABLE, STOPPING, wanted
+from largebatch.processes.address import LOOPBACK
+from largebatch.processes.lifetime import LAUNCHER_VARIABLE, STOPPING, wanted
 
 SAVE_SECONDS = 30  # how long ranks may take to finish a step and save after a signal
 
@@ -27,7 +27,7 @@ def launch_local_ranks(nproc: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from largebatch.distributed.one_host import RENDEZVOUS, OneHost
+    from largebatch.processes.one_host import RENDEZVOUS, OneHost
 
     # Ranks say themselves what went wrong; the agent's account of it would bury that line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

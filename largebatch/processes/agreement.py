@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed.environment import World
-from largebatch.distributed.heartbeat import CONTINUE, Heartbeat
+from largebatch.processes.environment import World
+from largebatch.processes.heartbeat import CONTINUE, Heartbeat
 
 T = TypeVar("T")
 MOST_BYTES = 2**26  # of one value: what a peer claims to send is not believed without end

@@ -12,9 +12,9 @@ from largebatch.distributed.cost_model import ALL_REDUCE_FORMULAS
 from largebatch.record import write_atomically
 from largebatch.report.page import HERE as REPORT
 from largebatch.report.page import json_for_html, plotly_without_addresses
+from largebatch.simulate.cluster import FORMULAS, MEASURES, Prediction, figures
 from largebatch.simulate.nccl import NCCL_FORMULAS
-from largebatch.simulate.scaling import FORMULAS, MEASURES, Prediction, figures
-from largebatch.simulate.step import Step
+from largebatch.simulate.step import SimulatedStep
 
 HERE = Path(__file__).parent
 CHARTS = (
@@ -30,7 +30,7 @@ def write_page(
     title: str,
     asked: Sequence[Prediction],
     along: Mapping[str, Sequence[Prediction]],
-    step: Step,
+    step: SimulatedStep,
     notes: Sequence[str],
 ) -> None:
     """Write the page.

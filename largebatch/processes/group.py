@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from largebatch._cores import usable_cores
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed.address import gloo_interface, loopback_interface
-from largebatch.distributed.agreement import lost_peer
-from largebatch.distributed.environment import World
-from largebatch.distributed.heartbeat import RECORDED, Heartbeat
-from largebatch.distributed.rendezvous import JOIN_SECONDS, shared_store
+from largebatch.processes.address import gloo_interface, loopback_interface
+from largebatch.processes.agreement import lost_peer
+from largebatch.processes.environment import World
+from largebatch.processes.heartbeat import RECORDED, Heartbeat
+from largebatch.processes.rendezvous import JOIN_SECONDS, shared_store
 
 
 def choose_device(world: World) -> torch.device:

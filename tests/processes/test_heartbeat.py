@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from largebatch.distributed import heartbeat
-from largebatch.distributed.environment import World, free_port
-from largebatch.distributed.heartbeat import VERDICT, Heartbeat
-from largebatch.distributed.rendezvous import serve
+from largebatch.processes import heartbeat
+from largebatch.processes.environment import World, free_port
+from largebatch.processes.heartbeat import VERDICT, Heartbeat
+from largebatch.processes.rendezvous import serve
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -26,8 +26,8 @@ PROGRAM = """
 import sys, time, torch, torch.distributed as dist
 from datetime import timedelta
 from largebatch._errors import RunFailure
-from largebatch.distributed.environment import World
-from largebatch.distributed.group import process_group
+from largebatch.processes.environment import World
+from largebatch.processes.group import process_group
 rank, size, port, timeout, patience, scenario = sys.argv[1:]
 rank, size = int(rank), int(size)
 world = World(rank, size, rank, size, "mpirun", port=int(port))

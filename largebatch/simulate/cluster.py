@@ -12,7 +12,7 @@ from largebatch.distributed.cost_model import CostModel
 from largebatch.distributed.grid import Grid
 from largebatch.simulate.constants import Device
 from largebatch.simulate.methods import Method
-from largebatch.simulate.step import Compute, Step, bucket, simulate
+from largebatch.simulate.step import Compute, SimulatedStep, bucket, simulate
 from largebatch.simulate.trace import Trace
 
 MOST_RANKS = 4096
@@ -112,7 +112,7 @@ class Cluster:
         modelled = self.device.compute(self.trace, self.asked_batch).seconds
         return own.scaled(self.asked_batch / self.samples_per_second / modelled)
 
-    def step(self, nodes: int, batch: int, method: Method) -> tuple[Step, float]:
+    def step(self, nodes: int, batch: int, method: Method) -> tuple[SimulatedStep, float]:
         """Simulate a step; return it with the bucket size in MB."""
         compute, grid = self.compute(batch), Grid(nodes, self.per_node)
 

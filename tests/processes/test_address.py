@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from largebatch._errors import UserError
-from largebatch.distributed import address, group
-from largebatch.distributed.address import gloo_interface, is_loopback, own_address
-from largebatch.distributed.environment import World
+from largebatch.processes import address, group
+from largebatch.processes.address import gloo_interface, is_loopback, own_address
+from largebatch.processes.environment import World
 
 CARDS = {"127.0.0.1": "lo", "10.0.0.5": "ib0", "192.168.1.5": "eth0", "::1": "lo", "fd00::5": "ib0"}
 

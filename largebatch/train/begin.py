@@ -1,17 +1,12 @@
-"""What a run writes and says when it begins and when it ends."""
+"""What a run writes and says when it begins."""
 
 from __future__ import annotations
-
-import time
-
-from torch import Tensor
 
 import largebatch
 from largebatch import _ops
 from largebatch.optim import layer_rates
 from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
-from largebatch.report import write_report
-from largebatch.train import checkpoint, parse
+from largebatch.train import parse
 from largebatch.train.config import Config, run_name
 from largebatch.train.layers import LayerRecord
 from largebatch.train.progress import say
@@ -61,56 +56,3 @@ def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
         return writer, mirror
     say(f"figures for Prometheus: http://127.0.0.1:{endpoint.port}/metrics")
     return writer, mirror, endpoint
-
-
-def conclude(
-    config: Config,
-    directory: RunDirectory,
-    trainer: Trainer,
-    weights: dict[str, Tensor] | None,
-    averaged: dict[str, Tensor],
-) -> None:
-    """Write what a finished run leaves, its weights among it; or say how a stopped one goes on.
-
-    Args:
-        weights: the whole ``state_dict``; None if the run was stopped.
-        averaged: the parameters' moving average, empty if there is none.
-    """
-    position, parts = trainer.position, trainer.parts
-    if weights is None:
-        say(
-            f"stopped by {trainer.stop.name or 'a signal to another rank'} at "
-            f"{position.samples:,} samples; the same command with --run.dir={directory.path} "
-            "continues"
-        )
-        return
-    checkpoint.save_weights(directory.weights, weights)
-    if averaged:
-        averaged = {**weights, **averaged}
-        checkpoint.save_weights(directory.path / "weights_ema.safetensors", averaged)
-    last = position.last or {}
-    summary = {
-        "name": run_name(config),
-        **{k: v for k, v in last.items() if k not in ("split", "samples", "step", "epoch")},
-        "samples": position.samples,
-        "steps": position.steps,
-        "epochs": position.samples / trainer.clock.epoch_samples,
-        "global_batch": config.batch.size,
-        "world_size": trainer.world.world_size,
-        "samples_per_second": trainer.telemetry.train_samples
-        / max(trainer.telemetry.train_seconds, 1e-9),
-        "wall_seconds": position.seconds,
-        "pipeline": config.data.pipeline,
-        "ops": _ops.face(),
-        "device": parts.device.type,
-        "target": position.reached,
-        "nonfinite_steps": trainer.nonfinite.steps,
-        "nonfinite_evaluations": trainer.nonfinite.evaluations,
-        "weights_sha256": checkpoint.weights_sha256(weights),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    directory.write_summary(summary)
-    write_report([directory.path], directory.report)
-    top1 = f"top1 {100 * last['top1']:.2f}%" if "top1" in last else "no validation"
-    say(f"finished: {top1} after {position.samples:,} samples in {position.seconds:.1f} s")
-    say(f"report: {directory.report}")

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from largebatch._errors import UserError
-from largebatch.distributed.hostlist import MOST, expand
+from largebatch.processes.hostlist import MOST, expand
 
 LISTS = {
     "gpu03": "gpu03",

@@ -16,7 +16,7 @@ from largebatch.distributed.topology import Topology
 from largebatch.distributed.torus import Torus
 
 
-class Schedule(Protocol):
+class TorusFace(Protocol):
     """What both faces do; :class:`Torus` explains it."""
 
     def all_reduce(
@@ -86,7 +86,7 @@ def make_torus(
     row: dist.ProcessGroup,
     column: dist.ProcessGroup | None,
     device: torch.device,
-) -> Schedule:
+) -> TorusFace:
     """Return the schedule's best face; :class:`Torus` explains the arguments.
 
     Ranks may have different ones: both send the same messages and give the same bits.

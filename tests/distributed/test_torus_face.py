@@ -7,7 +7,7 @@ import torch
 
 from largebatch._errors import UserError
 from largebatch._ops import torus_library
-from largebatch.distributed import schedule
+from largebatch.distributed import torus_face
 from largebatch.distributed.topology import Topology
 from largebatch.distributed.torus import Torus
 
@@ -19,17 +19,17 @@ def no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("PATH", "")
     torus_library.load.cache_clear()
-    schedule._say_once.cache_clear()
+    torus_face._say_once.cache_clear()
     yield
     torus_library.load.cache_clear()
-    schedule._say_once.cache_clear()
+    torus_face._say_once.cache_clear()
 
 
 def test_without_a_compiler_python_serves_and_says_so_once(recwarn):
     assert torus_library.state() == "not yet"
     topology = Topology.from_hosts("aabb")
     for _ in range(2):
-        made = schedule.make_torus(topology, 0, None, None, torch.device("cpu"))  # type: ignore[arg-type]
+        made = torus_face.make_torus(topology, 0, None, None, torch.device("cpu"))  # type: ignore[arg-type]
         assert type(made) is Torus
     said = [str(warning.message) for warning in recwarn if "in Python" in str(warning.message)]
     assert len(said) == 1 and "which is slower" in said[0]

@@ -14,10 +14,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed import agreement
-from largebatch.distributed.agreement import agreed, announce, gathered, require_same, together
-from largebatch.distributed.environment import World, free_port
-from largebatch.distributed.group import process_group
+from largebatch.processes import agreement
+from largebatch.processes.agreement import agreed, announce, gathered, require_same, together
+from largebatch.processes.environment import World, free_port
+from largebatch.processes.group import process_group
 
 
 def world(rank: int, port: int) -> World:

@@ -18,8 +18,8 @@ from datetime import timedelta
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from largebatch._errors import RunFailure, UserError
-from largebatch.distributed.address import LOOPBACK, own_address
-from largebatch.distributed.environment import World, free_port
+from largebatch.processes.address import LOOPBACK, own_address
+from largebatch.processes.environment import World, free_port
 
 JOIN_SECONDS = 300.0  # between the first rank and the last: imports from a slow disk take minutes
 ANSWER_SECONDS = 60.0  # an agent's store is there before its ranks are

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from largebatch.distributed.lifetime import STOPPING, StopRequest, wanted
+from largebatch.processes.lifetime import STOPPING, StopRequest, wanted
 
 
 @pytest.fixture
@@ -41,9 +41,7 @@ def test_nohup_is_heeded(dispositions) -> None:
 
 
 def test_nohup_itself() -> None:
-    program = (
-        "from largebatch.distributed.lifetime import wanted; print(*[n.name for n in wanted()])"
-    )
+    program = "from largebatch.processes.lifetime import wanted; print(*[n.name for n in wanted()])"
     done = subprocess.run(
         ["nohup", sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )

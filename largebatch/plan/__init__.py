@@ -1,0 +1,1 @@
+"""``largebatch plan``: the verb over the step simulator, and its page."""
