@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from largebatch._paths import UserPath
 from largebatch.data.config import DataConfig
@@ -49,6 +49,16 @@ class PrecisionConfig:
     """
     loss_scale: float | Literal["dynamic"] = "dynamic"
     """Scale of the loss under fp16; a step whose gradients overflow is skipped."""
+
+
+@dataclass
+class EvaluateConfig:
+    """When the run is judged, and by what."""
+
+    every: Duration = field(default_factory=lambda: Duration.parse("1ep"))
+    """Distance between evaluations; the end of the run is one as well."""
+    also: list[dict[str, Any]] = field(default_factory=list)
+    """Further evaluations: {name, every, and keys of its own}; package.module:callable is one."""
 
 
 @dataclass
@@ -107,6 +117,10 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    """Instruments on the live run: {name, every, and keys of its own}; package.module:callable is
+    one. They change no bit of it."""
     ema: EmaConfig = field(default_factory=EmaConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
@@ -129,6 +143,8 @@ RANK_KEYS = (
 
 # Keys that may differ between a run and its continuation: they do not shape the trajectory.
 FREE_KEYS = (
+    "probes",
+    "evaluate",
     "run.dir",
     "run.name",
     "run.nproc",

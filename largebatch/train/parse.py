@@ -81,12 +81,14 @@ def flat(config: Config) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def known_keys() -> dict[str, Any]:
-    """Return the type of every ``section.key``."""
-    return {
-        f"{section}.{name}": hint
-        for section, kind in get_type_hints(Config).items()
-        for name, hint in get_type_hints(kind).items()
-    }
+    """Return the type of every ``section.key``, and of the keys that are in no section."""
+    keys: dict[str, Any] = {}
+    for section, kind in get_type_hints(Config).items():
+        if dataclasses.is_dataclass(kind):
+            keys |= {f"{section}.{name}": hint for name, hint in get_type_hints(kind).items()}
+        else:  # a key by itself
+            keys[section] = kind
+    return keys
 
 
 @lru_cache(maxsize=1)
@@ -130,8 +132,9 @@ def _instantiate(namespace: Any) -> Config:
     parts = _parser().instantiate(namespace)
     config = Config(**{field.name: parts[field.name] for field in dataclasses.fields(Config)})
     for key, hint in known_keys().items():
-        section, name = key.split(".")
-        if getattr(getattr(config, section), name) is None and NoneType not in _options(hint):
+        section, _, name = key.partition(".")
+        value = getattr(config, section)
+        if (getattr(value, name) if name else value) is None and NoneType not in _options(hint):
             raise UserError(f"{key}=null: expected {_expected(hint)}")
     return config
 
@@ -149,7 +152,9 @@ def _checked(arguments: Sequence[str]) -> Iterator[str]:
             continue
         if name not in known_keys() and name not in ("config", "recipe") and not former(name):
             parent = name.rpartition(".")[0]
-            if parent not in known_keys() or "." not in parent:  # --optim.options.key=... is nested
+            if parent not in known_keys() or (
+                parent in known_keys() and "." not in parent
+            ):  # --optim.options.key=... is nested
                 raise UserError(_unknown(name))
         if not equals:
             value = next(rest, "")
@@ -219,6 +224,8 @@ def check_keys(tree: Any, where: str) -> None:
     for section, keys in tree.items():
         if section not in sections:
             raise UserError(_unknown(str(section)))
+        if section in known_keys():
+            continue
         if not isinstance(keys, dict):
             raise UserError(f"{section}={_short(keys)}: a section of keys, not a value")
         for name in keys:

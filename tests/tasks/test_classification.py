@@ -7,19 +7,21 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from largebatch._errors import UserError
-from largebatch.data import Batch, Mixed
+from largebatch.data import ImageBatch, Mixed
 from largebatch.tasks import Classification, TaskConfig, build_task
 
 N, CLASSES = 9, 12
 
 
-def batch(mixed: bool = False) -> Batch:
+def batch(mixed: bool = False) -> ImageBatch:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(N, CLASSES, generator=generator, dtype=torch.float64)
     targets = torch.randint(CLASSES, (N,), generator=generator)
     partners = torch.randint(CLASSES, (N,), generator=generator)
     weight = torch.rand(N, generator=generator, dtype=torch.float64)
-    return Batch(inputs, targets, np.arange(N), (N,), Mixed(partners, weight) if mixed else None)
+    order = np.arange(N)
+    extra = Mixed(partners, weight) if mixed else None
+    return ImageBatch(inputs, targets, order, order, (N,), extra)
 
 
 def soft_loss(logits: torch.Tensor, soft: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -48,7 +50,13 @@ def test_sums_add_up_over_parts():
     whole = batch()
     task = Classification(TaskConfig(), CLASSES)
     parts = [
-        Batch(whole.inputs[a:b], whole.targets[a:b], whole.indices[a:b], (b - a,))
+        ImageBatch(
+            whole.inputs[a:b],
+            whole.targets[a:b],
+            whole.indices[a:b],
+            whole.positions[a:b],
+            (b - a,),
+        )
         for a, b in ((0, 4), (4, 5), (5, 9))
     ]
     sums = sum(task.evaluate(nn.Identity(), part) for part in parts)
@@ -58,12 +66,12 @@ def test_sums_add_up_over_parts():
 def test_evaluation_ignores_smoothing_and_counts_top5():
     one = batch()
     task = Classification(TaskConfig(label_smoothing=0.3), CLASSES)
-    assert task.metrics == ("top1", "top5")
+    assert task.figures == ("top1", "top5")
     loss, top1, top5, weight = task.evaluate(nn.Identity(), one).tolist()
     assert loss == pytest.approx(float(cross_entropy(one.inputs, one.targets, reduction="sum")))
     ranks = (one.inputs > one.inputs.gather(1, one.targets[:, None])).sum(1)
     assert (top1, top5, weight) == (int((ranks < 1).sum()), int((ranks < 5).sum()), N)
-    assert Classification(TaskConfig(), 10).metrics == ("top1",)
+    assert Classification(TaskConfig(), 10).figures == ("top1",)
 
 
 def test_half_precision_logits_are_widened():
@@ -75,4 +83,4 @@ def test_half_precision_logits_are_widened():
 
 def test_unknown_task_is_refused():
     with pytest.raises(UserError, match=r"task\.name='clasification'.*classification"):
-        build_task(TaskConfig(name="clasification"), CLASSES)
+        build_task(TaskConfig(name="clasification"), {"num_classes": CLASSES})

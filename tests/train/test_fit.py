@@ -212,8 +212,8 @@ def test_what_every_optimizer_saves_fits(tmp_path, compute, optim):
         "precision": PrecisionConfig(compute=compute),
     }
     trainer, other = trainer_of(tmp_path, **sections), trainer_of(tmp_path, **sections)
-    steps = trainer.parts.feed.steps(0)
-    trainer.step(*next(steps))
+    steps = trainer.parts.feed.shares(0)
+    trainer.step(next(steps))
     steps.close()
     captured = trainer.state.capture(vars(trainer.position))
     state = checkpoint.load(checkpoint.save(tmp_path, 64, captured, keep=1))

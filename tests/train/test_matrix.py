@@ -61,7 +61,7 @@ def trainer_of(config: Config, folder: Path) -> Trainer:
         (),
         Progress(trainer.schedule.total_samples, 0, shown=False),
         None,
-        trainer.parts.task.metrics,
+        trainer.parts.task,
         config.telemetry.every,
         trainer.clock,
     )
@@ -71,10 +71,10 @@ def trainer_of(config: Config, folder: Path) -> Trainer:
 def advance(trainer: Trainer, steps: int) -> list[float]:
     """Take steps and return their losses."""
     losses = []
-    walk = trainer.parts.feed.steps(trainer.position.samples)
+    walk = trainer.parts.feed.shares(trainer.position.samples)
     for _ in range(steps):
-        step, share, batches = next(walk)
-        trainer.step(step, share, batches)
+        share = next(walk)
+        trainer.step(share)
         assert trainer._taken is not None
         losses.append(float(trainer._taken.sums[0] / trainer._taken.sums[-2]))
     walk.close()

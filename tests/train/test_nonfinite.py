@@ -202,15 +202,15 @@ def check_left_out(config: Config, folder: Path) -> None:
         (),
         Progress(trainer.schedule.total_samples, 0, shown=False),
         None,
-        trainer.parts.task.metrics,
+        trainer.parts.task,
         config.telemetry.every,
         trainer.clock,
     )
     bad = bad_step(trainer.parts.feed.order)
     assert bad > 0  # there are moments by then
-    for number, (step, share, batches) in enumerate(trainer.parts.feed.steps(0)):
+    for number, share in enumerate(trainer.parts.feed.shares(0)):
         before = everything(trainer)
-        trainer.step(step, share, batches)
+        trainer.step(share)
         after = everything(trainer)
         same = {name: torch.equal(before[name], after[name]) for name in before}
         if number == bad:
@@ -248,9 +248,9 @@ def test_an_overflow_under_fp16_changes_nothing_else_than_the_scale(folder: Path
 def test_a_loss_that_is_inf_is_left_out_though_gradients_are_finite(folder: Path) -> None:
     trainer = trainer_of(config_of("fine", "masked", run=mode("skip")), folder)
     before = everything(trainer)
-    walk = trainer.parts.feed.steps(0)
-    step, share, batches = next(walk)
-    sums = trainer.parts.stepper.run(step, trainer.parts.feed.ghosts(step), share, batches, False)
+    walk = trainer.parts.feed.shares(0)
+    share = next(walk)
+    sums = trainer.parts.stepper.run(share, stop=False)
     assert math.isinf(float(sums[0]))
     grads = [param.grad for param in trainer.parts.model.parameters()]
     assert all(grad is not None and grad.isfinite().all() for grad in grads)

@@ -46,9 +46,9 @@ def test_evaluation_changes_nothing():
     parts = build(small(model=ModelConfig(drop=0.3)), World(), CPU)
     next(m for m in parts.model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
     parts.model.zero_grad()
-    steps = parts.feed.steps(0)
-    step, share, batches = next(steps)
-    parts.stepper.run(step, parts.feed.ghosts(step), share, batches, stop=False)
+    steps = parts.feed.shares(0)
+    share = next(steps)
+    parts.stepper.run(share, stop=False)
     before = snapshot(parts.model)
     flags = [m.training for m in parts.model.modules()]
     assert True in flags and False in flags
@@ -113,9 +113,9 @@ def test_weights_are_measured_at_steps_of_constant_ratio():
 
 def test_an_overflow_under_fp16_changes_no_state():
     parts = build(small(precision=PrecisionConfig(compute="fp16")), World(), CPU)
-    steps = parts.feed.steps(0)
-    step, share, batches = next(steps)
-    parts.stepper.run(step, parts.feed.ghosts(step), share, batches, stop=False)
+    steps = parts.feed.shares(0)
+    share = next(steps)
+    parts.stepper.run(share, stop=False)
     before = copy.deepcopy(
         {"model": dict(parts.model.named_parameters()), "optimizer": parts.optimizer.state_dict()}
     )
@@ -123,15 +123,15 @@ def test_an_overflow_under_fp16_changes_no_state():
     assert scaler is not None
     scale = scaler.get_scale()
     hook = next(parts.model.parameters()).register_hook(lambda g: g * float("inf"))
-    step, share, batches = next(steps)
-    parts.stepper.run(step, parts.feed.ghosts(step), share, batches, stop=False)
+    share = next(steps)
+    parts.stepper.run(share, stop=False)
     hook.remove()
     assert scaler.get_scale() < scale
     for name, parameter in parts.model.named_parameters():
         assert torch.equal(parameter, before["model"][name])
     assert same_state(parts.optimizer.state_dict(), before["optimizer"])
-    step, share, batches = next(steps)
-    parts.stepper.run(step, parts.feed.ghosts(step), share, batches, stop=False)
+    share = next(steps)
+    parts.stepper.run(share, stop=False)
     assert not torch.equal(next(parts.model.parameters()), next(iter(before["model"].values())))
 
 
