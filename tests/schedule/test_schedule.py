@@ -108,11 +108,11 @@ def test_regime_contradictions():
         build(growing, regime="steps")
 
 
-def test_phases_carry_batch_rate_and_image_size():
+def test_phases_carry_batch_rate_and_extent():
     plan = [
-        phase("10ep", size=1024, image_size=128),
+        phase("10ep", size=1024, extent=128),
         phase("50%", micro=32),
-        phase(size=4096, lr_multiplier=0.5, image_size=288),
+        phase(size=4096, lr_multiplier=0.5, extent=288),
     ]
     schedule = build(
         BatchConfig(size=2048, micro="auto", reference=256, plan=plan), 0.1, "sqrt",
@@ -122,7 +122,7 @@ def test_phases_carry_batch_rate_and_image_size():
     assert rates == pytest.approx([0.2, 0.1 * 8**0.5, 0.2])
     assert [p.size for p in schedule.plan.phases] == [1024, 2048, 4096]
     assert [p.micro for p in schedule.plan.phases] == ["auto", 32, "auto"]
-    assert [p.image_size for p in schedule.plan.phases] == [128, None, 288]
+    assert [p.extent for p in schedule.plan.phases] == [128, None, 288]
     assert [p.end for p in schedule.plan.phases] == [500_000, 1_000_000, None]
     assert schedule.lr(0, 256) == pytest.approx(0.1)
     text = "\n".join(schedule.describe())
@@ -154,7 +154,7 @@ def test_lengths_in_steps():
 
 
 def test_a_length_in_steps_with_a_plan_in_percent():
-    crop = [phase("50%", image_size=128), phase(image_size=224)]
+    crop = [phase("50%", extent=128), phase(extent=224)]
     schedule = build(BatchConfig(size=100, plan=crop), epoch_samples=1000, length="40st")
     assert schedule.plan.phases[0].end == 2000
     growing = [phase("50%", size=128), phase(size=256)]
