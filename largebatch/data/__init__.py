@@ -16,6 +16,7 @@ from largebatch.data.pipeline import Pipeline
 from largebatch.data.request import Request
 from largebatch.data.source import Delivery, Order, Reader, Source, datasets
 from largebatch.data.stream_order import StreamOrder
+from largebatch.data.token_batch import TokenBatch
 
 __all__ = [
     "Batch",
@@ -32,6 +33,7 @@ __all__ = [
     "Request",
     "Source",
     "StreamOrder",
+    "TokenBatch",
     "arrays",
     "build_source",
     "cifar",

@@ -31,7 +31,7 @@ class Carry(ABC):
 
     @abstractmethod
     def rows(self) -> dict[int, Tensor]:
-        """Return the memory of every stream that this rank has put, all of one shape."""
+        """Return the memory of every stream that this rank knows, all of one shape."""
 
     @abstractmethod
     def load(self, rows: dict[int, Tensor]) -> None:

@@ -15,9 +15,9 @@ from largebatch.processes.group import choose_device
 from largebatch.record import RunDirectory
 from largebatch.tasks import build_task
 from largebatch.train import checkpoint, parse
-from largebatch.train.build import EVALUATION_BATCH, make_model
+from largebatch.train.build import make_atoms, make_model, share_of
 from largebatch.train.config import Config
-from largebatch.train.evaluate import Evaluator
+from largebatch.train.evaluate import Evaluator, evaluation_batch
 from largebatch.train.precision import Precision
 
 
@@ -50,9 +50,13 @@ def assess(path: Path, root: Path | None = None, allow_imports: bool = False) ->
         raise UserError(f"{path}: its weights do not fit model.name: {error}") from None
     delivery = Delivery(config.run.seed, device, False, precision.dtype, config.model.channels_last)
     reader = source.reader(config.data, delivery)
-    batch = min(EVALUATION_BATCH, config.batch.size, len(source))
-    with precision.autocast():
-        sums = Evaluator(task, reader, len(source), batch, world, device).sums(model).tolist()
+    # As the run's own evaluation takes them where one rank trains: the figures agree to the bit.
+    sizes = [phase.size or config.batch.size for phase in config.batch.plan] or [config.batch.size]
+    micro = config.batch.micro if isinstance(config.batch.micro, int) else None
+    share = share_of(max(sizes), make_atoms(config, model, task), world)
+    batch = evaluation_batch(micro, share, len(source))
+    evaluator = Evaluator(task, reader, len(source), batch, world, device, precision)
+    sums = evaluator.sums(model).tolist()
     return task.read(sums) | {"count": sums[-1]}
 
 

@@ -22,7 +22,7 @@ from largebatch.processes.agreement import gathered, require_same, together
 from largebatch.schedule import Duration, Schedule
 from largebatch.tasks import Task, Votes, build_task
 from largebatch.train.config import Config, engine_terms
-from largebatch.train.evaluate import Evaluator, requests
+from largebatch.train.evaluate import Evaluator, evaluation_batch
 from largebatch.train.feed import Atoms, Feed
 from largebatch.train.finite import infinite_constants
 from largebatch.train.micro import largest_micro, memory_free
@@ -30,7 +30,6 @@ from largebatch.train.precision import Precision
 from largebatch.train.stepper import Stepper
 
 MIXING_GROUP = 32  # samples that mixup draws partners from where no ghost size is set
-EVALUATION_BATCH = 1024
 
 
 @dataclass
@@ -145,16 +144,17 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         )
         for part, train in ((source, True), (validation, False))
     )
-    micro = config.batch.micro
-    largest = max(phase.size for phase in schedule.plan.phases)
-    largest_share = math.ceil(math.ceil(largest / (atoms.size or 1)) / world.world_size)
-    largest_share *= atoms.size or 1
-    if micro == "auto":  # measured before an engine divides the model
-        probe = min(atoms.size, len(validation)) if atoms.size > 1 else min(8, len(validation))
-        sample = next(iter(val_reader.read(requests(probe, probe, World()))))
+    phases = schedule.plan.phases
+    largest_share = share_of(max(phase.size for phase in phases), atoms, world)
+    fitting: dict[int | None, int] = {}
+    # Measured before an engine divides the model, on samples as large as the phase's.
+    for extent in {phase.extent: None for phase in phases if phase.micro == "auto"}:
+        delivery = Delivery(config.run.seed, device, True, precision.dtype, channels_last)
+        samples = atoms.size if atoms.size > 1 else 8
+        sample = source.example(samples, delivery, extent)
         free = memory_free(device, world.local_world_size)
-        micro = largest_micro(model, task, precision, sample, atoms.size, largest_share, free)
-        micro = min(gathered(micro, world))
+        found = largest_micro(model, task, precision, sample, atoms.size, largest_share, free)
+        fitting[extent] = min(gathered(found, world))
     engine = build_engine(model, world, config.distributed, engine_terms(config))
     optimizer = build_optimizer(config.optim, model)
     clip = Clipping(config.optim, model, optimizer)
@@ -177,7 +177,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         reader,
         world,
         atoms,
-        micro,
+        fitting,
         engine.lockstep,
     )
     stepper = Stepper(
@@ -192,10 +192,10 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         leaves_out=config.data.skip_corrupt > 0,
         ranks=ranks,
     )
-    evaluation_batch = min(EVALUATION_BATCH, micro or largest_share, len(validation))
-    evaluator = Evaluator(
-        task, val_reader, len(validation), max(1, evaluation_batch), world, device
-    )
+    fits = min(fitting.values(), default=None)
+    micro = config.batch.micro if isinstance(config.batch.micro, int) else fits
+    judged = evaluation_batch(micro, largest_share, len(validation))
+    evaluator = Evaluator(task, val_reader, len(validation), judged, world, device, precision)
     return Parts(
         world,
         device,
@@ -213,6 +213,12 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         remarks,
         prepared.constants,
     )
+
+
+def share_of(size: int, atoms: Atoms, world: World) -> int:
+    """Return the most samples of a rank in a step of ``size``, in whole atoms."""
+    atom = atoms.size or 1
+    return math.ceil(math.ceil(size / atom) / world.world_size) * atom
 
 
 def check_span(config: Config, world: World) -> None:

@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from largebatch.data import Batch, EpochOrder, Reader, Request
 from largebatch.processes import World
 from largebatch.tasks import Task
+from largebatch.train.precision import Precision
+
+LARGEST_BATCH = 1024  # more samples in a forward pass are no quicker
 
 
 @contextmanager
-def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+def evaluating(model: nn.Module, device: torch.device, precision: Precision) -> Iterator[None]:
     """Put ``model`` in evaluation mode without gradients; restore flags and generators afterwards.
 
-    Each module's own flag is kept, since a user may have frozen some (a batch norm, say).
+    Its forward passes run in the number formats of the run's training. Each module's own flag is
+    kept, since a user may have frozen some (a batch norm, say).
     """
     flags = [(module, module.training) for module in model.modules()]
     generators = [torch.default_generator]
@@ -28,7 +32,7 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
     states = [generator.get_state() for generator in generators]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), precision.autocast():
             yield
     finally:
         for module, flag in flags:
@@ -47,11 +51,23 @@ def requests(count: int, batch: int, world: World) -> Iterator[Request]:
         yield Request(0, order.indices(0, start, stop), np.arange(start, stop))
 
 
+def evaluation_batch(micro: int | None, share: int, samples: int) -> int:
+    """Return the samples of a forward pass in evaluation.
+
+    Args:
+        micro: of training; None: the whole share.
+        share: most samples of a rank in a step of training, in whole atoms.
+        samples: of the validation set.
+    """
+    return max(1, min(LARGEST_BATCH, micro or share, samples))
+
+
 class Evaluator:
     """Computes the task's sums over the validation set.
 
     Args:
-        batch: samples per forward pass. autocast: a context for the forward pass.
+        batch: samples per forward pass.
+        precision: number formats of forward passes.
     """
 
     def __init__(
@@ -62,9 +78,11 @@ class Evaluator:
         batch: int,
         world: World,
         device: torch.device,
+        precision: Precision,
     ) -> None:
         self.task, self.reader, self.count = task, reader, count
-        self.batch, self.world, self.device = batch, world, device
+        self.batch, self.world = batch, world
+        self.device, self.precision = device, precision
 
     def batches(self) -> Iterator[Batch]:
         """Walk this rank's share of the validation set."""
@@ -76,7 +94,7 @@ class Evaluator:
         A true ``stopped`` ends the pass early: the caller then throws the sums of all ranks away.
         """
         total = self.task.no_sums(self.device)
-        with evaluating(model, self.device):
+        with evaluating(model, self.device, self.precision):
             for batch in () if stopped else self.batches():
                 total += self.task.evaluate(model, batch)
                 if stopped:

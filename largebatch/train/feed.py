@@ -85,7 +85,8 @@ class Feed:
     functions of the position in the run alone, so that starting in the middle needs no replay.
 
     Args:
-        micro: samples per forward pass; None for the whole share.
+        fitting: samples of the largest forward pass that fits memory, for each extent of samples
+            in whose phases ``micro`` is ``auto``.
         lockstep: whether every rank makes as many passes in a step.
     """
 
@@ -96,12 +97,12 @@ class Feed:
         reader: Reader,
         world: World,
         atoms: Atoms,
-        micro: int | None,
+        fitting: dict[int | None, int],
         lockstep: bool = False,
     ) -> None:
         self.lockstep = lockstep
         self.plan, self.order, self.reader = plan, order, reader
-        self.world, self.atoms, self.micro = world, atoms, micro
+        self.world, self.atoms, self.fitting = world, atoms, fitting
         self._hashes: deque[str] = deque()
 
     def parts(self, step: Step) -> tuple[Part, ...]:
@@ -118,7 +119,7 @@ class Feed:
         place = (rank, self.world.world_size, atoms.minimum)
         if atoms.span:
             return share_over_ranks(step.size, size, atoms.span, *place)
-        return share(step.size, size, self._micro(step), *place)
+        return share(step.size, size, self.micro(step), *place)
 
     def ghosts(self, step: Step) -> int:
         """Return the number of ghosts of ``step`` over all ranks."""
@@ -127,13 +128,13 @@ class Feed:
     def _ghost_size(self, step: Step) -> int:
         if self.atoms.size:
             return self.atoms.size
-        even = even_ghost_size(step.size, self._micro(step), self.atoms.span, self.world.world_size)
+        even = even_ghost_size(step.size, self.micro(step), self.atoms.span, self.world.world_size)
         return max(self.atoms.minimum, even)
 
-    def _micro(self, step: Step) -> int | None:
-        micro = self.micro if step.phase.micro in (None, "auto") else step.phase.micro
-        assert micro is None or isinstance(micro, int)
-        return micro
+    def micro(self, step: Step) -> int | None:
+        """Return the samples of a rank's forward pass; None: its whole share."""
+        micro = step.phase.micro
+        return self.fitting[step.phase.extent] if micro == "auto" else micro
 
     def shares(self, samples: int) -> Iterator[Share]:
         """Walk the steps from ``samples`` on; a step's passes are taken before the next step."""

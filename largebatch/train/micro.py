@@ -1,4 +1,4 @@
-"""`batch.micro: auto`: the largest forward pass that fits this rank's memory."""
+"""`batch.micro: auto`, of the run or of a phase: the largest forward pass that fits memory."""
 
 from __future__ import annotations
 

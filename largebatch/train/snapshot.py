@@ -38,7 +38,7 @@ class SnapshotEnsemble:
         task = evaluator.task
         assert isinstance(task, Votes)
         total = task.no_sums(evaluator.device)
-        with evaluating(model, evaluator.device):
+        with evaluating(model, evaluator.device, evaluator.precision):
             for batch in evaluator.batches():
                 votes = []
                 for member in self.members:

@@ -206,7 +206,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._back_off(error)
+            self._back_off(error, step)
             return None
         position.samples, position.steps = step.end, position.steps + 1
         self.heartbeat.activity.step = position.steps
@@ -286,15 +286,16 @@ class Trainer:
         taken, self._taken = self._taken, None
         return self._read(taken)
 
-    def _back_off(self, error: BaseException) -> None:
+    def _back_off(self, error: BaseException, step: Step) -> None:
         feed = self.parts.feed
-        smaller = halved(feed.micro, feed.atoms.size) if self.config.batch.micro == "auto" else None
+        micro, auto = feed.micro(step), step.phase.micro == "auto"
+        smaller = halved(micro, feed.atoms.size) if auto else None
         if smaller is None or self.world.world_size > 1:
             raise RunFailure(
-                f"memory ran out at batch.micro={feed.micro}: set batch.micro to less ({error})"
+                f"memory ran out at batch.micro={micro}: set batch.micro to less ({error})"
             ) from error
-        say(f"memory ran out: batch.micro {feed.micro} -> {smaller}")
-        feed.micro = smaller
+        say(f"memory ran out: batch.micro {micro} -> {smaller}")
+        feed.fitting[step.phase.extent] = smaller
         self.parts.stepper.retry()
 
     def _evaluation_due(self, start: int, end: int) -> bool:

@@ -134,7 +134,10 @@ def test_every_loss_and_the_final_weights_are_those_on_file(name: str, tmp_path:
     on_file = json.loads(FILE.read_text(encoding="utf-8"))
     if machine() not in on_file:
         pytest.skip(f"no golden figures for {machine()}")
-    assert figures(name, tmp_path) == on_file[machine()][name]
+    kept = on_file[machine()][name]
+    assert {"loss", "order_hash", "weights_sha256"} <= kept.keys()
+    found = figures(name, tmp_path)
+    assert {key: found[key] for key in kept} == kept
 
 
 def write(names: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from largebatch.processes import World
 from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
+from largebatch.schedule.config import PhaseConfig
 from largebatch.train.averages import WeightAverage, swapped_in
 from largebatch.train.build import build
 from largebatch.train.config import Config, PrecisionConfig
@@ -69,7 +70,8 @@ def test_evaluation_restores_after_an_error():
         assert not any(m.training for m in model.modules())
         raise KeyError
 
-    with pytest.raises(KeyError), evaluating(model, CPU):
+    precision = Precision(PrecisionConfig(), CPU)
+    with pytest.raises(KeyError), evaluating(model, CPU, precision):
         fail()
     assert all(m.training for m in model.modules())
 
@@ -156,12 +158,29 @@ def test_auto_takes_whole_ghosts_and_no_more_than_the_share(monkeypatch):
 
     config = small(norm=NormConfig(kind="ghost", ghost_size=16))
     config.batch.micro = "auto"
-    assert build(config, World(), CPU).feed.micro == 64
+    assert build(config, World(), CPU).feed.fitting == {None: 64}
     monkeypatch.setattr(module, "memory_free", lambda *_: 2_000_000)
-    micro = build(config, World(), CPU).feed.micro
-    assert micro is not None and 16 <= micro < 64 and micro % 16 == 0
+    micro = build(config, World(), CPU).feed.fitting[None]
+    assert 16 <= micro < 64 and micro % 16 == 0
     monkeypatch.setattr(module, "memory_free", lambda *_: 1)
-    assert build(config, World(), CPU).feed.micro == 16
+    assert build(config, World(), CPU).feed.fitting == {None: 16}
+
+
+def test_auto_of_a_phase_is_measured_at_the_size_of_its_images(monkeypatch):
+    """It counted only where batch.micro was auto as well, and at the validation images' size."""
+    from largebatch.train import build as module
+
+    config = small(norm=NormConfig(kind="ghost", ghost_size=16))
+    config.model.name = "cifar_resnet20"
+    config.batch.plan = [
+        PhaseConfig(until=Duration.parse("1ep"), extent=8, micro="auto"),
+        PhaseConfig(extent=16, micro="auto"),
+    ]
+    monkeypatch.setattr(module, "memory_free", lambda *_: 8_000_000)
+    feed = build(config, World(), CPU).feed
+    small_images, large_images = feed.fitting[8], feed.fitting[16]
+    assert large_images < small_images < 64  # four times the pixels, a quarter of the samples
+    assert [feed.micro(feed.plan.step_at(at)) for at in (0, 200)] == [small_images, large_images]
 
 
 def test_backing_off_halves_in_whole_ghosts():
@@ -196,7 +215,7 @@ def test_a_run_that_meets_the_end_of_memory_goes_on_with_smaller_passes(tmp_path
         trainer = Trainer(config, parts, directory, StopRequest())
         assert trainer.run(())
         assert trainer.position.samples == 400 and trainer.position.steps == 8
-        finals.append((parts.feed.micro, parts.model.state_dict()))
+        finals.append((parts.feed.fitting[None], parts.model.state_dict()))
     assert [micro for micro, _ in finals] == [64, 32]
     assert "batch.micro 64 -> 32" in capsys.readouterr().out
     for name, tensor in finals[0][1].items():
