@@ -7,6 +7,7 @@ from largebatch.tasks.classification import Classification
 from largebatch.tasks.config import TaskConfig
 from largebatch.tasks.figure import LOSS, Figure
 from largebatch.tasks.registry import build_task, tasks
+from largebatch.tasks.stream_rows import StreamRows
 from largebatch.tasks.task import Atom, Task, Votes
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Carry",
     "Classification",
     "Figure",
+    "StreamRows",
     "Task",
     "TaskConfig",
     "Votes",
