@@ -77,10 +77,17 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_file(path: Path) -> bytes:
-    """Return the content of a regular file, with the errors of :func:`open_regular`."""
+def read_file(path: Path, most: int = -1) -> bytes:
+    """Return the content of a regular file, with the errors of :func:`open_regular`.
+
+    Args:
+        most: bytes that it may have, where more are an error as well; -1: any number.
+    """
     with open_regular(path) as file:
-        return file.read()
+        content = file.read() if most < 0 else file.read(most + 1)
+    if 0 <= most < len(content):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return content
 
 
 def _require_regular(mode: int, path: Path) -> None:

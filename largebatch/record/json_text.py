@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
+
+from largebatch._errors import UserError
+from largebatch.record.files import read_file
+
+MOST_BYTES = 1 << 20  # of a file that is one object: such are small
 
 _LINE = json.JSONEncoder(allow_nan=False)
 _PAGE = json.JSONEncoder(allow_nan=False, indent=2)
@@ -43,6 +49,23 @@ def parse_json(text: str | bytes, exact: bool = False) -> Any:
         return json.loads(text, parse_constant=None if exact else _none)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Return the JSON object that a small file holds; None where there is no file.
+
+    Raises:
+        UserError: the file is damaged; ``remedy`` is the way out.
+    """
+    try:
+        found = parse_json(read_file(path, MOST_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged (no JSON object); {remedy}")
+    return found
 
 
 def is_number(value: Any) -> bool:

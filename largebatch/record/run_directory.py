@@ -15,7 +15,7 @@ from typing import Any
 
 from largebatch._errors import RunFailure, UserError
 from largebatch.record.files import read_file, write_atomically
-from largebatch.record.json_text import json_text, parse_json
+from largebatch.record.json_text import json_text, parse_json, read_object
 
 POLL_SECONDS = 0.1
 
@@ -81,6 +81,11 @@ class RunDirectory:
     def summary(self) -> Path:
         """The figures of a finished run, JSON; there only once the run is finished."""
         return self.path / "summary.json"
+
+    @property
+    def task(self) -> Path:
+        """What the task's figures mean, JSON; absent in runs from before it."""
+        return self.path / "task.json"
 
     @property
     def lock(self) -> Path:
@@ -169,19 +174,19 @@ class RunDirectory:
         Raises:
             UserError: the file is damaged.
         """
-        try:
-            summary = parse_json(read_file(self.summary))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.summary}: damaged ({error}); delete it to run again") from None
-        if not isinstance(summary, dict):
-            raise UserError(f"{self.summary}: damaged (no JSON object); delete it to run again")
-        return summary
+        return read_object(self.summary, "delete it to run again")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the figures of the finished run, whole or not at all."""
         write_atomically(self.summary, json_text(summary, indented=True) + "\n")
+
+    def read_task(self) -> dict[str, Any] | None:
+        """Return what the task's figures mean, as written by whomever; None where nobody has.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return read_object(self.task, "delete it to go by top1 or the loss")
 
     def write_config(self, text: str) -> None:
         """Write the resolved config, whole or not at all."""

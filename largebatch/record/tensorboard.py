@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from largebatch.record.json_text import is_number
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -18,14 +19,15 @@ IDENTITY = ("samples", "split", "step", "epoch", "order_hash", "rank", "host", "
 class TensorBoardMirror:
     """Writes scalars ``split/name`` against samples seen.
 
-    An event costs a hundred times a line of metrics.jsonl, so training steps are thinned to one a
-    second of wall time; evaluations are all written. metrics.jsonl stays the exact record.
+    An event costs a hundred times a line of metrics.jsonl, so each figure of training is thinned to
+    one a second of wall time, by itself: those of few lines, as probes leave them, would else fall
+    between. Evaluations are all written. metrics.jsonl stays the exact record.
 
     Args:
         folder: where the events go.
         resumed_at: samples at which the run goes on, None for its start; TensorBoard hides older
             events past them.
-        every_seconds: least time between two training steps that are written.
+        every_seconds: least time between two events of a figure of training.
     """
 
     def __init__(
@@ -35,23 +37,26 @@ class TensorBoardMirror:
         self.every_seconds = every_seconds
         self._resumed_at = resumed_at or 0
         self._writer: SummaryWriter | None = None
-        self._next = 0.0
+        self._next: dict[str, float] = {}  # when a figure of training is due again
         self._absent = False
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Mirror one line of metrics, or pass over it when the last is less than a second old."""
+        """Mirror the numbers of one line of metrics, but for what is less than a second old."""
+        figures = {
+            name: value
+            for name, value in values.items()
+            if name not in IDENTITY and is_number(value)
+        }
         if values["split"] == "train":
             now = time.monotonic()
-            if now < self._next:
-                return
-            self._next = now + self.every_seconds
-        writer = self._open()
+            figures = {name: v for name, v in figures.items() if now >= self._next.get(name, now)}
+            self._next |= dict.fromkeys(figures, now + self.every_seconds)
+        writer = self._open() if figures else None
         if writer is None:
             return
         rank = f"/rank{values['rank']}" if "rank" in values else ""
-        for name, value in values.items():
-            if name not in IDENTITY and isinstance(value, (int, float)) and (math.isfinite(value)):
-                writer.add_scalar(f"{values['split']}/{name}{rank}", value, values["samples"])
+        for name, value in figures.items():
+            writer.add_scalar(f"{values['split']}/{name}{rank}", value, values["samples"])
 
     def close(self) -> None:
         """Flush what is left."""

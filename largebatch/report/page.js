@@ -15,6 +15,10 @@
   // Run names are free text: plotly reads a little HTML in its labels.
   const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
+  // Keys are foreign text, "constructor" among them.
+  const seriesOf = (run, split, key) =>
+    Object.hasOwn(run.series[split], key) ? run.series[split][key] : null;
+
   function quantile(sorted, share) {
     return sorted[Math.round(share * (sorted.length - 1))];
   }
@@ -35,7 +39,7 @@
   // Phases one above the other, the last on top.
   function stacked(chart) {
     return chart.parts.flatMap(([key, name], part) => {
-      const series = data.runs[0].series.train[key];
+      const series = seriesOf(data.runs[0], "train", key);
       if (!series) return [];
       const shade = runColor(part);
       const extra = { stackgroup: "step", line: { width: 0.5, color: shade }, fillcolor: shade };
@@ -59,9 +63,9 @@
     const drawn = [];
     for (const split of ["train", "val"]) {
       data.runs.forEach((run, index) => {
-        const series = (run.series[split] || {})[chart.key];
+        const series = seriesOf(run, split, chart.key);
         if (!series) return;
-        const alone = !data.runs.some((other) => (other.series.val || {})[chart.key]);
+        const alone = !data.runs.some((other) => seriesOf(other, "val", chart.key));
         const strong = split === "val" || alone;
         const value = chart.unit === "percent" ? "%{y:.2%}" : "%{y:,.4~g}";
         const label = [many ? plain(run.name) : "", alone ? "" : split].filter(Boolean).join(" · ");
@@ -104,12 +108,19 @@
     if (!values.length) return null;
     let low = values[0];
     let high = values[values.length - 1];
-    if (chart.unit === "percent" && !chart.ranks) {
-      const strong = seen.filter((trace) => trace.line.width > 2);
-      const points = (strong.length ? strong : seen).flatMap((trace) => trace.y);
-      low = Math.min(quantile(points.sort((a, b) => a - b), 0.1), high - 0.04);
-    } else if (chart.key === "loss" || chart.key === "samples_per_second") {
+    const strong = seen.filter((trace) => trace.line.width > 2);
+    const telling = strong.length ? strong : seen;
+    const ends = (share) =>
+      telling.map((trace) => quantile([...trace.y].sort((a, b) => a - b), share));
+    if (chart.key === "loss" || chart.key === "samples_per_second") {
       high = quantile(values, 0.985);
+    } else if (chart.better === "lower") {
+      high = Math.max(...ends(0.9), low + (chart.unit === "percent" ? 0.04 : 0));
+    } else if (chart.unit === "percent" && !chart.ranks) {
+      const points = telling.flatMap((trace) => trace.y).sort((a, b) => a - b);
+      low = Math.min(quantile(points, 0.1), high - 0.04);
+    } else if (chart.better === "higher") {
+      low = Math.min(...ends(0.1));
     }
     const logarithmic = chart.log_choice && state.log;
     if (logarithmic) {
@@ -120,7 +131,8 @@
     }
     if (chart.floor && low >= 0) low = 0;
     const pad = (high - low || Math.abs(high) || 1) * 0.08;
-    if (chart.unit === "percent") {
+    // What calls itself a fraction may be none.
+    if (chart.unit === "percent" && low >= 0 && high <= 1) {
       return [Math.max(0, low - pad), Math.min(1, high + pad / 2) + 0.004];
     }
     return [low === 0 && chart.floor ? 0 : low - pad, high + pad];
@@ -139,6 +151,7 @@
   }
 
   function layout(chart, drawn) {
+    const small = chart.group !== "";
     const logarithmic = chart.log_choice && state.log;
     const vertical = range(chart, drawn);
     const decades = logarithmic && vertical ? vertical[1] - vertical[0] : 0;
@@ -153,10 +166,10 @@
     const x = chart.log_steps ? "step" : state.x;
     const name = chart.log_steps ? "steps, log" : axisNames[x];
     return {
-      margin: { l: 44, r: 12, t: 12, b: 40 },
+      margin: { l: 44, r: 12, t: 12, b: small ? 34 : 40 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: "system-ui, sans-serif", size: 12, color: color("soft") },
+      font: { family: "system-ui, sans-serif", size: small ? 11 : 12, color: color("soft") },
       showlegend: chart.parts.length > 0 || (chart.ranks && drawn.length > 1),
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal" },
       hovermode: "x unified",
@@ -183,7 +196,7 @@
         type: logarithmic ? "log" : "linear",
         range: vertical,
         tickformat: { percent: "~%", count: "~s" }[chart.unit] || "~g",
-        ...(logarithmic ? { dtick: decades > 2.5 ? 1 : "D2" } : { nticks: 6 }),
+        ...(logarithmic ? { dtick: decades > 2.5 ? 1 : "D2" } : { nticks: small ? 4 : 6 }),
       },
     };
   }

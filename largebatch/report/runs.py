@@ -11,6 +11,7 @@ from typing import Any
 from largebatch._documents import parse_yaml
 from largebatch._errors import UserError
 from largebatch.record import RunDirectory, is_number, read_file, read_metrics
+from largebatch.report.figures import Judged, read_judged
 from largebatch.report.thinning import thin
 
 MOST_POINTS = 2000
@@ -36,7 +37,9 @@ class Run:
             model itself, such as its weights' norm, are with training.
         hardware: ``hardware[key][rank]`` is the series of one rank, such as ``rank 0``; of many
             ranks there are only ``lowest``, ``mean`` and ``highest``.
-        row: the run's line in the table of runs, as text.
+        row: the run's line in the table of runs, as text, but for the figures it is judged by.
+        judged: those figures.
+        last: the numbers of the run's last evaluation and of its summary.
         config: the resolved config as written; empty if there is none.
         keys: the config with dotted keys.
         finished: whether the run has left its summary.
@@ -50,18 +53,25 @@ class Run:
     series: dict[str, dict[str, Series]]
     hardware: dict[str, dict[str, Series]]
     row: dict[str, str]
+    judged: Judged
+    last: dict[str, float]
     config: str
     keys: dict[str, str]
     finished: bool
     remarks: list[str] = field(default_factory=list)
     layers: dict[str, list[Any]] | None = None
 
+    def has(self, name: str) -> bool:
+        """Return whether the run has a value of that name, in an evaluation or in training."""
+        return name in self.last or any(name in split for split in self.series.values())
+
 
 def read_run(path: str | Path) -> Run:
     """Read a run directory, damaged lines of its metrics aside.
 
     Raises:
-        UserError: there is no such run, it has no metrics yet, or its config or summary is damaged.
+        UserError: there is no such run, it has no metrics yet, or its config, its summary or what
+            its task has left is damaged.
     """
     directory = RunDirectory(path)
     if not directory.path.is_dir():
@@ -73,11 +83,16 @@ def read_run(path: str | Path) -> Run:
     text, config = _read_config(directory)
     summary = directory.read_summary()
     keys = dict(_flat(config))
+    evaluations = [line for line in lines if line["split"] == "val"]
+    last = evaluations[-1] if evaluations else {}
+    told = {key: value for key, value in (summary or {}).items() if value is not None}
     return Run(
         name=Path(os.path.abspath(directory.path)).name,
         series={split: _series(lines, split) for split in ("train", "val")},
         hardware=_hardware([line for line in lines if line["split"] == "hardware"]),
-        row=_row(keys, config, summary or {}, lines),
+        row=_row(keys, config, told, lines),
+        judged=read_judged(directory, evaluations, remarks),
+        last={key: value for key, value in {**last, **told}.items() if is_number(value)},
         config=text,
         keys=keys,
         finished=summary is not None,
@@ -186,24 +201,19 @@ def _row(
     summary: dict[str, Any],
     lines: list[dict[str, Any]],
 ) -> dict[str, str]:
-    """Return the table's cells; a run still under way shows its last evaluation."""
-    evaluations = [line for line in lines if line["split"] == "val"]
-    last = evaluations[-1] if evaluations else {}
+    """Return the table's cells; what the summary does not tell is taken from the lines."""
     rates = [rate for line in lines if is_number(rate := line.get("samples_per_second")) and rate]
+    left_out = [line["nonfinite_steps"] for line in lines if is_number(line.get("nonfinite_steps"))]
     figures = {
-        "top1": last.get("top1"),
-        "loss": last.get("loss"),
-        "nonfinite_steps": max((line.get("nonfinite_steps", 0) for line in lines), default=0),
+        "nonfinite_steps": max(left_out, default=0),
         "samples_per_second": sorted(rates)[len(rates) // 2] if rates else None,
-        **{key: value for key, value in summary.items() if value is not None},
+        **summary,
     }
     return {
         "model": keys.get("model.name", "–"),
         "data": keys.get("data.name", "–"),
         "batch": _batch(config, figures),
         "ranks": _number(figures.get("world_size"), ",.0f"),
-        "top-1": _number(figures["top1"], ".2%"),
-        "loss": _number(figures["loss"], ".4g"),
         "samples/s": _number(figures["samples_per_second"], ",.0f"),
         "wall time": _duration(figures.get("wall_seconds")),
         "not finite": _number(figures["nonfinite_steps"], ",.0f"),

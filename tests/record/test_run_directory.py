@@ -118,6 +118,18 @@ def test_summary(tmp_path):
             run.read_summary()
 
 
+def test_what_the_task_has_left(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.task.name == "task.json"
+    assert run.read_task() is None
+    run.task.write_text('{"task": "causal_lm", "later": 1}')
+    assert run.read_task() == {"task": "causal_lm", "later": 1}
+    for damage in ("{", "[]", "\x00", "[" * 100_000, '{"a": "' + "x" * 2**20 + '"}'):
+        run.task.write_text(damage)
+        with pytest.raises(UserError, match=r"task\.json: damaged .*; delete it"):
+            run.read_task()
+
+
 def test_an_unusable_directory_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):

@@ -6,6 +6,7 @@ after another is made a second later.
 
 import time
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from largebatch.record import TensorBoardMirror
@@ -29,6 +30,29 @@ def test_training_is_thinned_and_evaluation_is_not(tmp_path):
     mirror.close()
     assert len(scalars(mirror.folder, "train/loss")) < 5
     assert scalars(mirror.folder, "val/top1") == [(n, n / 1000) for n in range(10, 110, 10)]
+
+
+def test_figures_of_few_lines_do_not_fall_between(tmp_path):
+    mirror = TensorBoardMirror(tmp_path, every_seconds=1e6)
+    mirror.write(line(10, loss=0.5, lr=0.1))
+    mirror.write(line(20, loss=0.4, lr=0.1, noise_scale=7.0, text="a", layers=[1.0]))
+    mirror.write(line(30, loss=0.3, lr=0.1, hessian_top=3, bad=float("nan"), large=10**400))
+    mirror.write(line(40, loss=0.2, lr=0.1, noise_scale=8.0, on=True))
+    mirror.write(line(40, "val", perplexity=31.5, ema_perplexity=30.5))
+    mirror.close()
+    events = EventAccumulator(str(mirror.folder))
+    events.Reload()
+    found = {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+    assert found == {
+        "train/loss": [(10, 0.5)],
+        "train/lr": [(10, pytest.approx(0.1))],
+        "train/noise_scale": [(20, 7.0)],
+        "train/hessian_top": [(30, 3.0)],
+        "val/perplexity": [(40, 31.5)],
+        "val/ema_perplexity": [(40, 30.5)],
+    }
 
 
 def test_resumption_hides_what_was_undone(tmp_path):

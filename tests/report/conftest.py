@@ -26,6 +26,70 @@ def hardware_lines(place, ranks, rng):
     ]
 
 
+PERPLEXITY = {"name": "perplexity", "better": "lower", "percent": False}
+LANGUAGE = {
+    "task": "causal_lm",
+    "headline": PERPLEXITY,
+    "figures": {
+        "loss": {"name": "loss", "better": "lower", "percent": False},
+        "perplexity": PERPLEXITY,
+        "token_accuracy": {"name": "token_accuracy", "better": "higher", "percent": True},
+    },
+}
+
+
+def language_figures(loss):
+    return {"loss": loss, "perplexity": math.exp(loss), "token_accuracy": 1 / (1 + loss)}
+
+
+@pytest.fixture
+def make_language_run(tmp_path):
+    """Return a function that writes a language run of 0.8 epochs, whose last figure is no best."""
+
+    def make(name="words", steps=400, probes=True):
+        rng = random.Random(1)
+        path = tmp_path / name
+        path.mkdir()
+        lines = []
+        for step in range(1, steps + 1):
+            progress = step / steps
+            place = {"samples": 256 * step, "step": step, "epoch": round(0.8 * progress, 6)}
+            loss = 3.3 + 7.2 * math.exp(-9 * progress)
+            line = {
+                **place,
+                "split": "train",
+                **language_figures(loss + abs(rng.gauss(0, 0.05))),
+                "lr": 3e-4 * min(1, progress * 10),
+                "batch_size": 256,
+                "samples_per_second": 900 + rng.gauss(0, 20),
+                "order_hash": f"{rng.getrandbits(64):016x}",
+            }
+            if probes and step % 20 == 0:
+                line["noise_scale"] = 1e3 * (1 + 4 * progress) * rng.uniform(0.8, 1.2)
+                line["hessian_top"] = 40 * math.exp(-progress) + rng.random()
+                line["hessian_trace"] = 900 * math.exp(-progress) + 20 * rng.random()
+            lines.append(line)
+            if step % (steps // 8) == 0:
+                held = loss + 0.1 + 0.3 * max(0, progress - 0.8)
+                line = {**place, "split": "val", **language_figures(held), "count": 5000}
+                if probes:
+                    ema = language_figures(held - 0.05 * progress)
+                    line |= {f"ema_{name}": value for name, value in ema.items()}
+                    line["knn_top1"] = 0.2 + 0.3 * progress
+                lines.append(line)
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (path / "task.json").write_text(json.dumps(LANGUAGE))
+        (path / "config.yaml").write_text(
+            f"run:\n  dir: {path}\nmodel:\n  name: gpt\ndata:\n  name: words\n"
+            "batch:\n  size: 256\noptim:\n  name: adamw\n"
+        )
+        summary = {**language_figures(held), "world_size": 4, "wall_seconds": 114.0}
+        (path / "summary.json").write_text(json.dumps(summary))
+        return path
+
+    return make
+
+
 @pytest.fixture
 def make_run(tmp_path):
     """Return a function that writes a run directory and returns its path."""

@@ -239,3 +239,78 @@ def test_the_map_of_layers(browser, tmp_path, make_run):
     x, _, row, _ = browser.execute_script(trace)
     assert x[:2] == [100, 300] and row == [3, 3, 3]
     clean(browser, page)
+
+
+def element_of(browser, key):
+    return browser.execute_script(
+        "return JSON.parse(document.getElementById('largebatch-data').textContent).charts"
+        ".find(chart => chart.key === arguments[0]).id",
+        key,
+    )
+
+
+def test_a_language_run_and_its_further_figures(browser, tmp_path, make_language_run):
+    run = make_language_run()
+    page = opened(browser, tmp_path, [run])
+    train, validation = drawn(browser, "perplexity")
+    expected = lines_of(run, "val", "perplexity")
+    assert validation["y"] == [line["perplexity"] for line in expected]
+    assert max(train["y"]) > 10_000
+    low, high = vertical_range(browser, "perplexity")
+    assert low == 0 and 32 < high < 100, "the first steps must not flatten the rest"
+    (noise,) = drawn(browser, "noise_scale")
+    assert noise["y"] == [line["noise_scale"] for line in lines_of(run, "train", "noise_scale")]
+    (ema,) = drawn(browser, "ema_perplexity")
+    assert ema["y"] == [line["ema_perplexity"] for line in expected]
+    kind = "return document.getElementById('chart-{}').layout.yaxis.{}"
+    assert browser.execute_script(kind.format("token_accuracy", "tickformat")) == "~%"
+    assert browser.execute_script(kind.format("perplexity", "tickformat")) == "~g"
+    press(browser, '[data-log="1"]')
+    for key in ("perplexity", "loss", "ema_perplexity", "lr"):
+        assert browser.execute_script(kind.format(key, "type")) == "log"
+    clean(browser, page)
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_runs_of_different_tasks_side_by_side(
+    browser, tmp_path, make_run, make_language_run, width
+):
+    runs = [make_run(), make_language_run()]
+    device = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    try:
+        page = opened(browser, tmp_path, runs)
+        names = {key: [t["name"] for t in drawn(browser, key)] for key in ("top1", "perplexity")}
+        assert names == {
+            "top1": ["digits · train", "digits · val"],
+            "perplexity": ["words · train", "words · val"],
+        }
+        assert len(drawn(browser, "loss")) == 4
+        places = (
+            "return ['loss', 'hessian_top'].map(key => document.getElementById(`chart-${key}`)"
+            ".getBoundingClientRect()).map(box => [box.top, box.height])"
+        )
+        (above, tall), (below, small) = browser.execute_script(places)
+        assert above < below and small < tall
+        widest = "return document.documentElement.scrollWidth <= innerWidth"
+        assert browser.execute_script(widest)
+        clean(browser, page)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_keys_that_objects_have_of_their_own(browser, tmp_path, make_run):
+    runs = [make_run("one"), make_run("two")]
+    keys = ("constructor", "__proto__", "\ud800 <b>", "a.b/c", "lr2", "rank-x", "toString")
+    with (runs[0] / "metrics.jsonl").open("a") as file:
+        place = {"samples": 5000, "step": 500, "epoch": 10.5, "split": "train"}
+        file.write(json.dumps({**place, **dict.fromkeys(keys, 1.5)}) + "\n")
+    headline = {"name": "toString", "better": "lower", "percent": True}
+    (runs[0] / "task.json").write_text(json.dumps({"headline": headline}))
+    page = opened(browser, tmp_path, runs)
+    for key in keys[:2] + keys[3:]:
+        (trace,) = drawn(browser, element_of(browser, key))
+        assert trace["y"] == [1.5]
+    low, high = vertical_range(browser, "toString")
+    assert low < 1.5 < high, "no fraction, though it calls itself one"
+    clean(browser, page)

@@ -193,7 +193,9 @@ def test_sums_that_no_float_holds(tmp_path, make_run):
     assert data["hardware"]["x"]
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "config.yaml", "layers.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "summary.json", "config.yaml", "layers.jsonl", "task.json"]
+)
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder"])
 def test_what_never_ends_is_one_line(tmp_path, make_run, name, kind):
     run = make_run()
@@ -207,3 +209,86 @@ def test_what_never_ends_is_one_line(tmp_path, make_run, name, kind):
     with pytest.raises(UserError, match=rf"{name}: .*not a regular file"):
         write_report([run], tmp_path / "out.html")
     assert not (tmp_path / "out.html").exists()
+
+
+HIGHER = {"name": "score", "better": "higher", "percent": False}
+
+
+@pytest.mark.parametrize(
+    ("record", "left_out"),
+    [
+        ({}, "headline"),
+        ({"headline": "top1"}, "headline"),
+        ({"headline": {**HIGHER, "better": "up"}}, "headline"),
+        ({"headline": {**HIGHER, "better": ["higher"]}}, "headline"),
+        ({"headline": {**HIGHER, "percent": 1}}, "headline"),
+        ({"headline": {**HIGHER, "name": 7}}, "headline"),
+        ({"headline": {**HIGHER, "name": "x" * 1000}}, "headline"),
+        ({"headline": HIGHER, "figures": [1]}, "figures"),
+        ({"headline": HIGHER, "figures": {"a\ud800": None}}, r"figure 'a\ud800'"),
+        (
+            {"headline": HIGHER, "figures": {f"f{n}": HIGHER for n in range(5000)}},
+            "4,900 figures past the first 100",
+        ),
+        (
+            {"headline": HIGHER, "figures": dict.fromkeys("abcdefg")},
+            "figure 'a', figure 'b', figure 'c', figure 'd', figure 'e' and 2 more",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_task_of_another_form_is_shown(tmp_path, make_run, record, left_out):
+    run = make_run()
+    (run / "task.json").write_text(json.dumps(record))
+    data, page, said = shown(tmp_path, run)
+    assert said == [f"digits: task.json: left out as damaged: {left_out}"]
+    assert ("top-1" in data["figures"]) == (left_out == "headline")
+    assert "task.json: left out" in page
+
+
+@pytest.mark.parametrize(
+    "headline",
+    [
+        {"name": "<img src=x onerror=alert(1)>", "better": "lower", "unknown": {"a": [1]}},
+        {"name": "samples", "better": "lower", "percent": True},
+        {"name": "lr", "better": "higher"},
+        {"name": "batch", "better": "higher"},
+        {"name": "constructor", "better": "lower", "percent": True},
+        {"name": "\ud800", "better": "higher"},
+    ],
+    ids=lambda headline: ascii(headline["name"]),
+)
+def test_a_headline_of_any_name_is_shown(tmp_path, make_run, headline):
+    run = make_run()
+    (run / "task.json").write_text(json.dumps({"headline": headline, "later": [1]}))
+    add(run, {**LINE, "split": "val", headline["name"]: 6000, "samples": 6000})
+    _, page, said = shown(tmp_path, run)
+    assert not said
+    assert "<img" not in page
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7", "\x00", "[" * 100_000, " " * 2**21])
+def test_a_task_that_is_none_is_one_line(tmp_path, make_run, text, capsys):
+    run = make_run()
+    (run / "task.json").write_text(text)
+    assert main(["report", str(run), "-o", str(tmp_path / "out.html")]) == 2
+    printed = capsys.readouterr().err
+    assert "task.json: damaged" in printed and "delete it" in printed
+    assert printed.count("\n") == 1
+
+
+def test_numbers_without_end_are_counted(tmp_path, make_run):
+    run = make_run(epochs=1)
+    add(run, {**LINE, **{f"many_{n}": 1.0 for n in range(3000)}, "y" * 5000: 1.0})
+    _, page, said = shown(tmp_path, run)
+    assert not said
+    assert page.count('id="chart-many_') == 100
+    assert "2,901 more are not drawn: Many 100, Many 101," in " ".join(page.split())
+    assert "y" * 100 not in page.split("<script")[0]
+
+
+def test_a_count_of_steps_that_is_none(tmp_path, make_run):
+    run = make_run()
+    add(run, {**LINE, "nonfinite_steps": "many"}, {**LINE, "samples": 6000, "nonfinite_steps": 3})
+    data, _, _ = shown(tmp_path, run)
+    assert data["figures"]["not finite"] == "3"

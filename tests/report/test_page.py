@@ -204,3 +204,92 @@ def test_of_many_ranks_the_extremes_and_the_mean_are_drawn(make_run):
         "mean": {55.5e9},
         "highest": {61e9},
     }
+
+
+def blocks(tmp_path, runs):
+    """Return the page's data and its text in one line."""
+    page = Page(written(tmp_path, runs))
+    return json.loads(page.blocks["largebatch-data"]), " ".join("".join(page.text).split())
+
+
+def columns_of(data, *names):
+    return [[run["figures"].get(name) for name in names] for run in data["runs"]]
+
+
+def test_a_language_run_is_judged_by_its_perplexity(tmp_path, make_language_run):
+    run = make_language_run()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    values = [line["perplexity"] for line in lines if line["split"] == "val"]
+    assert min(values) < values[-1]
+    data, text = blocks(tmp_path, [run])
+    figures = data["runs"][0]["figures"]
+    assert figures["perplexity"] == f"{values[-1]:.4g}"
+    assert figures["best perplexity"] == f"{min(values):.4g}"
+    assert list(figures)[4:7] == ["perplexity", "best perplexity", "loss"]
+    assert "top-1" not in figures and "has no" not in text
+    charts = {chart["key"]: chart for chart in data["charts"]}
+    main = [key for key, chart in charts.items() if not chart["group"]]
+    assert main[:4] == ["perplexity", "loss", "token_accuracy", "lr"]
+    units = {key: charts[key]["unit"] for key in main[:3]}
+    assert units == {"perplexity": "number", "loss": "number", "token_accuracy": "percent"}
+    assert charts["perplexity"]["log_choice"] and not charts["token_accuracy"]["log_choice"]
+
+
+def test_further_figures_stand_by_prefix(tmp_path, make_language_run):
+    data, text = blocks(tmp_path, [make_language_run()])
+    further = {chart["key"]: chart for chart in data["charts"] if chart["group"]}
+    assert {key: chart["group"] for key, chart in further.items()} == {
+        "hessian_top": "hessian",
+        "hessian_trace": "hessian",
+        "ema_loss": "ema",
+        "ema_perplexity": "ema",
+        "ema_token_accuracy": "ema",
+        "noise_scale": "others",
+        "knn_top1": "others",
+    }
+    percent = [key for key, chart in further.items() if chart["unit"] == "percent"]
+    assert percent == ["ema_token_accuracy", "knn_top1"]
+    assert further["ema_perplexity"]["better"] == "lower"
+    assert further["noise_scale"]["better"] == ""
+    assert "Further figures hessian Hessian top Hessian trace ema Ema loss" in text
+    _, text = blocks(tmp_path, [make_language_run("bare", probes=False)])
+    assert "Further figures" not in text
+
+
+def test_runs_of_different_tasks_are_told_what_they_lack(tmp_path, make_run, make_language_run):
+    runs = [make_run(), make_language_run()]
+    data, text = blocks(tmp_path, runs)
+    top1 = [json.loads(line).get("top1") for line in (runs[0] / "metrics.jsonl").open()]
+    rows = columns_of(data, "top-1", "best top-1", "perplexity", "best perplexity")
+    assert rows[0][0] == f"{top1[-1]:.2%}" and rows[0][2:] == ["–", "–"]
+    assert rows[1][:2] == ["–", "–"] and "–" not in rows[1][2:]
+    assert "digits has no perplexity; words has no top-1." in text
+    assert [chart["key"] for chart in data["charts"]][:4] == [
+        "top1",
+        "perplexity",
+        "loss",
+        "token_accuracy",
+    ]
+
+
+def test_a_run_from_before_shows_its_last_and_goes_by_top1_or_the_loss(tmp_path, make_run):
+    run = make_run()
+    data, _ = blocks(tmp_path, [run])
+    assert list(data["runs"][0]["figures"])[4:7] == ["top-1", "loss", "samples/s"]
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(re.sub(r', "top1": [-\d.e]+', "", text))
+    data, _ = blocks(tmp_path, [run])
+    assert list(data["runs"][0]["figures"])[4:6] == ["loss", "samples/s"]
+    assert data["charts"][0]["key"] == "loss"
+
+
+def test_percent_where_all_runs_read_it_so(tmp_path, make_run):
+    runs = [make_run("one"), make_run("two")]
+    headline = {"name": "top1", "better": "lower", "percent": False}
+    (runs[1] / "task.json").write_text(json.dumps({"headline": headline}))
+    data, _ = blocks(tmp_path, runs)
+    assert data["charts"][0]["unit"] == "number"
+    (one, _), (two, best) = columns_of(data, "top-1", "best top-1")
+    assert one.endswith("%") and not two.endswith("%")
+    lines = [json.loads(line) for line in (runs[1] / "metrics.jsonl").open()]
+    assert best == f"{min(line['top1'] for line in lines if line['split'] == 'val'):.4g}"

@@ -1,0 +1,214 @@
+"""The charts of a report: of figures, of what every run tells, and of what else stands in lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from largebatch.report.figures import TOP1, TOP5, Figure, by_name, title
+from largebatch.report.runs import Run
+
+MOST_FURTHER = 100  # charts of further figures: each costs a browser some 20 ms
+OTHERS = "others"  # the group of those that stand alone
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart: the key it draws and how.
+
+    Args:
+        key: of metrics.jsonl.
+        title: above the chart.
+        unit: how its axis is written: ``percent``, ``number`` or ``count``.
+        floor: whether its axis begins at zero.
+        steps: whether a value holds for the whole step that ends at its point.
+        log_steps: whether it is drawn against the logarithm of steps, whatever the page shows.
+        log_choice: whether the page's choice of a logarithmic axis holds for it.
+        note: below the title.
+        parts: keys, each with its name, that are stacked; ``key`` then only names the chart.
+        ranks: whether it draws the hardware of every rank.
+        better: of a figure, which way is better: ``higher`` or ``lower``.
+        group: of a further figure, what it is drawn together with.
+    """
+
+    key: str
+    title: str
+    unit: str = "number"
+    floor: bool = True
+    steps: bool = False
+    log_steps: bool = False
+    log_choice: bool = False
+    note: str = ""
+    parts: tuple[tuple[str, str], ...] = ()
+    ranks: bool = False
+    better: str = ""
+    group: str = ""
+
+
+PHASES = (
+    ("compute_seconds", "compute"),
+    ("communication_seconds", "exposed communication"),
+    ("optimizer_seconds", "optimizer"),
+    ("data_seconds", "waiting for data"),
+)
+BREAKDOWN = Chart(
+    "step_seconds",
+    "Seconds of a step",
+    note="of rank 0: computing, and what no computing hides",
+    parts=PHASES,
+)
+HARDWARE = (
+    Chart("gpu_utilization", "GPU utilisation", unit="percent", ranks=True),
+    Chart("gpu_memory_bytes", "GPU memory", unit="count", ranks=True, note="bytes in use"),
+    Chart("gpu_power_watts", "GPU power", ranks=True, note="watts"),
+    Chart("gpu_temperature_celsius", "GPU temperature", floor=False, ranks=True, note="°C"),
+    Chart("gpu_sm_clock_mhz", "GPU clock", ranks=True, note="MHz, of the multiprocessors"),
+    Chart("gpu_memory_clock_mhz", "GPU memory clock", ranks=True, note="MHz"),
+    Chart("nvlink_tx_bytes_per_second", "NVLink sent", unit="count", ranks=True, note="bytes/s"),
+    Chart(
+        "nvlink_rx_bytes_per_second", "NVLink received", unit="count", ranks=True, note="bytes/s"
+    ),
+    Chart("host_cpu_utilization", "Host processor", unit="percent", ranks=True, note="all cores"),
+    Chart("host_memory_bytes", "Host memory", unit="count", ranks=True, note="bytes in use"),
+    Chart(
+        "process_memory_bytes", "Memory of a rank", unit="count", ranks=True, note="bytes resident"
+    ),
+    *(
+        Chart(f"{key}", f"Seconds a step, {name}", ranks=True, note="means between two readings")
+        for key, name in PHASES
+    ),
+)
+
+FACTS = (
+    Chart("lr", "Learning rate", steps=True, log_choice=True),
+    Chart(
+        "batch_size",
+        "Batch size",
+        unit="count",
+        steps=True,
+        note="samples a step, without the short last step of an epoch",
+    ),
+    Chart("samples_per_second", "Samples per second", unit="count", note="training, all ranks"),
+    Chart("weight_norm", "Weight norm", floor=False, note="‖w‖ over all parameters"),
+    Chart(
+        "weight_distance",
+        "Weight distance",
+        log_steps=True,
+        note="‖w − w₀‖ against log steps: a straight line is ultra-slow diffusion (Hoffer 2017)",
+    ),
+    Chart("clip_factor", "Clip factor", note="1: the gradient passed whole"),
+    Chart(
+        "nonfinite_steps",
+        "Steps not finite",
+        unit="count",
+        note="so far: loss or gradients were inf or nan",
+    ),
+    Chart("samples_per_joule", "Samples per joule", note="of the power of all GPUs"),
+    Chart("loss_scale", "Loss scale", floor=False),
+)
+
+
+def charts_for(runs: Sequence[Run]) -> list[Chart]:
+    """Return the charts that some run has points for: figures first, hardware last.
+
+    The breakdown of a step is stacked for one run; of several, each phase has a chart.
+    """
+    present = _present(runs)
+    measured = {key for run in runs for key in run.hardware}
+    facts = {chart.key for chart in FACTS} | {key for key, _ in PHASES}
+    if len(runs) == 1:
+        phases = [BREAKDOWN] if PHASES[0][0] in present else []
+    else:
+        named = {key for key, _ in PHASES}
+        phases = [Chart(key, title(key), floor=False) for key in present if key in named]
+    return [
+        *(
+            _figure_chart(figure)
+            for name, figure in _figures(runs).items()
+            if name in present and name not in facts
+        ),
+        *(chart for chart in FACTS if chart.key in present),
+        *phases,
+        *(chart for chart in HARDWARE if chart.key in measured),
+    ]
+
+
+def further_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Return the charts of all other numbers of lines, those of one prefix together.
+
+    Those are figures of further evaluations, such as ``ema_top1``, which are drawn as the figure
+    they end on; and what probes measure.
+    """
+    figures = _figures(runs)
+    drawn = {*figures, *(chart.key for chart in FACTS), *(key for key, _ in PHASES)}
+    known = list(by_name([*figures.values(), TOP1, TOP5]).values())
+    groups: dict[str, list[Chart]] = {}
+    for key in _present(runs):
+        if key not in drawn:
+            chart = _further(key, known)
+            groups.setdefault(chart.group, []).append(chart)
+    several = [chart for charts in groups.values() if len(charts) > 1 for chart in charts]
+    alone = [replace(charts[0], group=OTHERS) for charts in groups.values() if len(charts) == 1]
+    return several + alone
+
+
+def chart_ids(charts: Iterable[Chart]) -> list[str]:
+    """Return a name for the element of each chart: its key, where that can be one.
+
+    A phase is drawn for training and for ranks; keys are foreign text.
+    """
+    ids: list[str] = []
+    for number, chart in enumerate(charts):
+        name = f"rank-{chart.key}" if chart.ranks else chart.key
+        plain = re.fullmatch(r"(rank-)?\w+", name, re.ASCII) and name not in ids
+        ids.append(name if plain else f"chart-{number}")
+    return ids
+
+
+def _present(runs: Sequence[Run]) -> list[str]:
+    """Return the keys that some run has points of, in order."""
+    return list({key: None for run in runs for split in run.series.values() for key in split})
+
+
+def _figures(runs: Sequence[Run]) -> dict[str, Figure]:
+    """Return the figures of all runs by name: headlines, the loss, then others.
+
+    One is in percent where all runs read it so.
+    """
+    every = [list(run.judged.figures.values()) for run in runs]
+    ordered = [
+        *(run.judged.headline for run in runs),
+        *(run.judged.figures["loss"] for run in runs),
+        *(figure for figures in every for figure in figures),
+    ]
+    percent = {
+        name: all(figure.percent for figure in ordered if figure.name == name)
+        for name in {figure.name for figure in ordered}
+    }
+    return {
+        name: replace(figure, percent=percent[name]) for name, figure in by_name(ordered).items()
+    }
+
+
+def _figure_chart(figure: Figure) -> Chart:
+    lower = figure.better == "lower"
+    return Chart(
+        figure.name,
+        figure.title,
+        unit="percent" if figure.percent else "number",
+        floor=lower,
+        log_choice=lower,
+        better=figure.better,
+    )
+
+
+def _further(key: str, figures: Iterable[Figure]) -> Chart:
+    """Return the chart of a key: as the figure that it ends on, the longest of them, if any."""
+    ends = [figure for figure in figures if f"_{key}".endswith(f"_{figure.name}")]
+    if not ends:
+        return Chart(key, title(key), floor=False, group=re.split(r"[_./]", key, maxsplit=1)[0])
+    figure = max(ends, key=lambda figure: len(figure.name))
+    prefix = key.removesuffix(figure.name).rstrip("_")
+    named = title(f"{prefix} {figure.label}") if prefix else figure.title
+    return replace(_figure_chart(figure), key=key, title=named, group=prefix or key)
