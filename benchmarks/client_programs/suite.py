@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from outcomes import Outcomes
+
+ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
+
+
+def first_line(report: str) -> str:
+    """Return the first line of a failure's error; of a rank's, where ranks are processes."""
+    lines = [line[2:].strip() for line in report.splitlines() if line[:2] == "E "] or ["?"]
+    if "exited with error code" in lines[0]:
+        ends = [at for at, line in enumerate(lines) if at and "exited with error code" in line]
+        errors = [line for line in lines[1 : (ends or [None])[0]] if ERROR.match(line)]
+        return (errors or lines)[-1]  # the last of a chain is what the test says
+    return lines[0]
 
 
 class Collected:
@@ -19,10 +32,7 @@ class Collected:
     def pytest_runtest_logreport(self, report: Any) -> None:
         name = report.nodeid.rpartition("::")[2]
         if report.failed:
-            lines = [
-                line[2:].strip() for line in report.longreprtext.splitlines() if line[:2] == "E "
-            ]
-            self.outcomes.ended[name] = f"failed: {(lines or ['?'])[0][:200]}"
+            self.outcomes.ended[name] = f"failed: {first_line(report.longreprtext)[:200]}"
         elif report.skipped:
             self.outcomes.ended.setdefault(name, f"not run: {report.longrepr[-1][:120]}")
         elif report.when == "call":

@@ -28,7 +28,7 @@ INVALID = {RMSpropWarmup: TORCH_RMSPROP, LAMB: BY_CLASS[torch.optim.Adam]}
 RATES = {"paper": 1.0, "mlperf": 0.001, "timm": 0.001, "larc": 0.001, "optax": 0.001}
 
 
-def inputs_of(kind):
+def settings_of(kind):
     """The settings that each class is tried with."""
     if kind in (SGD, SGDW):
         found = TORCH_SGD.optim_inputs_func(device="cpu")
@@ -64,8 +64,12 @@ def inputs_of(kind):
             )
         ]
         extra = []
-    found = [*found, *(OptimizerInput(params=None, kwargs=k, desc=str(k)) for k in extra)]
-    for each in found:
+    return [*found, *(OptimizerInput(params=None, kwargs=k, desc=str(k)) for k in extra)]
+
+
+def inputs_of(kind):
+    """These settings with each way to compute."""
+    for each in settings_of(kind):
         for flags in (
             {},
             {"foreach": True},

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from largebatch._errors import UserError
 from largebatch.distributed.all_reduce import AllReduce
-from largebatch.distributed.contiguous import on_contiguous, require_place
+from largebatch.distributed.contiguous import apart, on_contiguous, require_place
 from largebatch.distributed.pending import together
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.topology import Topology
@@ -102,27 +102,37 @@ class TorusGroup(dist.ProcessGroup):
         return self._reducers[device.type]
 
     def allreduce(self, tensors: list[Tensor] | Tensor, opts: Any = SUM, *_: Any) -> dist.Work:
-        """Reduce one tensor in place; sums and means may take the torus."""
-        tensor = tensors if isinstance(tensors, Tensor) else tensors[0]
+        """Reduce in place; sums and means of one tensor may take the torus.
+
+        Several tensors are reduced with each other too, as c10d has it, and all get the result.
+        """
+        given = [tensors] if isinstance(tensors, Tensor) else tensors
         operation = getattr(opts, "reduceOp", opts)  # which compares from the left alone
         mean = operation == AVG
-        if (mean or operation == SUM) and not tensor.is_sparse and self.size() > 1:
-            while self._begun and self._begun[0].is_completed():
-                self._begun.popleft()
-            work = self.reducer(tensor.device).start(tensor, mean=mean)
-            self._begun.append(work)
-            return work
-        require_place(tensor)
+        single = len(given) == 1 and not given[0].is_sparse
+        if (mean or operation == SUM) and single and self.size() > 1:
+            return self._remember(self.reducer(given[0].device).start(given[0], mean=mean))
+        for tensor in given:
+            require_place(tensor)
         options = opts
         if not isinstance(opts, dist.AllreduceOptions):
             options = dist.AllreduceOptions()
             options.reduceOp = operation
-        return on_contiguous(self.flat.allreduce, [tensor], options)
+        return on_contiguous(self.flat.allreduce, given, options)
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
-        """Reduce several tensors in place; the work's value is all of them."""
+        """Reduce several tensors in place; the work's value is all of them.
+
+        They may share memory: all are read before one is written.
+        """
+        if not tensors:
+            raise RuntimeError("an all-reduce requires a non-empty tensor list")
         operation = SUM if opts is None else getattr(opts, "reduceOp", opts)
-        return together([self.allreduce([tensor], operation) for tensor in tensors], tensors)
+        for tensor in tensors:
+            require_place(tensor)
+        separate = apart(tensors)
+        works = [self.allreduce([tensor], operation) for tensor in separate]
+        return self._remember(together(works, separate, tensors))
 
     def barrier(self, *args: Any, **options: Any) -> dist.Work:
         """Wait for all ranks, and for the all-reduces that were begun before."""
@@ -133,6 +143,12 @@ class TorusGroup(dist.ProcessGroup):
         """Wait likewise, naming the ranks that do not come (torch.distributed's: from 2.15 on)."""
         self._settle()
         self.flat.monitored_barrier(*args, **options)
+
+    def _remember(self, work: dist.Work) -> dist.Work:
+        while self._begun and self._begun[0].is_completed():
+            self._begun.popleft()
+        self._begun.append(work)
+        return work
 
     def _settle(self) -> None:
         while self._begun:

@@ -7,7 +7,7 @@ matrix would carry its neighbours' numbers, and two ranks with other strides wou
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -42,6 +42,24 @@ def require_place(tensor: Tensor) -> None:
 def overlaps(tensor: Tensor) -> bool:
     """Return whether elements of ``tensor`` certainly share memory."""
     return tensor.layout == torch.strided and torch._debug_has_internal_overlap(tensor) == 1
+
+
+def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return ``tensors``, a copy in the place of each whose memory may be another's as well.
+
+    Reduced at once, one would be read after the other has been written.
+    """
+    separate, reach = list(tensors), 0
+    strided = [i for i, each in enumerate(tensors) if each.layout == torch.strided and each.numel()]
+    for index in sorted(strided, key=lambda i: tensors[i].data_ptr()):
+        tensor = tensors[index]
+        start = tensor.data_ptr()
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        last = sum((size - 1) * stride for size, stride in steps)
+        if start < reach:
+            separate[index] = tensor.clone()
+        reach = max(reach, start + (last + 1) * tensor.element_size())
+    return separate
 
 
 def on_contiguous(operate: Callable[..., dist.Work | None], *args: Any, **options: Any) -> Any:

@@ -87,14 +87,26 @@ class Pending(dist.Work):
         return self._future
 
 
-def together(works: Sequence[dist.Work], tensors: list[Tensor]) -> dist.Work:
-    """Return one work that is done when all ``works`` are; its value is ``tensors``."""
+def together(
+    works: Sequence[dist.Work], reduced: Sequence[Tensor], tensors: list[Tensor]
+) -> Pending:
+    """Return one work that is done when all ``works`` are, and ``reduced`` stands in ``tensors``.
+
+    Args:
+        works: of the parts.
+        reduced: what they write: each of ``tensors`` itself, or a copy.
+        tensors: the value of the whole.
+    """
     pending = Pending(tensors)
 
     def end(done: Future[Any]) -> None:
         try:
             for part in done.value():
                 part.value()
+            with torch.no_grad():
+                for tensor, result in zip(tensors, reduced, strict=True):
+                    if result is not tensor:
+                        tensor.copy_(result)
             pending.succeed()
         except Exception as error:  # the one who waits is to see it
             pending.fail(error)

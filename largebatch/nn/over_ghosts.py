@@ -108,12 +108,14 @@ class OverGhosts(RunningStatistics):
 
         Raises:
             ValueError: ``x`` has not 2 to 5 dimensions, not C channels, or in training one value
-                per channel.
+                per channel; ``eps`` is not positive.
         """
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             if isinstance(x, Proxy):
                 return recorded(self, x, residual)
             self._check_input_dim(x)
+            if not self.eps > 0.0:
+                raise ValueError(f"eps must be positive, but is {self.eps}")
             if self.training or self.running_mean is None:
                 return self._by_batch(x, residual)
         return self._evaluate(x, residual)
@@ -126,7 +128,9 @@ class OverGhosts(RunningStatistics):
         if self.policy != 0:  # not L2, in a word that torch.jit knows
             # 1 / (deviation + eps), as in training, by torch's own kernel.
             variance, eps = (variance.sqrt() + eps).square(), 0.0
-        y = F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, eps)
+        # Not F.batch_norm, which on torch 2.11 takes no eps of zero.
+        cudnn = torch.backends.cudnn.enabled
+        y = torch.batch_norm(x, self.weight, self.bias, mean, variance, False, 0.0, eps, cudnn)
         y = self._finish(y, residual)
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             for name, child in self.named_children():

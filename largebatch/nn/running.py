@@ -110,6 +110,13 @@ class RunningStatistics(_BatchNorm):
             super().reset_running_stats()
         self.forget_terms()
 
+    def reset_parameters(self) -> None:
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:  # torch's own, before it had ``bias=``, takes it for granted
+            nn.init.zeros_(self.bias)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.forget_terms()

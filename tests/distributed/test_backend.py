@@ -37,6 +37,8 @@ def everything(rank: int) -> dict[str, Any]:
         work = dist.all_reduce(found[name], op, async_op=True)
         assert work is not None and work.wait()
         assert work.is_completed()
+    found["several"] = [mine.clone(), 2 * mine]
+    dist.group.WORLD.allreduce(found["several"]).wait()
     found["broadcast"] = mine.clone()
     dist.broadcast(found["broadcast"], 2)
     gathered = [torch.zeros(4) for _ in range(RANKS)]
@@ -65,6 +67,11 @@ def everything(rank: int) -> dict[str, Any]:
         for tensor in coalesced:
             dist.all_reduce(tensor)
     found["coalesced"] = coalesced
+    # The same memory twice, and a part of it; often, for seldom one is read after another's end.
+    shared = [torch.full((3,), float(rank + i)) for i in range(200)]
+    works = [dist.group.WORLD.allreduce_coalesced([each, each, each[1:]]) for each in shared]
+    assert all(work.wait() for work in works)
+    found["shared"] = torch.stack(shared)
     dist.barrier()
     return found
 
@@ -165,12 +172,16 @@ def test_every_collective_is_right(found):
         assert torch.equal(values["mean"], rows.mean(0))
         assert torch.equal(values["max"], rows[3])
         assert torch.equal(values["product"], rows.prod(0))
+        assert all(torch.equal(each, 3 * rows.sum(0)) for each in values["several"])
         assert torch.equal(values["broadcast"], rows[2])
         assert torch.equal(values["all_gather"], rows)
         assert torch.equal(values["into_tensor"], rows.view(-1))
         assert values["of this rank"].flatten().tolist() == [60.0 + 4 * rank, float(rank)]
         assert values["objects"] == [{"rank": other} for other in range(RANKS)]
         assert [tensor.tolist() for tensor in values["coalesced"]] == [[4.0] * 3, [6.0] * 2]
+        assert torch.equal(
+            values["shared"], (4 * torch.arange(200.0) + 6).view(-1, 1).expand(-1, 3)
+        )
         if rank in (0, 2):
             assert values["part"].tolist() == [2.0, 2.0]
 

@@ -48,6 +48,15 @@ def quiet_jit() -> Any:
 
 
 @every_kind
+@pytest.mark.parametrize("eps", [0.0, -1.0])
+def test_an_eps_that_is_not_positive_is_refused_as_torch_does(kind: str, eps: float) -> None:
+    norm = KINDS[kind](eps=eps)
+    for training in (True, False):
+        with pytest.raises(ValueError, match="eps must be positive"):
+            norm.train(training)(torch.ones(4, 3, 2))
+
+
+@every_kind
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 4), (4, 3, 0)])
 def test_an_empty_batch_is_torchs(kind: str, shape: tuple[int, ...]) -> None:
     x = torch.zeros(shape, requires_grad=True)
