@@ -13,38 +13,60 @@ from typing import Any, Generic, TypeVar
 
 from largebatch._errors import UserError, nearest, raised
 
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rest of the package has to know of an entry: data, so that nobody asks for names.
+
+    A registry whose entries differ in something has a subclass of its own.
+    """
+
+    def words(self) -> Iterator[str]:
+        """Yield the facts as `largebatch explain` prints them, a short line each."""
+        return iter(())
+
+
 Factory = TypeVar("Factory", bound=Callable[..., Any])
+FactsOf = TypeVar("FactsOf", bound=Facts)
 
 
 @dataclass(frozen=True)
-class Entry(Generic[Factory]):
-    """One named thing: its factory, one line on what it is, and the paper it comes from."""
+class Entry(Generic[Factory, FactsOf]):
+    """One named thing: its factory, one line on what it is, the paper it comes from, its facts."""
 
     name: str
     factory: Factory
     summary: str
-    source: str = ""
+    source: str
+    facts: FactsOf
 
 
-class Registry(Generic[Factory]):
+class Registry(Generic[Factory, FactsOf]):
     """Names of one kind of thing (``models``, ``optimizers``, ...), filled by a decorator.
 
     Args:
         key: the config key that selects from this registry, for error messages (``model.name``).
+        facts: the facts of what is registered, or imported, without any: ``facts(factory)``.
         importable: whether ``package.module:callable`` names something outside the registry.
     """
 
-    def __init__(self, key: str, importable: bool = False) -> None:
+    def __init__(
+        self, key: str, facts: Callable[[Factory], FactsOf], importable: bool = False
+    ) -> None:
         self.key = key
         self.importable = importable
-        self._entries: dict[str, Entry[Factory]] = {}
+        self._facts = facts
+        self._entries: dict[str, Entry[Factory, FactsOf]] = {}
 
-    def register(self, name: str, summary: str, source: str = "") -> Callable[[Factory], Factory]:
+    def register(
+        self, name: str, summary: str, source: str = "", facts: FactsOf | None = None
+    ) -> Callable[[Factory], Factory]:
         """Return a decorator that enters its function or class under ``name``."""
         assert name not in self._entries, f"{self.key}: {name!r} is registered twice"
 
         def enter(factory: Factory) -> Factory:
-            self._entries[name] = Entry(name, factory, summary, source)
+            known = self._facts(factory) if facts is None else facts
+            self._entries[name] = Entry(name, factory, summary, source, known)
             return factory
 
         return enter
@@ -52,18 +74,22 @@ class Registry(Generic[Factory]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
-    def __iter__(self) -> Iterator[Entry[Factory]]:
+    def __iter__(self) -> Iterator[Entry[Factory, FactsOf]]:
         return iter(self._entries.values())
 
     def names(self) -> list[str]:
         """Return the registered names in the order of registration."""
         return list(self._entries)
 
+    def where(self, holds: Callable[[FactsOf], bool]) -> str:
+        """Return the names of the entries whose facts fulfil ``holds``: "ddp or fsdp"."""
+        return " or ".join(entry.name for entry in self if holds(entry.facts))
+
     def imports(self, name: str) -> bool:
         """Return whether ``name`` is code of somebody's, which :meth:`entry` would import."""
         return self.importable and name not in self._entries and ":" in name
 
-    def entry(self, name: str) -> Entry[Factory]:
+    def entry(self, name: str) -> Entry[Factory, FactsOf]:
         """Return the entry of ``name``, importing it if it is ``package.module:callable``.
 
         Raises:
@@ -72,7 +98,8 @@ class Registry(Generic[Factory]):
         if name in self._entries:
             return self._entries[name]
         if self.imports(name):
-            return Entry(name, self._imported(name), "imported", name)
+            factory = self._imported(name)
+            return Entry(name, factory, "imported", name, self._facts(factory))
         allowed = ", ".join(self._entries) + (
             " or package.module:callable" if self.importable else ""
         )

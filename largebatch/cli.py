@@ -161,7 +161,7 @@ def report(arguments: Sequence[str]) -> int:
 @_verb("recipes", "list the named configs")
 def recipes(arguments: Sequence[str]) -> int:
     _Parser(prog="largebatch recipes").parse_args(list(arguments))
-    from largebatch.train.parse import recipe_names, recipe_summary
+    from largebatch.train.recipe import recipe_names, recipe_summary
 
     for name in recipe_names():
         print(f"{name:<32} {recipe_summary(name)}")

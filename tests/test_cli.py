@@ -232,7 +232,8 @@ def test_report_over_runs(finished, tmp_path, capsys):
 
 def test_recipes_all_parse(capsys):
     from largebatch.train.check import check
-    from largebatch.train.parse import parse, recipe_names
+    from largebatch.train.parse import parse
+    from largebatch.train.recipe import recipe_names
 
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out

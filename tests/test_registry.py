@@ -38,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("key", ["model.name", "data.name"])
+@pytest.mark.parametrize("key", ["model.name", "data.name", "optim.name"])
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -61,7 +61,7 @@ def test_code_that_cannot_be_had(folder, capsys, key, name, words):
     assert key in line and name in line and all(word in line for word in words), line
 
 
-@pytest.mark.parametrize("key", ["model.name", "data.name"])
+@pytest.mark.parametrize("key", ["model.name", "data.name", "optim.name", "task.name"])
 @pytest.mark.parametrize(
     "name", ["shutil:rmtree", "os:remove", "os:removedirs", "os.path:exists", "builtins:print",
              "pathlib:Path", "sys:exit", "subprocess:run", "collections:OrderedDict"]

@@ -13,8 +13,9 @@ from largebatch.data.image_source import ImageSource
 from largebatch.data.mixing import Mixed
 from largebatch.data.order import EpochOrder, Permutation
 from largebatch.data.pipeline import Pipeline
+from largebatch.data.registry import datasets
 from largebatch.data.request import Request
-from largebatch.data.source import Delivery, Order, Reader, Source, datasets
+from largebatch.data.source import Delivery, Order, Reader, Source
 from largebatch.data.stream_order import StreamOrder
 from largebatch.data.token_batch import TokenBatch
 

@@ -17,7 +17,8 @@ from largebatch.data.config import DataConfig
 from largebatch.data.files import open_file, refuse_beyond_memory
 from largebatch.data.limit import limited
 from largebatch.data.memory import ArraySource
-from largebatch.data.source import Split, datasets, required_root
+from largebatch.data.registry import datasets
+from largebatch.data.source import Split, required_root
 
 _NAMES = ("x_train", "y_train", "x_test", "y_test")
 

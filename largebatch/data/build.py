@@ -8,7 +8,8 @@ from largebatch._errors import UserError
 from largebatch._registry import this_folder_last
 from largebatch.data.config import DataConfig
 from largebatch.data.custom import custom_source
-from largebatch.data.source import Source, Split, datasets
+from largebatch.data.registry import datasets
+from largebatch.data.source import Source, Split
 
 
 def build_source(config: DataConfig, split: Split, num_classes: int | None = None) -> Source:

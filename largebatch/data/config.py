@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from largebatch._errors import UserError
+from largebatch._keys import FREE, OF_RANK
 from largebatch._paths import UserPath
+from largebatch.data.registry import datasets
 
 
 @dataclass
@@ -17,7 +19,7 @@ class DataConfig:
     """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, arrays, imagefolder, synthetic or
     package.module:callable (called with "train" or "val", returns a map-style data set)."""
 
-    root: UserPath | None = None
+    root: UserPath | None = field(default=None, metadata=FREE | OF_RANK)
     """Folder of the data set (for arrays: the .npz file); digits and synthetic need none."""
 
     skip_corrupt: int = 0
@@ -28,7 +30,7 @@ class DataConfig:
     """What decodes and resizes the images: torchvision's operators in worker processes, or NVIDIA
     DALI (imagefolder only; on the GPU where there is one). Order, crops and flips are the same."""
 
-    workers: int | None = None
+    workers: int | None = field(default=None, metadata=FREE | OF_RANK)
     """Worker processes (dali: threads) of a rank for data read sample by sample (None: its share of
     the cores); data held in memory needs none."""
 
@@ -50,7 +52,7 @@ class DataConfig:
     your own that is so where they have ``targets`` or ``labels``; of others, any samples."""
 
     def check(self) -> None:
-        """Refuse numbers out of range.
+        """Refuse numbers out of range, and a pipeline that has nothing to decode.
 
         Raises:
             UserError: naming the key.
@@ -65,3 +67,9 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"data.{name}={value}: must be 1 or more")
+        if self.pipeline != "torchvision" and not datasets.entry(self.name).facts.image_files:
+            files = datasets.where(lambda facts: facts.image_files)
+            raise UserError(
+                f"data.pipeline={self.pipeline} reads image files: data.name={files},"
+                f" not {self.name}"
+            )

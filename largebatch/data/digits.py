@@ -13,7 +13,8 @@ from largebatch.data.config import DataConfig
 from largebatch.data.draws import Stream, uniform
 from largebatch.data.limit import limited
 from largebatch.data.memory import ArraySource
-from largebatch.data.source import Split, datasets
+from largebatch.data.registry import datasets
+from largebatch.data.source import Split
 
 # Mean and standard deviation of the whole set, in units of the largest pixel value, 16.
 _MEAN, _STD = (0.3053,), (0.3761,)

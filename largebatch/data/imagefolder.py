@@ -24,9 +24,10 @@ from largebatch.data.draws import SampleDraws, Stream
 from largebatch.data.files import printable
 from largebatch.data.limit import limited
 from largebatch.data.pieces import PieceReader
+from largebatch.data.registry import DataFacts, datasets
 from largebatch.data.sample_source import SampleSource, default_workers
 from largebatch.data.scan import find_classes, find_images
-from largebatch.data.source import Delivery, Split, UnreadableSample, datasets, required_root
+from largebatch.data.source import Delivery, Split, UnreadableSample, required_root
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LAYOUT = "a folder with train/CLASS/* and val/CLASS/*"
@@ -96,7 +97,11 @@ class FileSource(SampleSource):
         return training_view(image.height, image.width, size, crop, flip)
 
 
-@datasets.register("imagefolder", "photographs in root/train/CLASS/* and root/val/CLASS/*")
+@datasets.register(
+    "imagefolder",
+    "photographs in root/train/CLASS/* and root/val/CLASS/*",
+    facts=DataFacts(image_files=True),
+)
 def imagefolder(config: DataConfig, split: Split, num_classes: int | None = None) -> FileSource:
     """Build the source from a folder; class k is the k-th folder name in sorted order.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from largebatch._errors import UserError
-from largebatch._registry import Registry
 from largebatch.data.batch import Batch
 from largebatch.data.config import DataConfig
 from largebatch.data.files import printable
@@ -21,7 +20,6 @@ from largebatch.data.request import Request
 
 Split = Literal["train", "val"]
 Opened = TypeVar("Opened", bound="Reader")
-datasets: Registry[Callable[..., Any]] = Registry("data.name", importable=True)
 
 
 class Order(Protocol):

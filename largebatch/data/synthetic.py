@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from largebatch.data.config import DataConfig
 from largebatch.data.draws import Stream, key
 from largebatch.data.memory import ArraySource
-from largebatch.data.source import Split, datasets
+from largebatch.data.registry import datasets
+from largebatch.data.source import Split
 
 _IMAGENET_TRAIN, _IMAGENET_VAL = 1_281_167, 50_000
 _BANK = 128

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch._registry import Registry
+from largebatch._registry import Facts, Registry
 from largebatch.distributed.preference import Preference
 from largebatch.engine.config import DistributedConfig, Terms
 from largebatch.engine.ddp import DataParallel
@@ -15,12 +16,60 @@ from largebatch.engine.deepspeed import DeepSpeed
 from largebatch.engine.deepspeed_config import resolve
 from largebatch.engine.engine import Engine
 from largebatch.engine.fsdp import FullySharded
+from largebatch.optim import optimizers
 from largebatch.processes.environment import World
 
-engines: Registry[Any] = Registry("distributed.engine")
+
+@dataclass(frozen=True)
+class EngineFacts(Facts):
+    """What the rest of the package has to know of an engine.
+
+    Attributes:
+        keys: of ``distributed``, those that it alone takes.
+        divides_model: its ranks hold parts of the model, where there are several.
+        whole_parameters: the optimizer steps the model's own parameters, whole.
+        own_gradients: a rank's gradient is to be had before the sum over the ranks.
+        keeps_gradients: it keeps the gradients to itself: nobody else may read or clip them.
+        makes_optimizers: it can make the optimizer from a config of its own.
+        check: refuses what else of the config it cannot do.
+    """
+
+    keys: tuple[str, ...] = ()
+    divides_model: bool = False
+    whole_parameters: bool = False
+    own_gradients: bool = False
+    keeps_gradients: bool = False
+    makes_optimizers: bool = False
+    check: Callable[[DistributedConfig, Terms], object] | None = None
+
+    def words(self) -> Iterator[str]:
+        """Yield the facts, a short line each."""
+        own = [f"distributed.{name}" for name in self.keys]
+        yield f"keys of its own: {', '.join(own) or 'none'}"
+        if self.divides_model:
+            yield "ranks hold parts of the model: no snapshot ensembles"
+        if not self.whole_parameters:
+            yield "divides what the optimizer steps: no optim.offload, no whole matrices"
+        if not self.own_gradients:
+            yield "holds no rank's own gradients: no optim.sam_scope=rank"
+        if self.keeps_gradients:
+            yield "keeps the gradients to itself: no optim.sam_rho, no optim.adaptive_clip"
+        if self.makes_optimizers:
+            makers = optimizers.where(lambda facts: facts.by_engine)
+            yield f"makes optimizers of its own, with optim.name={makers}"
 
 
-@engines.register("ddp", "replicas that sum gradients in fixed buckets", "Li et al. 2020")
+engines: Registry[Callable[..., Engine], EngineFacts] = Registry(
+    "distributed.engine", lambda _: EngineFacts()
+)
+
+
+@engines.register(
+    "ddp",
+    "replicas that sum gradients in fixed buckets",
+    "Li et al. 2020",
+    EngineFacts(("allreduce", "torus", "wire_dtype"), whole_parameters=True, own_gradients=True),
+)
 def _data_parallel(
     model: nn.Module, world: World, config: DistributedConfig, terms: Terms
 ) -> DataParallel:
@@ -32,6 +81,7 @@ def _data_parallel(
     "fsdp",
     "parameters, gradients and optimizer state divided among the ranks (torch's FSDP2)",
     "Rajbhandari et al. 2020, stage 3; Zhao et al. 2023",
+    EngineFacts(("shard_ranks",), divides_model=True),
 )
 def _fully_sharded(
     model: nn.Module, world: World, config: DistributedConfig, terms: Terms
@@ -43,6 +93,12 @@ def _fully_sharded(
     "deepspeed",
     "DeepSpeed's ZeRO stages 0, 1 and 2, with our optimizers or its own",
     "Rajbhandari et al. 2020",
+    EngineFacts(
+        ("zero_stage", "deepspeed_config"),
+        keeps_gradients=True,
+        makes_optimizers=True,
+        check=resolve,
+    ),
 )
 def _deepspeed(
     model: nn.Module, world: World, config: DistributedConfig, terms: Terms
@@ -58,47 +114,47 @@ def build_engine(
     Args:
         terms: what other sections of the config say that concerns it.
     """
-    name = config.engine
-    if name == "fsdp" and world.world_size == 1:
-        name = "ddp"  # nothing to divide
-    engine: Engine = engines.entry(name).factory(model, world, config, terms or Terms())
-    return engine
+    entry = engines.entry(config.engine)
+    if entry.facts.divides_model and world.world_size == 1:
+        entry = engines.entry(DistributedConfig.engine)  # nothing to divide
+    return entry.factory(model, world, config, terms or Terms())
 
 
 def check_engine(config: DistributedConfig, terms: Terms) -> None:
     """Refuse a ``distributed`` section that cannot be, before any rank starts.
 
     Raises:
-        UserError: a key out of range, of another engine, or contradicted by DeepSpeed's own config.
+        UserError: a key out of range, of another engine, or contradicted by a config of the
+            engine's own.
     """
-    for key, engine in (
-        ("allreduce", "ddp"),
-        ("torus", "ddp"),
-        ("wire_dtype", "ddp"),
-        ("shard_ranks", "fsdp"),
-        ("zero_stage", "deepspeed"),
-        ("deepspeed_config", "deepspeed"),
-    ):
-        value = getattr(config, key)
-        if value != getattr(DistributedConfig, key) and config.engine != engine:
-            raise UserError(f"distributed.{key}={value}: only with distributed.engine={engine}")
+    engine, optimizer = engines.entry(config.engine).facts, optimizers.entry(terms.optimizer).facts
+    for other in engines:
+        for key in other.facts.keys:
+            value = getattr(config, key)
+            if value != getattr(DistributedConfig, key) and key not in engine.keys:
+                raise UserError(
+                    f"distributed.{key}={value}: only with distributed.engine={other.name}"
+                )
     if config.shard_ranks is not None and config.shard_ranks < 1:
         raise UserError(f"distributed.shard_ranks={config.shard_ranks}: at least 1")
-    if config.engine != "ddp" and terms.optimizer == "muon":
+    if optimizer.whole_matrices and not engine.whole_parameters:
         raise UserError(
-            f"optim.name=muon: needs whole matrices, which distributed.engine={config.engine}"
-            " divides; take ddp"
+            f"optim.name={terms.optimizer}: needs whole matrices, which"
+            f" distributed.engine={config.engine} divides;"
+            f" take {engines.where(lambda facts: facts.whole_parameters)}"
         )
-    if config.engine == "deepspeed":
-        resolve(config, terms)
-    elif terms.optimizer == "deepspeed":
-        raise UserError("optim.name=deepspeed: only with distributed.engine=deepspeed")
+    if optimizer.by_engine and not engine.makes_optimizers:
+        makers = engines.where(lambda facts: facts.makes_optimizers)
+        raise UserError(f"optim.name={terms.optimizer}: only with distributed.engine={makers}")
+    if engine.check is not None:
+        engine.check(config, terms)
 
 
 __all__ = [
     "DataParallel",
     "DistributedConfig",
     "Engine",
+    "EngineFacts",
     "Terms",
     "build_engine",
     "check_engine",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from largebatch._keys import OF_RANK
 from largebatch._paths import UserPath
 from largebatch.schedule import Duration
 
@@ -37,7 +38,7 @@ class DistributedConfig:
     """fsdp: ranks that divide one copy of the model among them; null: all."""
     zero_stage: Literal[0, 1, 2] | None = None
     """deepspeed: ZeRO stage; null: that of deepspeed_config, else 1."""
-    deepspeed_config: UserPath | None = None
+    deepspeed_config: UserPath | None = field(default=None, metadata=OF_RANK)
     """deepspeed: path of a JSON config of DeepSpeed's own, which may not contradict this one."""
 
 

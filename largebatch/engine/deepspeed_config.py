@@ -9,6 +9,7 @@ from typing import Any
 from largebatch._documents import read_json
 from largebatch._errors import UserError
 from largebatch.engine.config import DistributedConfig, Terms
+from largebatch.optim import optimizers
 
 KEY = "distributed.deepspeed_config"
 SIXTEEN_BIT = ("fp16", "bf16")
@@ -150,21 +151,23 @@ def _contradictions(
 
 
 def _optimizer(section: dict[str, Any] | None, terms: Terms) -> Iterator[tuple[str, Any, str]]:
+    by_engine = optimizers.entry(terms.optimizer).facts.by_engine
     if section is None:
-        if terms.optimizer == "deepspeed":
+        if by_engine:
             yield (
                 "optimizer",
                 None,
-                "optim.name=deepspeed takes the optimizer from this section, such as"
+                f"optim.name={terms.optimizer} takes the optimizer from this section, such as"
                 ' {"type": "AdamW"}',
             )
         return
     kind = section.get("type")
-    if terms.optimizer != "deepspeed":
+    if not by_engine:
+        own = optimizers.where(lambda facts: facts.by_engine)
         yield (
             "optimizer.type",
             kind,
-            f"contradicts optim.name={terms.optimizer}; optim.name=deepspeed takes DeepSpeed's own",
+            f"contradicts optim.name={terms.optimizer}; optim.name={own} takes DeepSpeed's own",
         )
     params = section.get("params", {})
     for key, ours in (("lr", terms.lr), ("weight_decay", terms.weight_decay)):

@@ -79,7 +79,7 @@ def build_model(
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
-def _construct(entry: Entry[Any], config: ModelConfig, offers: Mapping[str, Any]) -> nn.Module:
+def _construct(entry: Entry[Any, Any], config: ModelConfig, offers: Mapping[str, Any]) -> nn.Module:
     """Call the factory with what its signature names, and refuse options that it does not."""
     if inspect.isclass(entry.factory) and not issubclass(entry.factory, nn.Module):
         raise UserError(f"model.name={entry.name}: a class that is no torch.nn.Module")

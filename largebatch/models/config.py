@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from largebatch._errors import UserError
+from largebatch._keys import OF_RANK
 from largebatch._paths import UserPath
 
 
@@ -18,7 +19,7 @@ class ModelConfig:
     """A registered model, or package.module:callable that returns one."""
     num_classes: int | None = None
     """Outputs; unset takes the number of classes of the data."""
-    init_from: UserPath | None = None
+    init_from: UserPath | None = field(default=None, metadata=OF_RANK)
     """A .safetensors file of weights to start from, such as a run's weights.safetensors."""
     compile: bool = False
     """Compile the model with torch.compile."""

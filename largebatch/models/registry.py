@@ -14,11 +14,13 @@ from typing import Any
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch._registry import Registry
+from largebatch._registry import Facts, Registry
 
 ImageShape = tuple[int, int, int]
 
-models: Registry[Callable[..., nn.Module]] = Registry("model.name", importable=True)
+models: Registry[Callable[..., nn.Module], Facts] = Registry(
+    "model.name", lambda _: Facts(), importable=True
+)
 
 
 def image_offers(num_classes: int, image_shape: ImageShape) -> dict[str, Any]:

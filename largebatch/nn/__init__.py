@@ -27,7 +27,7 @@ from largebatch.nn.merge import (
     rank_statistics,
 )
 from largebatch.nn.place import ghost_place
-from largebatch.nn.registry import norms
+from largebatch.nn.registry import NormFacts, norms
 from largebatch.nn.running import discard_step, step_end
 from largebatch.nn.sample_norm import SampleNorm
 from largebatch.nn.scaled_ws_conv import ACTIVATION_GAINS, ScaledWSConv2d, SkipInit
@@ -45,6 +45,7 @@ __all__ = [
     "L1BatchNorm",
     "LInfBatchNorm",
     "NormConfig",
+    "NormFacts",
     "SampleNorm",
     "ScaledWSConv2d",
     "SkipInit",

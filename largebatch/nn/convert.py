@@ -19,17 +19,12 @@ from largebatch.nn.followers import follow, followers_of
 from largebatch.nn.leaf import Proxy, recorded
 from largebatch.nn.over_ghosts import OverGhosts
 from largebatch.nn.over_ranks import ranks_of
-from largebatch.nn.registry import NormFactory, norms
+from largebatch.nn.registry import NormFactory, NormFacts, norms, unused_keys
 from largebatch.nn.running import RunningStatistics, forget_norms
 from largebatch.nn.sample_norm import DEFAULT_GROUPS, SampleNorm
 from largebatch.nn.sync_batch_norm import join_ranks
-from largebatch.nn.weight_norm import FORMS, ChannelBias, normalize_weights
+from largebatch.nn.weight_norm import ChannelBias, normalize_weights
 
-SPANNING = ("sync", "l1", "linf", "topk")
-"""Kinds whose ghosts can span ranks."""
-PER_SAMPLE = ("layer", "instance", "group")
-"""Kinds without statistics over samples."""
-GHOSTLESS = ("batch", "none", *PER_SAMPLE, *FORMS)
 _TORCH: tuple[type[_BatchNorm], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -49,13 +44,19 @@ class BatchNorm(_BatchNorm):
             raise ValueError(f"expected 2 to 5 dimensions, got input of shape {tuple(input.shape)}")
 
 
-@norms.register("batch", "torch's batch norm: statistics of each forward on each rank",
-                "Ioffe and Szegedy 2015")  # fmt: skip
+@norms.register(
+    "batch",
+    "torch's batch norm: statistics of each forward on each rank",
+    "Ioffe and Szegedy 2015",
+    NormFacts(per_forward=True),
+)
 def _batch(num_features: int, config: NormConfig) -> nn.Module:
     return BatchNorm(num_features)
 
 
-@norms.register("none", "no normalisation: every batch norm becomes the identity")
+@norms.register(
+    "none", "no normalisation: every batch norm becomes the identity", facts=NormFacts()
+)
 def _none(num_features: int, config: NormConfig) -> nn.Module:
     return nn.Identity()
 
@@ -74,37 +75,28 @@ def check_norm(config: NormConfig) -> None:
         raise UserError(f"norm.running={config.running!r}: choose from {allowed}")
     if config.topk is not None and config.topk < 1:
         raise UserError(f"norm.topk={config.topk}: must be at least 1 value")
-    if config.topk is not None and config.kind != "topk":
-        raise UserError(f"norm.topk={config.topk}: no effect with norm.kind={config.kind}")
     if config.sync_ranks is not None and config.sync_ranks < 1:
         raise UserError(f"norm.sync_ranks={config.sync_ranks}: must be at least 1 rank")
-    if config.sync_ranks is not None and config.kind not in SPANNING:
-        raise UserError(
-            f"norm.sync_ranks={config.sync_ranks}: no effect with norm.kind={config.kind}; kinds"
-            f" that span ranks are {', '.join(SPANNING)}"
-        )
     if config.groups is not None and config.groups < 1:
         raise UserError(f"norm.groups={config.groups}: must be at least 1 group")
-    if config.groups is not None and config.kind != "group":
-        raise UserError(f"norm.groups={config.groups}: no effect with norm.kind={config.kind}")
     if config.momentum is not None and not 0.0 <= config.momentum <= 1.0:
         raise UserError(f"norm.momentum={config.momentum}: must lie in 0 to 1")
     if config.eps is not None and not 0.0 < config.eps < float("inf"):
         raise UserError(f"norm.eps={config.eps}: must be positive")
-    unused = {"ghost_size": None, "running": "sequential"} if config.kind in GHOSTLESS else {}
-    if config.kind in PER_SAMPLE:
-        unused["momentum"] = None
-    for key, default in unused.items():
+    for key, default in unused_keys(config.kind).items():
         value = getattr(config, key)
         if value != default:
-            raise UserError(f"norm.{key}={value}: no effect with norm.kind={config.kind}")
+            spanning = norms.where(lambda facts: facts.spans != "never")
+            others = f"; kinds that span ranks are {spanning}" if key == "sync_ranks" else ""
+            raise UserError(f"norm.{key}={value}: no effect with norm.kind={config.kind}{others}")
     # The factory knows what else its kind needs.
     norms.entry(config.kind).factory(config.groups or DEFAULT_GROUPS, config)
 
 
 def spans_ranks(config: NormConfig) -> bool:
     """Return whether ranks hold ghosts together under this section, if there are several."""
-    return config.kind == "sync" or (config.kind in SPANNING and config.sync_ranks is not None)
+    spans = norms.entry(config.kind).facts.spans
+    return spans == "always" or (spans == "asked" and config.sync_ranks is not None)
 
 
 def wrong_span(config: NormConfig, world_size: int) -> str:
@@ -122,7 +114,7 @@ def wrong_span(config: NormConfig, world_size: int) -> str:
 def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
     """Exchange every batch norm of ``model`` as the config's section says; see below."""
     check_norm(config)
-    factory = norms.entry(config.kind).factory
+    factory, facts = norms.entry(config.kind).factory, norms.entry(config.kind).facts
 
     done: dict[nn.Module, nn.Module] = {}  # a norm used twice stays one norm
 
@@ -142,7 +134,7 @@ def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
         return module
 
     exchanged = exchange(model)
-    if done and config.kind in FORMS:
+    if done and facts.weights:
         normalize_weights(exchanged, config.kind)
     forget_norms()
     return exchanged
@@ -190,7 +182,7 @@ def convert_batch_norm(
     """
     sync_ranks = None if process_group is None else process_group.size()
     config = NormConfig(kind, ghost_size, sync_ranks, topk, groups, running, momentum, eps)
-    if ghost_size is not None and (kind == "sync" or process_group is not None):
+    if ghost_size is not None and (process_group is not None or spans_ranks(config)):
         raise UserError(f"ghost_size={ghost_size}: over ranks a forward is one ghost")
     model = apply_norm(model, config)
     return model if process_group is None else join_ranks(model, process_group)

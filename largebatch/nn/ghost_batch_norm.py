@@ -12,7 +12,7 @@ import torch
 from largebatch._errors import UserError
 from largebatch.nn.config import NormConfig, Running
 from largebatch.nn.over_ghosts import OverGhosts
-from largebatch.nn.registry import norms
+from largebatch.nn.registry import NormFacts, norms
 
 
 class GhostBatchNorm(OverGhosts):
@@ -70,7 +70,12 @@ class GhostBatchNorm(OverGhosts):
         )
 
 
-@norms.register("ghost", "batch norm over ghosts of norm.ghost_size samples", "Hoffer et al. 2017")
+@norms.register(
+    "ghost",
+    "batch norm over ghosts of norm.ghost_size samples",
+    "Hoffer et al. 2017",
+    NormFacts(ghosts=True),
+)
 def _ghost(num_features: int, config: NormConfig) -> GhostBatchNorm:
     if config.ghost_size is None:
         raise UserError("norm.ghost_size is not set: norm.kind=ghost needs it (samples, say 32)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from largebatch._ops import NormPolicy
 from largebatch.nn.config import NormConfig
 from largebatch.nn.over_ghosts import OverGhosts, over_ghosts
-from largebatch.nn.registry import norms
+from largebatch.nn.registry import NormFacts, norms
 
 
 class L1BatchNorm(OverGhosts):
@@ -25,6 +25,11 @@ class L1BatchNorm(OverGhosts):
     policy = NormPolicy.L1
 
 
-@norms.register("l1", "batch norm by the mean absolute deviation (L1)", "Hoffer et al. 2018")
+@norms.register(
+    "l1",
+    "batch norm by the mean absolute deviation (L1)",
+    "Hoffer et al. 2018",
+    NormFacts(ghosts=True, spans="asked"),
+)
 def _l1(num_features: int, config: NormConfig) -> L1BatchNorm:
     return L1BatchNorm(num_features, **over_ghosts(config))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from largebatch._ops import NormPolicy
 from largebatch.nn.config import NormConfig
 from largebatch.nn.over_ghosts import OverGhosts, over_ghosts
-from largebatch.nn.registry import norms
+from largebatch.nn.registry import NormFacts, norms
 
 
 class LInfBatchNorm(OverGhosts):
@@ -23,6 +23,11 @@ class LInfBatchNorm(OverGhosts):
     top = 1
 
 
-@norms.register("linf", "batch norm by the largest deviation (L-infinity)", "Hoffer et al. 2018")
+@norms.register(
+    "linf",
+    "batch norm by the largest deviation (L-infinity)",
+    "Hoffer et al. 2018",
+    NormFacts(ghosts=True, spans="asked"),
+)
 def _linf(num_features: int, config: NormConfig) -> LInfBatchNorm:
     return LInfBatchNorm(num_features, **over_ghosts(config))

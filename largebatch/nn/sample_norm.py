@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from largebatch._errors import UserError
 from largebatch.nn.config import NormConfig
 from largebatch.nn.leaf import Proxy, recorded
-from largebatch.nn.registry import norms
+from largebatch.nn.registry import NormFacts, norms
 
 DEFAULT_GROUPS = 32
 """Wu and He 2018, section 4."""
@@ -59,20 +59,32 @@ class SampleNorm(nn.GroupNorm):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-@norms.register("layer", "torch's group norm with one group: over all of a sample",
-                "Ba et al. 2016")  # fmt: skip
+@norms.register(
+    "layer",
+    "torch's group norm with one group: over all of a sample",
+    "Ba et al. 2016",
+    NormFacts(per_sample=True),
+)
 def _layer(num_features: int, config: NormConfig) -> SampleNorm:
     return SampleNorm(1, num_features)
 
 
-@norms.register("instance", "torch's group norm with a group a channel of each sample",
-                "Ulyanov et al. 2016")  # fmt: skip
+@norms.register(
+    "instance",
+    "torch's group norm with a group a channel of each sample",
+    "Ulyanov et al. 2016",
+    NormFacts(per_sample=True),
+)
 def _instance(num_features: int, config: NormConfig) -> SampleNorm:
     return SampleNorm(num_features, num_features)
 
 
-@norms.register("group", "torch's group norm: norm.groups groups of each sample's channels",
-                "Wu and He 2018")  # fmt: skip
+@norms.register(
+    "group",
+    "torch's group norm: norm.groups groups of each sample's channels",
+    "Wu and He 2018",
+    NormFacts(per_sample=True, own="groups"),
+)
 def _group(num_features: int, config: NormConfig) -> SampleNorm:
     groups = config.groups or DEFAULT_GROUPS
     if num_features % groups:

@@ -15,7 +15,7 @@ from torch import nn
 from largebatch.nn.config import NormConfig, Running
 from largebatch.nn.over_ghosts import OverGhosts
 from largebatch.nn.over_ranks import ranks_of
-from largebatch.nn.registry import norms
+from largebatch.nn.registry import NormFacts, norms
 
 
 class SyncBatchNorm(OverGhosts):
@@ -81,7 +81,11 @@ def join_ranks(model: nn.Module, process_group: dist.ProcessGroup) -> nn.Module:
     return model
 
 
-@norms.register("sync", "batch norm over ghosts that span norm.sync_ranks ranks, or all",
-                "Peng et al. 2018")  # fmt: skip
+@norms.register(
+    "sync",
+    "batch norm over ghosts that span norm.sync_ranks ranks, or all",
+    "Peng et al. 2018",
+    NormFacts(ghosts=True, spans="always"),
+)
 def _sync(num_features: int, config: NormConfig) -> SyncBatchNorm:
     return SyncBatchNorm(num_features, running=config.running)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from largebatch._ops import NormPolicy
 from largebatch.nn.config import NormConfig, Running
 from largebatch.nn.over_ghosts import OverGhosts, over_ghosts
-from largebatch.nn.registry import norms
+from largebatch.nn.registry import NormFacts, norms
 
 
 class TopKBatchNorm(OverGhosts):
@@ -66,7 +66,12 @@ class TopKBatchNorm(OverGhosts):
         return f"{super().extra_repr()}, k={self.top}"
 
 
-@norms.register("topk", "batch norm by the largest norm.topk deviations", "Hoffer et al. 2018")
+@norms.register(
+    "topk",
+    "batch norm by the largest norm.topk deviations",
+    "Hoffer et al. 2018",
+    NormFacts(ghosts=True, spans="asked", own="topk"),
+)
 def _topk(num_features: int, config: NormConfig) -> TopKBatchNorm:
     k = 10 if config.topk is None else config.topk
     return TopKBatchNorm(num_features, **over_ghosts(config), k=k)

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from largebatch.nn.config import NormConfig
 from largebatch.nn.fixed_classifier import find_classifier
 from largebatch.nn.leaf import Proxy, recorded
-from largebatch.nn.registry import norms
+from largebatch.nn.registry import NormFacts, norms
 
 
 class WeightNorm(nn.Module):
@@ -156,16 +156,21 @@ def _channel_bias(num_features: int, config: NormConfig) -> ChannelBias:
     return ChannelBias(num_features)
 
 
-norms.register("weight", "no statistics: weight norm and a bias", "Salimans and Kingma 2016")(
-    _channel_bias
-)
+norms.register(
+    "weight",
+    "no statistics: weight norm and a bias",
+    "Salimans and Kingma 2016",
+    NormFacts(weights=True),
+)(_channel_bias)
 norms.register(
     "bounded_weight",
     "weight norm whose total over a layer's channels is fixed, and a bias",
     "Hoffer et al. 2018, section 5; the lecture's form",
+    NormFacts(weights=True),
 )(_channel_bias)
 norms.register(
     "equal_weight",
     "weight norm fixed alike for every channel of a layer, and a bias",
     "Hoffer et al. 2018, section 5; the paper's form",
+    NormFacts(weights=True),
 )(_channel_bias)

@@ -9,12 +9,13 @@ from largebatch.optim.config import OptimConfig
 from largebatch.optim.deepspeed import shard_for_deepspeed
 from largebatch.optim.deferred import DeferredOptimizer
 from largebatch.optim.groups import describe_groups, param_groups
+from largebatch.optim.imported import try_imported
 from largebatch.optim.lamb import LAMB
 from largebatch.optim.lars import LARS
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.muon import MuonWithAuxiliary
 from largebatch.optim.offload import Offload, layer_rates
-from largebatch.optim.registry import optimizers
+from largebatch.optim.registry import OptimizerFacts, optimizers
 from largebatch.optim.rmsprop_warmup import RMSpropWarmup, sgd_share
 from largebatch.optim.sam import SAM
 from largebatch.optim.sgd import SGD
@@ -33,6 +34,7 @@ __all__ = [
     "MuonWithAuxiliary",
     "Offload",
     "OptimConfig",
+    "OptimizerFacts",
     "RMSpropWarmup",
     "adaptive_grad_clip_",
     "build_optimizer",
@@ -48,4 +50,5 @@ __all__ = [
     "sgd_share",
     "shard_for_deepspeed",
     "to_apex",
+    "try_imported",
 ]

@@ -14,7 +14,7 @@ from largebatch._errors import UserError
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
 from largebatch.optim.exact import exact
-from largebatch.optim.registry import optimizers
+from largebatch.optim.registry import OptimizerFacts, optimizers
 
 INSTALL = "build it from https://github.com/NVIDIA/apex, or choose optim.name=lamb"
 
@@ -132,10 +132,10 @@ def fused_lamb() -> type[torch.optim.Optimizer]:
     "apex_lamb",
     "LAMB by NVIDIA apex (FusedLAMB), on a GPU where apex is installed",
     "You et al. 2020; NVIDIA apex",
+    OptimizerFacts(frozenset({"betas", "eps", "momentum_half_life", "beta2_half_life"})),
 )
 def build_apex_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Build apex's FusedLAMB from the config; its clipping is ``optim.options.max_grad_norm``."""
-    config.refuse_unused({"betas", "eps", "momentum_half_life", "beta2_half_life"})
     arguments: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas)}
     if config.eps is not None:
         arguments["eps"] = config.eps

@@ -21,9 +21,10 @@ from largebatch.optim import (  # noqa: F401
 )
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import param_groups
+from largebatch.optim.imported import build_imported
 from largebatch.optim.loss_scaling import ScaledStep
 from largebatch.optim.offload import Offload
-from largebatch.optim.registry import optimizers
+from largebatch.optim.registry import optimizers, refuse_unused
 from largebatch.schedule import Clock, Duration, half_life_factor
 
 
@@ -34,7 +35,7 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
         UserError: a key of ``optim`` is wrong, or the optimizer cannot take the model.
     """
     config.check()
-    factory = optimizers.entry(config.name).factory
+    entry = optimizers.entry(config.name)
     groups = param_groups(
         model,
         config.weight_decay,
@@ -42,7 +43,11 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
         config.adapt_norm_and_bias,
         config.lr_correction,
     )
-    optimizer = factory(config, groups)
+    if optimizers.imports(config.name):
+        optimizer = build_imported(entry.factory, config, groups)
+    else:
+        refuse_unused(config, entry.facts.takes)
+        optimizer = entry.factory(config, groups)
     if isinstance(optimizer, ScaledStep):
         optimizer.unscales = True  # a run clips by a factor and waits for no device
     if not config.offload:

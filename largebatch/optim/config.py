@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from largebatch._errors import UserError
@@ -15,8 +15,10 @@ class OptimConfig:
     """The optimizer, its rate and its averages."""
 
     name: str = "sgd"
-    """Optimizer: sgd, sgdw, lars, lamb, apex_lamb (with apex installed), rmsprop_warmup, muon, or
-    torch's adam, adamw, nadam, radam, adagrad, rmsprop, adadelta, adamax."""
+    """Optimizer: sgd, sgdw, lars, lamb, apex_lamb (with apex installed), rmsprop_warmup, muon,
+    torch's adam, adamw, nadam, radam, adagrad, rmsprop, adadelta, adamax, or
+    package.module:callable: a torch.optim.Optimizer class, or called with this section and the
+    parameter groups."""
     lr: float = 0.1
     """Learning rate at batch.reference."""
     scaling: Literal["none", "linear", "sqrt"] = "none"
@@ -115,41 +117,6 @@ class OptimConfig:
             )
         if self.dampen_first_step and self.dampening == 0.0:
             raise UserError("optim.dampen_first_step=true: needs optim.dampening above 0")
-
-    def refuse_unused(self, used: set[str]) -> None:
-        """Refuse keys of single optimizers that are set although the chosen one ignores them.
-
-        Args:
-            used: those that the optimizer takes, of the keys in ``SPECIAL``.
-
-        Raises:
-            UserError: naming the first such key.
-        """
-        defaults = {entry.name: getattr(OptimConfig(), entry.name) for entry in fields(self)}
-        for key in SPECIAL:
-            value = getattr(self, key)
-            if key not in used and value != defaults[key]:
-                raise UserError(f"optim.{key}={value}: optim.name={self.name} has no such setting")
-
-
-SPECIAL = (
-    "momentum",
-    "nesterov",
-    "dampening",
-    "dampen_first_step",
-    "lr_inside_momentum",
-    "momentum_correction",
-    "lr_correction",
-    "betas",
-    "eps",
-    "momentum_half_life",
-    "beta2_half_life",
-    "preset",
-    "trust_coefficient",
-    "adapt_norm_and_bias",
-    "transition_center",
-    "transition_period",
-)
 
 
 def _in_range(key: str, value: float, low: float, high: float) -> None:

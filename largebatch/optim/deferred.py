@@ -8,7 +8,7 @@ import torch
 
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
-from largebatch.optim.registry import optimizers
+from largebatch.optim.registry import OptimizerFacts, optimizers
 
 
 class DeferredOptimizer(torch.optim.Optimizer):
@@ -26,9 +26,9 @@ class DeferredOptimizer(torch.optim.Optimizer):
     "deepspeed",
     "the optimizer that the section `optimizer` of distributed.deepspeed_config describes",
     "DeepSpeed, Configuration JSON, Optimizer Parameters",
+    OptimizerFacts(by_engine=True),
 )
 def build_deferred(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Build the groups; ``distributed.engine=deepspeed`` makes the optimizer."""
-    config.refuse_unused(set())
     built: torch.optim.Optimizer = construct(DeferredOptimizer, config, groups, {"lr": config.lr})
     return built

@@ -19,7 +19,7 @@ from largebatch.optim.foreign import TORCH, Foreign, translate
 from largebatch.optim.gradient_norm import norm_parts
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.presets import chosen, preset_of
-from largebatch.optim.registry import optimizers
+from largebatch.optim.registry import OptimizerFacts, optimizers
 from largebatch.optim.settings import number, plain
 
 _PAPER: dict[str, Any] = {
@@ -301,12 +301,22 @@ def _named(correction: Any, own: Mapping[str, Any]) -> BiasCorrection:
     "lamb",
     "Adam whose step follows each tensor's norm; presets paper, nvlamb, author, deepspeed",
     "You et al. 2020",
+    OptimizerFacts(
+        frozenset(
+            (
+                "betas",
+                "eps",
+                "momentum_half_life",
+                "beta2_half_life",
+                "preset",
+                "adapt_norm_and_bias",
+            )
+        ),
+        layerwise=True,
+    ),
 )
 def build_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> LAMB:
     """Build :class:`LAMB` from the config."""
-    config.refuse_unused(
-        {"betas", "eps", "momentum_half_life", "beta2_half_life", "preset", "adapt_norm_and_bias"}
-    )
     arguments: dict[str, Any] = {
         "lr": config.lr,
         "betas": tuple(config.betas),

@@ -17,7 +17,7 @@ from largebatch.optim.construct import construct
 from largebatch.optim.foreign import TORCH, Foreign, translate
 from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.presets import chosen, preset_of
-from largebatch.optim.registry import optimizers
+from largebatch.optim.registry import OptimizerFacts, optimizers
 from largebatch.optim.settings import number
 
 _PAPER: dict[str, Any] = {
@@ -223,11 +223,18 @@ class LARS(LayerwiseOptimizer):
     "lars",
     "momentum SGD whose rate follows each tensor's norms; presets paper, mlperf, timm, larc, optax",
     "You, Gitman and Ginsburg 2017",
+    OptimizerFacts(
+        frozenset(
+            {
+                *("momentum", "nesterov", "momentum_half_life", "eps"),
+                *("preset", "trust_coefficient", "adapt_norm_and_bias"),
+            }
+        ),
+        layerwise=True,
+    ),
 )
 def build_lars(config: OptimConfig, groups: list[dict[str, Any]]) -> LARS:
     """Build :class:`LARS` from the config."""
-    used = {"momentum", "nesterov", "momentum_half_life", "eps", "preset", "trust_coefficient"}
-    config.refuse_unused(used | {"adapt_norm_and_bias"})
     arguments: dict[str, Any] = {
         "lr": config.lr,
         "momentum": config.momentum,

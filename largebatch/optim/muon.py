@@ -19,7 +19,7 @@ from largebatch.optim.closure import loss_of
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
 from largebatch.optim.optimizer import Portable
-from largebatch.optim.registry import optimizers
+from largebatch.optim.registry import OptimizerFacts, optimizers
 from largebatch.optim.state import begin_state, exactly, has_master
 
 
@@ -184,10 +184,13 @@ def split_for_muon(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "muon",
     "Muon for hidden matrices, AdamW for embeddings, classifier, convolutions, norms and biases",
     "Jordan et al. 2024; Liu et al. 2025",
+    OptimizerFacts(
+        frozenset({"momentum", "betas", "eps", "momentum_half_life", "beta2_half_life"}),
+        whole_matrices=True,
+    ),
 )
 def build_muon(config: OptimConfig, groups: list[dict[str, Any]]) -> MuonWithAuxiliary:
     """Build :class:`MuonWithAuxiliary` from the config."""
-    config.refuse_unused({"momentum", "betas", "eps", "momentum_half_life", "beta2_half_life"})
     arguments: dict[str, Any] = {
         "lr": config.lr,
         "momentum": config.momentum,

@@ -16,7 +16,7 @@ from largebatch.optim.construct import construct
 from largebatch.optim.foreign import TORCH, Foreign, translate
 from largebatch.optim.optimizer import Optimizer
 from largebatch.optim.parameters import check_dense, check_types
-from largebatch.optim.registry import optimizers
+from largebatch.optim.registry import OptimizerFacts, optimizers
 from largebatch.optim.settings import number
 from largebatch.optim.state import begin_state, wanted_dtypes
 
@@ -184,11 +184,17 @@ class RMSpropWarmup(Optimizer):
     "rmsprop_warmup",
     "begins as RMSprop and passes over to momentum SGD by samples seen",
     "Akiba, Suzuki and Fukuda 2017",
+    OptimizerFacts(
+        frozenset(
+            {
+                *("momentum", "eps", "momentum_half_life", "beta2_half_life"),
+                *("transition_center", "transition_period"),
+            }
+        )
+    ),
 )
 def build_rmsprop_warmup(config: OptimConfig, groups: list[dict[str, Any]]) -> RMSpropWarmup:
     """Build :class:`RMSpropWarmup` from the config."""
-    used = {"momentum", "eps", "momentum_half_life", "beta2_half_life"}
-    config.refuse_unused(used | {"transition_center", "transition_period"})
     arguments: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum}
     if config.eps is not None:
         arguments["eps"] = config.eps

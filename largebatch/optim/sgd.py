@@ -9,7 +9,7 @@ Nesterov 1983; Sutskever et al. 2013.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +30,7 @@ from largebatch.optim.parameters import (
     local,
     tell_autograd,
 )
-from largebatch.optim.registry import optimizers
+from largebatch.optim.registry import OptimizerFacts, optimizers
 from largebatch.optim.settings import number
 from largebatch.optim.state import Fit, check_state_dtype, wanted_dtypes
 
@@ -262,28 +262,28 @@ class SGD(ScaledStep, Optimizer):
 
 
 Form = TypeVar("Form", bound=SGD)
+FORM_KEYS = frozenset(
+    {
+        *("momentum", "nesterov", "dampening", "dampen_first_step"),
+        *("lr_inside_momentum", "momentum_correction"),
+    }
+)
+"""Keys of ``optim`` that are arguments of :class:`SGD` and of its forms."""
 
 
 @optimizers.register(
     "sgd",
     "SGD with momentum, Nesterov, dampening, the rate inside or outside the buffer",
     "Polyak 1964; Nesterov 1983; Goyal et al. 2017, section 3",
+    OptimizerFacts(FORM_KEYS | {"momentum_half_life", "lr_correction"}),
 )
 def build_sgd(config: OptimConfig, groups: list[dict[str, Any]]) -> SGD:
     """Build :class:`SGD` from the config."""
-    return build_form(SGD, config, groups, {"lr_correction"})
+    return build_form(SGD, config, groups)
 
 
-def build_form(
-    kind: type[Form],
-    config: OptimConfig,
-    groups: list[dict[str, Any]],
-    own: Set[str] = frozenset(),
-) -> Form:
-    """Build :class:`SGD` or a form of it; ``own`` are the keys that it alone takes."""
-    used = {"momentum", "nesterov", "dampening", "dampen_first_step"}
-    used |= {"lr_inside_momentum", "momentum_correction"}
-    config.refuse_unused(used | own | {"momentum_half_life"})
-    arguments = {key: getattr(config, key) for key in ("lr", *sorted(used))}
+def build_form(kind: type[Form], config: OptimConfig, groups: list[dict[str, Any]]) -> Form:
+    """Build :class:`SGD` or a form of it."""
+    arguments = {key: getattr(config, key) for key in ("lr", *sorted(FORM_KEYS))}
     built: Form = construct(kind, config, groups, arguments)
     return built

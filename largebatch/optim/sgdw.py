@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from largebatch.optim.config import OptimConfig
-from largebatch.optim.registry import optimizers
-from largebatch.optim.sgd import SGD, build_form
+from largebatch.optim.registry import OptimizerFacts, optimizers
+from largebatch.optim.sgd import FORM_KEYS, SGD, build_form
 
 
 class SGDW(SGD):
@@ -78,6 +78,7 @@ class SGDW(SGD):
     "sgdw",
     "SGD with weight decay decoupled from gradient and momentum (times the rate)",
     "Loshchilov and Hutter 2019",
+    OptimizerFacts(FORM_KEYS | {"momentum_half_life"}),
 )
 def build_sgdw(config: OptimConfig, groups: list[dict[str, Any]]) -> SGDW:
     """Build :class:`SGDW` from the config."""

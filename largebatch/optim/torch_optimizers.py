@@ -11,7 +11,7 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.construct import construct
 from largebatch.optim.exact import exact
-from largebatch.optim.registry import optimizers
+from largebatch.optim.registry import OptimizerFacts, optimizers
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ class TorchOptimizer:
         """Build the optimizer.
 
         Raises:
-            UserError: a config key or one of ``optim.options`` that it does not take.
+            UserError: one of ``optim.options`` that it does not take.
         """
-        config.refuse_unused(set(self.takes))
         arguments: dict[str, Any] = {"lr": config.lr, **_implementation(self.fused_op, groups)}
         if "momentum" in self.takes:
             arguments["momentum"] = config.momentum
@@ -105,4 +104,4 @@ for _name, _optimizer, _summary, _source in (
         _ADAM,
     ),
 ):
-    optimizers.register(_name, _summary, _source)(_optimizer)
+    optimizers.register(_name, _summary, _source, OptimizerFacts(_optimizer.takes))(_optimizer)

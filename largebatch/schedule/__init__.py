@@ -9,13 +9,13 @@ from largebatch.schedule.clock import Clock
 from largebatch.schedule.config import BatchConfig, PhaseConfig, ScheduleConfig
 from largebatch.schedule.constant import constant
 from largebatch.schedule.cosine import cosine
-from largebatch.schedule.curve import Curve, Timeline, curves
+from largebatch.schedule.curve import Curve, CurveFacts, Timeline, curves
 from largebatch.schedule.cyclical import cyclical
 from largebatch.schedule.duration import Duration
 from largebatch.schedule.multistep import multistep
 from largebatch.schedule.plan import BatchPlan, Phase, Step
 from largebatch.schedule.poly import poly
-from largebatch.schedule.schedule import Schedule
+from largebatch.schedule.schedule import Schedule, require_cycles
 from largebatch.schedule.sgdr import sgdr
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "BatchPlan",
     "Clock",
     "Curve",
+    "CurveFacts",
     "Duration",
     "Phase",
     "PhaseConfig",
@@ -37,6 +38,7 @@ __all__ = [
     "half_life_factor",
     "multistep",
     "poly",
+    "require_cycles",
     "scale_lr",
     "sgdr",
 ]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from largebatch._errors import UserError
+from largebatch._keys import FREE, OF_RANK
+from largebatch.schedule.curve import curves
 from largebatch.schedule.duration import Duration
 
 FORMER_PHASE_KEYS = {"image_size": "extent"}
@@ -35,7 +37,7 @@ class BatchConfig:
 
     size: int = 256
     """Samples per optimizer step over all ranks."""
-    micro: int | Literal["auto"] | None = None
+    micro: int | Literal["auto"] | None = field(default=None, metadata=FREE | OF_RANK)
     """Samples per rank and forward; auto: the largest that fits; null: the rank's whole share."""
     reference: int | None = None
     """Batch at which optim.lr was tuned; null: batch.size, so that nothing is scaled."""
@@ -111,14 +113,16 @@ class ScheduleConfig:
             raise UserError(f"schedule.cycle_mult={self.cycle_mult}: a number from 1 up")
         if self.cycle is not None and self.cycle.value == 0:
             raise UserError(f"schedule.cycle={self.cycle}: more than 0")
-        if self.milestones and self.curve != "multistep":
+        takes = curves.entry(self.curve).facts.takes
+        if self.milestones and "milestones" not in takes:
+            takers = curves.where(lambda facts: "milestones" in facts.takes)
             raise UserError(
-                f"schedule.milestones: for schedule.curve=multistep only, not {self.curve}"
+                f"schedule.milestones: for schedule.curve={takers} only, not {self.curve}"
             )
-        if self.cycle is not None and self.curve not in ("sgdr", "cyclical"):
+        if self.cycle is not None and "cycle" not in takes:
+            takers = curves.where(lambda facts: "cycle" in facts.takes)
             raise UserError(
-                f"schedule.cycle={self.cycle}: for schedule.curve sgdr or cyclical only, "
-                f"not {self.curve}"
+                f"schedule.cycle={self.cycle}: for schedule.curve {takers} only, not {self.curve}"
             )
 
 

@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 from largebatch.schedule.config import ScheduleConfig
-from largebatch.schedule.curve import Curve, Timeline, curves
+from largebatch.schedule.curve import Curve, CurveFacts, Timeline, curves
 
 
 def cosine(samples: int, peak: float, start: int, total: int, end: float) -> float:
@@ -16,7 +16,10 @@ def cosine(samples: int, peak: float, start: int, total: int, end: float) -> flo
 
 
 @curves.register(
-    "cosine", "half a cosine from the end of the warm-up to the end", "Loshchilov and Hutter 2017"
+    "cosine",
+    "half a cosine from the end of the warm-up to the end",
+    "Loshchilov and Hutter 2017",
+    CurveFacts(frozenset({"end"})),
 )
 def build_cosine(config: ScheduleConfig, timeline: Timeline) -> Curve:
     """Return the cosine decay over the run after its warm-up."""

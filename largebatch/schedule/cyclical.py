@@ -7,7 +7,7 @@ from typing import Literal
 
 from largebatch._errors import UserError
 from largebatch.schedule.config import ScheduleConfig
-from largebatch.schedule.curve import Curve, Timeline, curves
+from largebatch.schedule.curve import Curve, CurveFacts, Timeline, curves
 
 Shape = Literal["triangular", "triangular2", "exp_range"]
 
@@ -38,7 +38,12 @@ def cyclical(
     return end + (peak - end) * height
 
 
-@curves.register("cyclical", "a triangle wave between schedule.end and the rate", "Smith 2015")
+@curves.register(
+    "cyclical",
+    "a triangle wave between schedule.end and the rate",
+    "Smith 2015",
+    CurveFacts(frozenset({"cycle", "cycle_shape", "gamma", "end"}), cycle="half"),
+)
 def build_cyclical(config: ScheduleConfig, timeline: Timeline) -> Curve:
     """Return the triangle wave, which begins at its bottom at the end of the warm-up."""
     if timeline.cycle is None:

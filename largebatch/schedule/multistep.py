@@ -7,7 +7,7 @@ from functools import partial
 
 from largebatch._errors import UserError
 from largebatch.schedule.config import ScheduleConfig
-from largebatch.schedule.curve import Curve, Timeline, curves
+from largebatch.schedule.curve import Curve, CurveFacts, Timeline, curves
 
 
 def multistep(samples: int, peak: float, milestones: tuple[int, ...], gamma: float) -> float:
@@ -16,7 +16,10 @@ def multistep(samples: int, peak: float, milestones: tuple[int, ...], gamma: flo
 
 
 @curves.register(
-    "multistep", "multiplied by gamma at each milestone", "He et al. 2016; Goyal et al. 2017"
+    "multistep",
+    "multiplied by gamma at each milestone",
+    "He et al. 2016; Goyal et al. 2017",
+    CurveFacts(frozenset({"milestones", "gamma"})),
 )
 def build_multistep(config: ScheduleConfig, timeline: Timeline) -> Curve:
     """Return the step decay with its milestones counted from the start of the run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from largebatch.schedule.config import ScheduleConfig
-from largebatch.schedule.curve import Curve, Timeline, curves
+from largebatch.schedule.curve import Curve, CurveFacts, Timeline, curves
 
 
 def poly(
@@ -24,7 +24,10 @@ def poly(
 
 
 @curves.register(
-    "poly", "polynomial decay from the end of the warm-up", "You et al. 2017; MLPerf ResNet-50"
+    "poly",
+    "polynomial decay from the end of the warm-up",
+    "You et al. 2017; MLPerf ResNet-50",
+    CurveFacts(frozenset({"power", "end"})),
 )
 def build_poly(config: ScheduleConfig, timeline: Timeline) -> Curve:
     """Return the polynomial decay over the run after its warm-up."""

@@ -14,8 +14,6 @@ from largebatch.schedule.plan import Phase
 from largebatch.schedule.resolve import regime_factor, resolve_plan, stretch
 from largebatch.schedule.sgdr import cycle_ends
 
-FALLS_TO_END = ("poly", "cosine", "sgdr", "cyclical")
-
 
 class Schedule:
     """Batch plan, curve, warm-up, scaling and regime of one run, resolved to samples.
@@ -57,6 +55,7 @@ class Schedule:
         if not 0 <= lr < float("inf"):
             raise UserError(f"optim.lr={lr}: a number from 0 up")
         self._config, self._batch, self._rate, self._rule = schedule, batch, lr, scaling
+        self._facts = entry.facts
         self._cycles = cycles
         self._reference = batch.reference or batch.size
         self.regime_factor = regime_factor(schedule, batch)
@@ -135,12 +134,12 @@ class Schedule:
             if start >= total:
                 yield f"batch.plan[{index}] never begins: it would at sample {start:,}, {end}"
         if config.cycle is not None and self._samples(config.cycle) > total - self.warmup_samples:
-            what = "restarts" if config.curve == "sgdr" else "reaches its peak"
+            what = "restarts" if self._facts.cycle == "whole" else "reaches its peak"
             yield f"schedule.cycle={config.cycle}: the rate never {what}: {end} samples"
         members = len({self.plan.steps_until(at) for at in self.cycle_ends})
         if self._cycles is not None and members < self._cycles:
             yield f"snapshot.cycles={self._cycles}: no more than {members} cycles end with a step"
-        if config.end > min(self._peaks.values()) and config.curve in FALLS_TO_END:
+        if config.end > min(self._peaks.values()) and "end" in self._facts.takes:
             yield f"schedule.end={config.end:g} lies above the rate: the curve climbs"
 
     @property
@@ -163,23 +162,19 @@ class Schedule:
             if cycle < 1:
                 raise UserError(f"schedule.cycle={config.cycle}: less than one sample")
             return cycle
-        if config.curve not in ("sgdr", "cyclical"):
-            raise UserError(
-                f"snapshot.cycles={cycles}: needs schedule.curve sgdr or cyclical, "
-                f"not {config.curve}"
-            )
+        require_cycles(config, cycles)
         if config.cycle is not None or config.cycle_mult != 1.0:
             key = "cycle_mult" if config.cycle is None else "cycle"
             raise UserError(f"snapshot.cycles={cycles}: sets the cycles; leave out schedule.{key}")
         length = self.total_samples - self.warmup_samples
         if not 1 <= cycles <= length:
             raise UserError(f"snapshot.cycles={cycles}: from 1 to {length}")
-        return -(-length // (cycles if config.curve == "sgdr" else 2 * cycles))
+        return -(-length // (cycles if self._facts.cycle == "whole" else 2 * cycles))
 
     def _cycle_ends(self, cycle: int | None) -> list[int]:
         if cycle is None:
             return [self.total_samples]
-        if self._config.curve == "cyclical":
+        if self._facts.cycle == "half":
             return cycle_ends(0, self.total_samples, 2 * cycle, 1.0)
         return cycle_ends(self.warmup_samples, self.total_samples, cycle, self._config.cycle_mult)
 
@@ -196,3 +191,16 @@ class Schedule:
     def _starts(self) -> list[tuple[Phase, int]]:
         starts = [0] + [phase.end or 0 for phase in self.plan.phases[:-1]]
         return list(zip(self.plan.phases, starts, strict=True))
+
+
+def require_cycles(schedule: ScheduleConfig, cycles: int) -> None:
+    """Refuse ``snapshot.cycles`` for a curve without cycles.
+
+    Raises:
+        UserError: naming the curves that have them.
+    """
+    if curves.entry(schedule.curve).facts.cycle is None:
+        having = curves.where(lambda facts: facts.cycle is not None)
+        raise UserError(
+            f"snapshot.cycles={cycles}: needs schedule.curve {having}, not {schedule.curve}"
+        )

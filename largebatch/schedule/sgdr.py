@@ -7,7 +7,7 @@ from functools import partial
 
 from largebatch._errors import UserError
 from largebatch.schedule.config import ScheduleConfig
-from largebatch.schedule.curve import Curve, Timeline, curves
+from largebatch.schedule.curve import Curve, CurveFacts, Timeline, curves
 
 
 def cycle_at(samples: int, start: int, cycle: int, cycle_mult: float) -> tuple[int, int]:
@@ -53,6 +53,7 @@ def cycle_ends(start: int, total: int, cycle: int, cycle_mult: float) -> list[in
     "sgdr",
     "cosine decay with warm restarts; equal cycles give snapshot ensembles",
     "Loshchilov and Hutter 2017; Huang et al. 2017",
+    CurveFacts(frozenset({"cycle", "cycle_mult", "end"}), cycle="whole"),
 )
 def build_sgdr(config: ScheduleConfig, timeline: Timeline) -> Curve:
     """Return the restarting cosine, whose first cycle begins at the end of the warm-up."""

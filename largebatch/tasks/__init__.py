@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from largebatch.tasks.carry import Carry
-from largebatch.tasks.classification import Classification
+from largebatch.tasks.classification import Classification, ClassificationConfig
 from largebatch.tasks.config import TaskConfig
 from largebatch.tasks.figure import LOSS, Figure
-from largebatch.tasks.registry import build_task, tasks
+from largebatch.tasks.registry import (
+    TaskFacts,
+    build_task,
+    check_task,
+    config_of,
+    default_config,
+    tasks,
+)
 from largebatch.tasks.stream_rows import StreamRows
 from largebatch.tasks.task import Atom, Task, Votes
 
@@ -15,11 +22,16 @@ __all__ = [
     "Atom",
     "Carry",
     "Classification",
+    "ClassificationConfig",
     "Figure",
     "StreamRows",
     "Task",
     "TaskConfig",
+    "TaskFacts",
     "Votes",
     "build_task",
+    "check_task",
+    "config_of",
+    "default_config",
     "tasks",
 ]

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from largebatch._errors import UserError
 from largebatch.data import ImageBatch
 from largebatch.models import as_before, try_images, try_training
 from largebatch.tasks.config import TaskConfig
 from largebatch.tasks.figure import Figure
 from largebatch.tasks.registry import tasks
 from largebatch.tasks.task import Task
+
+
+@dataclass
+class ClassificationConfig(TaskConfig):
+    """Cross-entropy over classes."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes, from 0 to below 1."""
+
+    def check(self) -> None:
+        """Refuse what cannot be, naming the key."""
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"task.label_smoothing={self.label_smoothing}: from 0 to below 1")
 
 
 @tasks.register("classification", "cross-entropy over classes, top-1 and top-5")
@@ -28,9 +43,10 @@ class Classification(Task[ImageBatch]):
         num_classes: K; top-5 is a figure where it exceeds 10.
     """
 
+    config = ClassificationConfig
     headline = Figure("top1", percent=True)
 
-    def __init__(self, config: TaskConfig, num_classes: int) -> None:
+    def __init__(self, config: ClassificationConfig, num_classes: int) -> None:
         self.smoothing = config.label_smoothing
         self.num_classes = num_classes
         self.figures = ("top1", "top5") if num_classes > 10 else ("top1",)

@@ -6,16 +6,84 @@ A factory is called with the ``task`` section and with what its signature names 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from inspect import isclass
+from typing import Any, get_type_hints
 
 from largebatch._errors import UserError, raised
-from largebatch._registry import Registry, named_by, this_folder_last
+from largebatch._registry import Facts, Registry, named_by, this_folder_last
 from largebatch.tasks.config import TaskConfig
 from largebatch.tasks.task import Task
 
-tasks: Registry[Callable[..., Task[Any]]] = Registry("task.name", importable=True)
+
+@dataclass(frozen=True)
+class TaskFacts(Facts):
+    """What the rest of the package has to know of a task.
+
+    Attributes:
+        config: the dataclass of the ``task`` section's keys.
+    """
+
+    config: type[TaskConfig] = TaskConfig
+
+    def words(self) -> Iterator[str]:
+        """Yield the facts, a short line each."""
+        own = [f"task.{each.name}" for each in fields(self.config) if each.name != "name"]
+        yield f"keys of its own: {', '.join(own) or 'none'}"
+
+
+def _said(factory: Any) -> TaskFacts:
+    """Return the facts of a task's class: its attribute ``config``."""
+    return TaskFacts(getattr(factory, "config", TaskConfig))
+
+
+tasks: Registry[Callable[..., Task[Any]], TaskFacts] = Registry("task.name", _said, importable=True)
+
+
+def config_of(name: str) -> type[TaskConfig]:
+    """Return the dataclass of the ``task`` section's keys under ``task.name=name``.
+
+    Raises:
+        UserError: there is no such task, or what it says is no dataclass of the kind.
+    """
+    kind = tasks.entry(name).facts.config
+    if not (isclass(kind) and issubclass(kind, TaskConfig) and is_dataclass(kind)):
+        raise UserError(
+            f"task.name={name!r}: its attribute config is no dataclass derived from "
+            "largebatch.tasks.TaskConfig"
+        )
+    try:
+        get_type_hints(kind)
+        kind()
+    except Exception as error:
+        raise UserError(
+            f"task.name={name!r}: config {kind.__name__}: each key needs a type and a default: "
+            f"{raised(error)}"
+        ) from error
+    return kind
+
+
+def default_config() -> TaskConfig:
+    """Return the section of a config that says nothing of the task."""
+    return config_of(TaskConfig.name)()
+
+
+def check_task(config: TaskConfig) -> None:
+    """Refuse a ``task`` section that cannot be, as far as its task knows without the data.
+
+    Raises:
+        UserError: naming the key, or saying what a user's check raised.
+    """
+    try:
+        config.check()
+    except UserError:
+        raise
+    except Exception as error:
+        if not tasks.imports(config.name):
+            raise
+        raise UserError(f"task.name={config.name!r}: to check it raised {raised(error)}") from error
 
 
 def build_task(config: TaskConfig, offers: Mapping[str, Any]) -> Task[Any]:

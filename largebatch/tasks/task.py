@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from largebatch._errors import UserError, raised
 from largebatch.data import Batch
 from largebatch.models import as_before
 from largebatch.tasks.carry import Carry
+from largebatch.tasks.config import TaskConfig
 from largebatch.tasks.figure import LOSS, Figure
 
 B = TypeVar("B", bound=Batch)
@@ -38,10 +39,12 @@ class Task(ABC, Generic[B]):
     that uneven shares are exact.
 
     Attributes:
+        config: the dataclass of the ``task`` section's keys, derived from :class:`TaskConfig`.
         figures: names of the sums between loss and weight.
         headline: the figure that progress, reports and summaries show.
     """
 
+    config: ClassVar[type[TaskConfig]] = TaskConfig
     figures: tuple[str, ...] = ()
     headline: Figure = LOSS
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from largebatch._errors import UserError
-from largebatch.data import Delivery, build_source, datasets
-from largebatch.models import models
+from largebatch.data import Delivery, build_source
 from largebatch.processes import World
 from largebatch.processes.group import choose_device
 from largebatch.record import RunDirectory
@@ -19,10 +18,11 @@ from largebatch.train.build import make_atoms, make_model, share_of
 from largebatch.train.config import Config
 from largebatch.train.evaluate import Evaluator, evaluation_batch
 from largebatch.train.precision import Precision
+from largebatch.train.registries import chosen
 
 
 def assess(path: Path, root: Path | None = None, allow_imports: bool = False) -> dict[str, float]:
-    """Return ``loss``, ``top1``, ... and ``count`` over the validation set.
+    """Return the task's figures and ``count`` over the validation set.
 
     Args:
         path: a run directory (its final weights, else its newest checkpoint) or a checkpoint of
@@ -62,8 +62,8 @@ def assess(path: Path, root: Path | None = None, allow_imports: bool = False) ->
 
 def _config(directory: RunDirectory, root: Path | None, allow_imports: bool) -> Config:
     overrides = [] if root is None else [f"--data.root={root.absolute()}"]
-    config = parse.read_config(directory.config, overrides)
-    for registry, name in ((models, config.model.name), (datasets, config.data.name)):
+    config = parse.read_config(directory.config, overrides, allow_imports)
+    for registry, name in chosen(config):
         if registry.imports(name) and not allow_imports:
             raise UserError(
                 f"{directory.path}: {registry.key}={name!r} is code that would be imported and "

@@ -15,8 +15,15 @@ from largebatch._errors import UserError
 from largebatch.data import Delivery, Source, StreamOrder, build_source
 from largebatch.engine import Engine, build_engine
 from largebatch.models import build_model
-from largebatch.nn import has_batch_norm, join_ranks, minimum_samples, spans_ranks, wrong_span
-from largebatch.optim import SAM, Clipping, build_optimizer, layer_rates
+from largebatch.nn import (
+    has_batch_norm,
+    join_ranks,
+    minimum_samples,
+    norms,
+    spans_ranks,
+    wrong_span,
+)
+from largebatch.optim import SAM, Clipping, build_optimizer, layer_rates, optimizers
 from largebatch.processes import World
 from largebatch.processes.agreement import gathered, require_same, together
 from largebatch.schedule import Duration, Schedule
@@ -271,10 +278,10 @@ def _caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:
         )
     if atoms.span and (config.data.mixup or config.data.cutmix):
         lines.append("mixup partners are drawn inside a rank's part of a ghost: ranks change them")
-    if config.norm.kind == "batch" and has_batch_norm(model):
+    if norms.entry(config.norm.kind).facts.per_forward and has_batch_norm(model):
         lines.append(
-            "norm.kind=batch takes statistics per forward pass: another number of ranks or another"
-            " batch.micro gives another run (norm.kind=ghost does not)"
+            f"norm.kind={config.norm.kind} takes statistics per forward pass: another number of"
+            " ranks or another batch.micro gives another run (norm.kind=ghost does not)"
         )
     if config.optim.sam_scope == "rank":
         lines.append(
@@ -290,7 +297,7 @@ def _caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:
 def _too_long(config: Config, schedule: Schedule) -> list[str]:
     """Say which durations outlast the run, so that what they are for does not happen."""
     optim, total = config.optim, schedule.total_samples
-    warms_up = optim.name == "rmsprop_warmup"
+    warms_up = "transition_center" in optimizers.entry(optim.name).facts.takes
     return [
         f"{key}={duration} is longer than the run's {total:,} samples: {outcome}"
         for key, duration, outcome in (

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.data import datasets, require_dali
-from largebatch.engine import check_engine, engines
-from largebatch.models import models
-from largebatch.nn import check_norm, spans_ranks, wrong_span
-from largebatch.optim import build_optimizer
-from largebatch.schedule import curves
-from largebatch.tasks import tasks
+from largebatch.data import require_dali
+from largebatch.engine import EngineFacts, check_engine, engines
+from largebatch.nn import check_norm, norms, spans_ranks, wrong_span
+from largebatch.optim import build_optimizer, try_imported
+from largebatch.schedule import require_cycles
+from largebatch.tasks import check_task
 from largebatch.train.config import Config, engine_terms
+from largebatch.train.registries import chosen
 
 
 def check(config: Config) -> None:
@@ -26,23 +26,18 @@ def check(config: Config) -> None:
     Raises:
         UserError: one line with the key, its value and what is allowed.
     """
-    for entry_of, name in (
-        (models, config.model.name),
-        (datasets, config.data.name),
-        (tasks, config.task.name),
-        (engines, config.distributed.engine),
-        (curves, config.schedule.curve),
-    ):
-        entry_of.entry(name)
+    for registry, name in chosen(config):
+        registry.entry(name)
     config.batch.check()
     config.schedule.check()
-    config.task.check()
+    check_task(config.task)
     config.model.check()
     config.data.check()
     check_norm(config.norm)
     check_engine(config.distributed, engine_terms(config))
     any_model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
-    build_optimizer(config.optim, any_model)  # finds what only the optimizer itself knows
+    # Finds what only the optimizer itself knows.
+    try_imported(build_optimizer(config.optim, any_model), config.optim)
     for mistake in _numbers(config):
         raise UserError(mistake)
     for mistake in _contradictions(config):
@@ -87,6 +82,7 @@ def _numbers(config: Config) -> Iterator[str]:
     if port is not None and not 0 <= port <= 65535:
         yield f"telemetry.prometheus_port={port}: from 0 to 65535"
     for key, every in (
+        ("evaluate.every", config.evaluate.every),
         ("telemetry.every", config.telemetry.every),
         ("telemetry.layers", config.telemetry.layers),
         ("distributed.check_every", config.distributed.check_every),
@@ -116,15 +112,13 @@ def _contradictions(config: Config) -> Iterator[str]:
         mistake = wrong_span(norm, config.run.nproc) if config.run.nproc > 1 else ""
         if mistake:
             yield mistake
-    elif norm.kind in ("l1", "linf", "topk") and ghost is None:
+    elif norms.entry(norm.kind).facts.ghosts and ghost is None:
         yield f"norm.ghost_size is not set: a run with norm.kind={norm.kind} needs it (samples)"
     if config.distributed.allreduce == "flat":
         for key in ("torus", "wire_dtype"):
             value = getattr(config.distributed, key)
             if value not in (None, "fp32"):
                 yield f"distributed.{key}={value}: distributed.allreduce=flat takes no torus"
-    if config.data.pipeline == "dali" and config.data.name != "imagefolder":
-        yield f"data.pipeline=dali reads image files: data.name=imagefolder, not {config.data.name}"
     if config.precision.compute == "fp64" and config.distributed.backend == "nccl":
         yield "precision.compute=fp64 runs on CPU: distributed.backend=nccl contradicts it"
     if config.precision.loss_scale != "dynamic" and config.precision.compute != "fp16":
@@ -132,11 +126,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"precision.loss_scale={config.precision.loss_scale}: only with precision.compute=fp16,"
             f" not {config.precision.compute}"
         )
-    if config.snapshot.cycles and config.schedule.curve not in ("sgdr", "cyclical"):
-        yield (
-            f"snapshot.cycles={config.snapshot.cycles}: needs schedule.curve sgdr or cyclical, not"
-            f" {config.schedule.curve}"
-        )
+    if config.snapshot.cycles:
+        require_cycles(config.schedule, config.snapshot.cycles)
     yield from _engine_contradictions(config)
     resume = config.checkpoint.resume
     if resume not in ("auto", "never") and not os.path.isdir(resume):
@@ -149,26 +140,34 @@ def _contradictions(config: Config) -> Iterator[str]:
 
 
 def _engine_contradictions(config: Config) -> Iterator[str]:
-    engine, optim = config.distributed.engine, config.optim
-    if config.snapshot.cycles and engine == "fsdp":
+    name, optim = config.distributed.engine, config.optim
+    engine = engines.entry(name).facts
+
+    def take(holds: Callable[[EngineFacts], bool]) -> str:
+        return f"take {engines.where(holds)}"
+
+    if config.snapshot.cycles and engine.divides_model:
         yield (
             f"snapshot.cycles={config.snapshot.cycles}: members are whole models, which"
-            " distributed.engine=fsdp divides; take ddp"
+            f" distributed.engine={name} divides; {take(lambda e: not e.divides_model)}"
         )
-    if optim.sam_rho is not None and engine == "deepspeed":
+    if optim.sam_rho is not None and engine.keeps_gradients:
         yield (
             f"optim.sam_rho={optim.sam_rho}: needs the gradients of the first pass, which"
-            " distributed.engine=deepspeed keeps to itself; take ddp or fsdp"
+            f" distributed.engine={name} keeps to itself; {take(lambda e: not e.keeps_gradients)}"
         )
-    if optim.sam_scope == "rank" and engine == "fsdp":
+    if optim.sam_scope == "rank" and not engine.own_gradients:
         yield (
-            "optim.sam_scope=rank: distributed.engine=fsdp holds no rank's own gradients; take"
-            " global, or ddp"
+            f"optim.sam_scope=rank: distributed.engine={name} holds no rank's own gradients; take"
+            f" global, or {engines.where(lambda e: e.own_gradients)}"
         )
-    if optim.offload and engine != "ddp":
-        yield f"optim.offload=true: distributed.engine={engine} divides the parameters; take ddp"
-    if optim.adaptive_clip is not None and engine == "deepspeed":
+    if optim.offload and not engine.whole_parameters:
         yield (
-            f"optim.adaptive_clip={optim.adaptive_clip}: distributed.engine=deepspeed clips by"
-            " itself, by optim.clip_norm alone; take ddp or fsdp"
+            f"optim.offload=true: distributed.engine={name} divides the parameters;"
+            f" {take(lambda e: e.whole_parameters)}"
+        )
+    if optim.adaptive_clip is not None and engine.keeps_gradients:
+        yield (
+            f"optim.adaptive_clip={optim.adaptive_clip}: distributed.engine={name} clips by itself,"
+            f" by optim.clip_norm alone; {take(lambda e: not e.keeps_gradients)}"
         )

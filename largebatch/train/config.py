@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from largebatch._keys import FREE, OF_RANK, marked
 from largebatch._paths import UserPath
 from largebatch.data.config import DataConfig
 from largebatch.engine.config import DistributedConfig, Terms
@@ -13,27 +14,27 @@ from largebatch.nn.config import NormConfig
 from largebatch.optim.config import OptimConfig
 from largebatch.schedule import Duration
 from largebatch.schedule.config import BatchConfig, ScheduleConfig
-from largebatch.tasks.config import TaskConfig
+from largebatch.tasks import TaskConfig, default_config
 
 
 @dataclass
 class RunConfig:
     """The run itself."""
 
-    dir: UserPath | None = None
+    dir: UserPath | None = field(default=None, metadata=FREE | OF_RANK)
     """Run directory; by default a new runs/NAME-DATE-TIME, or the unfinished run of this config."""
-    name: str | None = None
+    name: str | None = field(default=None, metadata=FREE | OF_RANK)
     """Name of the run; by default MODEL-DATA."""
     seed: int = 0
     """Seed of initialisation, data order, augmentation and dropout."""
     deterministic: bool = False
     """Refuse operations whose result changes from run to run (on CPU there is none in use)."""
-    nproc: int = 1
+    nproc: int = field(default=1, metadata=FREE)
     """Start this many local ranks; not together with a launcher."""
-    target: dict[str, float] | None = None
+    target: dict[str, float] | None = field(default=None, metadata=FREE)
     """Stop when a figure of the validation set is as good as this, such as {loss: 0.3};
     summary.json tells when."""
-    on_nonfinite: Literal["stop", "skip", "ignore"] = "stop"
+    on_nonfinite: Literal["stop", "skip", "ignore"] = field(default="stop", metadata=FREE)
     """A step's loss or gradients are inf or nan: stop ends the run after 20 such steps in a row;
     skip leaves them out and ends it no sooner; ignore trains on. None ends in success so."""
 
@@ -100,7 +101,7 @@ class CheckpointConfig:
     """Distance between checkpoints; the end of the run and a signal save as well."""
     keep: int = 2
     """Newest checkpoints kept; an older one goes after a newer one is complete."""
-    resume: Literal["auto", "never"] | UserPath = "auto"
+    resume: Literal["auto", "never"] | UserPath = field(default="auto", metadata=OF_RANK)
     """auto (continue the run of this directory), never, or a checkpoint's path to start from."""
 
 
@@ -109,7 +110,7 @@ class Config:
     """Everything `largebatch train` needs to know."""
 
     run: RunConfig = field(default_factory=RunConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
+    task: TaskConfig = field(default_factory=default_config)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -117,46 +118,22 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    probes: list[dict[str, Any]] = field(default_factory=list)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig, metadata=FREE)
+    probes: list[dict[str, Any]] = field(default_factory=list, metadata=FREE)
     """Instruments on the live run: {name, every, and keys of its own}; package.module:callable is
     one. They change no bit of it."""
     ema: EmaConfig = field(default_factory=EmaConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
-    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig, metadata=FREE | OF_RANK)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig, metadata=FREE)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=FREE)
 
 
-# Keys that may differ between the ranks of a run: where it lies and what each host affords.
-RANK_KEYS = (
-    "run.dir",
-    "run.name",
-    "model.init_from",
-    "data.root",
-    "data.workers",
-    "batch.micro",
-    "telemetry",
-    "distributed.deepspeed_config",
-    "checkpoint.resume",
-)
+RANK_KEYS = marked(Config, OF_RANK)
+"""Keys that may differ between the ranks of a run: where it lies and what each host affords."""
 
-# Keys that may differ between a run and its continuation: they do not shape the trajectory.
-FREE_KEYS = (
-    "probes",
-    "evaluate",
-    "run.dir",
-    "run.name",
-    "run.nproc",
-    "run.target",
-    "run.on_nonfinite",
-    "data.root",
-    "data.workers",
-    "batch.micro",
-    "telemetry",
-    "distributed",
-    "checkpoint",
-)
+FREE_KEYS = marked(Config, FREE)
+"""Keys that may differ between a run and its continuation: they do not shape the trajectory."""
 
 
 def run_name(config: Config) -> str:

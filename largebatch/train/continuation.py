@@ -82,9 +82,9 @@ def differences(config: Config, saved: Config) -> dict[str, tuple[Any, Any]]:
     """Return the keys that shape the trajectory and differ, with both values."""
     now, before = parse.flat(config), parse.flat(saved)
     return {
-        key: (value, before[key])
+        key: (value, before.get(key))
         for key, value in without(now, FREE_KEYS).items()
-        if value != before[key]
+        if key not in before or value != before[key]
     }
 
 

@@ -7,24 +7,7 @@ from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 from largebatch._errors import UserError, nearest
-from largebatch._registry import Registry
-from largebatch.data import datasets
-from largebatch.engine import engines
-from largebatch.models import models
-from largebatch.nn import norms
-from largebatch.optim import optimizers
-from largebatch.schedule import curves
-from largebatch.tasks import tasks
-
-REGISTRIES: tuple[Registry[Any], ...] = (
-    models,
-    datasets,
-    optimizers,
-    norms,
-    curves,
-    tasks,
-    engines,
-)
+from largebatch.train.registries import REGISTRIES
 
 
 def explain(name: str) -> str:
@@ -50,6 +33,7 @@ def _cards(name: str) -> Iterator[str]:
         lines = [f"{registry.key}: {entry.name}", entry.summary]
         if entry.source:
             lines.append(f"source: {entry.source}")
+        lines += entry.facts.words()
         documentation = inspect.getdoc(_subject(entry.factory))
         if documentation:
             lines += ["", documentation]

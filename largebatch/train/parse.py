@@ -9,56 +9,105 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, get_type_hints
 
 from largebatch._documents import dump_yaml, parse_yaml, read_yaml
 from largebatch._errors import UserError, nearest
 from largebatch._paths import UserPath
+from largebatch.processes.environment import detect
+from largebatch.processes.lifetime import LAUNCHER_VARIABLE
 from largebatch.schedule import Duration
-from largebatch.schedule.duration import ALLOWED as DURATION_FORM
 from largebatch.train.config import Config
-from largebatch.train.renamed import former, renamed, renamed_tree
+from largebatch.train.keys import (
+    TaskKind,
+    check_keys,
+    config_with,
+    dataclasses_in,
+    expected,
+    known_keys,
+    options,
+    short,
+    task_kind,
+    unknown,
+)
+from largebatch.train.recipe import recipe_file
+from largebatch.train.renamed import former, remarks, renamed, renamed_tree, two_names
 
 MODE = "largebatch"  # of jsonargparse: how it reads values
-WORDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-    UserPath: "a path (./NAME of this folder, ~/NAME of your home)",
-}
+FLAGS = ("help", "print_config")
+FILES = ("config", "recipe")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What stands in one place of the command line.
+
+    Attributes:
+        option: as it was written, ``--section.key``, without the value.
+        value: its text; None where it is missing, or is none of the option's.
+        tree: the keys of the file or recipe that it names.
+        where: the file.
+    """
+
+    option: str
+    value: str | None = None
+    tree: Any = None
+    where: str = ""
+
+    @property
+    def name(self) -> str:
+        """The key."""
+        return self.option[2:].rstrip("+")
 
 
 def parse(arguments: Sequence[str]) -> Config:
     """Return the config that command-line arguments describe.
 
+    A task of the user's is imported: its keys are asked for. Aliases are said on standard error.
+
     Raises:
         UserError: a file cannot be read or a key is unknown or wrong; the message is one line.
     """
-    from jsonargparse import ArgumentError
-
-    arguments = list(_checked(arguments))
-    try:
-        return _instantiate(_parser().parse_args(arguments))
-    except UserError:
-        raise
-    except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(_one_line(str(error))) from None
-    except RecursionError:
-        raise UserError("config: nested too deeply") from None
+    config, said = _read(arguments, imports=True)
+    if said and LAUNCHER_VARIABLE not in os.environ and detect().is_main:
+        print(*(f"largebatch: {line}" for line in said), sep="\n", file=sys.stderr)
+    return config
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def read_config(path: Path, overrides: Sequence[str] = (), imports: bool = False) -> Config:
     """Return the config that a YAML file describes (a run's ``config.yaml``).
 
     Args:
         overrides: options of the command line that go before it.
+        imports: whether code that it names may be imported, to read the keys of its task. A run
+            directory of somebody's is data: nothing of it runs by being read.
     """
-    return parse([f"--config={path}", *overrides])
+    return _read([f"--config={path}", *overrides], imports)[0]
+
+
+def _read(arguments: Sequence[str], imports: bool) -> tuple[Config, list[str]]:
+    """Return the config, and what is to be said of its aliases."""
+    from jsonargparse import ArgumentError
+
+    written = list(_written(arguments))
+    task = task_kind(_task_section(written), imports)
+    known = known_keys(task)
+    checked = list(_checked(written, known))
+    said = [line for each in written for line in remarks(each.name, each.value, each.tree)]
+    try:
+        return _instantiate(_parser(task).parse_args(checked), task), said
+    except UserError:
+        raise
+    except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(_one_line(str(error), known)) from None
+    except RecursionError:
+        raise UserError("config: nested too deeply") from None
 
 
 def dump(config: Config) -> str:
@@ -80,29 +129,25 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def known_keys() -> dict[str, Any]:
-    """Return the type of every ``section.key``, and of the keys that are in no section."""
-    keys: dict[str, Any] = {}
-    for section, kind in get_type_hints(Config).items():
-        if dataclasses.is_dataclass(kind):
-            keys |= {f"{section}.{name}": hint for name, hint in get_type_hints(kind).items()}
-        else:  # a key by itself
-            keys[section] = kind
-    return keys
-
-
-@lru_cache(maxsize=1)
-def _parser() -> Any:
-    from argparse import SUPPRESS
-
+def _types() -> None:
+    """Tell jsonargparse how our values are read and written."""
     import yaml
-    from jsonargparse import ArgumentParser, set_dumper, set_loader
+    from jsonargparse import set_dumper, set_loader
     from jsonargparse.typing import register_type
 
     register_type(Duration, str, Duration.parse)
     register_type(UserPath, str, UserPath)
     set_loader(MODE, _value, exceptions=(yaml.YAMLError,))
     set_dumper(MODE, dump_yaml)
+
+
+@lru_cache(maxsize=8)
+def _parser(task: TaskKind) -> Any:
+    from argparse import SUPPRESS
+
+    from jsonargparse import ArgumentParser
+
+    _types()
     parser = ArgumentParser(
         prog="largebatch train",
         description="Train; the same command continues an interrupted run.",
@@ -114,7 +159,7 @@ def _parser() -> Any:
     parser.add_argument(
         "--recipe", default=SUPPRESS, help="A named config; see `largebatch recipes`."
     )
-    parser.add_class_arguments(Config)
+    parser.add_class_arguments(config_with(task))
     return parser
 
 
@@ -128,52 +173,85 @@ def _value(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from None
 
 
-def _instantiate(namespace: Any) -> Config:
-    parts = _parser().instantiate(namespace)
+def _instantiate(namespace: Any, task: TaskKind) -> Config:
+    parts = _parser(task).instantiate(namespace)
     config = Config(**{field.name: parts[field.name] for field in dataclasses.fields(Config)})
-    for key, hint in known_keys().items():
+    for key, hint in known_keys(task).items():
         section, _, name = key.partition(".")
         value = getattr(config, section)
-        if (getattr(value, name) if name else value) is None and NoneType not in _options(hint):
-            raise UserError(f"{key}=null: expected {_expected(hint)}")
+        if (getattr(value, name) if name else value) is None and not {NoneType, Any} & set(
+            options(hint)
+        ):
+            raise UserError(f"{key}=null: expected {expected(hint)}")
     return config
 
 
-def _checked(arguments: Sequence[str]) -> Iterator[str]:
-    """Check option names and files before the parser sees them; turn recipes into files."""
+def _written(arguments: Sequence[str]) -> Iterator[Written]:
+    """Divide arguments into options and values, and read files and recipes."""
     rest = iter(arguments)
     for argument in rest:
         if not argument.startswith("--"):
             raise UserError(f"{argument!r}: options are written --section.key=value")
-        name, equals, value = argument[2:].partition("=")
-        name = name.rstrip("+")
-        if name in ("help", "print_config"):
-            yield argument
+        option, equals, text = argument.partition("=")
+        value: str | None = text
+        if option[2:] in FLAGS:
+            yield Written(argument)
             continue
-        if name not in known_keys() and name not in ("config", "recipe") and not former(name):
-            parent = name.rpartition(".")[0]
-            if parent not in known_keys() or (
-                parent in known_keys() and "." not in parent
-            ):  # --optim.options.key=... is nested
-                raise UserError(_unknown(name))
         if not equals:
-            value = next(rest, "")
-            if not value or value.startswith("--"):
-                raise UserError(f"--{name}: a value is missing, write --{name}=VALUE")
-        if name in ("config", "recipe"):
-            tree = _tree(_path(name, value) if name == "config" else _recipe(value))
+            value = next(rest, None)
+            value = None if value is None or value.startswith("--") else value or None
+        if option[2:] in FILES and value is not None:
+            path = _path(option[2:], value) if option == "--config" else recipe_file(value)
+            yield Written(option, value, read_yaml(path, f"config={str(path)!r}"), str(path))
+        else:
+            yield Written(option, value)
+
+
+def _task_section(written: Sequence[Written]) -> dict[str, Any]:
+    """Return the ``task`` section as far as files and ``--task.name`` say it."""
+    section: dict[str, Any] = {}
+    for each in written:
+        if each.name == "task.name" and each.value is not None:
+            section["name"] = each.value
+        elif isinstance(each.tree, dict) and isinstance(each.tree.get("task"), dict):
+            section |= each.tree["task"]
+    return section
+
+
+def _checked(written: Sequence[Written], known: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the arguments for the parser, every key a known one under its name of today."""
+    seen: dict[str, str] = {}
+    for each in written:
+        name, value = each.name, each.value
+        if name.partition("=")[0] in FLAGS:
+            yield each.option
+            continue
+        parent = name.rpartition(".")[0]
+        nested = "." in parent and parent in known  # --optim.options.key=...
+        if not (name in known or name in FILES or former(name) or nested):
+            raise UserError(unknown(name, known))
+        if value is None:
+            raise UserError(f"--{name}: a value is missing, write --{name}=VALUE")
+        if name in FILES:
+            tree = renamed_tree(each.tree)
+            check_keys(tree, each.where, known)
             if tree:
                 yield f"--config={dump_yaml(tree)}"
             continue
+        option, today = each.option, name
         if former(name):
-            name, content = renamed(name, parse_yaml(value, f"--{name}"))
-            argument, value = f"--{name}", dump_yaml(content, in_one_line=True)
-        kinds = _options(known_keys().get(name))
+            today, content = renamed(name, parse_yaml(value, f"--{name}"))
+            option, value = f"--{today}", dump_yaml(content, in_one_line=True)
+        own = parent if nested else name
+        first = seen.setdefault(parent if nested else today, own)
+        if first != own:
+            raise UserError(two_names(f"--{first}", f"--{own}"))
+        kinds = options(known.get(today))
         if UserPath in kinds and value != "null":
             value = _path(name, value)
         elif str not in kinds and value[:1] in ("[", "{"):
             parse_yaml(value, f"--{name}")
-        yield f"{argument.partition('=')[0]}={value}"
+        yield f"{option}={value}"
 
 
 def _path(name: str, text: str) -> UserPath:
@@ -183,123 +261,24 @@ def _path(name: str, text: str) -> UserPath:
         raise UserError(f"--{name}: {error}") from None
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that ship with the package."""
-    return sorted(path.stem for path in _recipe_folder().glob("*.yaml"))
-
-
-def _recipe_folder() -> Path:
-    return Path(__file__).parent.parent / "recipes"
-
-
-def _recipe(name: str) -> Path:
-    path = _recipe_folder() / f"{name}.yaml"
-    if name not in recipe_names():
-        choices = recipe_names()
-        raise UserError(
-            f"recipe={name!r}: choose from {', '.join(choices)}{nearest(name, choices)}"
-        )
-    return path
-
-
-def _tree(path: str | Path) -> Any:
-    """Return the sections of keys in a YAML file, every key a known one."""
-    name = f"config={str(path)!r}"
-    tree = renamed_tree(read_yaml(path, name))
-    check_keys(tree, str(path))
-    return tree
-
-
-def check_keys(tree: Any, where: str) -> None:
-    """Refuse a tree that is not sections of known keys.
-
-    Raises:
-        UserError: naming the key and the nearest known one.
-    """
-    if tree is None:
-        return
-    if not isinstance(tree, dict):
-        raise UserError(f"config={where!r}: expected sections of keys, got {_short(tree)}")
-    sections = get_type_hints(Config)
-    for section, keys in tree.items():
-        if section not in sections:
-            raise UserError(_unknown(str(section)))
-        if section in known_keys():
-            continue
-        if not isinstance(keys, dict):
-            raise UserError(f"{section}={_short(keys)}: a section of keys, not a value")
-        for name in keys:
-            if f"{section}.{name}" not in known_keys():
-                raise UserError(_unknown(f"{section}.{name}"))
-
-
-def _unknown(name: str) -> str:
-    section = name.partition(".")[0]
-    near = nearest(name, known_keys())
-    sections = list(get_type_hints(Config))
-    if section in sections:
-        keys = [key.partition(".")[2] for key in known_keys() if key.startswith(f"{section}.")]
-        return f"unknown key {name!r}{near}: {section} has {', '.join(keys)}"
-    return f"unknown key {name!r}{near}: sections are {', '.join(sections)}"
-
-
-def _one_line(message: str) -> str:
+def _one_line(message: str, known: Mapping[str, Any]) -> str:
     """Collapse a parser's message into KEY=VALUE: what is allowed."""
     keys = re.findall(r'Parser key "([^"]+)"', message)
     if not keys:
-        return f"config: {_short(message)}"
+        return f"config: {short(message)}"
     key, inner = keys[0], keys[1:]
-    hint = known_keys().get(key)
+    hint = known.get(key)
     unknown = re.search(r"[Oo]ption '([^']+)' is not accepted", message)
     if hint is not None and unknown:
-        names = [field.name for kind in _dataclasses_in(hint) for field in dataclasses.fields(kind)]
+        names = [field.name for kind in dataclasses_in(hint) for field in dataclasses.fields(kind)]
         near = nearest(unknown[1], names)
         return f"unknown key '{key}.{unknown[1]}'{near}: {key} has {', '.join(names)}"
     for name in inner:
-        for kind in _dataclasses_in(hint):
+        for kind in dataclasses_in(hint):
             hint = get_type_hints(kind).get(name, hint)
     found = re.search(r"(?:Got|Given) value: (.*?)(?:\s*\n|$)", message)
     value = found[1] if found else (re.search(r"duration (.*?): ", message) or ("", "?"))[1]
-    return f"{'.'.join([key, *inner])}={_short(value)}: expected {_expected(hint)}"
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _dataclasses_in(hint: Any) -> list[Any]:
-    found = [option for option in _options(hint) if dataclasses.is_dataclass(option)]
-    for option in _options(hint):
-        found += [a for a in get_args(option) if dataclasses.is_dataclass(a)]
-    return found
-
-
-def _expected(hint: Any) -> str:
-    """Say in words what a type allows."""
-    words = []
-    for option in _options(hint):
-        if option is NoneType:
-            words.append("null")
-        elif get_origin(option) is Literal:
-            words += [str(choice) for choice in get_args(option)]
-        elif option is Duration:
-            words.append(f"a duration ({DURATION_FORM})")
-        elif get_origin(option) in (list, tuple):
-            item = get_args(option)[0]
-            count = f"{len(get_args(option))} of them, " if get_origin(option) is tuple else ""
-            names = (
-                [f.name for f in dataclasses.fields(item)] if item in _dataclasses_in(item) else ()
-            )
-            words.append(
-                f"a list of {{{', '.join(names)}}}"
-                if names
-                else f"a list, {count}each {_expected(item)}"
-            )
-        elif get_origin(option) is dict or option is dict:
-            words.append("a mapping of names to values")
-        else:
-            words.append(WORDS.get(option, getattr(option, "__name__", str(option))))
-    return " or ".join(words)
+    return f"{'.'.join([key, *inner])}={short(value)}: expected {expected(hint)}"
 
 
 def _plain(value: Any) -> Any:
@@ -314,14 +293,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def _short(value: Any, limit: int = 100) -> str:
-    text = " ".join((value if isinstance(value, str) else repr(value)).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def recipe_summary(name: str) -> str:
-    """Return the comment that heads a recipe, in one line."""
-    first = _recipe(name).read_text(encoding="utf-8").splitlines()[0]
-    return first.lstrip("# ")

@@ -172,7 +172,7 @@ def test_snapshot_cycles():
     assert triangles.lr(250) == pytest.approx(0.1)
     assert triangles.lr(500) == 0
     assert build(curve="cosine", length="1ep").cycle_ends == [50_000]
-    with pytest.raises(UserError, match=r"snapshot.cycles=5.*sgdr or cyclical"):
+    with pytest.raises(UserError, match=r"snapshot.cycles=5.*cyclical or sgdr"):
         build(cycles=5)
     with pytest.raises(UserError, match=r"leave out schedule.cycle"):
         build(curve="sgdr", cycle="3ep", cycles=5)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from largebatch._errors import UserError
 from largebatch.data import ImageBatch, Mixed
-from largebatch.tasks import Classification, TaskConfig, build_task
+from largebatch.tasks import Classification, ClassificationConfig, TaskConfig, build_task
 
 N, CLASSES = 9, 12
 
@@ -34,7 +34,7 @@ def soft_loss(logits: torch.Tensor, soft: torch.Tensor, smoothing: float) -> tor
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_loss_is_a_sum_over_soft_targets(smoothing, mixed):
     one = batch(mixed)
-    task = Classification(TaskConfig(label_smoothing=smoothing), CLASSES)
+    task = Classification(ClassificationConfig(label_smoothing=smoothing), CLASSES)
     soft = one_hot(one.targets, CLASSES).double()
     if one.mixed is not None:
         share = one.mixed.weight[:, None]
@@ -48,7 +48,7 @@ def test_the_loss_is_a_sum_over_soft_targets(smoothing, mixed):
 
 def test_sums_add_up_over_parts():
     whole = batch()
-    task = Classification(TaskConfig(), CLASSES)
+    task = Classification(ClassificationConfig(), CLASSES)
     parts = [
         ImageBatch(
             whole.inputs[a:b],
@@ -65,19 +65,19 @@ def test_sums_add_up_over_parts():
 
 def test_evaluation_ignores_smoothing_and_counts_top5():
     one = batch()
-    task = Classification(TaskConfig(label_smoothing=0.3), CLASSES)
+    task = Classification(ClassificationConfig(label_smoothing=0.3), CLASSES)
     assert task.figures == ("top1", "top5")
     loss, top1, top5, weight = task.evaluate(nn.Identity(), one).tolist()
     assert loss == pytest.approx(float(cross_entropy(one.inputs, one.targets, reduction="sum")))
     ranks = (one.inputs > one.inputs.gather(1, one.targets[:, None])).sum(1)
     assert (top1, top5, weight) == (int((ranks < 1).sum()), int((ranks < 5).sum()), N)
-    assert Classification(TaskConfig(), 10).figures == ("top1",)
+    assert Classification(ClassificationConfig(), 10).figures == ("top1",)
 
 
 def test_half_precision_logits_are_widened():
     one = batch()
     one.inputs = one.inputs.bfloat16()
-    total, _ = Classification(TaskConfig(), CLASSES).train(nn.Identity(), one)
+    total, _ = Classification(ClassificationConfig(), CLASSES).train(nn.Identity(), one)
     assert total.dtype == torch.float32
 
 

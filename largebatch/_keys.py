@@ -1,0 +1,37 @@
+"""Marks beside a config's keys: what may differ in them.
+
+dir: UserPath | None = field(default=None, metadata=FREE | OF_RANK)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
+FREE = {"free": True}
+"""It may differ between a run and its continuation: it does not shape the trajectory."""
+
+OF_RANK = {"of_rank": True}
+"""It may differ between the ranks of a run: where it lies, what each host affords."""
+
+
+def marked(config: type, mark: Mapping[str, bool]) -> tuple[str, ...]:
+    """Return the sections, and the ``section.key``, of a config that carry a mark.
+
+    Args:
+        config: the dataclass whose fields are sections, and keys that stand in none.
+        mark: of those above.
+    """
+
+    def found() -> Iterator[str]:
+        kinds = get_type_hints(config)
+        for section in fields(config):
+            if mark.items() <= section.metadata.items():
+                yield section.name
+            elif is_dataclass(kinds[section.name]):
+                for key in fields(kinds[section.name]):
+                    if mark.items() <= key.metadata.items():
+                        yield f"{section.name}.{key.name}"
+
+    return tuple(found())
