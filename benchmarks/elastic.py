@@ -22,10 +22,11 @@ from typing import Any
 
 import psutil
 from failures import Job
-from training_runs import spread, top1
 
 from largebatch.processes.environment import free_port
 from largebatch.record import BenchmarkRecord, write_record
+from largebatch.study import GridStudy, carry_out
+from largebatch.study.grid import spread
 
 FORMULA = (
     "top-1 = right answers / 355 held-out digits after the last epoch, in %, mean and standard "
@@ -106,16 +107,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[float]] = {"undisturbed": [], "a host lost, another joined": []}
+    length = f"--schedule.length={options.steps}st"
+    plain = GridStudy({"undisturbed": [*TRAIN, length]}, options.seeds, (), "top1", True, "run")
+    rows: list[dict[str, Any]] = carry_out(plain, options.runs).rows
+    values = []
     for seed in options.seeds:
-        settings = [f"--run.seed={seed}", f"--schedule.length={options.steps}st"]
-        plain = top1(options.runs / f"undisturbed-{seed}", [*TRAIN, *settings])
         run = options.runs / f"disturbed-{seed}"
         shutil.rmtree(run, ignore_errors=True)
         run.with_suffix(".log").unlink(missing_ok=True)
-        for values, value in zip(found.values(), (plain, disturbed(run, *settings)), strict=True):
-            values.append(value)
-    rows: list[dict[str, Any]] = [{"run": name, **spread(each)} for name, each in found.items()]
+        values.append(disturbed(run, f"--run.seed={seed}", length))
+    rows.append({"run": "a host lost, another joined", **spread(values)})
     ranks = "3 ranks, then 2, then 3, gloo on one host"
     notes = [f"{ranks}; {options.steps} steps of 192, a checkpoint every 20"]
     record = BenchmarkRecord("elastic", FORMULA, rows, notes=notes)

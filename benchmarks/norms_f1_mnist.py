@@ -1,6 +1,6 @@
 """Batch norms at a large batch: F1 on MNIST at 4096, plain, ghost of every size, L1, bfloat16.
 
-    python benchmarks/norms_f1_mnist.py --data DATA --runs RUNS --json benchmarks/results/FILE.json
+    python benchmarks/norms_f1_mnist.py --data=DATA --folder RUNS --json FILE
 
 The recipe is `hoffer-f1-mnist-ghost` at a fifth of its length; only the norm and the precision
 differ between rows. The sweep over ghost sizes at a fixed batch tests the lecture's claim that the
@@ -9,16 +9,14 @@ ghost size can be tuned by itself (Hoffer et al. 2017, section 5).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from training_runs import all_top1, arguments, spread
+from largebatch._errors import UserError
+from largebatch._paths import UserPath
+from largebatch.cli import main
+from largebatch.study import GridStudy
 
-from largebatch.record import BenchmarkRecord, write_record
-
-FORMULA = (
-    "top-1 = right answers / 10,000 test images after the last epoch, in %, mean and standard "
-    "deviation over seeds"
-)
 SHORT = ["--schedule.length=10ep", "--schedule.milestones=[2ep, 4ep, 6ep]"]
 BFLOAT16 = "--precision.compute=bf16"
 
@@ -39,41 +37,30 @@ ROWS = {
 }
 
 
-def compare(
-    description: str, base: Sequence[str], names: Sequence[str], benchmark: str, note: str
-) -> None:
-    """Train ``base`` with every norm and seed that the command line asks for; write the record."""
-    parser = arguments(description)
-    parser.add_argument("--norms", nargs="+", choices=ROWS, default=list(names))
-    options = parser.parse_args()
-    jobs = [
-        (
-            options.runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}",
-            [*base, f"--data.root={options.data}", *ROWS[name], f"--run.seed={seed}"],
-        )
-        for name in options.norms
-        for seed in options.seeds
-    ]
-    values = all_top1(jobs, options.jobs)
-    count = len(options.seeds)
-    rows = [
-        {"norm": name, **spread(values[index * count : (index + 1) * count])}
-        for index, name in enumerate(options.norms)
-    ]
-    record = BenchmarkRecord(benchmark, FORMULA, rows, notes=[note])
-    write_record(options.json, record)
-    print(record.table())
+class Norms(GridStudy):
+    """The same training with every norm of ``norms``, which are rows of `ROWS`."""
 
-
-def main() -> None:
-    compare(
-        __doc__.splitlines()[0],
-        ["--recipe=hoffer-f1-mnist-ghost", *SHORT],
-        list(ROWS),
-        "norms-f1-mnist",
-        "batch 4096, 10 epochs, SGD 0.9, rate 0.1 times the root of 4096 / 128, clip 5.0",
+    formula = (
+        "top-1 = right answers / 10,000 test images after the last epoch, in %, mean and standard "
+        "deviation over seeds"
     )
+    notes = ("batch 4096, 10 epochs, SGD 0.9, rate 0.1 times the root of 4096 / 128, clip 5.0",)
+    record = "norms-f1-mnist"
+    settings: Sequence[str] = ("--recipe=hoffer-f1-mnist-ghost", *SHORT)
+
+    def __init__(
+        self,
+        data: UserPath,
+        seeds: Sequence[int] = (0, 1, 2),
+        norms: Sequence[str] = tuple(ROWS),
+    ) -> None:
+        unknown = [norm for norm in norms if norm not in ROWS]
+        if unknown:
+            raise UserError(f"--norms: {unknown[0]!r}: choose from {', '.join(map(repr, ROWS))}")
+        cells = {norm: ROWS[norm] for norm in norms}
+        base = [*self.settings, f"--data.root={data}"]
+        super().__init__(cells, seeds, base, "top1", True, "norm", self.record)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["study", "norms_f1_mnist:Norms", *sys.argv[1:]]))

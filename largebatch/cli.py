@@ -88,7 +88,7 @@ def _usage() -> str:
 def train(arguments: Sequence[str]) -> int:
     # Before torch is loaded: a lost peer is one line of ours, not pages of torch's C++ frames.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from largebatch.train.run import train as run
+    from largebatch.train.session import train as run
 
     return run(arguments)
 
@@ -126,6 +126,13 @@ def evaluate(arguments: Sequence[str]) -> int:
 @_verb("bench", "measure a claim: loop, data, norm, optim, sync")
 def bench(arguments: Sequence[str]) -> int:
     from largebatch.bench import run
+
+    return run(arguments)
+
+
+@_verb("study", "ask a question of many runs: carry them out and conclude")
+def study(arguments: Sequence[str]) -> int:
+    from largebatch.study.command import run
 
     return run(arguments)
 

@@ -168,15 +168,20 @@ def test_hosts_with_homes_of_their_own_agree(home, monkeypatch, tmp_path):
 
 def test_several_ranks_get_the_folder_that_was_named(home, monkeypatch):
     """./null and ./~ as the launcher hands them on."""
-    from largebatch.train import run
+    from largebatch.train import session
 
     x = np.zeros((8, 4, 4), np.uint8)
     np.savez(home / "d.npz", x_train=x, y_train=np.arange(8) % 2, x_test=x, y_test=np.arange(8) % 2)
     handed = []
-    monkeypatch.setattr(run, "launch_local_ranks", lambda n, arguments: handed.append(arguments))
+
+    def launch(nproc, arguments, stop):
+        handed.append(parse(arguments[1:]))
+        return 0
+
+    monkeypatch.setattr(session, "launch_local_ranks", launch)
     for name in ("null", "~"):
-        run.train(["--run.nproc=2", f"--run.dir=./{name}", "--data.name=arrays",
+        session.train(["--run.nproc=2", f"--run.dir=./{name}", "--data.name=arrays",
                    "--data.root=~/d.npz", "--model.name=digits_cnn"])  # fmt: skip
-        config = parse(handed[-1][1:])
+        config = handed[-1]
         assert config.run.dir == str(Path.cwd() / name)
         assert config.data.root == str(home / "d.npz")

@@ -15,6 +15,22 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.optim.parameters import SIXTEEN_BIT
 
+# Of a group: what its steps have come to, which goes on with the moments.
+PROGRESS = ("previous_lr", "decayed_norm", "decayed_buffer")
+COMMON = ("betas", "momentum", "weight_decay", "lr_multiplier")
+
+
+def settings_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a group is set by whoever makes it, for one that takes another's state.
+
+    Of an optimizer that is neither ours nor torch's only what all of them mean alike: it may count
+    its steps in a group.
+    """
+    kind = type(getattr(optimizer, "optimizer", optimizer)).__module__
+    known = kind.startswith(("torch.optim.", "largebatch."))
+    names = set(group) - {"params", *PROGRESS} if known else set(group) & set(COMMON)
+    return {name: group[name] for name in names}
+
 
 def begin_state(
     param: Tensor, state: dict[str, Any], moments: Iterable[str], group: dict[str, Any]

@@ -6,21 +6,29 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from largebatch._cores import usable_cores
 from largebatch.processes.address import LOOPBACK
-from largebatch.processes.lifetime import LAUNCHER_VARIABLE, STOPPING, wanted
+from largebatch.processes.lifetime import LAUNCHER_VARIABLE, STOPPING, StopRequest, wanted
 
 SAVE_SECONDS = 30  # how long ranks may take to finish a step and save after a signal
 
 
-def launch_local_ranks(nproc: int, arguments: Sequence[str]) -> int:
+def launch_local_ranks(
+    nproc: int, arguments: Sequence[str], stop: StopRequest | None = None
+) -> int:
     """Run ``python -m largebatch ARGUMENTS`` as ``nproc`` ranks on this host; return an exit code.
 
     A signal that asks to stop (`lifetime.STOPPING`) reaches every rank by this process; they save,
     exit with 0, and so does this process. A rank that fails ends the others, and its own exit code
     is returned.
+
+    Args:
+        stop: a request of the caller's that counts like SIGTERM; in the main thread only.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -31,8 +39,6 @@ def launch_local_ranks(nproc: int, arguments: Sequence[str]) -> int:
 
     # Ranks say themselves what went wrong; the agent's account of it would bury that line.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
-    os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
     rendezvous_handler_registry.register(RENDEZVOUS, OneHost)
     config = LaunchConfig(
         min_nodes=1,
@@ -47,10 +53,16 @@ def launch_local_ranks(nproc: int, arguments: Sequence[str]) -> int:
         shutdown_timeout=SAVE_SECONDS,
         signals_to_handle=",".join(number.name for number in (*wanted(), signal.SIGQUIT)),
     )
-    os.environ["PYTHONSAFEPATH"] = "1"  # a file in this folder takes no module's place in a rank
+    variables = {
+        "OMP_NUM_THREADS": str(max(1, usable_cores() // nproc)),
+        **os.environ,
+        LAUNCHER_VARIABLE: str(os.getpid()),
+        "PYTHONSAFEPATH": "1",  # a file in this folder takes no module's place in a rank
+    }
     command = [sys.executable, "-m", "largebatch", *arguments]
     try:
-        elastic_launch(config, command[0])(*command[1:])
+        with _environment(variables), _heard(stop):
+            elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:  # it could not say so itself
@@ -64,3 +76,44 @@ def launch_local_ranks(nproc: int, arguments: Sequence[str]) -> int:
     except SignalException as stop:
         return 0 if stop.sigval in STOPPING else 1
     return 0
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set the variables that ranks inherit, for the length of a block."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _heard(stop: StopRequest | None) -> Iterator[None]:
+    """Let a caller's request to stop count like SIGTERM, for the length of a block."""
+    if stop is None:
+        yield
+        return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SignalException("asked to stop", signal.Signals(number))
+
+    signal.signal(signal.SIGTERM, end)  # until torch has its own handler there
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            if stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()  # a signal it has sent is met in here

@@ -11,7 +11,10 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 PR_SET_PDEATHSIG = 1
@@ -47,8 +50,33 @@ def die_with_parent(expected_parent: int | None = None) -> bool:
     return asked
 
 
+def die_with_launcher() -> None:
+    """Die with the process that has started this one, if it asks for that; it asks its own alone.
+
+    It does so by LARGEBATCH_LAUNCHER_PID, which processes of this one are not to find.
+    """
+    launcher = os.environ.pop(LAUNCHER_VARIABLE, None)
+    if launcher:
+        die_with_parent(int(launcher))
+
+
+@contextmanager
+def signals_as_before() -> Iterator[None]:
+    """Give the signals back, after the block, to who had them: for a caller that lives on."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may take them
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGQUIT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: it was not set from Python
+                signal.signal(number, handler)
+
+
 class StopRequest:
-    """Set by a signal of `STOPPING`; the trainer reads it between steps.
+    """Set by a signal of `STOPPING`, or by `ask`; the trainer reads it between steps.
 
     A second SIGINT interrupts.
     """
@@ -60,10 +88,15 @@ class StopRequest:
         return self.name is not None
 
     def install(self) -> StopRequest:
-        """Take over the signals of this process (main thread only)."""
-        for number in wanted():
-            signal.signal(number, self._handle)
+        """Take over the signals of this process, which its main thread alone may do."""
+        if threading.current_thread() is threading.main_thread():
+            for number in wanted():
+                signal.signal(number, self._handle)
         return self
+
+    def ask(self, name: str = "its caller") -> None:
+        """Ask for a stop, from any thread; ``name`` is who is told to have asked."""
+        self.name = name
 
     def wait(self, seconds: float) -> None:
         """Return when a signal has come, or after so long."""

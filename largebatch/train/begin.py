@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import largebatch
 from largebatch import _ops
 from largebatch.optim import layer_rates
 from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
 from largebatch.train import parse
+from largebatch.train.branch import write_parent
 from largebatch.train.config import Config, run_name
 from largebatch.train.layers import LayerRecord
 from largebatch.train.progress import say
@@ -15,8 +18,16 @@ from largebatch.train.telemetry import Every, Writers
 from largebatch.train.trainer import Trainer
 
 
-def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
+def begin(
+    config: Config,
+    directory: RunDirectory,
+    trainer: Trainer,
+    parent: dict[str, Any] | None = None,
+) -> Writers:
     """Write the config, open the metrics where the run goes on, and say what it will do.
+
+    Args:
+        parent: where a branch comes from, if it begins now.
 
     Raises:
         UserError: ``telemetry.prometheus_port`` is taken.
@@ -25,6 +36,7 @@ def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
     port = config.telemetry.prometheus_port
     endpoint = None if port is None else PrometheusEndpoint(port)  # refused before a file is made
     if not directory.config.exists():
+        write_parent(directory, parent)
         directory.write_config(parse.dump(config))
     writer = MetricsWriter(directory.metrics)
     kept = writer.truncate_after(position.samples)
@@ -49,7 +61,12 @@ def begin(config: Config, directory: RunDirectory, trainer: Trainer) -> Writers:
     for remark in (kept, trainer.layers and trainer.layers.kept, *parts.remarks):
         if remark:
             say(remark)
-    if position.samples:
+    if parent is not None:
+        say(
+            f"branching off at {position.samples:,} of {schedule.total_samples:,} samples, from"
+            f" {parent['checkpoint']}"
+        )
+    elif position.samples:
         say(f"continuing at {position.samples:,} of {schedule.total_samples:,} samples")
     mirror = TensorBoardMirror(directory.tensorboard, position.samples or None)
     if endpoint is None:

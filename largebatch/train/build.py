@@ -26,13 +26,14 @@ from largebatch.nn import (
 from largebatch.optim import SAM, Clipping, build_optimizer, layer_rates, optimizers
 from largebatch.processes import World
 from largebatch.processes.agreement import gathered, require_same, together
-from largebatch.schedule import Duration, Schedule
+from largebatch.schedule import Schedule
 from largebatch.tasks import Task, Votes, build_task
 from largebatch.train.config import Config, engine_terms
 from largebatch.train.evaluate import Evaluator, evaluation_batch
 from largebatch.train.feed import Atoms, Feed
 from largebatch.train.finite import infinite_constants
 from largebatch.train.micro import largest_micro, memory_free
+from largebatch.train.named import beyond
 from largebatch.train.precision import Precision
 from largebatch.train.stepper import Stepper
 
@@ -170,6 +171,12 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         *_excluded(optimizer, model),
         *_caveats(config, model, atoms),
         *_too_long(config, schedule),
+        *(
+            f"checkpoint.at: {duration} never comes: the run ends at"
+            f" {schedule.total_samples:,} samples"
+            for duration in config.checkpoint.at
+            if beyond(duration, schedule.clock)
+        ),
     ]
     engine.adopt(optimizer, precision.scaler)
     engine.skip = config.run.on_nonfinite == "skip"
@@ -313,14 +320,8 @@ def _too_long(config: Config, schedule: Schedule) -> list[str]:
                 "RMSprop stays the larger part of the update",
             ),
         )
-        if duration is not None and _outlasts(duration, schedule)
+        if duration is not None and beyond(duration, schedule.clock)
     ]
-
-
-def _outlasts(duration: Duration, schedule: Schedule) -> bool:
-    if duration.unit == "st":  # of which a clock knows those of the run alone
-        return duration.value > schedule.plan.total_steps
-    return duration.samples(schedule.clock) > schedule.total_samples
 
 
 def make_model(

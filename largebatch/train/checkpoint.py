@@ -4,7 +4,9 @@
 in the state, e.g. ``model/fc.weight``), ``state.json`` (everything else, tensors standing as
 ``{"tensor": name}``) and ``checksums.json`` (SHA-256 of both). It is written under a temporary
 name, synced to disk and renamed, so a folder of the final name is whole. Formats: 1, and 2, in
-which a number that JSON cannot hold stands as ``{"float": "nan"}``.
+which a number that JSON cannot hold stands as ``{"float": "nan"}``. What `checkpoint.at` names lies
+beside them, as ``at-10ep``: a checkpoint like the others, which shares its files with the one of
+the same sample, and is never removed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ FORMAT = 2
 TENSORS, REST, CHECKSUMS = "state.safetensors", "state.json", "checksums.json"
 PARTIAL = ".partial-"  # heads the names of folders that are being written or removed
 REPLACED = f"{PARTIAL}replaced-"  # and of whole ones, until another has taken their place
+NAMED = "at-"  # heads the names of those that stay
 
 
 class DamagedCheckpoint(UserError):
@@ -90,10 +93,16 @@ def unflatten(rest: Any, tensor: Callable[[str], Any]) -> Any:
     return {key: unflatten(item, tensor) for key, item in value}
 
 
-def save(folder: Path, samples: int, state: dict[str, Any], keep: int) -> Path:
+def save(
+    folder: Path, samples: int, state: dict[str, Any], keep: int, names: Sequence[str] = ()
+) -> Path:
     """Write ``state`` as the checkpoint of ``samples`` and remove all but the ``keep`` newest.
 
     Whatever moment it is killed at, the newest checkpoint before it or its own is whole and found.
+
+    Args:
+        names: further folders it lies in, beginning with `NAMED`, which stay. They are made first:
+            a run that goes on from here has them.
 
     Raises:
         RunFailure: the disk is full or the folder cannot be written, or another run has taken the
@@ -120,6 +129,8 @@ def save(folder: Path, samples: int, state: dict[str, Any], keep: int) -> Path:
         for name in (TENSORS, REST, CHECKSUMS):
             _sync(partial / name)
         _sync(partial)
+        for name in names:
+            _name(partial, folder / name)
         if target.exists():  # saved again at the same sample
             target.rename(folder / f"{REPLACED}{target.name}")
         partial.rename(target)
@@ -137,6 +148,20 @@ def save(folder: Path, samples: int, state: dict[str, Any], keep: int) -> Path:
             " same command again"
         ) from error
     return target
+
+
+def position_of(path: Path) -> dict[str, Any]:
+    """Return the position that a checkpoint of a run was saved at, without reading its tensors.
+
+    Raises:
+        DamagedCheckpoint: there is none in it.
+    """
+    try:
+        state = unflatten(parse_json(read_file(path / REST), exact=True)["state"], lambda _: None)
+        position: dict[str, Any] = dict(state["position"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged or is none: {error!r}") from None
+    return position
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -219,10 +244,33 @@ def any_there(folder: Path) -> bool:
     return damaged or bool(_newest_first(folder))
 
 
+def named(folder: Path) -> dict[str, int]:
+    """Return the checkpoints that stay, by name, each with the samples it was saved at."""
+    paths = [path for path in _entries(folder) if path.name.startswith(NAMED) and path.is_dir()]
+    found = {path.name: int(position_of(path)["samples"]) for path in paths}
+    return dict(sorted(found.items(), key=lambda each: (each[1], each[0])))
+
+
 def latest_name(folder: Path) -> str:
     """Return the newest checkpoint's name, or ``none``."""
     newest = _newest_first(folder)
     return newest[0].name if newest else "none"
+
+
+def _name(whole: Path, target: Path) -> None:
+    """Let a complete checkpoint lie in another folder too; its files are shared, not copied."""
+    partial = target.with_name(f"{PARTIAL}{target.name}")
+    partial.mkdir()
+    for file in whole.iterdir():
+        try:
+            os.link(file, partial / file.name)
+        except OSError:  # a file system without links, or a full disk, which the copy reports
+            shutil.copy(file, partial / file.name)
+            _sync(partial / file.name)
+    _sync(partial)
+    if target.exists():  # passed again after a kill
+        target.rename(target.with_name(f"{PARTIAL}removed-{target.name}"))
+    partial.rename(target)
 
 
 def _newest_first(folder: Path) -> list[Path]:

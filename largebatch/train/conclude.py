@@ -10,6 +10,7 @@ from largebatch import _ops
 from largebatch.record import RunDirectory
 from largebatch.report import write_report
 from largebatch.train import checkpoint
+from largebatch.train.branch import read_parent
 from largebatch.train.config import Config, run_name
 from largebatch.train.progress import say
 from largebatch.train.trainer import Trainer
@@ -56,6 +57,8 @@ def conclude(
         "ops": _ops.face(),
         "device": parts.device.type,
         "target": position.reached,
+        "parent": read_parent(directory),
+        "kept_checkpoints": checkpoint.named(directory.checkpoints),
         "nonfinite_steps": trainer.nonfinite.steps,
         "nonfinite_evaluations": trainer.nonfinite.evaluations,
         "weights_sha256": checkpoint.weights_sha256(weights),

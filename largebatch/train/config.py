@@ -101,8 +101,12 @@ class CheckpointConfig:
     """Distance between checkpoints; the end of the run and a signal save as well."""
     keep: int = 2
     """Newest checkpoints kept; an older one goes after a newer one is complete."""
+    at: list[Duration] = field(default_factory=list)
+    """Checkpoints that stay beyond those, such as [10ep, 50%]: at the first step that ends there or
+    past it, in checkpoints/at-10ep."""
     resume: Literal["auto", "never"] | UserPath = field(default="auto", metadata=OF_RANK)
-    """auto (continue the run of this directory), never, or a checkpoint's path to start from."""
+    """auto (continue the run of this directory), never, or a checkpoint's path to start from: in a
+    new directory as a branch, with its own clock of seconds and its own records."""
 
 
 @dataclass

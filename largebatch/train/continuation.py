@@ -9,6 +9,7 @@ from typing import Any
 from largebatch._errors import UserError
 from largebatch.record import RunDirectory
 from largebatch.train import checkpoint, parse
+from largebatch.train.branch import read_parent
 from largebatch.train.config import FREE_KEYS, Config, run_name
 from largebatch.train.progress import say
 
@@ -25,6 +26,8 @@ def choose_directory(config: Config) -> Path:
         try:
             if directory.finished() or not checkpoint.any_there(directory.checkpoints):
                 continue
+            if read_parent(directory) is not None:  # it did not begin as this one would
+                continue
             saved = parse.read_config(directory.config)
             directory.acquire(wait=0)
             directory.release()
@@ -39,14 +42,15 @@ def what_is_there(config: Config, directory: RunDirectory) -> dict[str, Any]:
     """Decide what this command does with the run directory, which it owns.
 
     Returns:
-        ``finished``; if not, ``checkpoint``: the path to continue from, or None to start; if so,
-        ``top1``.
+        ``summary`` of a finished run, None of others. For those ``checkpoint``: the path to go on
+        from, or None to start; and ``branch``: whether to branch off there.
 
     Raises:
         UserError: the directory holds another run, or may not be continued.
     """
     resume = config.checkpoint.resume
-    found: dict[str, Any] = {"finished": False, "checkpoint": None}
+    given = None if resume in ("auto", "never") else str(Path(resume).resolve())
+    found: dict[str, Any] = {"summary": None, "checkpoint": None, "branch": given is not None}
     if directory.config.exists():
         different = differences(config, parse.read_config(directory.config))
         if different:
@@ -60,15 +64,20 @@ def what_is_there(config: Config, directory: RunDirectory) -> dict[str, Any]:
                 f"checkpoint.resume=never: {directory.path} holds a run; choose another run.dir or"
                 " resume=auto"
             )
-        summary = directory.read_summary()
-        if summary is not None:
-            return {"finished": True, "checkpoint": None, "top1": summary.get("top1")}
+        found["summary"] = directory.read_summary()
+        if found["summary"] is not None:
+            return found
         found["checkpoint"] = checkpoint.newest_valid(directory.checkpoints, say)
+        parent = read_parent(directory) or {"checkpoint": None}
+        if given is None and not checkpoint.any_there(directory.checkpoints):
+            given = parent["checkpoint"]  # it was stopped before it saved
+        # Another one than it began at stands in for what this run has lost.
+        found["branch"] = found["checkpoint"] is None and given == parent["checkpoint"]
     if found["checkpoint"] is not None:
         return found
-    if resume not in ("auto", "never"):
-        checkpoint.load(Path(resume))
-        found["checkpoint"] = str(Path(resume).resolve())
+    if given is not None:
+        checkpoint.load(Path(given))
+        found["checkpoint"] = given
     elif checkpoint.any_there(directory.checkpoints):
         raise UserError(
             f"{directory.checkpoints}: there are checkpoints, but none to go on from: all are"
@@ -76,6 +85,12 @@ def what_is_there(config: Config, directory: RunDirectory) -> dict[str, Any]:
             " checkpoint.resume=PATH, or start over in another run.dir"
         )
     return found
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """Return the figure that a finished run is known by, in words."""
+    name = summary.get("headline") or "loss"
+    return f"{name} {summary[name]}" if summary.get(name) is not None else "no validation"
 
 
 def differences(config: Config, saved: Config) -> dict[str, tuple[Any, Any]]:

@@ -7,10 +7,11 @@ keys before it, and one line in place of its paragraphs after it.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -91,23 +92,68 @@ def read_config(path: Path, overrides: Sequence[str] = (), imports: bool = False
     return _read([f"--config={path}", *overrides], imports)[0]
 
 
+def checked(config: Config) -> Config:
+    """Return a config that a program has made as its YAML is read: every value of its type.
+
+    Raises:
+        UserError: a value is of another type; the message is one line.
+    """
+    plain = _plain(config)
+    return _parsed([f"--config={dump_yaml(plain)}"], task_kind(plain["task"], imports=True))
+
+
 def _read(arguments: Sequence[str], imports: bool) -> tuple[Config, list[str]]:
     """Return the config, and what is to be said of its aliases."""
-    from jsonargparse import ArgumentError
-
     written = list(_written(arguments))
     task = task_kind(_task_section(written), imports)
-    known = known_keys(task)
-    checked = list(_checked(written, known))
+    arguments = list(_checked(written, known_keys(task)))
     said = [line for each in written for line in remarks(each.name, each.value, each.tree)]
+    return _parsed(arguments, task), said
+
+
+def _parsed(arguments: list[str], task: TaskKind) -> Config:
+    """Let jsonargparse read what has been looked at."""
+    from jsonargparse import ArgumentError
+
     try:
-        return _instantiate(_parser(task).parse_args(checked), task), said
+        return _instantiate(_parser(task).parse_args(arguments), task)
     except UserError:
         raise
     except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(_one_line(str(error), known)) from None
+        raise UserError(_one_line(str(error), known_keys(task))) from None
     except RecursionError:
         raise UserError("config: nested too deeply") from None
+
+
+def options_of(factory: Callable[..., Any], given: Mapping[str, str], name: str) -> dict[str, Any]:
+    """Return options of a factory's own, read as config keys are, by its annotations.
+
+    Args:
+        given: what the command line says, by the name of the argument.
+        name: of what has these options, for messages.
+
+    Raises:
+        UserError: a value is of another type; the message is one line.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    _types()
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    parser = ArgumentParser(exit_on_error=False, parser_mode=MODE)
+    for key in given:
+        parser.add_argument(f"--{key}", type=hints.get(key, Any))
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        try:
+            parse_yaml(value, f"--{key}")
+            values[key] = getattr(parser.parse_args([f"--{key}={value}"]), key)
+        except UserError:
+            raise
+        except (ArgumentError, TypeError, ValueError, KeyError, AttributeError):
+            raise UserError(
+                f"{name}: --{key}={short(value)}: expected {expected(hints.get(key))}"
+            ) from None
+    return values
 
 
 def dump(config: Config) -> str:
@@ -286,7 +332,7 @@ def _plain(value: Any) -> Any:
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Duration):
         return str(value)
-    if isinstance(value, UserPath):
+    if isinstance(value, (UserPath, os.PathLike)):
         return os.path.abspath(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

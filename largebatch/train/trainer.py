@@ -27,6 +27,7 @@ from largebatch.train.feed import Share
 from largebatch.train.hardware import HardwareSampler, HostReader, Reader, StepReader, gpu_reader
 from largebatch.train.layers import LayerRecord
 from largebatch.train.micro import halved, is_out_of_memory
+from largebatch.train.named import Named
 from largebatch.train.nonfinite import NonFinite
 from largebatch.train.progress import Progress, say
 from largebatch.train.snapshot import SnapshotEnsemble
@@ -108,6 +109,7 @@ class Trainer:
         self.nonfinite = NonFinite(config.run.on_nonfinite, parts, directory.checkpoints)
         self._taken: Taken | None = None
         self._save_due = Every(config.checkpoint.every, self.clock).due
+        self._named = Named(config.checkpoint.at, self.clock)
         self._check_due = Every(config.distributed.check_every, self.clock).due
         self.layers: LayerRecord | None = None
         # Under sharded parameters every rank measures its part; else the copy is rank 0's alone.
@@ -124,6 +126,7 @@ class Trainer:
         self.position = Position(**self.state.restore(state, vars(self.position), total))
         self.nonfinite.require_loadable(state)
         self.nonfinite.load(self.position.nonfinite)
+        self._named.passed = self.position.samples
 
     def run(self, writers: Writers) -> bool:
         """Train to the end and return True, or False if a signal stopped the run before.
@@ -172,6 +175,8 @@ class Trainer:
         ):
             self._save()
             return False
+        if self._named.due(position.samples):
+            self._save()
         while position.samples < total and not position.reached:
             for share in self.parts.feed.shares(position.samples):
                 step = share.step
@@ -180,7 +185,8 @@ class Trainer:
                     break
                 position.seconds = time.monotonic() - since
                 evaluate = self._evaluation_due(step.start, step.end)
-                save = step.end < total and self._save_due(step, position.steps)
+                save = self._save_due(step, position.steps) or bool(self._named.due(step.end))
+                save = save and step.end < total
                 if evaluate or save:
                     stopping = self._read_all() or stopping
                 if evaluate and not stopping:
@@ -379,4 +385,6 @@ class Trainer:
                 self.position.samples,
                 state,
                 self.config.checkpoint.keep,
+                self._named.due(self.position.samples),
             )
+        self._named.passed = self.position.samples

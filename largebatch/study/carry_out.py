@@ -1,0 +1,209 @@
+"""Carry a study out: its jobs as processes of this host, finished ones only read.
+
+What is done lies in the run directories and nowhere else, so the same call goes on after any end:
+of a job, of this process, or of the machine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from largebatch._errors import RunFailure, UserError
+from largebatch.processes.lifetime import StopRequest, signals_as_before
+from largebatch.record import BenchmarkRecord
+from largebatch.study.child import Child
+from largebatch.study.devices import share
+from largebatch.study.job import WORKPLACE, Place
+from largebatch.study.study import Study
+from largebatch.train import Outcome
+from largebatch.train.continuation import headline
+from largebatch.train.progress import say
+
+POLL_SECONDS = 0.1
+TOLD_SECONDS = 60.0  # between two words of a job that goes on
+
+
+def carry_out(
+    study: Study, folder: Path, at_a_time: int = 1, stop: StopRequest | None = None
+) -> BenchmarkRecord:
+    """Train what the study asks for, one run directory a job in ``folder``, and conclude.
+
+    A job that fails does not keep the others from their end; it is named then.
+
+    Args:
+        at_a_time: jobs that run together, on equal parts of the cores and GPUs.
+        stop: its request is passed on to the jobs, which save; None: signals are.
+
+    Raises:
+        UserError: a job's config is refused, or differs from what lies in its place.
+        RunFailure: jobs have failed, or the study was stopped; the same call goes on.
+    """
+    if at_a_time < 1:
+        raise UserError(f"--at-a-time {at_a_time}: at least 1")
+    with owned(folder), signals_as_before():
+        session = _Session(study, folder, at_a_time, stop or StopRequest().install())
+        return study.conclude(session.run())
+
+
+class Survey:
+    """The jobs that a study asks for, and which of them are done."""
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self._study, self._folder = study, folder
+        self.done: dict[str, Outcome] = {}
+        self.places: dict[str, Place] = {}  # of all jobs, in the order they were asked for
+
+    def ask(self) -> list[Place]:
+        """Return the jobs that are asked for and not done, having looked at new ones."""
+        while True:
+            fresh = False
+            asked = [Place(job, self._folder) for job in self._study.jobs(dict(self.done))]
+            names = [place.job.name for place in asked]
+            for place in asked:
+                name = place.job.name
+                if names.count(name) > 1:
+                    raise UserError(f"job {name}: the study asks for two of that name")
+                if name not in self.places:
+                    self.places[name] = place
+                    fresh = self.look(place) or fresh
+            if not fresh:  # nothing that further jobs could follow from
+                return [place for place in asked if place.job.name not in self.done]
+
+    def look(self, place: Place) -> bool:
+        """Return whether a job is done by now, and take its result."""
+        outcome = place.outcome()
+        if outcome.finished:
+            self.done[place.job.name] = outcome
+        return outcome.finished
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Own a study's folder for the length of a block: two commands would start a job twice.
+
+    Raises:
+        UserError: another process does, or it cannot be written.
+    """
+    try:
+        (folder / WORKPLACE).mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / WORKPLACE / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UserError(f"--folder {str(folder)!r}: cannot be written ({error.strerror})") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--folder {folder}: in use by another command") from None
+        yield
+    finally:
+        os.close(lock)
+
+
+class _Session:
+    def __init__(self, study: Study, folder: Path, at_a_time: int, stop: StopRequest) -> None:
+        self._survey = Survey(study, folder)
+        self._stop = stop
+        self._running: dict[int, Child] = {}  # by slot
+        self._slots = at_a_time
+        self._failed: dict[str, str] = {}
+        self._told = time.monotonic()
+
+    def run(self) -> dict[str, Outcome]:
+        """Return the outcomes once all jobs are done."""
+        try:
+            waiting = self._survey.ask()
+            ready = len(self._survey.done)
+            say(f"{len(self._survey.places)} jobs, {ready} of them done")
+            while waiting:
+                self._start(waiting)
+                if self._stop:
+                    self._end()
+                if not self._running:
+                    break
+                if self._wait():
+                    waiting = self._survey.ask()
+        finally:
+            for child in self._running.values():
+                child.kill()
+        if self._failed:
+            raise self._failure()
+        return self._survey.done
+
+    def _failure(self) -> RunFailure:
+        name, why = next(iter(self._failed.items()))
+        count = f"{len(self._failed)} of {len(self._survey.places)} jobs"
+        log = self._survey.places[name].log
+        return RunFailure(
+            f"{count} failed, first {name}, which {why} ({log} says more); the same command goes on"
+        )
+
+    def _start(self, waiting: list[Place]) -> None:
+        """Fill the free slots with jobs that are neither under way nor failed."""
+        under_way = {child.place.job.name for child in self._running.values()}
+        rest = [p for p in waiting if p.job.name not in under_way | set(self._failed)]
+        for slot in range(self._slots):
+            if slot not in self._running and rest and not self._stop:
+                place = rest.pop(0)
+                changes = share(slot, self._slots, place.job.nproc)
+                self._running[slot] = Child(place, changes)
+                say(f"{self._count()} {place.job.name}: started")
+
+    def _wait(self) -> bool:
+        """Wait until a job ends; return whether one is done, so that the study can be asked."""
+        while True:
+            for slot, child in list(self._running.items()):
+                code = child.ended()
+                if code is not None:
+                    del self._running[slot]
+                    return self._ended(child, code)
+            if self._stop:
+                self._end()
+            self._tell()
+            time.sleep(POLL_SECONDS)
+
+    def _ended(self, child: Child, code: int) -> bool:
+        place = child.place
+        if code == 0 and self._survey.look(place):
+            summary = self._survey.done[place.job.name].summary or {}
+            words = f"{headline(summary)} in {child.seconds:.0f} s"
+            say(f"{self._count()} {place.job.name}: done, {words}")
+            return True
+        self._failed[place.job.name] = child.account(code)
+        say(f"{self._count()} {place.job.name}: {self._failed[place.job.name]}")
+        return False
+
+    def _end(self) -> None:
+        """Pass the request to stop on, wait for the jobs, and end.
+
+        Raises:
+            RunFailure: always.
+        """
+        asked = ""
+        while self._running:
+            if self._stop.name != asked:  # also a second one, of another kind
+                asked = self._stop.name or ""
+                number = getattr(signal, asked, signal.SIGTERM)
+                for child in self._running.values():
+                    child.tell(number)
+            self._running = {s: c for s, c in self._running.items() if c.ended() is None}
+            time.sleep(POLL_SECONDS)
+        raise RunFailure(
+            f"stopped by {self._stop.name}, {len(self._survey.done)} of"
+            f" {len(self._survey.places)} jobs are done; the same command goes on"
+        )
+
+    def _tell(self) -> None:
+        """Say now and then how far the jobs are, in their own words."""
+        if time.monotonic() - self._told > TOLD_SECONDS:
+            self._told = time.monotonic()
+            for child in self._running.values():
+                say(f"{self._count()} {child.place.job.name}: {child.last_line()}")
+
+    def _count(self) -> str:
+        return f"[{len(self._survey.done)}/{len(self._survey.places)}]"

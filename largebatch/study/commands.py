@@ -1,0 +1,47 @@
+"""The jobs of a study for somebody else to start: a list of commands, and a Slurm array."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from largebatch._errors import UserError
+from largebatch.record import write_atomically
+from largebatch.study.job import WORKPLACE, Place
+
+ARRAY = """\
+#!/bin/bash
+# One task a job. Resources are yours to give: sbatch --cpus-per-task=8 --gpus=1 {name}
+#SBATCH --array=1-{count}
+#SBATCH --ntasks=1
+#SBATCH --output=/dev/null
+#SBATCH --signal=B:USR1@120
+case "$SLURM_ARRAY_TASK_ID" in
+{cases}
+    *) echo "no job ${{SLURM_ARRAY_TASK_ID:-without an array}}" >&2; exit 2 ;;
+esac
+"""
+
+
+def write_commands(places: Sequence[Place], folder: Path) -> tuple[Path, Path]:
+    """Write ``commands.txt``, a line a job, and ``array.sbatch``; return both.
+
+    A command goes on with what its job has left, and may be started again at any time.
+
+    Raises:
+        UserError: the folder's name does not fit in a line.
+    """
+    if not str(folder.absolute()).isprintable():
+        raise UserError(f"--folder {str(folder)!r}: its name does not fit in a line")
+    lines = [shlex.join(place.command()) for place in places]
+    # A path on an #SBATCH line cannot be quoted: the output is sent to its file here.
+    cases = [
+        f"    {number}) exec {line} >> {shlex.quote(str(place.log))} 2>&1 ;;"
+        for number, (line, place) in enumerate(zip(lines, places, strict=True), 1)
+    ]
+    commands, array = (folder / WORKPLACE / name for name in ("commands.txt", "array.sbatch"))
+    write_atomically(commands, "".join(f"{line}\n" for line in lines))
+    text = ARRAY.format(name=array.name, count=len(lines), cases="\n".join(cases))
+    write_atomically(array, text)
+    return commands, array

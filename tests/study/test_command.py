@@ -1,0 +1,118 @@
+"""`largebatch study` as a user meets it, and the jobs written down for others to start."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from largebatch.cli import main
+from largebatch.record import read_record
+
+LONG = "--steps=600"  # as the undisturbed study
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["study", *arguments]) == 2
+    line = capsys.readouterr().err.rstrip("\n")
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.timeout(900)
+def test_commands_by_hand_give_the_same_conclusion(here: Path, capsys, undisturbed) -> None:
+    """In a folder whose name a shell would take apart; what follows of results is written next."""
+    folder = here / "its $(touch gone) 'runs'; #1"
+    arguments = ["study", "three:Three", "--folder", str(folder), "--commands", LONG]
+    rounds = []
+    while not (folder / "record.json").exists():
+        assert main(arguments) == 0
+        rounds.append(capsys.readouterr().out.splitlines()[0])
+        if (folder / "record.json").exists():
+            break
+        commands = (folder / "jobs" / "commands.txt").read_text().splitlines()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        for number, line in enumerate(commands, 1):
+            if len(rounds) == 1:  # the list
+                done = subprocess.run(["bash", "-c", line], env=environment, timeout=200)
+            else:  # the array, as Slurm starts a task of it
+                environment["SLURM_ARRAY_TASK_ID"] = str(number)
+                script = str(folder / "jobs" / "array.sbatch")
+                done = subprocess.run(["bash", script], env=environment, timeout=200)
+            assert done.returncode == 0
+    assert rounds[:2] == ["2 of 2 jobs to do", "1 of 3 jobs to do"] and len(rounds) == 3
+    assert not (here / "gone").exists()
+    assert "branching off" in (folder / "jobs" / "branch.log").read_text()
+    assert read_record(folder / "record.json").rows == undisturbed
+
+
+def test_the_array(here: Path, capsys) -> None:
+    folder = here / "runs"
+    assert main(["study", "three:Three", "--folder", str(folder), "--commands"]) == 0
+    array = folder / "jobs" / "array.sbatch"
+    assert f"sbatch {array}" in capsys.readouterr().out
+    text = array.read_text()
+    assert "#SBATCH --array=1-2\n" in text and text.startswith("#!/bin/bash\n")
+    words = [shlex.split(line) for line in (folder / "jobs/commands.txt").read_text().splitlines()]
+    assert [Path(line[-1]).name for line in words] == ["first.yaml", "long.yaml"]
+    assert all(line[1:4] == ["-m", "largebatch", "train"] for line in words)
+    for number in ("3", None):
+        environment = {k: v for k, v in os.environ.items() if k != "SLURM_ARRAY_TASK_ID"}
+        environment |= {"SLURM_ARRAY_TASK_ID": number} if number else {}
+        done = subprocess.run(["bash", str(array)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and "no job" in done.stderr
+    assert "does not fit in a line" in refused(
+        capsys, "three:Three", "--folder", str(here / "a\nb"), "--commands"
+    )
+
+
+def test_a_grid_by_its_name(here: Path, capsys) -> None:
+    arguments = [
+        *("study", "grid", "--folder", "runs", "--at-a-time", "2", "--json", "grid.json"),
+        "--cells={small: [--batch.size=32], 'large, too': [--batch.size=64]}",
+        *("--seeds=[0, 1]", "--base=[--data.limit=64, --schedule.length=2st]", "--figure=top1"),
+    ]
+    assert main([*arguments, "--percent=true", "--column=batch"]) == 0
+    record = read_record("grid.json")
+    assert [row["batch"] for row in record.rows] == ["small", "large, too"]
+    assert set(record.rows[0]) == {"batch", "seeds", "top1", "sd", "all"}
+    assert record.rows[0]["seeds"] == 2 and len(record.rows[0]["all"]) == 2
+    assert (here / "runs" / "large-too-1" / "summary.json").exists()
+    assert record.formula in capsys.readouterr().out
+    assert "figure=top2: large-too-0 has none" in refused(
+        capsys, *arguments[1:-1], "--figure=top2", "--cells={'large, too': [--batch.size=64]}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["name one of grid", "package.module:callable"]),
+        (["gird", "--folder", "r"], ["study='gird'", "did you mean 'grid'"]),
+        (["three:Three"], ["--folder"]),
+        (["three:Three", "--folder", "r", "--step=3"], ["--step", "did you mean 'steps'"]),
+        (["three:Three", "--folder", "r", "--steps", "3"], ["written --key=value"]),
+        (["three:Three", "--folder", "r", "--steps=many"], ["--steps=many", "a whole number"]),
+        (["three:Three", "--folder", "r", "--lr={"], ["--lr", "malformed YAML"]),
+        (["three:Three", "--folder", "r", "--at-a-time", "0"], ["--at-a-time 0", "at least 1"]),
+        (["three:nothing", "--folder", "r"], ["--folder=VALUE is missing"]),
+        (["three:broken", "--folder", "r"], ["no such thing"]),
+        (["three:broken", "--folder", "r", "--many=3"], ["--many=3", "a list"]),
+        (["three:BASE", "--folder", "r"], ["no callable"]),
+        (["grid", "--folder", "r"], ["--cells=VALUE is missing"]),
+        (["grid", "--folder", "r", "--cells={}"], ["at least one cell"]),
+        (["grid", "--folder", "r", "--cells={a: [--optim.lrr=1]}"], ["optim.lrr", "optim.lr"]),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(here: Path, capsys, arguments, words) -> None:
+    line = refused(capsys, *arguments)
+    assert all(word in line for word in words), line
+
+
+def test_the_list(capsys) -> None:
+    assert main(["study", "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("grid ") and "--seeds=Sequence[int] ((0, 1, 2))" in printed
