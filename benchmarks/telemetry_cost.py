@@ -27,6 +27,7 @@ from rich.progress import track
 
 from largebatch.data import DataConfig
 from largebatch.models import ModelConfig
+from largebatch.probes import Instrument, Moment
 from largebatch.processes import detect
 from largebatch.processes.group import process_group
 from largebatch.processes.heartbeat import Activity
@@ -40,7 +41,7 @@ from largebatch.record import (
 )
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train.build import build
-from largebatch.train.config import CheckpointConfig, Config, TelemetryConfig
+from largebatch.train.config import CheckpointConfig, Config, EvaluateConfig, TelemetryConfig
 from largebatch.train.prometheus import PrometheusEndpoint
 from largebatch.train.trainer import Trainer
 
@@ -71,15 +72,15 @@ class NoTimes:
         return {}
 
 
-class Turns:
+class Turns(Instrument):
     """Counts a trainer's steps; stops this process after every turn and tells what it took."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
         self._begin()
 
-    def __call__(self, start: int, end: int) -> bool:
-        """Take the place of the trainer's question after every step whether to evaluate."""
+    def measure(self, at: Moment) -> dict[str, Any]:
+        """Take in a step."""
         self._times.append(time.perf_counter())
         if len(self._times) > TURN_STEPS:
             steps = [b - a for a, b in zip(self._times[1:-1], self._times[2:], strict=True)]
@@ -87,7 +88,7 @@ class Turns:
             os.write(self._pipe, (json.dumps([steps, busy]) + "\n").encode())
             os.kill(os.getpid(), signal.SIGSTOP)
             self._begin()
-        return False
+        return {}
 
     def _begin(self) -> None:
         self._times = [time.perf_counter()]
@@ -96,23 +97,26 @@ class Turns:
 
 def train(batch: int, on: bool, pipe: int, folder: str) -> None:
     """Train until killed, a turn at a time."""
+    never = Duration.parse("1000ep")
     config = Config(
         model=ModelConfig(name="cifar_resnet20"),
         data=DataConfig(name="synthetic", image_size=32, limit=batch * 1000),
         batch=BatchConfig(size=batch),
-        schedule=ScheduleConfig(length=Duration.parse("1000ep")),
+        schedule=ScheduleConfig(length=never),
         telemetry=TelemetryConfig(hardware_every=1.0 if on else 0.0),
-        checkpoint=CheckpointConfig(every=Duration.parse("1000ep")),
+        evaluate=EvaluateConfig(every=never),
+        checkpoint=CheckpointConfig(every=never),
+        probes=[{"name": "telemetry_cost:Turns", "pipe": pipe}],  # this file: Python's first folder
     )
     world, cpu = detect(), torch.device("cpu")
     with process_group(world, "gloo", 600.0, cpu, 120.0 if on else 0.0) as heartbeat:
         directory = RunDirectory(folder)
         directory.create()
-        trainer = Trainer(config, build(config, world, cpu), directory, StopRequest(), heartbeat)
-        trainer._evaluation_due = Turns(pipe)  # type: ignore[method-assign]
+        parts = build(config, world, cpu)
         if not on:
-            trainer.parts.stepper.times = NoTimes()  # type: ignore[assignment]
+            parts.stepper.times = NoTimes()  # type: ignore[assignment]
         writers: Any = (MetricsWriter(directory.metrics), TensorBoardMirror(directory.tensorboard))
+        trainer = Trainer(config, parts, directory, StopRequest(), heartbeat)
         trainer.run((*writers, PrometheusEndpoint(0)) if on else writers)
 
 

@@ -31,8 +31,6 @@ from largebatch.record import BenchmarkRecord, MetricsWriter, RunDirectory, Tens
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train.build import Parts, build
 from largebatch.train.config import Config
-from largebatch.train.progress import Progress
-from largebatch.train.telemetry import Telemetry, WeightDistance
 from largebatch.train.trainer import Trainer
 
 FORMULA = (
@@ -93,13 +91,8 @@ def _trainer_steps(config: Config, folder: Path) -> Iterator[int]:
     directory.create()
     parts = build(config, World(), choose_device(World()))
     trainer = Trainer(config, parts, directory, StopRequest())
-    trainer.telemetry = Telemetry(
-        (MetricsWriter(directory.metrics), TensorBoardMirror(directory.tensorboard)),
-        Progress(trainer.schedule.total_samples, 0, shown=False),
-        WeightDistance(parts.model),
-        parts.task,
-        config.telemetry.every,
-        trainer.clock,
+    trainer.telemetry.open(
+        (MetricsWriter(directory.metrics), TensorBoardMirror(directory.tensorboard))
     )
     parts.model.train()
     for share in parts.feed.shares(0):

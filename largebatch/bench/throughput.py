@@ -18,9 +18,7 @@ from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.train.build import build
 from largebatch.train.config import Config
-from largebatch.train.progress import Progress
 from largebatch.train.step_times import PHASES, StepTimes
-from largebatch.train.telemetry import Telemetry
 from largebatch.train.trainer import Trainer
 
 WARM_UP = 2
@@ -47,14 +45,6 @@ def trainer(name: str, config: Config, world: World, device: torch.device) -> Co
     """Return our own trainer's step on what ``config`` describes."""
     parts = build(config, world, device)
     made = Trainer(config, parts, RunDirectory(Path("unused")), StopRequest())
-    made.telemetry = Telemetry(
-        (),
-        Progress(made.schedule.total_samples, 0, shown=False),
-        None,
-        parts.task,
-        config.telemetry.every,
-        made.clock,
-    )
     parts.model.train()
 
     def steps() -> Iterator[None]:

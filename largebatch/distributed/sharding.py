@@ -54,19 +54,19 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def whole_norm(tensors: Iterable[Tensor]) -> float:
-    """Return the Euclidean norm of all elements together, wherever they lie.
+def whole_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the Euclidean norm of all elements together, wherever they lie: 0-d.
 
     Every rank must call it if any of ``tensors`` is a DTensor; they are all of one mesh.
     """
     tensors = list(tensors)
     sharded = [tensor for tensor in tensors if is_sharded(tensor)]
     if not sharded:
-        return float(_ops.global_norm(tensors))
+        return _ops.global_norm(tensors)
     square = _ops.global_norm([tensor.to_local() for tensor in sharded]).double().square()
     mesh, placements = sharded[0].device_mesh, sharded[0].placements
     for dimension, placement in enumerate(placements):
         if placement.is_shard():
             dist.all_reduce(square, group=mesh.get_group(dimension))
     rest = [tensor for tensor in tensors if not is_sharded(tensor)]
-    return float((square + _ops.global_norm(rest).double().square()).sqrt())
+    return (square + _ops.global_norm(rest).double().square()).sqrt()

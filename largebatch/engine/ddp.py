@@ -21,6 +21,7 @@ from largebatch.distributed.preference import Preference
 from largebatch.engine.bucket import Bucket, make_buckets
 from largebatch.engine.bucket_size import BUCKET_MB, BucketSize
 from largebatch.engine.engine import Engine, broadcast_from_first
+from largebatch.optim.squares import Squares
 from largebatch.processes.environment import World
 
 AUTO = Preference()
@@ -37,6 +38,9 @@ class DataParallel(Engine):
         preference: how buckets are summed.
     """
 
+    name = "ddp"
+    own_gradients = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -47,6 +51,7 @@ class DataParallel(Engine):
         super().__init__(model, world)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._hook: tuple[Any, Hook] | None = None
+        self._squares: Squares | None = None
         if self.alone:
             return
         broadcast_from_first(model)
@@ -72,8 +77,16 @@ class DataParallel(Engine):
         """
         self._hook = (state, hook)
 
+    def watch_squares(self) -> Squares:
+        """Return the squared norms of gradients; a bucket's are taken before it leaves."""
+        if self._squares is None:
+            self._squares = Squares(self.optimizer.param_groups)
+        return self._squares
+
     def begin(self) -> None:
         """Clear the gradients."""
+        if self._squares is not None:
+            self._squares.begin()
         if self.alone:
             for parameter in self._parameters:
                 parameter.grad = None
@@ -86,9 +99,9 @@ class DataParallel(Engine):
         self._armed = False
         self._next = 0
 
-    def last(self) -> None:
+    def last(self, overlap: bool = True) -> None:
         """Announce the step's last backward pass: buckets leave as soon as they are complete."""
-        self._armed = True
+        self._armed = overlap
         if not self.alone and self._size is not None:
             self._size.begin()
 
@@ -98,6 +111,9 @@ class DataParallel(Engine):
             for parameter in self._parameters:
                 if parameter.grad is None:  # unused in this step: zero, as on several ranks
                     parameter.grad = torch.zeros_like(parameter)
+            if self._squares is not None:
+                self._squares.add(self._parameters)
+            self._finish_squares()
             return
         if self._size is not None:
             self._size.end()
@@ -111,6 +127,7 @@ class DataParallel(Engine):
                 bucket.set_buffer(value[0] if isinstance(value, list) else value)
         self._works.clear()
         self._armed = False
+        self._finish_squares()
 
     def exchange_state(self) -> dict[str, Any] | None:
         """Return the size of the buckets that ``auto`` decided on, and for which grid."""
@@ -144,7 +161,15 @@ class DataParallel(Engine):
         while self._next < len(self._buckets) and self._missing[self._next] == 0:
             self._launch(self._buckets[self._next])
 
+    def _finish_squares(self) -> None:
+        if self._squares is not None:
+            # Under fp16 the gradients are scaled until the update.
+            scale = None if self.scaler is None else self.scaler._get_scale_async()
+            self._squares.finish(self._parameters, scale)
+
     def _launch(self, bucket: Bucket) -> None:
+        if self._squares is not None:
+            self._squares.add(bucket.parameters())
         if self._hook is None:
             self._works.append(self.all_reduce.start(bucket.buffer()))
         else:

@@ -35,6 +35,7 @@ class DeepSpeed(Engine):
         UserError: DeepSpeed is absent or refuses the config.
     """
 
+    name = "deepspeed"
     lockstep = True  # stage 2 sums gradients in every pass
 
     def __init__(
@@ -90,7 +91,7 @@ class DeepSpeed(Engine):
         self._engine.zero_grad()
         self._engine.set_gradient_accumulation_boundary(False)
 
-    def last(self) -> None:
+    def last(self, overlap: bool = True) -> None:
         """Let the coming backward pass sum the gradients."""
         self._engine.set_gradient_accumulation_boundary(True)
 

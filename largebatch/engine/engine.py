@@ -12,8 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from largebatch import _ops
+from largebatch._errors import UserError
 from largebatch.distributed.sharding import part_like, whole
 from largebatch.optim.gradient_norm import norm_parts
+from largebatch.optim.squares import Squares
 from largebatch.processes.environment import World
 
 
@@ -26,17 +28,22 @@ class Engine(ABC):
     sum of what they passed to :meth:`backward`.
 
     Attributes:
+        name: of the engine, as ``distributed.engine`` names it.
         model: the user's model: its parameters, buffers and evaluation.
         module: what forward passes of training call; ``model`` itself unless a library wraps it.
         alone: whether there is only this rank.
         lockstep: whether every rank must make as many passes, since they exchange messages there.
+        own_gradients: whether each rank's own gradients lie in ``grad`` until :meth:`finish`, if
+            they are told to stay.
         flattens: whether the optimizer steps flat partitions in place of the model's parameters.
         skip: whether to leave out a step whose loss or gradients are not finite; under fp16 one
             whose gradients are not finite is always left out.
         found_inf: of the last step, where steps may be left out: 0-d, not 0 if it was.
     """
 
+    name = ""
     lockstep = False
+    own_gradients = False
     flattens = False
     skip = False
     found_inf: Tensor | None = None
@@ -58,8 +65,12 @@ class Engine(ABC):
         """Clear the gradients."""
 
     @abstractmethod
-    def last(self) -> None:
-        """Announce the step's last backward pass: what it completes may leave at once."""
+    def last(self, overlap: bool = True) -> None:
+        """Announce the step's last backward pass: what it completes may leave at once.
+
+        Args:
+            overlap: False lets the gradients stay until :meth:`finish`, if :attr:`own_gradients`.
+        """
 
     def backward(self, loss: Tensor, factor: float) -> None:
         """Add the gradient of ``factor`` x ``loss`` (0-d) to this rank's."""
@@ -122,6 +133,17 @@ class Engine(ABC):
     def sum(self, values: Tensor) -> Any:
         """Sum a small tensor over the ranks in place; return a work to wait for, None if alone."""
         return None if self.alone else dist.all_reduce(values, async_op=True)
+
+    def watch_squares(self) -> Squares:
+        """Return the squared norms of gradients, which the engine takes of steps that want them.
+
+        Raises:
+            UserError: the engine has no gradients of a rank's own to measure.
+        """
+        raise UserError(
+            f"distributed.engine={self.name} keeps the gradients of each rank to itself, and their"
+            " squared norms are asked for; take ddp"
+        )
 
     def evaluating(self) -> AbstractContextManager[object]:
         """Return a context in which ranks may make any number of forward passes each."""

@@ -33,6 +33,7 @@ class FullySharded(Engine):
         UserError: ``shard_ranks`` does not divide the number of ranks.
     """
 
+    name = "fsdp"
     lockstep = True
 
     def __init__(self, model: nn.Module, world: World, shard_ranks: int | None = None) -> None:
@@ -73,7 +74,7 @@ class FullySharded(Engine):
             parameter.grad = None
         self._root.set_requires_gradient_sync(False)
 
-    def last(self) -> None:
+    def last(self, overlap: bool = True) -> None:
         """Let the coming backward pass sum every block's gradients as it completes them."""
         self._root.set_requires_gradient_sync(True)
 

@@ -14,6 +14,7 @@ from largebatch.models.build import build_model
 from largebatch.models.config import ModelConfig
 from largebatch.models.init import initialize
 from largebatch.models.registry import image_offers, models
+from largebatch.models.swapped import swapped_in
 from largebatch.models.trial import as_before, try_images, try_training
 from largebatch.models.weights import load_weights
 
@@ -25,6 +26,7 @@ __all__ = [
     "initialize",
     "load_weights",
     "models",
+    "swapped_in",
     "try_images",
     "try_training",
 ]

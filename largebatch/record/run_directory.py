@@ -188,6 +188,10 @@ class RunDirectory:
         """
         return read_object(self.task, "delete it to go by top1 or the loss")
 
+    def write_task(self, facts: dict[str, Any]) -> None:
+        """Write what is to be known of the run's task, whole or not at all."""
+        write_atomically(self.task, json_text(facts, indented=True) + "\n")
+
     def write_config(self, text: str) -> None:
         """Write the resolved config, whole or not at all."""
         write_atomically(self.config, text)

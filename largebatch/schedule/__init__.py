@@ -12,6 +12,7 @@ from largebatch.schedule.cosine import cosine
 from largebatch.schedule.curve import Curve, CurveFacts, Timeline, curves
 from largebatch.schedule.cyclical import cyclical
 from largebatch.schedule.duration import Duration
+from largebatch.schedule.every import Every
 from largebatch.schedule.multistep import multistep
 from largebatch.schedule.plan import BatchPlan, Phase, Step
 from largebatch.schedule.poly import poly
@@ -25,6 +26,7 @@ __all__ = [
     "Curve",
     "CurveFacts",
     "Duration",
+    "Every",
     "Phase",
     "PhaseConfig",
     "Schedule",

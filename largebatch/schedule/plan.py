@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from largebatch._errors import UserError
@@ -119,6 +119,11 @@ class BatchPlan:
         room = self._room(samples)
         size = phase.size if room - phase.size >= self.minimum else room
         return Step(samples, size, epoch, position, phase)
+
+    def step_before(self, samples: int) -> Step:
+        """Return the last step of those that lead to ``samples``, more than 0."""
+        step = self.step_at(self.samples_after(self.steps_until(samples) - 1))
+        return replace(step, size=samples - step.start)
 
     def steps(self, samples: int = 0) -> Iterator[Step]:
         """Walk the steps from ``samples`` to the end of the run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -81,9 +81,15 @@ class Task(ABC, Generic[B]):
         return {name: value / weight for name, value in zip(names, sums[:-1], strict=True)}
 
     def known(self, name: str) -> Figure:
-        """Return the figure of that name: which way is better, and how it is read."""
+        """Return the figure of that name: which way is better, and how it is read.
+
+        One of an evaluation besides, such as ``ema_loss``, is like that of the plain weights.
+        """
         known = {LOSS.name: LOSS, self.headline.name: self.headline}
-        return known.get(name, Figure(name))
+        _, _, plain = name.partition("_")
+        if name in known or not plain:
+            return known.get(name, Figure(name))
+        return replace(self.known(plain), name=name)
 
     def no_sums(self, device: torch.device) -> Tensor:
         """Return the float64 sums of no batch."""

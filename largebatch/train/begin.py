@@ -6,15 +6,14 @@ from typing import Any
 
 import largebatch
 from largebatch import _ops
-from largebatch.optim import layer_rates
 from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror
+from largebatch.tasks import Task
 from largebatch.train import parse
 from largebatch.train.branch import write_parent
 from largebatch.train.config import Config, run_name
-from largebatch.train.layers import LayerRecord
 from largebatch.train.progress import say
 from largebatch.train.prometheus import PrometheusEndpoint
-from largebatch.train.telemetry import Every, Writers
+from largebatch.train.telemetry import Writers
 from largebatch.train.trainer import Trainer
 
 
@@ -24,7 +23,7 @@ def begin(
     trainer: Trainer,
     parent: dict[str, Any] | None = None,
 ) -> Writers:
-    """Write the config, open the metrics where the run goes on, and say what it will do.
+    """Write config and task, open the metrics where the run goes on, and say what it will do.
 
     Args:
         parent: where a branch comes from, if it begins now.
@@ -38,6 +37,8 @@ def begin(
     if not directory.config.exists():
         write_parent(directory, parent)
         directory.write_config(parse.dump(config))
+    if not directory.task.exists():
+        directory.write_task(_facts(config, parts.task))
     writer = MetricsWriter(directory.metrics)
     kept = writer.truncate_after(position.samples)
     say(f"largebatch {largebatch.__version__}: {run_name(config)} in {directory.path}")
@@ -48,17 +49,7 @@ def begin(
     )
     for line in schedule.describe():
         say(line)
-    layerwise = layer_rates(parts.optimizer)
-    if layerwise is not None and not parts.engine.flattens:
-        trainer.layers = LayerRecord(
-            layerwise,
-            parts.model,
-            directory.layers,
-            Every(config.telemetry.layers, trainer.clock),
-            trainer.clock.epoch_samples,
-            position.samples,
-        )
-    for remark in (kept, trainer.layers and trainer.layers.kept, *parts.remarks):
+    for remark in (kept, *parts.remarks):
         if remark:
             say(remark)
     if parent is not None:
@@ -73,3 +64,13 @@ def begin(
         return writer, mirror
     say(f"figures for Prometheus: http://127.0.0.1:{endpoint.port}/metrics")
     return writer, mirror, endpoint
+
+
+def _facts(config: Config, task: Task[Any]) -> dict[str, Any]:
+    """Return what those who read the run without its task are to know of it."""
+    figures = task.read([0.0] * (1 + len(task.figures)) + [1.0])
+    return {
+        "task": config.task.name,
+        "headline": task.headline.record(),
+        "figures": {name: task.known(name).record() for name in figures},
+    }

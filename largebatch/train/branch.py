@@ -18,7 +18,8 @@ from largebatch.optim.state import settings_of
 from largebatch.record import RunDirectory, json_text, parse_json, read_file, write_atomically
 from largebatch.train import parse
 from largebatch.train.config import Config, run_name
-from largebatch.train.trainer import Position, Trainer
+from largebatch.train.position import Position
+from largebatch.train.trainer import Trainer
 
 OWN = ("evaluated", "seconds", "last", "reached", "nonfinite")  # of a position: not inherited
 

@@ -36,6 +36,7 @@ from largebatch.train.micro import largest_micro, memory_free
 from largebatch.train.named import beyond
 from largebatch.train.precision import Precision
 from largebatch.train.stepper import Stepper
+from largebatch.train.streams import StreamMemory
 
 MIXING_GROUP = 32  # samples that mixup draws partners from where no ghost size is set
 
@@ -59,6 +60,7 @@ class Parts:
     precision: Precision
     feed: Feed
     stepper: Stepper
+    streams: StreamMemory | None
     evaluator: Evaluator
     remarks: list[str]
     constants: frozenset[str]
@@ -206,6 +208,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         leaves_out=config.data.skip_corrupt > 0,
         ranks=ranks,
     )
+    carry = task.carry()
     fits = min(fitting.values(), default=None)
     micro = config.batch.micro if isinstance(config.batch.micro, int) else fits
     judged = evaluation_batch(micro, largest_share, len(validation))
@@ -223,6 +226,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         precision,
         feed,
         stepper,
+        None if carry is None else StreamMemory(carry, feed, world, device),
         evaluator,
         remarks,
         prepared.constants,

@@ -14,9 +14,11 @@ from largebatch.data import require_dali
 from largebatch.engine import EngineFacts, check_engine, engines
 from largebatch.nn import check_norm, norms, spans_ranks, wrong_span
 from largebatch.optim import build_optimizer, try_imported
+from largebatch.probes import check_probes
 from largebatch.schedule import require_cycles
 from largebatch.tasks import check_task
 from largebatch.train.config import Config, engine_terms
+from largebatch.train.evaluation import check_also
 from largebatch.train.registries import chosen
 
 
@@ -28,6 +30,8 @@ def check(config: Config) -> None:
     """
     for registry, name in chosen(config):
         registry.entry(name)
+    check_probes(config.probes)
+    check_also(config.evaluate.also)
     config.batch.check()
     config.schedule.check()
     check_task(config.task)
@@ -86,6 +90,7 @@ def _numbers(config: Config) -> Iterator[str]:
         ("telemetry.every", config.telemetry.every),
         ("telemetry.layers", config.telemetry.layers),
         ("distributed.check_every", config.distributed.check_every),
+        ("evaluate.every", config.evaluate.every),
         ("checkpoint.every", config.checkpoint.every),
     ):
         if every.value == 0:

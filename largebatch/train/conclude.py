@@ -44,6 +44,7 @@ def conclude(
     last = position.last or {}
     summary = {
         "name": run_name(config),
+        "headline": parts.task.headline.name,
         **{k: v for k, v in last.items() if k not in ("split", "samples", "step", "epoch")},
         "samples": position.samples,
         "steps": position.steps,
@@ -66,6 +67,8 @@ def conclude(
     }
     directory.write_summary(summary)
     write_report([directory.path], directory.report)
-    top1 = f"top1 {100 * last['top1']:.2f}%" if "top1" in last else "no validation"
-    say(f"finished: {top1} after {position.samples:,} samples in {position.seconds:.1f} s")
+    headline = parts.task.headline
+    known = headline.name in last
+    figure = headline.text(last[headline.name]) if known else "no validation"
+    say(f"finished: {figure} after {position.samples:,} samples in {position.seconds:.1f} s")
     say(f"report: {directory.report}")

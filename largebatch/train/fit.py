@@ -15,6 +15,8 @@ from torch import Tensor
 from largebatch._errors import UserError
 from largebatch.engine import Engine
 from largebatch.optim.state import moment_dtype
+from largebatch.probes import Panel
+from largebatch.probes import tensors as form
 from largebatch.record import is_number
 
 # Of torch's optimizers and ours: what is one number for a parameter, and what is a row or a column.
@@ -60,13 +62,10 @@ def check_position(found: Any, fresh: Mapping[str, Any], total: int) -> dict[str
 
 def check_tensors(what: str, found: Any, own: Mapping[str, Any]) -> None:
     """Require the names of ``own``, each with its shape and type."""
-    if not isinstance(found, dict):
-        raise misfit(what, f"{_short(found)} is no mapping of names to tensors")
-    for name in (*(n for n in own if n not in found), *(n for n in found if n not in own)):
-        raise misfit(what, f"{_short(name)} is {'not here' if name in found else 'missing'}")
-    for name, like in own.items():
-        if isinstance(like, Tensor):
-            _check_tensor(f"{what} {name}", found[name], like.shape, {like.dtype})
+    try:
+        form.check_tensors(found, own)
+    except ValueError as error:
+        raise misfit(what, str(error)) from None
 
 
 def check_optimizer(found: Any, engine: Engine) -> None:
@@ -128,13 +127,19 @@ def check_exchange(found: Any) -> None:
         raise misfit("exchange", f"bucket_mb={_short(found.get('bucket_mb'))}")
 
 
-def check_snapshots(found: Any, own: Mapping[str, Any]) -> None:
-    """Require a list of members, each of the model's floating tensors."""
-    if not isinstance(found, list):
-        raise misfit("snapshots", f"{_short(found)} is no list of members")
-    floating = {n: t for n, t in own.items() if isinstance(t, Tensor) and t.is_floating_point()}
-    for number, member in enumerate(found):
-        check_tensors(f"snapshots, member {number}:", member, floating)
+def check_instruments(states: Any, panel: Panel) -> None:
+    """Require of the state of every instrument that it could be its own; some may begin anew."""
+    if not isinstance(states, dict):
+        raise misfit("instruments", f"{_short(states)} is no mapping of names to states")
+    for instrument in panel:
+        name = instrument.name
+        if name not in states and instrument.resumes:
+            raise misfit(name, "is missing")
+        if name in states:
+            try:
+                instrument.check(states[name])
+            except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+                raise misfit(name, str(error)) from None
 
 
 def check_ranks(found: Any, ranks: int, own: Tensor | None) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
+
+from largebatch.tasks import LOSS, Task
 
 PLAIN_SECONDS = 10.0  # distance of plain lines; validation lines are always printed
 
@@ -15,14 +19,15 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """Shows loss, accuracy, rate, samples per second and time left; silent on all ranks but 0.
+    """Shows loss, headline, rate, samples per second and time left; silent on all ranks but 0.
 
     Args:
+        task: says what its figures are called and how people read them.
         total: samples of the run. start: samples seen already.
     """
 
-    def __init__(self, total: int, start: int, shown: bool) -> None:
-        self.total = total
+    def __init__(self, task: Task[Any], total: int, start: int, shown: bool) -> None:
+        self.task, self.total = task, total
         self._shown = shown
         self._bar: Any = None
         self._next = 0.0
@@ -59,8 +64,11 @@ class Progress:
 
     def train(self, record: dict[str, Any]) -> None:
         """Show a training line."""
+        headline = self.task.headline
+        known = headline.name in record and headline.name != LOSS.name
+        figure = f"  {headline.text(record[headline.name], 1)}" if known else ""
         status = (
-            f"loss {record['loss']:.4f}  top1 {100 * record['top1']:.1f}%  lr {record['lr']:.4g}  "
+            f"loss {record['loss']:.4f}{figure}  lr {record['lr']:.4g}  "
             f"{record['samples_per_second']:,.0f}/s{_nonfinite(record)}"
         )
         if self._bar is not None:
@@ -74,20 +82,29 @@ class Progress:
         """Show a validation line; these are never left out."""
         if not self._shown:
             return
-        extra = "".join(
-            f"  {name} {100 * record[name]:.2f}%"
-            for name in ("top5", "ema_top1", "ensemble_top1")
-            if name in record
-        )
-        text = (
-            f"epoch {record['epoch']:g}  val top1 {100 * record['top1']:.2f}%  "
-            f"loss {record['loss']:.4f}{extra}{_nonfinite(record)}"
-        )
+        texts = [f"epoch {record['epoch']:g}", *self._figures(record)]
+        text = "  ".join(texts) + _nonfinite(record)
         if self._bar is not None:
             self._bar.update(0, completed=record["samples"])
             self._bar.console.print(text)
         else:
             say(text)
+
+    def _figures(self, record: dict[str, Any]) -> Iterator[str]:
+        """Yield headline, loss, other figures of the task, and the headline of other weights."""
+        headline, figures = self.task.headline, self.task.figures
+        if headline.name != LOSS.name:
+            yield f"val {headline.text(record[headline.name])}"
+            yield LOSS.text(record["loss"], 4)
+        else:
+            yield f"val {LOSS.text(record['loss'], 4)}"
+        for name in figures:
+            if name in record and name != headline.name:
+                yield self.task.known(name).text(record[name])
+        digits = 4 if headline.name == LOSS.name else 2
+        for name in record:
+            if name.endswith(f"_{headline.name}") and name not in figures:
+                yield replace(headline, name=name).text(record[name], digits)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

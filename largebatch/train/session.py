@@ -14,8 +14,8 @@ import torch
 from largebatch._errors import RunFailure, UserError
 from largebatch._output import forgive_lost_output
 from largebatch._paths import UserPath
-from largebatch.distributed.sharding import whole
 from largebatch.nn import merged_running_stats
+from largebatch.probes import WeightAverage
 from largebatch.processes.agreement import agreed, announce, require_same, together
 from largebatch.processes.environment import World, detect
 from largebatch.processes.freed_memory import keep_freed_memory
@@ -201,7 +201,8 @@ def _session(
             for writer in writers:
                 writer.close()
         weights = {**parts.engine.weights(), **merged_running_stats(parts.model)}
-        averaged = whole(trainer.average.tensors) if trainer.average else {}
+        average = trainer.panel.find(WeightAverage)
+        averaged = average.state() if average else {}
         if world.is_main:
             conclude(config, directory, trainer, weights if ended else None, averaged)
         if ended:

@@ -7,31 +7,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from largebatch.distributed.sharding import part_like, whole
 from largebatch.engine import Engine
 from largebatch.nn import load_rank_statistics, merged_running_stats, rank_statistics
+from largebatch.probes import Panel
 from largebatch.processes import World
 from largebatch.train import fit
-from largebatch.train.averages import WeightAverage
-from largebatch.train.snapshot import SnapshotEnsemble
+from largebatch.train.streams import StreamMemory
+
+REQUIRED = ("position", "model", "optimizer", "scaler", "ranks")
 
 
 class RunState:
     """Names the parts of a run that change while it goes on.
 
-    Random numbers are no part: order, augmentation and dropout are functions of the seed and of
-    the samples seen.
+    The states of instruments lie under their names: beside the other parts where the run's results
+    hang on them (``average``, ``snapshots``), else in ``instruments``. Random numbers are no part:
+    order, augmentation and dropout are functions of the seed and of the samples seen.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        average: WeightAverage | None,
-        snapshots: SnapshotEnsemble | None,
-        world: World,
+        self, engine: Engine, panel: Panel, world: World, streams: StreamMemory | None = None
     ) -> None:
         self.engine, self.model = engine, engine.model
-        self.average, self.snapshots, self.world = average, snapshots, world
+        self.panel, self.world, self.streams = panel, world, streams
 
     def capture(self, position: dict[str, Any]) -> dict[str, Any] | None:
         """Return the whole state on rank 0, None on the others; every rank must call it.
@@ -40,15 +38,18 @@ class RunState:
             position: samples seen, steps taken and what else the trainer counts.
         """
         merged = merged_running_stats(self.model)
+        kept = [(instrument, instrument.state()) for instrument in self.panel]
+        kept = [(instrument, own) for instrument, own in kept if own is not None]
         state = {
             "position": position,
             "model": {**self.engine.weights(), **merged},
             "optimizer": self.engine.optimizer_state(),
             "scaler": self.engine.scaler_state(),
             "exchange": self.engine.exchange_state(),
-            "average": whole(self.average.tensors) if self.average else None,
-            "snapshots": self.snapshots.members if self.snapshots else None,
             "ranks": self._gather(rank_statistics(self.model)),
+            "carry": self.streams.capture() if self.streams else None,
+            **{instrument.name: own for instrument, own in kept if instrument.resumes},
+            "instruments": {i.name: own for i, own in kept if not i.resumes},
         }
         return state if self.world.is_main else None
 
@@ -65,22 +66,19 @@ class RunState:
         Raises:
             UserError: the state is not that of such a run; nothing was put back.
         """
-        for part in ("position", "model", "optimizer", "scaler", "average", "snapshots", "ranks"):
+        for part in REQUIRED:
             if part not in state:
                 raise fit.misfit(part, "is missing")
         position = fit.check_position(state["position"], fresh, total)
-        own = self.model.state_dict()
-        fit.check_tensors("model", state["model"], own)
+        fit.check_tensors("model", state["model"], self.model.state_dict())
         fit.check_optimizer(state["optimizer"], self.engine)
         fit.check_scaler(state["scaler"], self.engine.scaler_state())
         fit.check_exchange(state.get("exchange"))
-        if self.average is not None:
-            fit.check_tensors("average", state["average"], self.average.tensors)
-        if self.snapshots is not None:
-            fit.check_snapshots(state["snapshots"], own)
+        states = self._states(state)
+        fit.check_instruments(states, self.panel)
         fit.check_ranks(state["ranks"], self.world.world_size, rank_statistics(self.model))
         try:
-            self._load(state)
+            self._load(state, states)
         except (
             *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
             *(IndexError, AssertionError, ArithmeticError),
@@ -88,22 +86,24 @@ class RunState:
             raise fit.misfit(type(error).__name__, str(error)) from error
         return position
 
-    def _load(self, state: dict[str, Any]) -> None:
+    def _states(self, state: dict[str, Any]) -> Any:
+        """Return the states of instruments by name."""
+        others = state.get("instruments", {})
+        own = {i.name: state[i.name] for i in self.panel if i.resumes and i.name in state}
+        return {**others, **own} if isinstance(others, dict) else others
+
+    def _load(self, state: dict[str, Any], states: dict[str, Any]) -> None:
         self.engine.load_weights(state["model"])
         self.engine.load_optimizer_state(state["optimizer"])
         if state["scaler"]:
             self.engine.load_scaler_state(state["scaler"])
         if state.get("exchange"):
             self.engine.load_exchange_state(state["exchange"])
-        if self.average is not None:
-            for name, tensor in self.average.tensors.items():
-                tensor.copy_(part_like(state["average"][name], tensor))
-        if self.snapshots is not None:
-            device = next(self.model.parameters()).device
-            self.snapshots.members = [
-                {name: tensor.to(device) for name, tensor in member.items()}
-                for member in state["snapshots"]
-            ]
+        for instrument in self.panel:
+            if instrument.name in states:
+                instrument.load(states[instrument.name])
+        if self.streams is not None:
+            self.streams.restore(state.get("carry"))
         ranks = state["ranks"]
         if ranks is not None and len(ranks) == self.world.world_size:
             load_rank_statistics(self.model, ranks[self.world.rank])

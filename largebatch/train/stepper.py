@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from largebatch.data.draws import key
 from largebatch.engine import Engine
 from largebatch.nn import discard_step, frozen_statistics, ghost_place, step_end
 from largebatch.optim import SAM, Clipping
+from largebatch.probes.instrument import MomentName
 from largebatch.tasks import Task
 from largebatch.train.feed import Pass, Share
 from largebatch.train.held import HeldBuffers
@@ -72,11 +73,17 @@ class Stepper:
             else torch.default_generator
         )
 
-    def run(self, share: Share, stop: bool) -> Tensor:
+    def run(
+        self, share: Share, stop: bool, watch: Callable[[MomentName], None] | None = None
+    ) -> Tensor:
         """Take a step; return the float64 sums of all ranks ``[loss, figures..., weight, stop]``.
 
         The last of them counts the ranks that were asked to stop, so all of them learn it in the
         same step without a message of its own.
+
+        Args:
+            watch: called with ``gradients`` when the passes that the step is taken along are over,
+                and with ``exchanged`` before the update.
         """
         self.times.begin()
         if self._buffers is not None:
@@ -90,13 +97,16 @@ class Stepper:
             self.times.enter("communication")
             weight = self._global_weight(held)
         summed = self.sam is None or self.sam.scope == "global"
-        sums, work = self._pass(share, passes, weight, stop, summed)
+        alone = watch if self.sam is None else None
+        sums, work = self._pass(share, passes, weight, stop, summed, alone)
         if self.sam is not None:
             self.times.enter("compute")
             with self.sam.perturbed():
-                self._pass(share, held, weight, None, True)
+                self._pass(share, held, weight, None, True, watch)
         if work is not None:
             work.wait()
+        if watch is not None:
+            watch("exchanged")
         self.times.enter("optimizer")
         loss = sums[0] if self.engine.skip else None
         self.clip_factor = self.engine.update(self.clip, loss)
@@ -113,6 +123,7 @@ class Stepper:
         weight: float,
         stop: bool | None,
         summed: bool,
+        watch: Callable[[MomentName], None] | None,
     ) -> tuple[Tensor, Any]:
         """Take every pass forward and backward, and sum the gradients of all ranks.
 
@@ -120,6 +131,7 @@ class Stepper:
             weight: of the whole step, which the loss is divided by.
             stop: sent along with the sums of loss and figures; None: these are not sent.
             summed: False leaves each rank its own gradients.
+            watch: as :meth:`run` has it; the gradients are this rank's own when it is called.
         """
         self.times.enter("compute")
         self.engine.begin()
@@ -133,7 +145,7 @@ class Stepper:
             part = one.part
             self.times.enter("compute")
             self._generator.manual_seed(key(self.seed, DROPOUT, share.step.start, part.start))
-            with self._frozen() if part.idle else nullcontext():
+            with self.frozen() if part.idle else nullcontext():
                 with ghost_place(part.first_ghost, share.ghosts, one.ghosts, self.ranks):
                     loss, values = self._train(self.engine.module, one.batch)
                 if not part.idle:
@@ -142,16 +154,18 @@ class Stepper:
                     if stop is not None:
                         sums, work = self._send(sums, stop)  # they travel during the backward pass
                     if summed:
-                        self.engine.last()
+                        self.engine.last(overlap=watch is None)
                 self.engine.backward(loss, 0.0 if part.idle else 1.0 / weight)
         self.times.enter("communication")
+        if watch is not None:
+            watch("gradients")
         if summed:
             self.engine.finish()
         return sums, work
 
     @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """Let a pass that only keeps step leave statistics and memory as they were."""
+    def frozen(self) -> Iterator[None]:
+        """Let a pass that is none of the run's leave statistics and memory as they were."""
         memory = nullcontext() if self.carry is None else self.carry.frozen()
         with frozen_statistics(self.model), memory:
             yield

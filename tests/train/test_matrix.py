@@ -16,6 +16,7 @@ from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig, norms
 from largebatch.nn.weight_norm import FORMS
 from largebatch.optim import OptimConfig, optimizers
+from largebatch.probes import WeightAverage
 from largebatch.processes import World
 from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
@@ -23,8 +24,6 @@ from largebatch.schedule import BatchConfig, Duration, ScheduleConfig, curves
 from largebatch.train import checkpoint
 from largebatch.train.build import build
 from largebatch.train.config import Config, EmaConfig, PrecisionConfig, SnapshotConfig
-from largebatch.train.progress import Progress
-from largebatch.train.telemetry import Telemetry
 from largebatch.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -56,16 +55,7 @@ def make(**sections: Any) -> Config:
 
 
 def trainer_of(config: Config, folder: Path) -> Trainer:
-    trainer = Trainer(config, build(config, World(), CPU), RunDirectory(folder), StopRequest())
-    trainer.telemetry = Telemetry(
-        (),
-        Progress(trainer.schedule.total_samples, 0, shown=False),
-        None,
-        trainer.parts.task,
-        config.telemetry.every,
-        trainer.clock,
-    )
-    return trainer
+    return Trainer(config, build(config, World(), CPU), RunDirectory(folder), StopRequest())
 
 
 def advance(trainer: Trainer, steps: int) -> list[float]:
@@ -75,8 +65,9 @@ def advance(trainer: Trainer, steps: int) -> list[float]:
     for _ in range(steps):
         share = next(walk)
         trainer.step(share)
-        assert trainer._taken is not None
-        losses.append(float(trainer._taken.sums[0] / trainer._taken.sums[-2]))
+        taken = trainer.ledger.open
+        assert taken is not None
+        losses.append(float(taken.sums[0] / taken.sums[-2]))
     walk.close()
     return losses
 
@@ -97,9 +88,10 @@ def check_learns_and_resumes(config: Config, folder: Path, learns: bool = True) 
     expected, found = whole.parts.model.state_dict(), second.parts.model.state_dict()
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
-    for name, tensor in (whole.average.tensors if whole.average else {}).items():
-        assert second.average is not None
-        assert torch.equal(tensor, second.average.tensors[name]), name
+    average, resumed = (each.panel.find(WeightAverage) for each in (whole, second))
+    for name, tensor in (average.tensors if average else {}).items():
+        assert resumed is not None
+        assert torch.equal(tensor, resumed.tensors[name]), name
 
 
 @pytest.mark.parametrize("name", [n for n in optimizers.names() if n not in ELSEWHERE])

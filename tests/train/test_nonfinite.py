@@ -33,8 +33,6 @@ from largebatch.train.config import (
     PrecisionConfig,
     RunConfig,
 )
-from largebatch.train.progress import Progress
-from largebatch.train.telemetry import Telemetry
 from largebatch.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -198,14 +196,6 @@ LEFT_OUT = {
 def check_left_out(config: Config, folder: Path) -> None:
     """Take an epoch's steps: the one with the bad sample changes nothing, all others do."""
     trainer = trainer_of(config, folder)
-    trainer.telemetry = Telemetry(
-        (),
-        Progress(trainer.schedule.total_samples, 0, shown=False),
-        None,
-        trainer.parts.task,
-        config.telemetry.every,
-        trainer.clock,
-    )
     bad = bad_step(trainer.parts.feed.order)
     assert bad > 0  # there are moments by then
     for number, share in enumerate(trainer.parts.feed.shares(0)):

@@ -17,13 +17,11 @@ from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.schedule.config import PhaseConfig
-from largebatch.train.averages import WeightAverage, swapped_in
 from largebatch.train.build import build
 from largebatch.train.config import Config, PrecisionConfig
 from largebatch.train.evaluate import evaluating
 from largebatch.train.micro import halved, is_out_of_memory
 from largebatch.train.precision import Precision
-from largebatch.train.telemetry import WeightDistance
 from largebatch.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -74,43 +72,6 @@ def test_evaluation_restores_after_an_error():
     with pytest.raises(KeyError), evaluating(model, CPU, precision):
         fail()
     assert all(m.training for m in model.modules())
-
-
-def test_the_average_follows_samples_not_steps():
-    """Weights that stand still give one average however 600 samples are cut into steps."""
-    averages = []
-    for batches in ([600], [300, 300], [50] * 12):
-        model = nn.Linear(3, 2)
-        torch.nn.init.zeros_(model.weight)
-        average = WeightAverage(model, half_life=200)
-        torch.nn.init.ones_(model.weight)
-        for batch in batches:
-            average.update(batch)
-        averages.append(average.tensors["weight"])
-    torch.testing.assert_close(averages[0], torch.full((2, 3), 1 - 0.5**3))
-    torch.testing.assert_close(averages[1], averages[0])
-    torch.testing.assert_close(averages[2], averages[0])
-
-
-def test_swapped_in_gives_back_the_same_memory():
-    model = nn.BatchNorm1d(4)
-    weight, mean = model.weight.data_ptr(), model.running_mean.data_ptr()
-    other = {"weight": torch.full((4,), 5.0), "running_mean": torch.full((4,), 7.0)}
-    with swapped_in(model, other):
-        assert model.weight[0] == 5 and model.running_mean[0] == 7
-    assert (model.weight.data_ptr(), model.running_mean.data_ptr()) == (weight, mean)
-    assert model.weight[0] == 1 and model.running_mean[0] == 0
-
-
-def test_weights_are_measured_at_steps_of_constant_ratio():
-    spaced = WeightDistance(nn.Linear(1, 1))
-    due = [step for step in range(1, 2000) if spaced.due(step)]
-    assert due[:3] == [1, 2, 3] and 30 < len(due) < 45
-    model = nn.Linear(3, 1, bias=False)
-    distance = WeightDistance(model)
-    model.weight.data += torch.tensor([[3.0, 4.0, 0.0]])
-    assert distance.measure()["weight_distance"] == pytest.approx(5.0)
-    assert distance.measure()["weight_norm"] == pytest.approx(float(model.weight.detach().norm()))
 
 
 def test_an_overflow_under_fp16_changes_no_state():

@@ -9,16 +9,20 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from largebatch.processes.environment import World, free_port
 from largebatch.processes.heartbeat import Heartbeat
 from largebatch.record import read_metrics
 from largebatch.schedule import BatchConfig, Duration, Schedule, ScheduleConfig
-from largebatch.train.progress import Progress
+from largebatch.tasks import Classification, TaskConfig
+from largebatch.train.hardware_lines import HardwareLines
+from largebatch.train.step_times import StepTimes
 from largebatch.train.telemetry import Telemetry
 
 PHASES = {f"{name}_seconds" for name in ("data", "compute", "communication", "optimizer")}
@@ -84,14 +88,14 @@ def test_samples_per_joule_count_a_shared_gpu_once(tmp_path: Path) -> None:
         length = ScheduleConfig(length=Duration.parse("3st"))
         schedule = Schedule(length, batch, 0.1, "none", 300, 1, None)
         lines = Writer()
-        progress = Progress(300, 0, shown=False)
-        telemetry = Telemetry(
-            (lines,), progress, None, ("top1",), Duration.parse("1st"), schedule.clock,
-            heartbeat, 1e-9,
-        )  # fmt: skip
+        task = Classification(TaskConfig(), num_classes=2)
+        telemetry = Telemetry(task, Duration.parse("1st"), schedule.clock)
+        telemetry.open((lines,))
+        times = StepTimes(torch.device("cpu"))
+        hardware = HardwareLines(torch.device("cpu"), times, heartbeat, telemetry, 1e-9)
         for number, step in enumerate(schedule.plan.steps(0), 1):
             telemetry.train(step, number, [1.0, 1.0, 100.0], {}, telemetry._last_time + 0.5)
-            telemetry.flush()
+            hardware.measure(SimpleNamespace(step=step, number=number))
         return [line for line in lines if line["split"] == "train"]
 
     first, second, _ = watched(("a", 300.0), ("b", 100.0))

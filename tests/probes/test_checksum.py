@@ -10,9 +10,9 @@ import torch
 import torch.multiprocessing as mp
 
 from largebatch._errors import RunFailure
+from largebatch.probes.checksum import parameter_checksum, require_same_parameters
 from largebatch.processes.environment import World, free_port
 from largebatch.processes.group import process_group
-from largebatch.train.checksum import parameter_checksum, require_same_parameters
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

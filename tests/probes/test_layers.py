@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from largebatch.optim import LAMB, LARS
+from largebatch.probes import LayerRecord
 from largebatch.record import read_metrics
-from largebatch.schedule import Clock, Duration, Step
+from largebatch.schedule import Clock, Duration, Every, Step
 from largebatch.schedule.plan import Phase
-from largebatch.train.layers import LayerRecord
-from largebatch.train.telemetry import Every
+
+MOMENT: Any = None  # the record looks at nothing of it
 
 
 def steps(count: int, size: int = 50) -> list[Step]:
@@ -34,7 +36,9 @@ def test_lines_hold_what_the_step_found(kind: type, tmp_path: Path) -> None:
 
     def record(samples: int) -> LayerRecord:
         every = Every(Duration.parse("10%"), clock)
-        return LayerRecord(optimizer, model, path, every, clock.epoch_samples, samples)
+        layers = LayerRecord(optimizer, model, path, every, clock.epoch_samples)
+        layers.begin(samples, samples // 50)
+        return layers
 
     layers, ratios = record(0), []
     for number, step in enumerate(steps(10), 1):
@@ -42,9 +46,9 @@ def test_lines_hold_what_the_step_found(kind: type, tmp_path: Path) -> None:
         weight = model[0].weight.detach()[2:4].double().norm()
         optimizer.step()
         if layers.due(step, number):
-            found = layers.measure()
+            found = layers.measure(MOMENT)
             optimizer.zero_grad()
-            layers.write(step, number, found)
+            layers.write(step, number, {name: row.tolist() for name, row in found.items()})
             ratios.append(float(weight))
     lines = read_metrics(path)
     assert [line["samples"] for line in lines] == [100, 200, 300, 400, 500]
@@ -66,7 +70,8 @@ def test_norms_that_are_not_finite_become_null(tmp_path: Path) -> None:
     model.weight.grad = torch.full((2, 2), math.inf)
     optimizer.step()
     every = Every(Duration.parse("1st"), Clock(100, 100))
-    layers = LayerRecord(optimizer, model, tmp_path / "layers.jsonl", every, 100, 0)
-    layers.write(steps(1)[0], 1, layers.measure())
+    layers = LayerRecord(optimizer, model, tmp_path / "layers.jsonl", every, 100)
+    found = layers.measure(MOMENT)
+    layers.write(steps(1)[0], 1, {name: row.tolist() for name, row in found.items()})
     line = json.loads((tmp_path / "layers.jsonl").read_text())
     assert line["layers"]["weight"][1] is None

@@ -1,28 +1,42 @@
-"""Weights other than the last step's: their moving average, and swapping any of them in."""
+"""The moving average of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from largebatch.distributed.sharding import part_like, whole
 from largebatch.optim.parameters import local
+from largebatch.probes.instrument import Instrument, Moment
+from largebatch.probes.tensors import check_tensors
 from largebatch.schedule import half_life_factor
 
 
-class WeightAverage:
+class WeightAverage(Instrument):
     """Exponential moving average of a model's parameters, its half-life counted in samples.
 
     ``average <- f average + (1 - f) weight`` after every step, ``f = 2^(-batch / half_life)``, so
     that the average does not depend on how the samples are cut into batches.
+
+    Attributes:
+        tensors: the average, by the parameters' names.
     """
+
+    name = "average"
+    resumes = True
 
     def __init__(self, model: nn.Module, half_life: float) -> None:
         self.half_life = half_life
         self._weights = [p.detach() for p in model.parameters()]
         self.tensors = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def measure(self, at: Moment) -> Mapping[str, Tensor]:
+        """Take in the weights after a step; there is no figure."""
+        self.update(at.step.size, at.left_out)
+        return {}
 
     @torch.no_grad()
     def update(self, batch: int, found_inf: Tensor | None = None) -> None:
@@ -40,20 +54,16 @@ class WeightAverage:
             share = torch.where(found_inf != 0, 0.0, 1 - factor).to(here.device, here.dtype)
             here.lerp_(local(weight), share)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return the average in whole tensors."""
+        tensors: dict[str, Tensor] = whole(self.tensors)
+        return tensors
 
-@contextmanager
-def swapped_in(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let ``model`` hold other values under the names given, for the length of a block.
+    def check(self, state: Any) -> None:
+        """Require an average of such a model."""
+        check_tensors(state, self.tensors)
 
-    Values are copied, not exchanged: an engine may keep views of the model's memory.
-    """
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    targets = [own[name].detach() for name in tensors]
-    saved = [target.clone() for target in targets]
-    try:
-        for target, tensor in zip(targets, tensors.values(), strict=True):
-            target.copy_(tensor)
-        yield
-    finally:
-        for target, tensor in zip(targets, saved, strict=True):
-            target.copy_(tensor)
+    def load(self, state: Any) -> None:
+        """Go on from an average."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(part_like(state[name], tensor))

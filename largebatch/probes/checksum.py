@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from largebatch._errors import RunFailure
+from largebatch.probes.instrument import Instrument, Moment
 from largebatch.processes import World
 from largebatch.processes.agreement import gathered
+from largebatch.schedule import Every
 
 _WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _FACTOR = 0x100000001B3  # of the FNV-1a hash: earlier parameters count otherwise than later ones
+
+
+class ParameterChecksum(Instrument):
+    """Ends the run where a rank's parameters are no longer those of the others."""
+
+    name = "checksum"
+
+    def __init__(self, model: nn.Module, world: World, every: Every) -> None:
+        self._model, self._world = model, world
+        self.every = every
+
+    def begin(self, samples: int, steps: int) -> None:
+        """Compare the parameters that a session begins with."""
+        require_same_parameters(self._model.parameters(), self._world, steps)
+
+    def measure(self, at: Moment) -> Mapping[str, Tensor]:
+        """Compare the parameters; there is no figure.
+
+        Raises:
+            RunFailure: on every rank alike, naming the one that differs.
+        """
+        require_same_parameters(self._model.parameters(), self._world, at.number)
+        return {}
 
 
 def parameter_checksum(parameters: Iterable[Tensor]) -> Tensor:

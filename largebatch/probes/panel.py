@@ -1,0 +1,107 @@
+"""The instruments of a run, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from largebatch.probes.instrument import MOMENTS, Instrument, Moment, MomentName
+from largebatch.schedule import Step
+
+Found: TypeAlias = list[tuple[Instrument, Mapping[str, Tensor]]]
+I = TypeVar("I", bound=Instrument)  # noqa: E741
+
+OF_THE_GRADIENTS: tuple[MomentName, ...] = ("gradients", "exchanged")
+
+
+class Panel:
+    """Asks every instrument of a run at its moment, in the order given."""
+
+    def __init__(self, instruments: Iterable[Instrument]) -> None:
+        self._all = list(instruments)
+        names = [instrument.name for instrument in self._all]
+        assert len(set(names)) == len(names), f"two instruments of one name: {names}"
+        self._at = {name: [i for i in self._all if i.moment == name] for name in MOMENTS}
+        self._stepped = self._at["stepped"]
+        self._of_gradients = [i for name in OF_THE_GRADIENTS for i in self._at[name]]
+        self._of_squares = [i for i in self._all if i.reads_squares]
+
+    def __iter__(self) -> Iterator[Instrument]:
+        return iter(self._all)
+
+    def find(self, kind: type[I]) -> I | None:
+        """Return the first instrument of a kind, None if there is none."""
+        return next((i for i in self._all if isinstance(i, kind)), None)
+
+    @property
+    def reads_squares(self) -> bool:
+        """Whether any instrument reads squared norms of gradients."""
+        return bool(self._of_squares)
+
+    def begin(self, samples: int, steps: int, say: Callable[[str], None]) -> None:
+        """Let all take up work, and say what they have to tell."""
+        for instrument in self._all:
+            told = instrument.begin(samples, steps)
+            if told:
+                say(told)
+
+    def watch(self, at: Moment, found: Found) -> Callable[[MomentName], None] | None:
+        """Return what is to be called between the passes and the update of a step.
+
+        Args:
+            found: takes what the instruments find.
+
+        Returns:
+            None if no instrument looks at the step's gradients.
+        """
+        step, number = at.step, at.number
+        if at.squares is not None:
+            at.squares.wanted = any(i.due(step, number) for i in self._of_squares)
+        if not self._of_gradients:
+            return None
+        due = [i for i in self._of_gradients if i.due(step, number)]
+
+        def watch(moment: MomentName) -> None:
+            found.extend((i, i.measure(at)) for i in due if i.moment == moment)
+
+        return watch if due else None
+
+    def stepped(self, at: Moment, found: Found) -> None:
+        """Ask those that are due after a step; ``found`` takes what they find."""
+        step, number = at.step, at.number
+        for instrument in self._stepped:
+            if instrument.due(step, number):
+                values = instrument.measure(at)
+                if values:
+                    found.append((instrument, values))
+
+    def ask(self, moment: MomentName, at: Moment) -> dict[str, Any]:
+        """Ask all of ``evaluated`` or ``end`` that are due and return their figures at once."""
+        step, number = at.step, at.number
+        found = [(i, i.measure(at)) for i in self._at[moment] if i.due(step, number)]
+        return self.read(step, number, found)
+
+    def read(self, step: Step, number: int, found: Found) -> dict[str, Any]:
+        """Hand what was found at a step to the instruments; return what joins the step's line."""
+        joining: dict[str, Any] = {}
+        for instrument, values in found:
+            if values:
+                joining.update(instrument.write(step, number, _numbers(values)))
+        return joining
+
+    def close(self) -> None:
+        """End the work of all."""
+        for instrument in self._all:
+            instrument.close()
+
+
+def _numbers(values: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read tensors, those of one form in one transfer."""
+    first, *others = values.values()
+    form = (first.shape, first.dtype, first.device)
+    if others and all((t.shape, t.dtype, t.device) == form for t in others):
+        return dict(zip(values, torch.stack([first, *others]).tolist(), strict=True))
+    return {name: value.tolist() for name, value in values.items()}

@@ -1,0 +1,166 @@
+"""Evaluations: what judges the weights while the run goes on, and changes nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from largebatch._errors import UserError
+from largebatch._registry import Facts, Registry
+from largebatch.engine import Engine
+from largebatch.models import swapped_in
+from largebatch.nn import merged_running_stats
+from largebatch.probes import Listed, check_list
+from largebatch.processes import World
+from largebatch.processes.agreement import agreed, gathered
+from largebatch.processes.lifetime import StopRequest
+from largebatch.schedule import Clock, Duration, Every, Step
+from largebatch.train.evaluate import Evaluator
+
+OWN = ("ema", "ensemble", "weight")  # names of those that other keys switch on
+
+Run: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
+
+evaluations: Registry[Callable[..., Run], Facts] = Registry(
+    "evaluate.also", lambda _: Facts(), importable=True
+)
+
+OFFERS: dict[str, str] = {
+    "task": "what a step means",
+    "source": "the training data",
+    "validation": "the validation data",
+    "evaluator": "walks the validation data",
+    "world": "the ranks",
+    "device": "of this rank",
+    "seed": "of the run",
+}
+"""What the run gives a factory that names it in its signature; all else there is an option.
+
+A factory returns what is called with the model at each evaluation, on every rank alike, and returns
+its figures, of which rank 0's count. The model is in evaluation mode, without gradients unless they
+are switched on, and is to be left as it is.
+"""
+
+
+def check_also(items: Sequence[Any]) -> list[Listed]:
+    """Read ``evaluate.also`` as far as it can be read before there is a run.
+
+    Raises:
+        UserError: one line naming the item and what is wrong with it.
+    """
+    found = check_list(evaluations, items, OFFERS)
+    taken = set(OWN)
+    for listed in found:
+        if short_name(listed.name) in taken:
+            raise UserError(f"{listed.where}.name={listed.name!r}: the run has one of that name")
+        taken.add(short_name(listed.name))
+    return found
+
+
+def short_name(name: str) -> str:
+    """Return what heads the figures of an evaluation: of code, the callable's name."""
+    return name.rpartition(":")[2]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One of the evaluations of a run.
+
+    Attributes:
+        name: heads the names of its figures in the record; empty: they stand as they are.
+        every: distance between those of it; the end of the run is one as well.
+        run: returns the figures of a model; every rank calls it, and the figures of rank 0 count.
+    """
+
+    name: str
+    every: Duration
+    run: Run
+
+    def named(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Return figures under the names that they have in the record."""
+        head = f"{self.name}_" if self.name else ""
+        return {
+            f"{head}{key}": value if isinstance(value, int) else float(value)
+            for key, value in figures.items()
+        }
+
+
+class Evaluations:
+    """The evaluations of a run, taken in order.
+
+    Args:
+        stop: where it is set on any rank, all throw away what is under way.
+    """
+
+    def __init__(
+        self, each: Sequence[Evaluation], model: nn.Module, world: World, stop: StopRequest,
+        clock: Clock,
+    ) -> None:  # fmt: skip
+        self._each = [(one, Every(one.every, clock)) for one in each]
+        self._model, self._world, self._stop = model, world, stop
+
+    def due(self, step: Step, number: int) -> bool:
+        """Whether a step is followed by any of them."""
+        return any(every.due(step, number) for _, every in self._each)
+
+    def run(self, step: Step, number: int, everything: bool) -> dict[str, Any] | None:
+        """Return the figures of those that are due, of rank 0 on every rank.
+
+        Args:
+            everything: whether to take them all, as the end of a run does.
+
+        Returns:
+            None if a rank was asked to stop before all were complete.
+        """
+        found: dict[str, Any] = {}
+        with swapped_in(self._model, merged_running_stats(self._model)):
+            for one, every in self._each:
+                if everything or every.due(step, number):
+                    found |= one.named(one.run(self._model))
+                    if any(gathered(bool(self._stop), self._world)):
+                        return None
+        figures: dict[str, Any] = agreed(found, self._world)
+        return figures
+
+
+class Validation:
+    """Figures of the validation set over all ranks, under the model's weights or others.
+
+    Args:
+        stop: where it is set on a rank, that rank ends its passes early, and the figures are none.
+    """
+
+    def __init__(
+        self, evaluator: Evaluator, engine: Engine, world: World, stop: StopRequest | None = None
+    ) -> None:
+        self._evaluator, self._engine = evaluator, engine
+        self._world, self._stop = world, stop
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Return the figures of the weights as they are, and ``count``."""
+        sums = self._sums(model)
+        return {**self._evaluator.task.read(sums), "count": int(max(sums[-1], 1.0))}
+
+    def under(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the figures of other weights in their place."""
+        with swapped_in(model, weights):
+            return self._evaluator.task.read(self._sums(model))
+
+    def of(self, sums: Callable[[], Tensor]) -> dict[str, float]:
+        """Return the figures of sums that are taken on this rank's share in another way."""
+        with self._engine.evaluating():
+            return self._evaluator.task.read(self._over_ranks(sums()))
+
+    def _sums(self, model: nn.Module) -> list[float]:
+        with self._engine.evaluating():
+            return self._over_ranks(self._evaluator.sums(model, self._stop))
+
+    def _over_ranks(self, sums: Tensor) -> list[float]:
+        if self._world.world_size > 1:
+            dist.all_reduce(sums)
+        numbers: list[float] = sums.tolist()
+        return numbers

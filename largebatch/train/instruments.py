@@ -1,0 +1,211 @@
+"""The instruments and evaluations that a config switches on: the one place that knows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from largebatch._errors import UserError
+from largebatch.data import Batch
+from largebatch.data.draws import key
+from largebatch.models import swapped_in
+from largebatch.nn import ghost_place, merged_running_stats
+from largebatch.optim import layer_rates
+from largebatch.probes import (
+    Instrument,
+    LayerRecord,
+    Moment,
+    Panel,
+    ParameterChecksum,
+    WeightAverage,
+    WeightDistance,
+    build_probes,
+    make,
+)
+from largebatch.processes import World
+from largebatch.processes.agreement import together
+from largebatch.processes.heartbeat import Heartbeat
+from largebatch.processes.lifetime import StopRequest
+from largebatch.record import RunDirectory
+from largebatch.schedule import Every
+from largebatch.train.build import Parts
+from largebatch.train.config import Config
+from largebatch.train.evaluate import evaluating, requests
+from largebatch.train.evaluation import (
+    Evaluation,
+    Evaluations,
+    Run,
+    Validation,
+    check_also,
+    evaluations,
+    short_name,
+)
+from largebatch.train.hardware_lines import HardwareLines
+from largebatch.train.snapshots import Snapshots
+from largebatch.train.target import Target
+from largebatch.train.telemetry import Telemetry
+
+PROBES = 0x70726F62  # separates the stream of their dropout from the run's
+
+
+def build_panel(
+    config: Config,
+    parts: Parts,
+    directory: RunDirectory,
+    heartbeat: Heartbeat,
+    telemetry: Telemetry,
+) -> Panel:
+    """Return the instruments of a run, in the order in which they are asked.
+
+    Raises:
+        UserError: on every rank alike, a probe that cannot be had.
+    """
+    model, world, schedule = parts.model, parts.world, parts.schedule
+    clock = schedule.clock
+    found: list[Instrument] = [
+        ParameterChecksum(model, world, Every(config.distributed.check_every, clock))
+    ]
+    if config.ema.half_life is not None:
+        found.append(WeightAverage(model, config.ema.half_life.samples(clock)))
+    if config.snapshot.cycles:
+        found.append(Snapshots(model, schedule.cycle_ends))
+    found.append(WeightDistance(model, world.is_main))
+    layerwise = layer_rates(parts.optimizer)
+    if layerwise is not None and not parts.engine.flattens and world.is_main:
+        every = Every(config.telemetry.layers, clock)
+        found.append(LayerRecord(layerwise, model, directory.layers, every, clock.epoch_samples))
+    seconds = config.telemetry.hardware_every
+    if seconds > 0:
+        times = parts.stepper.times
+        found.append(HardwareLines(parts.device, times, heartbeat, telemetry, seconds))
+    if config.probes:
+        offers = {
+            "model": model,
+            "optimizer": parts.optimizer,
+            "engine": parts.engine,
+            "task": parts.task,
+            "world": world,
+            "device": parts.device,
+            "clock": clock,
+            "schedule": schedule,
+            "folder": directory.path,
+            "seed": config.run.seed,
+        }
+        found += together(lambda: build_probes(config.probes, offers, clock), world)
+    for figure, value in (config.run.target or {}).items():
+        found.append(Target(parts.task, figure, value))
+    for probe in found:
+        if probe.moment == "gradients" and not parts.engine.own_gradients:
+            raise UserError(
+                f"probes: {probe.name} looks at each rank's gradients, which"
+                f" distributed.engine={config.distributed.engine} keeps to itself; take ddp"
+            )
+    return Panel(found)
+
+
+def build_evaluations(config: Config, parts: Parts, panel: Panel, stop: StopRequest) -> Evaluations:
+    """Return the evaluations of a run, that on the validation set first.
+
+    Raises:
+        UserError: on every rank alike, one of ``evaluate.also`` that cannot be had.
+    """
+    model, every = parts.model, config.evaluate.every
+    validation = Validation(parts.evaluator, parts.engine, parts.world, stop)
+    found = [Evaluation("", every, validation)]
+    average, snapshots = panel.find(WeightAverage), panel.find(Snapshots)
+    if average is not None:
+        of_average = average
+        found.append(
+            Evaluation("ema", every, lambda model: validation.under(model, of_average.tensors))
+        )
+    if snapshots is not None:
+        of_members = snapshots
+
+        def ensemble(model: nn.Module) -> Mapping[str, float]:
+            if len(of_members.members) < 2:
+                return {}
+            return validation.of(lambda: of_members.sums(model, parts.evaluator))
+
+        found.append(Evaluation("ensemble", every, ensemble))
+    distance = panel.find(WeightDistance)
+    if distance is not None:
+        of_distance = distance
+        found.append(
+            Evaluation(
+                "weight", every, lambda _: {n: float(v) for n, v in of_distance.norms().items()}
+            )
+        )
+    found += together(lambda: _further(config, parts), parts.world) if config.evaluate.also else []
+    return Evaluations(found, model, parts.world, stop, parts.schedule.clock)
+
+
+def _further(config: Config, parts: Parts) -> list[Evaluation]:
+    offers = {
+        "task": parts.task,
+        "source": parts.source,
+        "validation": parts.validation,
+        "evaluator": parts.evaluator,
+        "world": parts.world,
+        "device": parts.device,
+        "seed": config.run.seed,
+    }
+    found = []
+    for listed in check_also(config.evaluate.also):
+        run = make(evaluations, listed, offers)
+        if not callable(run):
+            raise UserError(
+                f"{listed.where}.name={listed.name!r}: returned a {type(run).__name__}, nothing to"
+                " call with a model"
+            )
+        every = listed.every or config.evaluate.every
+        found.append(Evaluation(short_name(listed.name), every, _as_evaluated(run, parts)))
+    return found
+
+
+def _as_evaluated(run: Run, parts: Parts) -> Run:
+    """Return ``run`` on a model in evaluation mode, which is as before afterwards."""
+
+    def evaluated(model: nn.Module) -> Mapping[str, float]:
+        with parts.engine.evaluating(), evaluating(model, parts.device, parts.precision):
+            return run(model)
+
+    return evaluated
+
+
+def build_moment(
+    config: Config, parts: Parts, panel: Panel, finish: Callable[[Mapping[str, float]], None]
+) -> Moment:
+    """Return what instruments see of the run; step and number change with every step.
+
+    Args:
+        finish: asks that the run end.
+    """
+    squares = parts.engine.watch_squares() if panel.reads_squares else None
+    validation = Validation(parts.evaluator, parts.engine, parts.world)
+    model, stepper = parts.model, parts.stepper
+    train = parts.precision.wrap(parts.task.train)
+    devices = [parts.device] if parts.device.type == "cuda" else []
+
+    def loss(batch: Batch) -> Tensor:
+        # At a place of their own, norms add to no statistics but those that are put back.
+        with (
+            torch.enable_grad(),
+            torch.random.fork_rng(devices=devices),
+            stepper.frozen(),
+            ghost_place(0, len(batch), None, stepper.ranks),
+        ):
+            torch.manual_seed(key(config.run.seed, PROBES))
+            total, sums = train(model, batch)
+        return total / sums[-1].to(total.dtype)
+
+    def held(n: int) -> Batch:
+        return next(iter(parts.evaluator.reader.read(requests(n, n, World()))))
+
+    def evaluate(weights: Mapping[str, Tensor]) -> dict[str, float]:
+        with swapped_in(model, merged_running_stats(model)):
+            return validation.under(model, weights)
+
+    first = parts.schedule.plan.step_at(0)
+    return Moment(first, 0, model, parts.optimizer, loss, held, evaluate, finish, squares)
