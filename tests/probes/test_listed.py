@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from largebatch._errors import UserError
-from largebatch._registry import Registry
+from largebatch._registry import Facts, Registry
 from largebatch.probes import Instrument, build_probes, check_list, make
 from largebatch.schedule import Clock, Duration
 
-things: Registry = Registry("things", importable=True)
+things: Registry = Registry("things", lambda _: Facts(), importable=True)
 
 
 @things.register("plain", "takes the model and a number")

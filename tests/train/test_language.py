@@ -109,7 +109,7 @@ def test_it_trains_to_the_same_weights_on_any_number_of_ranks(train: Train) -> N
     assert hashes[0] == hashes[1] == hashes[2]
     # A weight in tokens: sums over batches divided by 16 tokens a window.
     first, last = runs[0].lines("val")[0], runs[0].lines("val")[-1]
-    assert last["perplexity"] < 0.7 * first["perplexity"]
+    assert last["perplexity"] < 0.9 * first["perplexity"]
     assert last["perplexity"] == pytest.approx(math.exp(last["loss"]))
     assert last["count"] % 16 == 0 and 0 < last["right"] < 1
 
