@@ -116,7 +116,7 @@ def main() -> None:
         shutil.rmtree(run, ignore_errors=True)
         run.with_suffix(".log").unlink(missing_ok=True)
         values.append(disturbed(run, f"--run.seed={seed}", length))
-    rows.append({"run": "a host lost, another joined", **spread(values)})
+    rows.append({"run": "a host lost, another joined", **spread(values, "top1")})
     ranks = "3 ranks, then 2, then 3, gloo on one host"
     notes = [f"{ranks}; {options.steps} steps of 192, a checkpoint every 20"]
     record = BenchmarkRecord("elastic", FORMULA, rows, notes=notes)

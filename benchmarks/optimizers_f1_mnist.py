@@ -181,7 +181,7 @@ class Optimizers(Study):
             "batch": contender.batch,
             "optimizer": contender.name,
             "rate": contender.rate(best),
-            **spread([value_of(summary, "top1", percent=True) for summary in finals]),
+            **spread([value_of(summary, "top1", True) for summary in finals], "top1"),
             "tuning runs": self.budget,
             "on the edge": best in (min(values), max(values)),
             "tuning": {f"{contender.rate(e):g}": round(v, 2) for e, v in sorted(values.items())},

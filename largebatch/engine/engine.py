@@ -141,8 +141,8 @@ class Engine(ABC):
             UserError: the engine has no gradients of a rank's own to measure.
         """
         raise UserError(
-            f"distributed.engine={self.name} keeps the gradients of each rank to itself, and their"
-            " squared norms are asked for; take ddp"
+            f"probes: distributed.engine={self.name} keeps the gradients of each rank to itself,"
+            " and their squared norms are asked for; take ddp"
         )
 
     def evaluating(self) -> AbstractContextManager[object]:

@@ -78,9 +78,9 @@ class Survey:
     def look(self, place: Place) -> bool:
         """Return whether a job is done by now, and take its result."""
         outcome = place.outcome()
-        if outcome.finished:
+        if outcome is not None:
             self.done[place.job.name] = outcome
-        return outcome.finished
+        return outcome is not None
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def value_of(summary: Mapping[str, Any], figure: str, percent: bool = False) -> 
     return 100 * float(value) if percent else float(value)
 
 
-def spread(values: Sequence[float], figure: str = "top1", digits: int = 2) -> dict[str, Any]:
+def spread(values: Sequence[float], figure: str, digits: int = 2) -> dict[str, Any]:
     """Return mean, standard deviation and every value of one cell's seeds."""
     return {
         "seeds": len(values),

@@ -15,7 +15,7 @@ from largebatch.train import Outcome, parse
 from largebatch.train.branch import require_start
 from largebatch.train.config import Config
 from largebatch.train.continuation import differences, without
-from largebatch.train.outcome import outcome_of
+from largebatch.train.outcome import finished
 
 WORKPLACE = "jobs"  # of a study's folder: the configs and outputs of its jobs
 
@@ -78,8 +78,8 @@ class Place:
             checkpoint=replace(config.checkpoint, resume=resume),
         )
 
-    def outcome(self) -> Outcome:
-        """Return how far the job is, by what lies there.
+    def outcome(self) -> Outcome | None:
+        """Return the job's result where it is finished, by what lies there; else None.
 
         Raises:
             UserError: another run lies there.
@@ -91,7 +91,8 @@ class Place:
                 require_start(self.run, self.job.start)
             except UserError as error:
                 raise UserError(f"job {self.job.name}: {error}") from None
-        return outcome_of(self.run.path)
+        summary = self.run.read_summary()
+        return None if summary is None else finished(self.run.path, summary)
 
     def _require_same(self, wanted: Config, found: Config) -> None:
         different = differences(wanted, found)

@@ -93,7 +93,7 @@ def require_start(directory: RunDirectory, start: Path | None) -> None:
         return
     parent = read_parent(directory)
     if (parent is None) != (start is None) or (
-        parent is not None and start is not None and not _same(parent["checkpoint"], start)
+        parent is not None and start is not None and not is_parent(parent, start)
     ):
         began = "at its first sample" if parent is None else f"at {parent['checkpoint']}"
         raise UserError(
@@ -102,9 +102,9 @@ def require_start(directory: RunDirectory, start: Path | None) -> None:
         )
 
 
-def _same(found: str, start: Path) -> bool:
-    """Whether two paths are one checkpoint, wherever its runs' folder has been moved since."""
-    return Path(found).parts[-3:] == start.resolve().parts[-3:]
+def is_parent(parent: dict[str, Any], start: Path) -> bool:
+    """Whether a run began at ``start``, wherever the folder of both runs has been moved since."""
+    return Path(parent["checkpoint"]).parts[-3:] == start.resolve().parts[-3:]
 
 
 def _regrouped(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +246,12 @@ def any_there(folder: Path) -> bool:
 
 
 def named(folder: Path) -> dict[str, int]:
-    """Return the checkpoints that stay, by name, each with the samples it was saved at."""
+    """Return the good ones of those that stay, by name, with the samples they were saved at."""
     paths = [path for path in _entries(folder) if path.name.startswith(NAMED) and path.is_dir()]
-    found = {path.name: int(position_of(path)["samples"]) for path in paths}
+    found: dict[str, int] = {}
+    for path in paths:
+        with suppress(DamagedCheckpoint, KeyError):
+            found[path.name] = int(position_of(path)["samples"])
     return dict(sorted(found.items(), key=lambda each: (each[1], each[0])))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from largebatch._errors import UserError
 from largebatch.record import RunDirectory
 from largebatch.train import checkpoint, parse
-from largebatch.train.branch import read_parent
+from largebatch.train.branch import is_parent, read_parent
 from largebatch.train.config import FREE_KEYS, Config, run_name
 from largebatch.train.progress import say
 
@@ -68,11 +68,12 @@ def what_is_there(config: Config, directory: RunDirectory) -> dict[str, Any]:
         if found["summary"] is not None:
             return found
         found["checkpoint"] = checkpoint.newest_valid(directory.checkpoints, say)
-        parent = read_parent(directory) or {"checkpoint": None}
-        if given is None and not checkpoint.any_there(directory.checkpoints):
+        parent = read_parent(directory)
+        if parent and given is None and not checkpoint.any_there(directory.checkpoints):
             given = parent["checkpoint"]  # it was stopped before it saved
         # Another one than it began at stands in for what this run has lost.
-        found["branch"] = found["checkpoint"] is None and given == parent["checkpoint"]
+        begins = bool(parent and given and is_parent(parent, Path(given)))
+        found["branch"] = begins and found["checkpoint"] is None
     if found["checkpoint"] is not None:
         return found
     if given is not None:
@@ -90,7 +91,8 @@ def what_is_there(config: Config, directory: RunDirectory) -> dict[str, Any]:
 def headline(summary: dict[str, Any]) -> str:
     """Return the figure that a finished run is known by, in words."""
     name = summary.get("headline") or "loss"
-    return f"{name} {summary[name]}" if summary.get(name) is not None else "no validation"
+    value = summary.get(name)
+    return f"{name} {value:.6g}" if isinstance(value, (int, float)) else "no validation"
 
 
 def differences(config: Config, saved: Config) -> dict[str, tuple[Any, Any]]:

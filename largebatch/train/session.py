@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -134,6 +135,11 @@ def perform(config: Config, start: Path | None = None, stop: StopRequest | None 
 
 def _in_local_ranks(config: Config, start: Path | None, stop: StopRequest | None) -> Outcome:
     """Start the ranks on this host and return after them."""
+    if stop is not None and threading.current_thread() is not threading.main_thread():
+        raise UserError(
+            f"run.nproc={config.run.nproc} with a stop request: ranks are stopped by signals, which"
+            " the main thread alone can take; call from there"
+        )
     prepare(config, torch.device("cpu"))  # a mistake shows before any rank starts
     directory = RunDirectory(choose_directory(config))
     directory.acquire()

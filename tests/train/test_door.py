@@ -84,10 +84,17 @@ def test_a_stop_from_another_thread(tmp_path: Path, nproc: int) -> None:
 
 def test_it_runs_in_any_thread(tmp_path: Path) -> None:
     found = []
-    thread = threading.Thread(target=lambda: found.append(run(config(tmp_path / "run"))))
+
+    def work() -> None:
+        found.append(run(config(tmp_path / "run")))
+        with pytest.raises(UserError, match="the main thread alone"):
+            run(config(tmp_path / "run", "--run.nproc=2"), stop=StopRequest())
+        found.append("refused")
+
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found[0].finished
+    assert found[0].finished and found[1] == "refused"
 
 
 def test_mistakes_of_a_program_are_one_line(tmp_path: Path) -> None:
@@ -162,8 +169,7 @@ assert {LAUNCHER_VARIABLE!r} not in os.environ
     die_with_launcher()
 
 
-def test_the_launcher_needs_a_free_hand_for_no_request() -> None:
-    """Without a caller's request no handler of ours is set before torch's."""
+def test_a_request_made_before_the_ranks_start_ends_them() -> None:
     before = signal.getsignal(signal.SIGTERM)
     stop = StopRequest()
     stop.ask()
