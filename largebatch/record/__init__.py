@@ -3,11 +3,12 @@
 from largebatch.record.benchmark import BenchmarkRecord, environment, read_record, write_record
 from largebatch.record.files import NotRegular, open_regular, read_file, write_atomically
 from largebatch.record.json_text import is_number, json_text, parse_json
-from largebatch.record.metrics import MetricsWriter, read_metrics
+from largebatch.record.metrics import SIDE, MetricsWriter, read_metrics
 from largebatch.record.run_directory import RunDirectory, confirm_owned
 from largebatch.record.tensorboard import TensorBoardMirror
 
 __all__ = [
+    "SIDE",
     "BenchmarkRecord",
     "MetricsWriter",
     "NotRegular",

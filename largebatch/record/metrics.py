@@ -14,6 +14,10 @@ from largebatch.record.json_text import is_number, json_text, parse_json
 Value: TypeAlias = "float | int | str | list[Value] | dict[str, Value] | None"
 
 
+SIDE = {"probes": "train", "also": "val"}
+"""Lines of their own for figures whose usual line was not due: of a step, of an evaluation."""
+
+
 class MetricsWriter:
     """Appends lines to metrics.jsonl.
 
@@ -35,8 +39,8 @@ class MetricsWriter:
         """Append one line; a number that is not finite becomes null, which JSON can hold.
 
         Args:
-            values: with ``samples`` (int) and ``split`` (``train``, ``val`` or
-                ``hardware``) among them.
+            values: with ``samples`` (int) and ``split`` (``train``, ``val``, ``hardware``, ...)
+                among them.
 
         Raises:
             OSError: the disk is full.

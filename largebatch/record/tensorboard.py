@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from largebatch.record.json_text import is_number
+from largebatch.record.metrics import SIDE
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +48,8 @@ class TensorBoardMirror:
             for name, value in values.items()
             if name not in IDENTITY and is_number(value)
         }
-        if values["split"] == "train":
+        split = SIDE.get(values["split"], values["split"])
+        if split == "train":
             now = time.monotonic()
             figures = {name: v for name, v in figures.items() if now >= self._next.get(name, now)}
             self._next |= dict.fromkeys(figures, now + self.every_seconds)
@@ -56,7 +58,7 @@ class TensorBoardMirror:
             return
         rank = f"/rank{values['rank']}" if "rank" in values else ""
         for name, value in figures.items():
-            writer.add_scalar(f"{values['split']}/{name}{rank}", value, values["samples"])
+            writer.add_scalar(f"{split}/{name}{rank}", value, values["samples"])
 
     def close(self) -> None:
         """Flush what is left."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from largebatch._documents import parse_yaml
 from largebatch._errors import UserError
-from largebatch.record import RunDirectory, is_number, read_file, read_metrics
+from largebatch.record import SIDE, RunDirectory, is_number, read_file, read_metrics
 from largebatch.report.figures import Judged, read_judged
 from largebatch.report.thinning import thin
 
@@ -134,7 +134,8 @@ def _series(lines: list[dict[str, Any]], split: str) -> dict[str, Series]:
     for line in lines:
         place = tuple(line.get(key, 0) for key in PLACES)
         for key, value in line.items():
-            belongs = "train" if key in OF_THE_MODEL else line["split"]
+            side = SIDE.get(line["split"], line["split"])
+            belongs = "train" if key in OF_THE_MODEL else side
             if belongs == split and key not in IDENTITY and is_number(value):
                 found.setdefault(key, []).append((*place, value))
     series = {}
