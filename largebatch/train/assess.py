@@ -14,10 +14,11 @@ from largebatch.processes.group import choose_device
 from largebatch.record import RunDirectory
 from largebatch.tasks import build_task
 from largebatch.train import checkpoint, parse
-from largebatch.train.build import make_atoms, make_model, share_of
+from largebatch.train.atoms import make_atoms, share_of
 from largebatch.train.config import Config
 from largebatch.train.evaluate import Evaluator, evaluation_batch
 from largebatch.train.precision import Precision
+from largebatch.train.prepare import make_model
 from largebatch.train.registries import chosen
 
 

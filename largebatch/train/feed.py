@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from largebatch.data import Batch, Order, Reader, Request
 from largebatch.processes import World
 from largebatch.schedule import BatchPlan, Step
+from largebatch.train.atoms import Atoms
 from largebatch.train.share import (
     Part,
     even_ghost_size,
@@ -21,22 +22,6 @@ from largebatch.train.share import (
     share,
     share_over_ranks,
 )
-
-
-@dataclass(frozen=True)
-class Atoms:
-    """What may not be divided: ``size`` samples of a ghost, none below ``minimum`` samples.
-
-    Attributes:
-        span: ranks that hold a ghost together, 0 where each is one rank's. ``size`` 0 then means
-            what these ranks hold in one forward pass.
-        of_norms: whether the norms of the model take their statistics over these ghosts.
-    """
-
-    size: int
-    minimum: int
-    span: int = 0
-    of_norms: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,13 @@ from largebatch.report import write_report
 from largebatch.train import checkpoint, parse
 from largebatch.train.begin import begin
 from largebatch.train.branch import branch, require_start
-from largebatch.train.build import build, prepare
+from largebatch.train.build import build
 from largebatch.train.check import check
 from largebatch.train.conclude import conclude
 from largebatch.train.config import RANK_KEYS, Config
 from largebatch.train.continuation import choose_directory, headline, what_is_there, without
 from largebatch.train.outcome import Outcome, finished, outcome_of
+from largebatch.train.prepare import prepare
 from largebatch.train.progress import say
 from largebatch.train.trainer import Trainer
 

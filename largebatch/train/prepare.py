@@ -1,0 +1,95 @@
+"""What a config and its data say before any rank works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from largebatch._errors import UserError
+from largebatch.data import Delivery, Source, StreamOrder, build_source
+from largebatch.models import build_model
+from largebatch.schedule import Schedule
+from largebatch.tasks import Task, Votes, build_task
+from largebatch.train.atoms import Atoms, make_atoms
+from largebatch.train.config import Config
+from largebatch.train.finite import infinite_constants
+from largebatch.train.precision import Precision
+
+
+@dataclass
+class Prepared:
+    """What a config and its data say before any rank works: nothing here is shared."""
+
+    source: Source
+    validation: Source
+    task: Task[Any]
+    model: nn.Module
+    precision: Precision
+    atoms: Atoms
+    schedule: Schedule
+    constants: frozenset[str]
+
+
+def prepare(config: Config, device: torch.device) -> Prepared:
+    """Open the data, make the model and resolve the schedule.
+
+    Raises:
+        UserError: data are missing or damaged, or parts do not fit together.
+    """
+    precision = Precision(config.precision, device)
+    source = build_source(config.data, "train", config.model.num_classes)
+    validation = build_source(config.data, "val", config.model.num_classes)
+    task = build_task(config.task, source.offers())
+    if config.snapshot.cycles and not isinstance(task, Votes):
+        raise UserError(
+            f"snapshot.cycles={config.snapshot.cycles}: the members vote, which"
+            f" task.name={config.task.name} has no votes for"
+        )
+    model = make_model(config, source, task, precision, device)
+    atoms = make_atoms(config, model, task)
+    schedule = Schedule(
+        config.schedule,
+        config.batch,
+        config.optim.lr,
+        config.optim.scaling,
+        len(source),
+        atoms.minimum,
+        config.snapshot.cycles or None,
+    )
+    order = source.order(config.run.seed)
+    if isinstance(order, StreamOrder):
+        order.require_divides(_step_sizes(config, schedule))
+    for extent in {phase.extent for phase in schedule.plan.phases} - {None}:
+        example = source.example(
+            2, Delivery(config.run.seed, device, True, precision.dtype), extent
+        )
+        task.try_model(model, config.model.name, example, training=False)
+    constants = infinite_constants(model)
+    return Prepared(source, validation, task, model, precision, atoms, schedule, constants)
+
+
+def make_model(
+    config: Config, source: Source, task: Task[Any], precision: Precision, device: torch.device
+) -> nn.Module:
+    """Build the model from the run's seed: the same weights on every rank and in every session."""
+
+    def trial(model: nn.Module, training: bool) -> None:
+        first = next(model.parameters(), torch.zeros(()))
+        delivery = Delivery(config.run.seed, first.device, training, first.dtype)
+        task.try_model(model, config.model.name, source.example(2, delivery), training)
+
+    return build_model(
+        config.model, config.norm, source.offers(), precision.dtype, config.run.seed, trial
+    ).to(device)
+
+
+def _step_sizes(config: Config, schedule: Schedule) -> dict[str, int]:
+    """Return the samples of a step in every phase, by the key that says so."""
+    phases = schedule.plan.phases
+    names = [
+        f"batch.plan[{i}].size" if p.size else "batch.size" for i, p in enumerate(config.batch.plan)
+    ]
+    return dict(zip(names or ["batch.size"], [phase.size for phase in phases], strict=True))
