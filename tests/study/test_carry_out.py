@@ -117,7 +117,7 @@ def test_a_failing_job_is_named_with_its_last_line(here: Path, study: Callable) 
     last = output.rstrip().splitlines()[-1]
     assert "1 of 3 jobs failed, first long, which failed with exit code 1: largebatch: " in last
     assert "is not finite" in last and str(folder / "jobs" / "long.log") in last
-    assert "[2/3] branch: done, loss" in output, "the others come to their end"
+    assert "[2/3] branch: done, top1" in output, "the others come to their end"
     # What is asked for is another run than what lies there.
     output = finish(study(*STUDY, str(folder), "--steps=60"), 2)
     assert "job long: optim.lr=0.05: the run in" in output and "1e+30" in output
@@ -145,7 +145,7 @@ CONFIG = ["--data.limit=64", "--schedule.length=1st"]
 def test_in_this_process(tmp_path: Path, capsys) -> None:
     record = carry_out(One(Job("a", parse(CONFIG))), tmp_path)
     assert record.rows == [{"job": "a"}]
-    assert "[1/1] a: done, loss" in capsys.readouterr().out
+    assert "[1/1] a: done, top1" in capsys.readouterr().out
     changed = parse([*CONFIG, "--run.target={loss: 0.3}"])  # free, but it is what is read
     with pytest.raises(UserError, match=r"job a: run.target="):
         carry_out(One(Job("a", changed)), tmp_path)

@@ -41,7 +41,7 @@ def test_a_run_and_the_same_call_again(tmp_path: Path, capsys) -> None:
     written = (tmp_path / "run" / "summary.json").stat().st_mtime_ns
     capsys.readouterr()
     assert run(made) == first
-    assert "this run is finished (loss " in capsys.readouterr().out
+    assert "this run is finished (top1 " in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == written
 
 

@@ -359,7 +359,7 @@ def applicable(folder: Path) -> set[tuple[str, str]]:
 
 def test_every_number_has_a_range_or_is_free() -> None:
     free = {"run.dir", "run.name", "run.deterministic", "model.init_from", "model.compile",
-            "model.channels_last", "data.root", "evaluate.also", "probes",
+            "model.channels_last", "data.root", "evaluate.also", "probes", "checkpoint.at",
             "optim.nesterov", "optim.dampen_first_step",
             "optim.lr_inside_momentum", "optim.momentum_correction", "optim.lr_correction",
             "optim.decay_norm_and_bias", "optim.adapt_norm_and_bias", "optim.offload"}  # fmt: skip

@@ -155,7 +155,7 @@ def test_they_train_resume_and_are_evaluated(folder, train, capsys):
     assert whole.lines("val")[-1]["loss"] < whole.lines("val")[0]["loss"]
     first = sorted((whole.directory / "checkpoints").iterdir())[0]
     resumed = train("resumed", *options, f"--checkpoint.resume={first}")
-    assert "continuing at" in resumed.output
+    assert "branching off at" in resumed.output
     assert all(torch.equal(resumed.weights[name], whole.weights[name]) for name in whole.weights)
     again = ("train", f"--run.dir={whole.directory}", *options)
     assert main([*again]) == 0 and "this run is finished" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from largebatch.tasks import Classification, Figure, Task, TaskConfig
+from largebatch.tasks import Classification, ClassificationConfig, Figure, Task
 from largebatch.train.progress import Progress
 
 
@@ -37,7 +37,7 @@ IMAGES = {"top1": 0.98765, "top5": 0.99912, "ema_loss": 0.4, "ema_top1": 0.5, "e
 @pytest.mark.parametrize(
     ("task", "figures", "train", "val"),
     [
-        (Classification(TaskConfig(), 100), IMAGES,
+        (Classification(ClassificationConfig(), 100), IMAGES,
          "epoch 1.23  loss 0.5123  top1 98.8%  lr 0.1  1,234/s  ",
          "epoch 1.5  val top1 98.77%  loss 0.4322  top5 99.91%  ema_top1 50.00%  "
          "ensemble_top1 25.00%  1 step not finite"),
@@ -62,7 +62,7 @@ def test_lines(
 
 
 def test_a_figure_of_other_weights_is_read_as_that_of_the_plain_ones() -> None:
-    task = Classification(TaskConfig(), 100)
+    task = Classification(ClassificationConfig(), 100)
     assert task.known("ema_top5") == Figure("ema_top5", percent=True)
     assert task.known("ensemble_loss").better == "lower"
     assert task.known("weight_norm") == Figure("weight_norm")

@@ -20,7 +20,7 @@ from largebatch.processes.environment import World, free_port
 from largebatch.processes.heartbeat import Heartbeat
 from largebatch.record import read_metrics
 from largebatch.schedule import BatchConfig, Duration, Schedule, ScheduleConfig
-from largebatch.tasks import Classification, TaskConfig
+from largebatch.tasks import Classification, ClassificationConfig
 from largebatch.train.hardware_lines import HardwareLines
 from largebatch.train.step_times import StepTimes
 from largebatch.train.telemetry import Telemetry
@@ -88,7 +88,7 @@ def test_samples_per_joule_count_a_shared_gpu_once(tmp_path: Path) -> None:
         length = ScheduleConfig(length=Duration.parse("3st"))
         schedule = Schedule(length, batch, 0.1, "none", 300, 1, None)
         lines = Writer()
-        task = Classification(TaskConfig(), num_classes=2)
+        task = Classification(ClassificationConfig(), num_classes=2)
         telemetry = Telemetry(task, Duration.parse("1st"), schedule.clock)
         telemetry.open((lines,))
         times = StepTimes(torch.device("cpu"))
