@@ -62,7 +62,7 @@ class Algorithms:
         self.torus: TorusFace | None = None
         self.row: dist.ProcessGroup | None = None
         self.column: dist.ProcessGroup | None = None
-        if grid and preference.wanted != "flat":
+        if grid and preference.admits_torus:
             place = self.topology.place(self.rank)
             row_store = PrefixStore(f"row {place.row[0]}", store)
             self.row = connect(row_store, place.position, len(place.row), timeout, device)
@@ -106,9 +106,9 @@ class Algorithms:
         )
 
     def start_flat(
-        self, tensor: Tensor, *, mean: bool = False, squares: Tensor | None = None
+        self, tensor: Tensor, chunks: int = 1, *, mean: bool = False, squares: Tensor | None = None
     ) -> dist.Work:
-        """Begin to reduce by the group's own all-reduce; else as :meth:`start_torus`."""
+        """Begin to reduce by the group's own all-reduce, whole; else as :meth:`start_torus`."""
         ring = 2 * (self.world_size - 1)
         record("flat", calls=1, steps=ring, bytes=ring * tensor.nbytes // self.world_size)
         if squares is not None:

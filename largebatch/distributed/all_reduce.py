@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import torch
@@ -14,6 +15,12 @@ from largebatch.distributed.cost_model import Choice
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.selection import Selection, select
 from largebatch.distributed.topology import Topology
+
+STARTS: Mapping[str, Callable[..., dist.Work]] = {
+    "flat": Algorithms.start_flat,
+    "torus": Algorithms.start_torus,
+}
+"""The all-reduces by name, each called as :meth:`Algorithms.start_torus` is."""
 
 
 class AllReduce(Algorithms):
@@ -42,6 +49,5 @@ class AllReduce(Algorithms):
         choice = self._choices.get(tensor.nbytes)
         if choice is None:
             choice = self._choices[tensor.nbytes] = self.selection.choose(tensor.nbytes)
-        if choice.algorithm == "flat":
-            return self.start_flat(tensor, mean=mean, squares=squares)
-        return self.start_torus(tensor, choice.chunks, mean=mean, squares=squares)
+        begin = STARTS[choice.algorithm]
+        return begin(self, tensor, choice.chunks, mean=mean, squares=squares)

@@ -76,7 +76,7 @@ class Traffic:
 class Choice:
     """The algorithm for a message, and the seconds that the model expects of it."""
 
-    algorithm: Algorithm
+    algorithm: str
     chunks: int
     wire: Wire
     seconds: float

@@ -12,7 +12,7 @@ from largebatch._errors import UserError
 from largebatch.distributed.all_reduce import AllReduce
 from largebatch.distributed.backend import all_reduce_over, process_group
 from largebatch.distributed.cost_model import Wire
-from largebatch.distributed.preference import WIRE_DTYPES, Preference
+from largebatch.distributed.preference import WIRE_DTYPES, Preference, Wanted
 from largebatch.distributed.topology import Topology
 
 # torch reads the hook's annotations at run time, so this file leaves them unquoted.
@@ -99,8 +99,8 @@ def torus_hook(
     wire = names.get(wire_dtype) if isinstance(wire_dtype, torch.dtype) else wire_dtype
     if wire not in get_args(Wire):
         raise UserError(f"wire_dtype {wire_dtype!r}: choose from {', '.join(get_args(Wire))}")
-    if algorithm not in ("torus", "auto", "flat"):
-        raise UserError(f"algorithm {algorithm!r}: choose from torus, auto, flat")
+    if algorithm not in get_args(Wanted):
+        raise UserError(f"algorithm {algorithm!r}: choose from {', '.join(get_args(Wanted))}")
     grid = Preference.from_environment().grid if topology is None else None
     return TorusHook(topology, Preference(algorithm, grid, wire), group, mean, norms)  # type: ignore[arg-type]
 

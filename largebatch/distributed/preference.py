@@ -13,6 +13,7 @@ from largebatch._errors import UserError, nearest
 from largebatch.distributed.cost_model import Wire
 
 Wanted = Literal["auto", "flat", "torus"]
+"""``auto`` weighs the flat one and the torus; every other name is that of an all-reduce."""
 WIRE_DTYPES: dict[Wire, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -39,6 +40,11 @@ class Preference:
     def wanted(self) -> Wanted:
         """Return the algorithm that follows from both."""
         return "torus" if self.grid and self.algorithm == "auto" else self.algorithm
+
+    @property
+    def admits_torus(self) -> bool:
+        """Return whether messages may go over the torus."""
+        return self.wanted in ("auto", "torus")
 
     @classmethod
     def from_environment(

@@ -30,7 +30,7 @@ class Selection:
     """What was decided, and on which grounds.
 
     Attributes:
-        algorithm: the one for every message, or ``auto``.
+        algorithm: the one for every message, or ``auto``: the flat one or the torus, by size.
         topology: the grid.
         wire: type of float32 on its columns.
         model: what was measured of the links; None where nothing needed to be.
@@ -47,8 +47,8 @@ class Selection:
 
     def choose(self, bytes: int) -> Choice:
         """Return algorithm and chunks for a message of ``bytes`` bytes."""
-        if self.algorithm == "flat":
-            return Choice("flat", 1, "fp32", 0.0)
+        if self.algorithm not in ("auto", "torus"):
+            return Choice(self.algorithm, 1, "fp32", 0.0)
         if self.model is None:
             chunks = min(MOST_CHUNKS, max(1, round(bytes / self.chunk_bytes)))
             return Choice("torus", chunks, self.wire, 0.0)
@@ -103,6 +103,8 @@ def select(algorithms: Algorithms) -> Selection:
     What was measured is kept for a day in the user's cache, under the hosts, the grid and the wire.
     """
     topology, preference = algorithms.topology, algorithms.preference
+    if not preference.admits_torus:
+        return Selection(preference.wanted, topology, "fp32")
     if algorithms.torus is None:
         return Selection("flat", topology, "fp32")
     if preference.wanted == "torus":

@@ -7,6 +7,8 @@ from typing import Literal
 
 from largebatch._keys import OF_RANK
 from largebatch._paths import UserPath
+from largebatch.distributed.cost_model import Wire
+from largebatch.distributed.preference import Wanted
 from largebatch.schedule import Duration
 
 
@@ -18,11 +20,11 @@ class DistributedConfig:
     """Who owns gradient exchange: ddp, fsdp or deepspeed."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """c10d back end; auto takes NCCL on GPUs and gloo on CPU."""
-    allreduce: Literal["auto", "flat", "torus"] = "auto"
+    allreduce: Wanted = "auto"
     """How gradients are summed over several hosts; auto measures at start and decides by size."""
     torus: str | None = None
     """Grid of the 2D torus, rows x columns such as 2x4; none: a row a host. Asks for the torus."""
-    wire_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    wire_dtype: Wire = "fp32"
     """Type of float32 gradients between hosts, where the torus sums them."""
     bucket_mb: float | Literal["auto"] = 25.0
     """Size of one gradient message in MB; larger ones overlap less with the backward pass. auto:

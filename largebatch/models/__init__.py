@@ -1,6 +1,7 @@
 """Models by name; each file registers its own."""
 
-from largebatch.models import (
+# The order of `largebatch explain` and of error messages is the order of these imports.
+from largebatch.models import (  # noqa: F401
     cifar_resnet,
     digits_cnn,
     f1,
@@ -30,6 +31,3 @@ __all__ = [
     "try_images",
     "try_training",
 ]
-
-# The order of `largebatch explain` and of error messages is the order of the imports above.
-_REGISTERED = (cifar_resnet, digits_cnn, f1, nf_resnet, resnet, shallow, vgg, wide_resnet)

@@ -1,5 +1,17 @@
-"""Optimizers by name, parameter groups and gradient clipping."""
+"""Optimizers by name, parameter groups and gradient clipping; each file registers its own."""
 
+# The order of `largebatch explain` and of error messages is the order of these imports.
+from largebatch.optim import (  # noqa: F401
+    apex,
+    deferred,
+    lamb,
+    lars,
+    muon,
+    rmsprop_warmup,
+    sgd,
+    sgdw,
+    torch_optimizers,
+)
 from largebatch.optim.agc import adaptive_grad_clip_, clipped_parameters
 from largebatch.optim.apex import from_apex, to_apex
 from largebatch.optim.build import build_optimizer, set_step

@@ -6,25 +6,13 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
-
-# Imported for their entries in the registry.
-from largebatch.optim import (  # noqa: F401
-    apex,
-    deferred,
-    lamb,
-    lars,
-    muon,
-    rmsprop_warmup,
-    sgd,
-    sgdw,
-    torch_optimizers,
-)
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import param_groups
 from largebatch.optim.imported import build_imported
 from largebatch.optim.loss_scaling import ScaledStep
 from largebatch.optim.offload import Offload
 from largebatch.optim.registry import optimizers, refuse_unused
+from largebatch.optim.rmsprop_warmup import sgd_share
 from largebatch.schedule import Clock, Duration, half_life_factor
 
 
@@ -98,9 +86,8 @@ def set_step(
         if "sgd_share" in group:
             assert clock is not None, "the transition from RMSprop to SGD needs the run's clock"
             center = config.transition_center.samples(clock)
-            group["sgd_share"] = rmsprop_warmup.sgd_share(
-                samples, center, config.transition_period.samples(clock)
-            )
+            period = config.transition_period.samples(clock)
+            group["sgd_share"] = sgd_share(samples, center, period)
 
 
 def _factor(half_life: Duration | None, batch: int, clock: Clock | None) -> float | None:

@@ -1,8 +1,9 @@
-"""Instruments on a live run: they watch it and change no bit of it."""
+"""What watches a live run and changes no bit of it: instruments, and further evaluations."""
 
 from __future__ import annotations
 
 from largebatch.probes.checksum import ParameterChecksum
+from largebatch.probes.further import EVALUATION_OFFERS, Run, check_also, evaluations, short_name
 from largebatch.probes.instrument import MOMENTS, Instrument, Moment
 from largebatch.probes.layers import LayerRecord
 from largebatch.probes.listed import Listed, check_list, make
@@ -12,6 +13,7 @@ from largebatch.probes.weight_average import WeightAverage
 from largebatch.probes.weight_distance import WeightDistance
 
 __all__ = [
+    "EVALUATION_OFFERS",
     "MOMENTS",
     "OFFERS",
     "Instrument",
@@ -20,11 +22,15 @@ __all__ = [
     "Moment",
     "Panel",
     "ParameterChecksum",
+    "Run",
     "WeightAverage",
     "WeightDistance",
     "build_probes",
+    "check_also",
     "check_list",
     "check_probes",
+    "evaluations",
     "make",
     "probes",
+    "short_name",
 ]

@@ -14,11 +14,10 @@ from largebatch.data import require_dali
 from largebatch.engine import EngineFacts, check_engine, engines
 from largebatch.nn import check_norm, norms, spans_ranks, wrong_span
 from largebatch.optim import build_optimizer, try_imported
-from largebatch.probes import check_probes
+from largebatch.probes import check_also, check_probes
 from largebatch.schedule import require_cycles
 from largebatch.tasks import check_task
 from largebatch.train.config import Config, engine_terms
-from largebatch.train.evaluation import check_also
 from largebatch.train.registries import chosen
 
 
@@ -119,11 +118,12 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield mistake
     elif norms.entry(norm.kind).facts.ghosts and ghost is None:
         yield f"norm.ghost_size is not set: a run with norm.kind={norm.kind} needs it (samples)"
-    if config.distributed.allreduce == "flat":
+    if config.distributed.allreduce not in ("auto", "torus"):
         for key in ("torus", "wire_dtype"):
             value = getattr(config.distributed, key)
             if value not in (None, "fp32"):
-                yield f"distributed.{key}={value}: distributed.allreduce=flat takes no torus"
+                named = f"distributed.allreduce={config.distributed.allreduce}"
+                yield f"distributed.{key}={value}: {named} takes no torus"
     if config.precision.compute == "fp64" and config.distributed.backend == "nccl":
         yield "precision.compute=fp64 runs on CPU: distributed.backend=nccl contradicts it"
     if config.precision.loss_scale != "dynamic" and config.precision.compute != "fp16":

@@ -4,66 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from largebatch._errors import UserError
-from largebatch._registry import Facts, Registry
 from largebatch.engine import Engine
 from largebatch.models import swapped_in
 from largebatch.nn import merged_running_stats
-from largebatch.probes import Listed, check_list
+from largebatch.probes import Run
 from largebatch.processes import World
 from largebatch.processes.agreement import agreed, gathered
 from largebatch.processes.lifetime import StopRequest
 from largebatch.schedule import Clock, Duration, Every, Step
 from largebatch.train.evaluate import Evaluator
-
-OWN = ("ema", "ensemble", "weight")  # names of those that other keys switch on
-
-Run: TypeAlias = Callable[[nn.Module], Mapping[str, float]]
-
-evaluations: Registry[Callable[..., Run], Facts] = Registry(
-    "evaluate.also", lambda _: Facts(), importable=True
-)
-
-OFFERS: dict[str, str] = {
-    "task": "what a step means",
-    "source": "the training data",
-    "validation": "the validation data",
-    "evaluator": "walks the validation data",
-    "world": "the ranks",
-    "device": "of this rank",
-    "seed": "of the run",
-}
-"""What the run gives a factory that names it in its signature; all else there is an option.
-
-A factory returns what is called with the model at each evaluation, on every rank alike, and returns
-its figures, of which rank 0's count. The model is in evaluation mode, without gradients unless they
-are switched on, and is to be left as it is.
-"""
-
-
-def check_also(items: Sequence[Any]) -> list[Listed]:
-    """Read ``evaluate.also`` as far as it can be read before there is a run.
-
-    Raises:
-        UserError: one line naming the item and what is wrong with it.
-    """
-    found = check_list(evaluations, items, OFFERS)
-    taken = set(OWN)
-    for listed in found:
-        if short_name(listed.name) in taken:
-            raise UserError(f"{listed.where}.name={listed.name!r}: the run has one of that name")
-        taken.add(short_name(listed.name))
-    return found
-
-
-def short_name(name: str) -> str:
-    """Return what heads the figures of an evaluation: of code, the callable's name."""
-    return name.rpartition(":")[2]
 
 
 @dataclass(frozen=True)

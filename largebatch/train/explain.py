@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 from largebatch._errors import UserError, nearest
+from largebatch.probes import evaluations, probes
 from largebatch.train.registries import REGISTRIES
+
+KNOWN = (*REGISTRIES, probes, evaluations)
 
 
 def explain(name: str) -> str:
@@ -18,7 +21,7 @@ def explain(name: str) -> str:
     """
     cards = list(_cards(name))
     if not cards:
-        every = [entry.name for registry in REGISTRIES for entry in registry]
+        every = [entry.name for registry in KNOWN for entry in registry]
         raise UserError(
             f"{name!r}: no entry of that name{nearest(name, every)}; there are {', '.join(every)}"
         )
@@ -26,7 +29,7 @@ def explain(name: str) -> str:
 
 
 def _cards(name: str) -> Iterator[str]:
-    for registry in REGISTRIES:
+    for registry in KNOWN:
         if name not in registry:
             continue
         entry = registry.entry(name)

@@ -19,10 +19,14 @@ from largebatch.probes import (
     Moment,
     Panel,
     ParameterChecksum,
+    Run,
     WeightAverage,
     WeightDistance,
     build_probes,
+    check_also,
+    evaluations,
     make,
+    short_name,
 )
 from largebatch.processes import World
 from largebatch.processes.agreement import together
@@ -33,15 +37,7 @@ from largebatch.schedule import Every
 from largebatch.train.build import Parts
 from largebatch.train.config import Config
 from largebatch.train.evaluate import evaluating, requests
-from largebatch.train.evaluation import (
-    Evaluation,
-    Evaluations,
-    Run,
-    Validation,
-    check_also,
-    evaluations,
-    short_name,
-)
+from largebatch.train.evaluation import Evaluation, Evaluations, Validation
 from largebatch.train.hardware_lines import HardwareLines
 from largebatch.train.snapshots import Snapshots
 from largebatch.train.target import Target

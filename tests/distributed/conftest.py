@@ -36,7 +36,7 @@ class Ranks:
         from largebatch.distributed.topology import Topology
 
         topology = Topology.from_hosts(hosts, preference.grid) if hosts else None
-        self.size = size
+        self.size, self.on_ranks = size, on_ranks
 
         def make(rank: int, store: dist.Store) -> AllReduce:
             flat = connect(dist.PrefixStore("flat", store), rank, size, timeout, CPU)

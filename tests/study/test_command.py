@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from largebatch.cli import main
 from largebatch.record import read_record
+from largebatch.study import studies
 
 LONG = "--steps=600"  # as the undisturbed study
 
@@ -116,3 +118,12 @@ def test_the_list(capsys) -> None:
     assert main(["study", "--list"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("grid ") and "--seeds=Sequence[int] ((0, 1, 2))" in printed
+
+
+@pytest.mark.parametrize("name", studies.names())
+def test_every_study_is_listed_with_its_options(name: str, capsys) -> None:
+    assert main(["study", "--list"]) == 0
+    printed = capsys.readouterr().out
+    entry = studies.entry(name)
+    assert f"\n{name} " in f"\n{printed}" and entry.summary in printed
+    assert all(f"--{key}=" in printed for key in inspect.signature(entry.factory).parameters)

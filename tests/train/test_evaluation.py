@@ -12,6 +12,7 @@ import torch
 from largebatch._errors import UserError
 from largebatch.cli import main
 from largebatch.data import DataConfig
+from largebatch.probes import evaluations, short_name
 from largebatch.processes import World
 from largebatch.processes.lifetime import StopRequest
 from largebatch.record import MetricsWriter, RunDirectory, TensorBoardMirror, read_metrics
@@ -111,6 +112,20 @@ def test_a_further_one_has_its_name_before_its_figures(tmp_path: Path) -> None:
     assert {"weight_norm", "weight_distance", "count"} <= lines[1].keys()
     trainer = trainer_of(config_of("4st", {"name": "judges:again"}), tmp_path / "as_often")
     assert [line["again_calls"] for line in lines_of(trainer)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", [*evaluations.names(), "judges:again"])
+def test_every_further_one_is_taken_and_changes_nothing(name: str, tmp_path: Path) -> None:
+    runs = {
+        "with": trainer_of(config_of("1ep", {"name": name, "every": "2st"}), tmp_path / "with"),
+        "without": trainer_of(config_of("1ep"), tmp_path / "without"),
+    }
+    lines = {case: lines_of(trainer) for case, trainer in runs.items()}
+    head = f"{short_name(name)}_"
+    assert all(any(key.startswith(head) for key in line) for line in lines["with"])
+    assert [line["step"] for line in lines["with"]] == [2, 4, 6, 8, 10, 12]
+    weights, others = (trainer.parts.model.state_dict() for trainer in runs.values())
+    assert all(torch.equal(tensor, others[key]) for key, tensor in weights.items())
 
 
 @pytest.mark.parametrize("call", [1, 2])

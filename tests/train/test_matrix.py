@@ -1,4 +1,4 @@
-"""What is listed is covered: every optimizer, norm and curve trains, resumes and compiles."""
+"""What is listed is covered: every optimizer, norm, curve and task trains and resumes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from largebatch._errors import UserError
 from largebatch.data import DataConfig
-from largebatch.models import ModelConfig
+from largebatch.models import ModelConfig, image_offers
 from largebatch.nn import NormConfig, norms
 from largebatch.nn.weight_norm import FORMS
 from largebatch.optim import OptimConfig, optimizers
@@ -21,6 +22,7 @@ from largebatch.processes import World
 from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig, curves
+from largebatch.tasks import build_task, config_of, tasks
 from largebatch.train import checkpoint
 from largebatch.train.build import build
 from largebatch.train.config import Config, EmaConfig, PrecisionConfig, SnapshotConfig
@@ -127,9 +129,14 @@ def test_the_lr_correction_takes_the_path_of_weight_decay(tmp_path: Path) -> Non
     assert losses[0.05, True] != pytest.approx(losses[0.0, False], rel=1e-3)
 
 
-NORMS = {entry.name: NormConfig(kind=entry.name, ghost_size=16) for entry in norms}
-for _kind in ("batch", "none", "layer", "instance", "group", *FORMS):
-    NORMS[_kind] = NormConfig(kind=_kind, groups=8 if _kind == "group" else None)
+NORMS = {
+    entry.name: NormConfig(
+        kind=entry.name,
+        ghost_size=16 if entry.facts.ghosts else None,
+        groups=8 if entry.facts.own == "groups" else None,
+    )
+    for entry in norms
+}
 
 
 @pytest.mark.parametrize("running", ["sequential", "averaged", "last"])
@@ -167,6 +174,16 @@ def test_every_curve_trains_and_resumes(name: str, tmp_path: Path) -> None:
     check_learns_and_resumes(
         make(schedule=schedule, optim=OptimConfig(lr=0.05), norm=GHOST), tmp_path
     )
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_task_learns_and_resumes(name: str, tmp_path: Path) -> None:
+    config = make(task=config_of(name)(name), norm=GHOST, optim=OptimConfig(lr=0.02))
+    try:
+        build_task(config.task, image_offers(10, (1, 8, 8)))
+    except UserError as error:
+        pytest.skip(f"wants other data than digits: {error}")
+    check_learns_and_resumes(config, tmp_path)
 
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16", "fp16", "fp64"])
