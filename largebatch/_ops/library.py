@@ -103,7 +103,7 @@ def face() -> Literal["compiled", "reference"]:
 
 def backends() -> dict[str, dict[str, str]]:
     """Return, for each operator, ``{face: "yes" or the reason why it is absent}``."""
-    no_cuda = _ABSENT or str(build_record().get("cuda", "built without CUDA kernels"))
+    no_cuda = _ABSENT or _without_cuda()
 
     def state(name: str, key: str, reason: str) -> str:
         has = torch._C._dispatch_has_kernel_for_dispatch_key(f"largebatch::{name}", key)
@@ -117,6 +117,11 @@ def backends() -> dict[str, dict[str, str]]:
         }
         for name in OPERATORS
     }
+
+
+def _without_cuda() -> str:
+    """Return why an operator of the compiled library has no CUDA kernel."""
+    return str(build_record().get("cuda", "built without CUDA kernels")) or "has no CUDA kernel"
 
 
 def is_compiled(name: str, device: torch.device) -> bool:
@@ -133,7 +138,7 @@ def _kernel_exists(name: str, key: str) -> bool:
 
 @functools.cache
 def _say_once(device_type: str) -> None:
-    reason = _ABSENT or str(build_record().get("cuda", "built without CUDA kernels"))
+    reason = _ABSENT or _without_cuda()
     if reason != "LARGEBATCH_OPS=reference":
         warnings.warn(
             f"largebatch uses its reference ops on {device_type} ({reason}); they are slower",
