@@ -246,6 +246,7 @@ print(f"loss {rows[0]['loss']:.6g}")
 """
 
 
+@pytest.mark.slow
 def test_a_study_is_carried_out_and_concluded(clone: Callable[[str], Clone]) -> None:
     printed = clone("a study").run("-c", STUDY)
     assert "2 jobs, 0 of them done" in printed and "2 jobs, 2 of them done" in printed
@@ -267,6 +268,7 @@ assert all((alone[key] - two[key]).abs().max() < 1e-9 for key in alone)
 """
 
 
+@pytest.mark.slow
 def test_an_all_reduce_sums_the_gradients_of_two_ranks(clone: Callable[[str], Clone]) -> None:
     made = clone("an all-reduce")
     flat = '    "flat": Algorithms.start_flat,\n'

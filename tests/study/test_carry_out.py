@@ -55,6 +55,7 @@ def written(run: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in sorted(run.rglob("*")) if p.name != "lock"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_job_and_a_killed_study_go_on(here: Path, study: Callable, undisturbed) -> None:
     folder = here / "runs"
@@ -90,6 +91,7 @@ def test_a_killed_job_and_a_killed_study_go_on(here: Path, study: Callable, undi
     assert [row["parent"] for row in rows] == [400, None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [
@@ -111,6 +113,7 @@ def test_a_signal_is_passed_on(here: Path, study: Callable, number: signal.Signa
     assert list((folder / "long" / "checkpoints").glob("samples-*/state.json"))
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_named_with_its_last_line(here: Path, study: Callable) -> None:
     folder = here / "runs"
     output = finish(study(*STUDY, str(folder), "--wrong=true", "--steps=60"), 1)
