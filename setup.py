@@ -6,7 +6,8 @@ serves every CPython >= 3.10 and every torch >= 2.11. Environment variables:
 - ``CXX``: the C++ compiler (default ``g++``, else ``c++``). None works: pure Python is installed.
 - ``LARGEBATCH_CUDA``: ``0`` leaves the CUDA kernels out, ``1`` makes their absence an error.
   Otherwise they are built when ``nvcc`` is found (``CUDA_HOME``, else ``PATH``).
-- ``TORCH_CUDA_ARCH_LIST``: architectures as torch spells them, ``8.0;9.0;10.0`` by default.
+- ``TORCH_CUDA_ARCH_LIST``: architectures as torch spells them; by default those of
+  ``7.5;8.0;9.0;10.0;12.0`` that nvcc knows.
 - ``LARGEBATCH_SANITIZE=1``: an instrumented CPU build (ASan and UBSan) for the tests.
 """
 
@@ -30,9 +31,9 @@ ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 OLDEST_PYTHON = (3, 10)
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the stable ABI that the sources may use
-CUDA_ARCHITECTURES = "8.0;9.0;10.0"
+CUDA_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 LIBRARY = "_C.abi3.so"
-RECORD = "_build.json"  # beside the library: why a part was left out
+RECORD = "_build.json"  # beside the library: why a part was left out, for which GPUs there is code
 
 
 class BuildFailed(Exception):
@@ -91,15 +92,30 @@ def find_ninja() -> str:
     return found
 
 
-def architecture_flags() -> list[str]:
-    """Translate ``8.0;9.0+PTX`` into nvcc's flags; the last one always carries PTX."""
-    names = os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(" ", ";")
+def architectures(nvcc: str) -> list[str]:
+    """Return what to compile for, as ``9.0`` or ``9.0+PTX``; the last one always carries PTX."""
+    wish = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
+    entries = [name for name in wish.split(";") if name]
+    if not entries:
+        asked = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+        known = asked.stdout.split() if asked.returncode == 0 else []
+        entries = [
+            name
+            for name in CUDA_ARCHITECTURES
+            if not known or f"compute_{name.replace('.', '')}" in known
+        ]
+        if not entries:
+            raise BuildFailed(f"nvcc knows none of {', '.join(CUDA_ARCHITECTURES)}")
+    return [*entries[:-1], entries[-1].removesuffix("+PTX") + "+PTX"]
+
+
+def architecture_flags(names: list[str]) -> list[str]:
+    """Translate ``9.0`` and ``9.0+PTX`` into nvcc's flags."""
     flags = []
-    entries = [name for name in names.split(";") if name]
-    for position, name in enumerate(entries):
+    for name in names:
         number = name.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if name.endswith("+PTX") or position == len(entries) - 1:
+        if name.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
 
@@ -156,10 +172,12 @@ def ninja_file(cxx: str, nvcc: str | None) -> str:
         cuda_flags = [
             "-O3",
             "-std=c++17",
+            "-lineinfo",  # compute-sanitizer and Nsight name lines by it
+            "-Xfatbin -compress-all",
             "-Xcompiler -fPIC,-fvisibility=hidden",
             f"-I{quote(CSRC)}",
         ]
-        cuda_flags += architecture_flags()
+        cuda_flags += architecture_flags(architectures(nvcc))
         lines += [
             f"nvcc = {quote(Path(nvcc))} -ccbin {host}",
             f"nvccflags = {' '.join(cuda_flags)}",
@@ -206,9 +224,12 @@ class BuildStable(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         # Reasons for what is left out; `largebatch doctor` shows them, since pip hides our output.
-        record = {}
+        record: dict[str, object] = {}
         try:
             record["cuda"] = self.compile(target)
+            if not record["cuda"]:
+                nvcc, _ = find_nvcc()
+                record["architectures"] = architectures(str(nvcc))
         except BuildFailed as error:
             if os.environ.get("LARGEBATCH_CUDA") == "1":
                 raise SystemExit(f"LARGEBATCH_CUDA=1, but the build failed: {error}") from None

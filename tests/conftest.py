@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Tests of operators, which run once more with the CUDA kernels in the place of the CPU's.
+EMULATED = {
+    *("test_ops.py", "ops/test_ghost_norm.py", "ops/test_norm_steps.py", "ops/test_layerwise.py"),
+    *("ops/test_hadamard.py", "ops/test_sum_shards.py", "ops/test_refusals.py"),
+    *("ops/test_transforms.py", "nn/test_ghost_batch_norm.py"),
+    *("optim/test_layerwise.py", "optim/test_sgd.py", "optim/test_clip.py", "optim/test_state.py"),
+    "optim/test_low_precision.py",
+}
 
 FLAGS = (
     "--headless=new",
@@ -29,6 +41,43 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1400,1000",
 )
+
+
+def load(path: Path) -> ModuleType:
+    """Import a file of the tests, which are no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of operators on each kind of kernels."""
+    name = Path(metafunc.module.__file__).relative_to(Path(__file__).parent).as_posix()
+    if name in EMULATED and metafunc.definition.get_closest_marker("gpu") is None:
+        # Threads of the CPU, and sizes chosen for its caches, take minutes there.
+        is_slow = any(word in metafunc.function.__name__ for word in ("thread", "past_the_caches"))
+        cuda = pytest.param("cuda", marks=pytest.mark.slow) if is_slow else "cuda"
+        metafunc.parametrize("kernels", ["cpu", cuda], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="session")
+def emulation() -> ModuleType:
+    """Return tests/cuda_emulation/emulation.py."""
+    return load(Path(__file__).parent / "cuda_emulation" / "emulation.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Let the CPU kernels, or the emulated CUDA kernels, serve tensors of the CPU."""
+    kind = getattr(request, "param", "cpu")
+    if kind == "cpu":
+        yield kind
+        return
+    with request.getfixturevalue("emulation").serving():
+        yield kind
 
 
 @pytest.fixture(scope="module")

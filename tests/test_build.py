@@ -38,19 +38,32 @@ def build(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_architectures_are_translated(build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build.architecture_flags() == [
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90,code=sm_90",
-        "-gencode=arch=compute_100,code=sm_100",
-        "-gencode=arch=compute_100,code=compute_100",
-    ]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6+PTX 9.0a")
-    assert build.architecture_flags() == [
+    assert build.architecture_flags(build.architectures("/nonexistent/nvcc")) == [
         "-gencode=arch=compute_86,code=sm_86",
         "-gencode=arch=compute_86,code=compute_86",
         "-gencode=arch=compute_90a,code=sm_90a",
         "-gencode=arch=compute_90a,code=compute_90a",
     ]
+
+
+def nvcc_that_knows(folder: Path, *names: str) -> str:
+    nvcc = folder / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\n[ $1 = --list-gpu-arch ] && echo '{' '.join(names)}'\n")
+    nvcc.chmod(0o755)
+    return str(nvcc)
+
+
+def test_what_nvcc_does_not_know_costs_no_other_gpu_its_kernels(
+    build: ModuleType, tmp_path: Path
+) -> None:
+    """An nvcc of CUDA 12.4 was asked for Blackwell, refused, and all kernels were left out."""
+    old = nvcc_that_knows(tmp_path, "compute_75", "compute_80", "compute_90", "compute_90a")
+    assert build.architectures(old) == ["7.5", "8.0", "9.0+PTX"]
+    new = nvcc_that_knows(tmp_path, *(f"compute_{n}" for n in (75, 80, 90, 100, 120)))
+    assert build.architectures(new) == ["7.5", "8.0", "9.0", "10.0", "12.0+PTX"]
+    with pytest.raises(build.BuildFailed, match=r"nvcc knows none of 7\.5, 8\.0"):
+        build.architectures(nvcc_that_knows(tmp_path, "compute_30"))
 
 
 def test_a_wrong_wish_for_cuda_ends_the_build(
@@ -73,11 +86,15 @@ def test_a_missing_compiler_is_named(build: ModuleType, monkeypatch: pytest.Monk
         build.find_cxx()
 
 
-def test_ninja_file_links_no_cuda_library_of_torch(build: ModuleType) -> None:
+def test_ninja_file_links_no_cuda_library_of_torch(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     text = build.ninja_file("ccache g++ -m64", "/opt/cu da/bin/nvcc")
     assert "-ltorch_cpu" in text
     assert "torch_cuda" not in text
     assert "-cudart static" in text
+    assert "-lineinfo -Xfatbin -compress-all" in text
     assert "nvcc = '/opt/cu da/bin/nvcc' -ccbin g++" in text
     assert "TORCH_TARGET_VERSION=0x020b000000000000" in text
     assert "Py_LIMITED_API=0x030A0000" in text

@@ -4,9 +4,7 @@
 
 #include "linear/cuda.h"
 
-#include <torch/csrc/stable/accelerator.h>
-
-#include "common/cuda_stream.h"
+#include "common/cuda_device.h"
 #include "linear/linear.h"
 
 namespace largebatch {
@@ -26,7 +24,7 @@ HadamardElement hadamard_element(const Tensor& tensor) {
 Tensor hadamard_cuda(Tensor x, int64_t outputs) {
   const HadamardShape shape = hadamard_shape(x, outputs);
   const int32_t device = x.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   x = torch::stable::contiguous(x);
   Tensor y = hadamard_result(x, outputs);
   if (shape.rows == 0) return y;

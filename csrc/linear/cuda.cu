@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/launch.cuh"
 #include "common/widen.cuh"
 #include "linear/cuda.h"
 
@@ -100,26 +101,24 @@ unsigned int blocks_for(int64_t threads) {
 }
 
 template <typename T>
-const char* launch(const HadamardCall& call, cudaStream_t stream) {
+const char* run(const HadamardCall& call, cudaStream_t stream) {
   using Acc = typename Accumulate<T>::type;
   if (call.scratch == nullptr) {
     // Short transforms take a warp or more to add x up; long ones a thread a pair.
-    int threads = 64;
+    unsigned int threads = 64;
     while (threads < kMostThreads && threads < call.length / 2) threads *= 2;
     const int width = static_cast<int>(std::max<int64_t>(threads, call.length));
     const auto blocks = static_cast<unsigned int>(std::min(kMostBlocks, call.rows));
-    shared_kernel<T><<<blocks, threads, width * sizeof(Acc), stream>>>(call, width);
+    launch(shared_kernel<T>, {blocks, threads, stream, width * sizeof(Acc)}, call, width);
   } else {
     const int64_t all = call.rows * call.length;
-    fold_kernel<T><<<blocks_for(all), kMostThreads, 0, stream>>>(call);
+    launch(fold_kernel<T>, {blocks_for(all), kMostThreads, stream}, call);
     for (int64_t step = 1; step < call.length; step *= 2) {
-      stage_kernel<Acc><<<blocks_for(all / 2), kMostThreads, 0, stream>>>(call, step);
+      launch(stage_kernel<Acc>, {blocks_for(all / 2), kMostThreads, stream}, call, step);
     }
-    read_kernel<T>
-        <<<blocks_for(call.rows * call.outputs), kMostThreads, 0, stream>>>(call);
+    launch(read_kernel<T>, {blocks_for(call.rows * call.outputs), kMostThreads, stream}, call);
   }
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return launch_error();
 }
 
 }  // namespace
@@ -132,10 +131,10 @@ bool hadamard_needs_scratch(HadamardElement element, int64_t length) {
 const char* launch_hadamard(HadamardElement element, const HadamardCall& call, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   switch (element) {
-    case HadamardElement::kFloat: return launch<float>(call, queue);
-    case HadamardElement::kDouble: return launch<double>(call, queue);
-    case HadamardElement::kHalf: return launch<__half>(call, queue);
-    default: return launch<__nv_bfloat16>(call, queue);
+    case HadamardElement::kFloat: return run<float>(call, queue);
+    case HadamardElement::kDouble: return run<double>(call, queue);
+    case HadamardElement::kHalf: return run<__half>(call, queue);
+    default: return run<__nv_bfloat16>(call, queue);
   }
 }
 

@@ -4,12 +4,10 @@
 
 #include "norm/cuda.h"
 
-#include <torch/csrc/stable/accelerator.h>
-
 #include <algorithm>
 #include <initializer_list>
 
-#include "common/cuda_stream.h"
+#include "common/cuda_device.h"
 #include "norm/calls.h"
 #include "norm/layout_checks.h"
 
@@ -42,8 +40,8 @@ void check_call(
     const NormLayout& at) {
   for (const auto& other : others) {
     STD_TORCH_CHECK(
-        x.is_cuda() &&
-            (!other || (other->is_cuda() && other->get_device_index() == x.get_device_index())),
+        is_on_cuda(x) &&
+            (!other || (is_on_cuda(*other) && other->get_device_index() == x.get_device_index())),
         "largebatch::ghost_norm: all tensors of a call must be on one CUDA device");
   }
   STD_TORCH_CHECK(
@@ -74,7 +72,7 @@ double* sums_in(const Tensor& partial) { return static_cast<double*>(partial.mut
 template <class Launch>
 void on_device_of(const Tensor& x, const Launch& launch) {
   const int32_t device = x.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const char* const error = launch(norm_element(x), current_cuda_stream(device));
   STD_TORCH_CHECK(error == nullptr, "largebatch::ghost_norm: ", error == nullptr ? "" : error);
 }

@@ -1,9 +1,8 @@
 // Launches of the CUDA kernels of the batch norm family: how the work is cut, and in which order.
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
+#include "common/launch.cuh"
 #include "norm/cuda.h"
 #include "norm/cuda_elements.h"
 #include "norm/cuda_sums.h"
@@ -33,11 +32,6 @@ Parts cut_of(const NormLayout& at) {
   const int64_t wanted = kBlocks / std::max<int64_t>(1, ghosts * cut.tiles);
   cut.parts = static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, longest)));
   return cut;
-}
-
-const char* last_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
@@ -77,8 +71,9 @@ void sum(
   const Parts cut = cut_of(at);
   const auto blocks = static_cast<unsigned int>(at.ghosts() * cut.tiles * cut.parts);
   choose(at.planar, vector, [&](auto planar, auto by_vector) {
-    sum_kernel<T, What, decltype(planar)::value, decltype(by_vector)::value>
-        <<<blocks, kThreads, 0, stream>>>(at, cut, x, grad, mask, means, partial);
+    launch(
+        sum_kernel<T, What, decltype(planar)::value, decltype(by_vector)::value>,
+        {blocks, kThreads, stream}, at, cut, x, grad, mask, means, partial);
   });
 }
 
@@ -96,12 +91,14 @@ void moments(
   const int parts = cut_of(at).parts;
   if (center == nullptr) {
     sum<Sums::kMoments, T, Acc>(at, vector, x, nullptr, nullptr, nullptr, partial, stream);
-    finish_kernel<T, Sums::kMoments>
-        <<<blocks, kThreads, 0, stream>>>(at, parts, x, nullptr, partial, statistics);
+    launch(
+        finish_kernel<T, Sums::kMoments>, {blocks, kThreads, stream}, at, parts, x, nullptr,
+        partial, statistics);
   } else {
     sum<Sums::kAbsolute, T, Acc>(at, vector, x, nullptr, nullptr, center, partial, stream);
-    finish_kernel<T, Sums::kAbsolute>
-        <<<blocks, kThreads, 0, stream>>>(at, parts, x, center, partial, statistics);
+    launch(
+        finish_kernel<T, Sums::kAbsolute>, {blocks, kThreads, stream}, at, parts, x, center,
+        partial, statistics);
   }
 }
 
@@ -117,8 +114,9 @@ void apply(
   const bool vector = at.row_length() % kUnit == 0 && is_aligned(x) && is_aligned(residual) &&
       is_aligned(y);
   choose(at.planar, vector, [&](auto planar, auto by_vector) {
-    normalize_kernel<T, decltype(planar)::value, decltype(by_vector)::value>
-        <<<element_blocks(at), kThreads, 0, stream>>>(at, x, residual, coefficients, y, mask);
+    launch(
+        normalize_kernel<T, decltype(planar)::value, decltype(by_vector)::value>,
+        {element_blocks(at), kThreads, stream}, at, x, residual, coefficients, y, mask);
   });
 }
 
@@ -135,14 +133,16 @@ const char* forward(const NormForward& call, cudaStream_t stream) {
   if (call.policy == NormPolicy::kL1) {
     moments<T, Acc>(at, x, statistics, call.partial, statistics, stream);
   } else if (call.policy == NormPolicy::kTopK) {
-    top_kernel<T><<<static_cast<unsigned int>(all), kThreads, 0, stream>>>(
-        at, call.top, x, statistics);
+    launch(
+        top_kernel<T>, {static_cast<unsigned int>(all), kThreads, stream}, at, call.top, x,
+        statistics);
   }
-  coefficient_kernel<Acc><<<blocks_for(all), kThreads, 0, stream>>>(
-      at, call.policy, call.eps, statistics, static_cast<const Acc*>(call.weight),
-      static_cast<const Acc*>(call.bias), coefficients);
+  launch(
+      coefficient_kernel<Acc>, {blocks_for(all), kThreads, stream}, at, call.policy, call.eps,
+      statistics, static_cast<const Acc*>(call.weight), static_cast<const Acc*>(call.bias),
+      coefficients);
   apply<T, Acc>(at, x, residual, coefficients, static_cast<T*>(call.y), call.mask, stream);
-  return last_error();
+  return launch_error();
 }
 
 // Fills `partial` with the sums of every part and `counts` with those of top-k.
@@ -161,7 +161,7 @@ void gradient_sums(
   sum<Sums::kGradient, T, Acc>(at, vector, x, grad, mask, statistics, partial, stream);
   if (policy == NormPolicy::kTopK) {
     const auto blocks = static_cast<unsigned int>(at.ghosts() * at.channels);
-    count_top_kernel<T><<<blocks, kThreads, 0, stream>>>(at, x, statistics, counts);
+    launch(count_top_kernel<T>, {blocks, kThreads, stream}, at, x, statistics, counts);
   }
 }
 
@@ -183,9 +183,10 @@ void gradients_by(
   const bool vector = at.row_length() % kUnit == 0 && is_aligned(x) && is_aligned(grad) &&
       is_aligned(dx) && is_aligned(dresidual);
   choose(at.planar, vector, [&](auto planar, auto by_vector) {
-    gradient_kernel<T, Policy, decltype(planar)::value, decltype(by_vector)::value>
-        <<<element_blocks(at), kThreads, 0, stream>>>(
-            at, grad, x, mask, means, coefficients, dx, dresidual);
+    launch(
+        gradient_kernel<T, Policy, decltype(planar)::value, decltype(by_vector)::value>,
+        {element_blocks(at), kThreads, stream}, at, grad, x, mask, means, coefficients, dx,
+        dresidual);
   });
 }
 
@@ -209,14 +210,14 @@ const char* backward(const NormBackward& call, cudaStream_t stream) {
   double* const counts = counts_after(call.partial, at);
   gradient_sums<T, Acc>(
       at, call.policy, grad, x, call.mask, statistics, call.partial, counts, stream);
-  gradient_term_kernel<Acc>
-      <<<blocks_for(at.ghosts() * at.channels), kThreads, 0, stream>>>(
-          at, call.policy, call.top, call.eps, cut_of(at).parts, call.partial, counts, statistics,
-          static_cast<const Acc*>(call.weight), coefficients, static_cast<Acc*>(call.sums));
+  launch(
+      gradient_term_kernel<Acc>, {blocks_for(at.ghosts() * at.channels), kThreads, stream}, at,
+      call.policy, call.top, call.eps, cut_of(at).parts, call.partial, counts, statistics,
+      static_cast<const Acc*>(call.weight), coefficients, static_cast<Acc*>(call.sums));
   gradients<T, Acc>(
       call.policy, at, grad, x, call.mask, statistics, static_cast<const Acc*>(coefficients),
       static_cast<T*>(call.dx), static_cast<T*>(call.dresidual), stream);
-  return last_error();
+  return launch_error();
 }
 
 // Calls `body` with a null pointer of the element's type.
@@ -264,7 +265,7 @@ const char* launch_norm_moments(
     moments<T, Acc>(
         at, static_cast<const T*>(x), static_cast<const Acc*>(center), partial,
         static_cast<Acc*>(statistics), static_cast<cudaStream_t>(stream));
-    return last_error();
+    return launch_error();
   });
 }
 
@@ -284,7 +285,7 @@ const char* launch_norm_apply(
         at, static_cast<const T*>(x), static_cast<const T*>(residual),
         static_cast<const Acc*>(coefficients), static_cast<T*>(y), mask,
         static_cast<cudaStream_t>(stream));
-    return last_error();
+    return launch_error();
   });
 }
 
@@ -307,10 +308,11 @@ const char* launch_norm_gradient_sums(
     gradient_sums<T, Acc>(
         at, policy, static_cast<const T*>(grad), static_cast<const T*>(x), mask,
         static_cast<const Acc*>(statistics), partial, counts, queue);
-    finish_gradient_sums_kernel<Acc>
-        <<<blocks_for(at.ghosts() * at.channels), kThreads, 0, queue>>>(
-            at, policy, cut_of(at).parts, partial, counts, static_cast<Acc*>(sums));
-    return last_error();
+    launch(
+        finish_gradient_sums_kernel<Acc>,
+        {blocks_for(at.ghosts() * at.channels), kThreads, queue}, at, policy, cut_of(at).parts,
+        partial, counts, static_cast<Acc*>(sums));
+    return launch_error();
   });
 }
 
@@ -333,7 +335,7 @@ const char* launch_norm_gradient(
         policy, at, static_cast<const T*>(grad), static_cast<const T*>(x), mask, means,
         means + at.channels, static_cast<T*>(dx), static_cast<T*>(dresidual),
         static_cast<cudaStream_t>(stream));
-    return last_error();
+    return launch_error();
   });
 }
 

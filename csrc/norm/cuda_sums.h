@@ -50,6 +50,12 @@ __device__ __forceinline__ void store_unit(T* data, int count, const Acc (&value
   }
 }
 
+// What sums are taken about: a value near the others, but never infinite, for inf - inf is a NaN.
+template <typename Acc>
+__device__ __forceinline__ Acc shift_by(Acc value) {
+  return value - value == 0 ? value : Acc(0);
+}
+
 enum class Sums { kMoments, kAbsolute, kGradient };
 
 // What one thread adds up for one channel.
@@ -62,7 +68,7 @@ struct Local {
   __device__ __forceinline__ void add(Acc x, Acc grad, Acc mean) {
     if constexpr (What == Sums::kMoments) {
       // About the thread's first value: float32 loses nothing to a mean far from zero.
-      if (count == 0) shift = x;
+      if (count == 0) shift = shift_by(x);
       const Acc d = x - shift;
       a += d;
       b += d * d;
@@ -160,7 +166,7 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(
       take((at.first(ghost) + begin + i / units) * at.channels + tile, i % units);
     }
     double out[3];
-    const double origin = widen(x[origin_of(at, ghost, tile)]);
+    const double origin = shift_by(widen(x[origin_of(at, ghost, tile)]));
     local[0].template finish<What>(origin, out);
     for (int output = 0; output < kOutputs<What>; ++output) {
       shared[thread] = out[output];
@@ -173,7 +179,6 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(
         partial[(int64_t(output) * cut.parts + part) * all + ghost * at.channels + tile] =
             shared[0];
       }
-      __syncthreads();
     }
   } else {
     const int lane = thread % cut.lanes, line = thread / cut.lanes, lines = kThreads / cut.lanes;
@@ -199,7 +204,7 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(
       const int64_t c = first_channel + e;
       const bool real = active && c < at.channels;
       double out[3];
-      const double origin = real ? double(widen(x[origin_of(at, ghost, c)])) : 0.0;
+      const double origin = real ? double(shift_by(widen(x[origin_of(at, ghost, c)]))) : 0.0;
       local[e].template finish<What>(origin, out);
       for (int output = 0; output < kOutputs<What>; ++output) {
         shared[thread] = out[output];
@@ -212,7 +217,6 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(
           partial[(int64_t(output) * cut.parts + part) * all + ghost * at.channels + c] =
               shared[thread];
         }
-        __syncthreads();
       }
     }
   }
@@ -244,7 +248,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(
   const double n = static_cast<double>(at.values(ghost));
   const double offset = sum_of_parts(partial, parts, 0, all, index) / n;
   if constexpr (What == Sums::kMoments) {
-    const double origin = widen(x[origin_of(at, ghost, index % at.channels)]);
+    const double origin = shift_by(widen(x[origin_of(at, ghost, index % at.channels)]));
     const double variance = sum_of_parts(partial, parts, 1, all, index) / n - offset * offset;
     statistics[index] = static_cast<Acc>(origin + offset);
     statistics[all + index] = static_cast<Acc>(variance < 0 ? 0.0 : variance);

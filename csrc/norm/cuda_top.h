@@ -23,17 +23,17 @@ __device__ __forceinline__ int64_t place_of(
   return ((at.first(ghost) + i / length) * at.channels + c) * at.length + i % length;
 }
 
-// Adds `value` over the block; the sum is in shared[0] for all threads.
+// Adds `value` over the block, for thread 0, which alone touches shared[0] at the end: a next call
+// may follow at once.
 __device__ __forceinline__ double sum_over_block(double* shared, double value) {
   const int thread = static_cast<int>(threadIdx.x);
-  __syncthreads();
   shared[thread] = value;
   __syncthreads();
   for (int half = kThreads / 2; half > 0; half /= 2) {
     if (thread < half) shared[thread] += shared[thread + half];
     __syncthreads();
   }
-  return shared[0];
+  return thread == 0 ? shared[0] : 0.0;
 }
 
 // One block a channel of a ghost: the k-th largest deviation by its bits, eight at a time from the
@@ -56,8 +56,7 @@ __global__ void __launch_bounds__(kThreads) top_kernel(
   const auto k = static_cast<unsigned int>(min(top, int64_t(n)));
   const Acc mean = statistics[index];
   const auto size_of = [&](uint32_t i) {
-    const Acc d = Acc(widen(x[place_of(at, ghost, c, i)])) - mean;
-    return d < 0 ? -d : d;
+    return fabs(Acc(widen(x[place_of(at, ghost, c, i)])) - mean);  // clears the sign of -0 too
   };
   Bits prefix = 0, known = 0;
   if (thread == 0) left = k;

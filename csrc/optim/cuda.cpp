@@ -2,11 +2,9 @@
 
 #ifdef LARGEBATCH_CUDA
 
-#include <torch/csrc/stable/accelerator.h>
-
 #include <array>
 
-#include "common/cuda_stream.h"
+#include "common/cuda_device.h"
 #include "common/tensors.h"
 #include "optim/check.h"
 #include "optim/cuda_host.h"
@@ -22,7 +20,7 @@ constexpr std::array<Element, 4> kElements = {
 void enqueue_norm(TensorList& tensors, const Tensor& norm, const Tensor* factor, const Clip& clip) {
   const int32_t device = tensors[0].get_device_index();
   check_device(tensors, device);
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   void* const stream = current_cuda_stream(device);
   std::array<std::vector<NormRow>, kElements.size()> rows;
   int64_t count = 0;
@@ -55,7 +53,7 @@ void enqueue_norm(TensorList& tensors, const Tensor& norm, const Tensor* factor,
 void sgd_step_cuda(StepLists lists, const StepScalars& scalars, const SgdOptions& options) {
   if (lists.params.empty()) return;
   const int32_t device = lists.params[0].get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   Rows flat = flat_rows(lists);
   std::vector<DeviceRow> rows;
   for (const DeviceRow& row : device_rows(lists, device)) {

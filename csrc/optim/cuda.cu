@@ -108,9 +108,9 @@ __global__ void __launch_bounds__(kFinishThreads) finish_norm_kernel(
   }
 }
 
-// Fills tables of rows and runs `launch(table, blocks)` on each.
-template <class Table, class Row, class Launch>
-const char* for_tables(const Row* rows, size_t count, const Launch& launch) {
+// Fills tables of rows and runs `body(table, blocks)` on each.
+template <class Table, class Row, class Body>
+const char* for_tables(const Row* rows, size_t count, const Body& body) {
   Table table;
   constexpr size_t kCapacity = sizeof(Table::rows) / sizeof(Row);
   for (size_t start = 0; start < count; start += kCapacity) {
@@ -121,8 +121,8 @@ const char* for_tables(const Row* rows, size_t count, const Launch& launch) {
       table.first_chunk[index] = static_cast<int>(blocks);
       blocks += chunks_of(table.rows[index].length);
     }
-    launch(table, static_cast<unsigned>(blocks));
-    if (const char* error = last_error()) return error;
+    body(table, static_cast<unsigned>(blocks));
+    if (const char* error = launch_error()) return error;
   }
   return nullptr;
 }
@@ -133,8 +133,9 @@ const char* run_sgd(
     DeviceScalar found_inf, cudaStream_t stream) {
   return for_tables<SgdTable<Capacity>>(
       rows, count, [&](const SgdTable<Capacity>& table, unsigned blocks) {
-        sgd_kernel<Capacity>
-            <<<blocks, kThreads, 0, stream>>>(table, options, grad_factor, found_inf);
+        launch(
+            sgd_kernel<Capacity>, {blocks, kThreads, stream}, table, options, grad_factor,
+            found_inf);
       });
 }
 
@@ -143,7 +144,7 @@ const char* run_square_sums(
     const NormRow* rows, size_t count, double* partial, cudaStream_t stream) {
   return for_tables<NormTable<Capacity>>(
       rows, count, [&](const NormTable<Capacity>& table, unsigned blocks) {
-        square_sum_kernel<T, Capacity><<<blocks, kThreads, 0, stream>>>(table, partial);
+        launch(square_sum_kernel<T, Capacity>, {blocks, kThreads, stream}, table, partial);
         partial += blocks;
       });
 }
@@ -187,9 +188,10 @@ const char* launch_finish_norm(
     bool is_double,
     Clip clip,
     void* stream) {
-  finish_norm_kernel<<<1, kFinishThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      partial, count, norm, factor, is_double, clip);
-  return last_error();
+  launch(
+      finish_norm_kernel, {1, kFinishThreads, static_cast<cudaStream_t>(stream)}, partial, count,
+      norm, factor, is_double, clip);
+  return launch_error();
 }
 
 }  // namespace largebatch

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "common/cuda_device.h"
 #include "common/tensors.h"
 #include "optim/cuda.h"
 #include "optim/lists.h"
@@ -24,7 +25,7 @@ inline Element element_of(const Tensor& tensor) {
 inline void check_device(const TensorList& tensors, int32_t device) {
   for (const Tensor& tensor : tensors) {
     STD_TORCH_CHECK(
-        tensor.is_cuda() && tensor.get_device_index() == device,
+        is_on_cuda(tensor) && tensor.get_device_index() == device,
         "largebatch: all tensors of a call must be on one CUDA device");
   }
 }

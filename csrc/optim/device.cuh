@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "common/launch.cuh"
 #include "common/widen.cuh"
 #include "optim/cuda.h"
 #include "optim/math.h"
@@ -17,8 +18,10 @@ constexpr int kThreads = 256;
 constexpr int64_t kChunk = 8192;  // elements of a block: 8 rounds of 16-byte loads of float32
 constexpr int kVectorBytes = 16;
 
+// Aligned to its own size, or to that of the largest access: a lane's pack begins where the one of
+// the lane before ends.
 template <typename T, int Count>
-struct alignas(kVectorBytes) Pack {
+struct alignas(sizeof(T) * Count < kVectorBytes ? sizeof(T) * Count : kVectorBytes) Pack {
   T values[Count];
 };
 
@@ -202,11 +205,6 @@ __device__ __forceinline__ void sgd_chunk(
 }
 
 int64_t chunks_of(int64_t length) { return (length + kChunk - 1) / kChunk; }
-
-const char* last_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
 
 }  // namespace
 }  // namespace largebatch

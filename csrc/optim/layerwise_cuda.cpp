@@ -4,9 +4,7 @@
 
 #include "optim/layerwise_cuda.h"
 
-#include <torch/csrc/stable/accelerator.h>
-
-#include "common/cuda_stream.h"
+#include "common/cuda_device.h"
 #include "optim/cuda_host.h"
 #include "optim/layerwise.h"
 
@@ -21,7 +19,7 @@ void step(
   if (lists.params.empty()) return;
   const int32_t device = lists.params[0].get_device_index();
   check_device({scalars.norms}, device);
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   Rows flat = flat_rows(lists);
 
   const auto* settings = static_cast<const double*>(scalars.settings.const_data_ptr());

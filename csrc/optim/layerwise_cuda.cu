@@ -271,10 +271,10 @@ __global__ void __launch_bounds__(kThreads) lamb_apply_kernel(
   });
 }
 
-// Fills tables of rows and runs `launch(table, blocks, call)` on each.
-template <int Capacity, class Launch>
+// Fills tables of rows and runs `body(table, blocks, call)` on each.
+template <int Capacity, class Body>
 const char* for_tables(
-    const LayerRow* rows, size_t count, LayerCall call, const Launch& launch) {
+    const LayerRow* rows, size_t count, LayerCall call, const Body& body) {
   LayerTable<Capacity> table;
   for (size_t start = 0; start < count; start += Capacity) {
     table.count = static_cast<int>(std::min<size_t>(Capacity, count - start));
@@ -285,8 +285,8 @@ const char* for_tables(
       blocks += layer_chunks(table.rows[index].length);
     }
     table.first_chunk[table.count] = static_cast<int>(blocks);
-    launch(table, static_cast<unsigned>(blocks), call);
-    if (const char* error = last_error()) return error;
+    body(table, static_cast<unsigned>(blocks), call);
+    if (const char* error = launch_error()) return error;
     call.partial += 2 * blocks;
   }
   return nullptr;
@@ -300,12 +300,15 @@ const char* run_lars(
       rows, count, call,
       [&](const LayerTable<Capacity>& table, unsigned blocks, const LayerCall& of_table) {
         if (call.with_sums) {
-          lars_sums_kernel<Capacity><<<blocks, kThreads, 0, stream>>>(table, of_table, options);
+          launch(lars_sums_kernel<Capacity>, {blocks, kThreads, stream}, table, of_table, options);
         }
         if (call.with_update) {
-          lars_update_kernel<Capacity><<<blocks, kThreads, 0, stream>>>(table, of_table, options);
+          launch(
+              lars_update_kernel<Capacity>, {blocks, kThreads, stream}, table, of_table, options);
         } else {
-          sums_kernel<Capacity><<<table.count, kThreads, 0, stream>>>(table, of_table);
+          launch(
+              sums_kernel<Capacity>, {static_cast<unsigned>(table.count), kThreads, stream},
+              table, of_table);
         }
       });
 }
@@ -318,15 +321,19 @@ const char* run_lamb(
       rows, count, call,
       [&](const LayerTable<Capacity>& table, unsigned blocks, const LayerCall& of_table) {
         if (call.with_sums) {
-          lamb_moments_kernel<Capacity><<<blocks, kThreads, 0, stream>>>(table, of_table, options);
+          launch(
+              lamb_moments_kernel<Capacity>, {blocks, kThreads, stream}, table, of_table, options);
         } else {
           const unsigned groups = (table.count + kThreads - 1) / kThreads;
-          numbers_kernel<Capacity><<<groups, kThreads, 0, stream>>>(table, of_table);
+          launch(numbers_kernel<Capacity>, {groups, kThreads, stream}, table, of_table);
         }
         if (call.with_update) {
-          lamb_apply_kernel<Capacity><<<blocks, kThreads, 0, stream>>>(table, of_table, options);
+          launch(
+              lamb_apply_kernel<Capacity>, {blocks, kThreads, stream}, table, of_table, options);
         } else {
-          sums_kernel<Capacity><<<table.count, kThreads, 0, stream>>>(table, of_table);
+          launch(
+              sums_kernel<Capacity>, {static_cast<unsigned>(table.count), kThreads, stream},
+              table, of_table);
         }
       });
 }

@@ -4,9 +4,7 @@
 
 #include "shards/cuda.h"
 
-#include <torch/csrc/stable/accelerator.h>
-
-#include "common/cuda_stream.h"
+#include "common/cuda_device.h"
 #include "optim/cuda_host.h"
 #include "shards/shards.h"
 
@@ -38,7 +36,7 @@ Tensor sum_shards_cuda(TensorList shards, Tensor out, int64_t divisor, bool squa
   const int32_t device = out.get_device_index();
   check_device({out}, device);
   check_device(shards, device);
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Tensor found = torch::stable::new_zeros(out, {2}, ScalarType::Double);
   if (out.numel() == 0) return found;
   const ScalarType in = shards[0].scalar_type();

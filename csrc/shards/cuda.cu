@@ -138,7 +138,7 @@ bool is_vector_aligned(const void* pointer) {
 }
 
 template <typename In, typename Out>
-const char* launch(
+const char* run(
     const Shards& shards, int count, void* out, int64_t length, int64_t divisor, double* partial,
     double* squares, cudaStream_t stream) {
   bool aligned = is_vector_aligned(out);
@@ -146,14 +146,16 @@ const char* launch(
   const auto blocks = static_cast<unsigned>(shard_partials(length));
   auto* const to = static_cast<Out*>(out);
   if (partial != nullptr) {
-    sum_shards_kernel<In, Out, true><<<blocks, kThreads, 0, stream>>>(
-        shards, count, to, length, divisor, aligned, partial);
-    add_partials_kernel<<<1, 32, 0, stream>>>(partial, blocks, squares);
+    launch(
+        sum_shards_kernel<In, Out, true>, {blocks, kThreads, stream}, shards, count, to, length,
+        divisor, aligned, partial);
+    launch(add_partials_kernel, {1, 32, stream}, partial, blocks, squares);
   } else {
-    sum_shards_kernel<In, Out, false><<<blocks, kThreads, 0, stream>>>(
-        shards, count, to, length, divisor, aligned, nullptr);
+    launch(
+        sum_shards_kernel<In, Out, false>, {blocks, kThreads, stream}, shards, count, to, length,
+        divisor, aligned, nullptr);
   }
-  return last_error();
+  return launch_error();
 }
 
 }  // namespace
@@ -169,7 +171,7 @@ const char* launch_sum_shards(
   Shards table;
   std::memcpy(table.data, shards, count * sizeof(void*));
   const auto call = [&](auto in_value, auto out_value) {
-    return launch<decltype(in_value), decltype(out_value)>(
+    return run<decltype(in_value), decltype(out_value)>(
         table, static_cast<int>(count), out, length, divisor, partial, squares,
         static_cast<cudaStream_t>(stream));
   };

@@ -9,6 +9,8 @@ The functions of this package call the operators; they are traced whole by ``tor
 never wait for the device.
 """
 
+import torch
+
 from largebatch._ops.dtypes import accumulate_dtype
 from largebatch._ops.gradient_norm import (
     clip_factor,
@@ -27,6 +29,7 @@ from largebatch._ops.library import (
     build_record,
     face,
     is_compiled,
+    serve_gpus_without_code,
 )
 from largebatch._ops.norm import ghost_norm
 from largebatch._ops.norm_reference import (
@@ -78,3 +81,6 @@ __all__ = [
     "sgd_",
     "sum_shards",
 ]
+
+# Run when torch first uses CUDA, by when all operators are registered.
+torch.cuda._lazy_call(serve_gpus_without_code)

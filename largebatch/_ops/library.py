@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from largebatch._errors import UserError
+from largebatch._ops.architectures import without_code
 from largebatch._ops.guards import in_place, on_one_device, written
 
 PACKAGE = Path(__file__).parent.parent
@@ -96,6 +97,26 @@ def register(*operators: Operator) -> None:
             _LIBRARY.impl(operator.name, guard, "ADInplaceOrView", with_keyset=True)
 
 
+_without_code = ""  # why no GPU of this machine gets the kernels, known once CUDA is in use
+
+
+def serve_gpus_without_code() -> None:
+    """Let the reference serve CUDA tensors if the library has no code for a GPU of this machine.
+
+    Torch calls this when it first uses CUDA, and not before; without it, a kernel would raise.
+    """
+    global _without_code
+    built = build_record().get("architectures", [])
+    if _ABSENT or not built:
+        return
+    gpus = range(torch.cuda.device_count())
+    _without_code = without_code(built, map(torch.cuda.get_device_capability, gpus))
+    if _without_code:
+        for name, operator in OPERATORS.items():
+            if _kernel_exists(name, "CUDA"):
+                _LIBRARY.impl(name, operator.reference, "CUDA")
+
+
 def face() -> Literal["compiled", "reference"]:
     """Return which face serves CPU tensors in this process."""
     return "reference" if _ABSENT else "compiled"
@@ -103,30 +124,30 @@ def face() -> Literal["compiled", "reference"]:
 
 def backends() -> dict[str, dict[str, str]]:
     """Return, for each operator, ``{face: "yes" or the reason why it is absent}``."""
-    no_cuda = _ABSENT or _without_cuda()
 
-    def state(name: str, key: str, reason: str) -> str:
-        has = torch._C._dispatch_has_kernel_for_dispatch_key(f"largebatch::{name}", key)
-        return "yes" if has else reason
+    def state(name: str, device: str, reason: str) -> str:
+        return "yes" if is_compiled(name, torch.device(device)) else reason
 
     return {
         name: {
             "reference": "yes",
-            "cpu": state(name, "CPU", _ABSENT),
-            "cuda": state(name, "CUDA", no_cuda),
+            "cpu": state(name, "cpu", _ABSENT),
+            "cuda": state(name, "cuda", _no_cuda()),
         }
         for name in OPERATORS
     }
 
 
-def _without_cuda() -> str:
-    """Return why an operator of the compiled library has no CUDA kernel."""
-    return str(build_record().get("cuda", "built without CUDA kernels")) or "has no CUDA kernel"
-
-
 def is_compiled(name: str, device: torch.device) -> bool:
     """Return whether operator ``name`` has a compiled kernel for ``device``."""
+    if device.type == "cuda" and _without_code:
+        return False
     return _kernel_exists(name, device.type.upper())
+
+
+def _no_cuda() -> str:
+    built = str(build_record().get("cuda", "built without CUDA kernels"))
+    return _ABSENT or _without_code or built or "has no CUDA kernel"
 
 
 @functools.cache
@@ -138,7 +159,7 @@ def _kernel_exists(name: str, key: str) -> bool:
 
 @functools.cache
 def _say_once(device_type: str) -> None:
-    reason = _ABSENT or _without_cuda()
+    reason = _no_cuda()
     if reason != "LARGEBATCH_OPS=reference":
         warnings.warn(
             f"largebatch uses its reference ops on {device_type} ({reason}); they are slower",

@@ -1,0 +1,240 @@
+// Runs every kernel on small shapes, without torch: for sanitizers (under ThreadSanitizer CUDA threads
+// are its threads, and two accesses of one address, one of them a write, that no barrier orders are
+// reported, in a block and between the blocks of a launch) and for orders of threads. Prints a hash of
+// all results for each family, and the barriers that were met.
+//
+//   driver [norms] [optimizers] [others]
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "linear/cuda.h"
+#include "norm/cuda.h"
+#include "optim/cuda.h"
+#include "optim/layerwise_cuda.h"
+#include "shards/cuda.h"
+
+using namespace largebatch;
+
+extern "C" const char* emulation_barriers();
+
+#if defined(__SANITIZE_THREAD__)  // its fibers are dear
+constexpr int64_t kMoreThanBlocks = 4, kLong = 20000;
+#else
+constexpr int64_t kMoreThanBlocks = 65540, kLong = 300000;
+#endif
+
+static std::mt19937 engine(1);
+static uint64_t hash = 14695981039346656037u;
+
+template <typename T>
+static void keep(const std::vector<T>& results) {
+  const auto* const bytes = reinterpret_cast<const unsigned char*>(results.data());
+  for (size_t i = 0; i < results.size() * sizeof(T); ++i) hash = (hash ^ bytes[i]) * 1099511628211u;
+}
+
+static void check(const char* error) {
+  if (error != nullptr) {
+    printf("%s\n", error);
+    exit(1);
+  }
+}
+
+static std::vector<float> numbers(int64_t count) {
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(engine);
+  return values;
+}
+
+// Bytes that are finite numbers of the element type.
+static std::vector<uint8_t> elements(int type, int64_t count) {
+  std::vector<uint8_t> bytes(count * (type == 0 ? 4 : type == 1 ? 8 : 2));
+  const auto values = numbers(count);
+  for (int64_t i = 0; i < count; ++i) {
+    if (type == 0) reinterpret_cast<float*>(bytes.data())[i] = values[i];
+    if (type == 1) reinterpret_cast<double*>(bytes.data())[i] = values[i];
+    if (type == 2) reinterpret_cast<uint16_t*>(bytes.data())[i] = 0x3000 + (i * 37) % 3000;
+    if (type == 3) memcpy(&bytes[2 * i], reinterpret_cast<const char*>(&values[i]) + 2, 2);
+  }
+  return bytes;
+}
+
+static void norms() {
+  const NormLayout shapes[] = {
+      {true, 6, 3, 24, 4, 1},  {true, 5, 2, 7, 2, 2},   {true, 3, 2, 600, 3, 1},
+      {false, 6, 24, 4, 4, 1}, {false, 30, 5, 9, 20, 1}, {false, 8, 300, 1, 8, 1},
+      {false, 12, 8, 150, 12, 1}};
+  for (const NormLayout& at : shapes) {
+    for (const int type : {0, 3}) {
+      for (int policy = 0; policy < 3; ++policy) {
+        const int64_t all = at.samples * at.channels * at.length, table = at.ghosts() * at.channels;
+        const auto x = elements(type, all), residual = elements(type, all);
+        auto y = x, dx = x, dresidual = x;
+        const int wide = type == 1 ? 8 : 4;
+        std::vector<uint8_t> statistics(3 * table * wide), coefficients(5 * table * wide),
+            sums(6 * table * wide), mask(at.mask_rows() * at.mask_row());
+        const auto weight = elements(type == 1 ? 1 : 0, at.channels);
+        std::vector<double> partial(norm_partials(at));
+        const auto element = static_cast<NormElement>(type);
+        const auto rule = static_cast<NormPolicy>(policy);
+        check(launch_norm_forward(
+            element,
+            {at, rule, 3, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
+             statistics.data(), mask.data(), partial.data(), coefficients.data()},
+            nullptr));
+        check(launch_norm_backward(
+            element,
+            {at, rule, 3, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
+             mask.data(), dx.data(), dresidual.data(), sums.data(), partial.data(),
+             coefficients.data()},
+            nullptr));
+        for (const auto& result : {y, dx, dresidual, statistics, sums, mask}) keep(result);
+        if (at.ghosts() != 1) continue;
+        check(launch_norm_moments(
+            element, at, x.data(), nullptr, partial.data(), statistics.data(), nullptr));
+        keep(statistics);
+        check(launch_norm_moments(
+            element, at, x.data(), weight.data(), partial.data(), statistics.data(), nullptr));
+        keep(statistics);
+        check(launch_norm_apply(
+            element, at, x.data(), nullptr, coefficients.data(), y.data(), mask.data(), nullptr));
+        check(launch_norm_gradient_sums(
+            element, at, rule, residual.data(), x.data(), mask.data(), statistics.data(),
+            partial.data(), sums.data(), nullptr));
+        for (const auto& result : {y, mask, sums}) keep(result);
+        std::vector<uint8_t> six(6 * table * wide, 0);
+        check(launch_norm_gradient(
+            element, at, rule, residual.data(), x.data(), mask.data(), six.data(), dx.data(),
+            dresidual.data(), nullptr));
+        for (const auto& result : {dx, dresidual}) keep(result);
+      }
+    }
+  }
+}
+
+static void optimizers() {
+  const int64_t sizes[] = {1, 5, 64, 1000, 8192, 8193, kLong};
+  for (int many = 0; many < 2; ++many) {
+    std::vector<std::vector<uint8_t>> memory;
+    std::vector<LayerRow> rows;
+    const auto room = [&](int type, int64_t size) {
+      memory.push_back(elements(type, size));
+      return static_cast<void*>(memory.back().data());
+    };
+    const int count = many ? 70 : 14;
+    std::vector<float> steps(count, 3.0f);
+    for (int index = 0; index < count; ++index) {
+      const int type = index % 4;
+      const bool low = type != 1 && index % 3 == 0;
+      const int64_t size = many ? 5 + index : sizes[index % 7];
+      const int moment = low ? 3 : type == 1 ? 1 : 0;
+      LayerRow row{};
+      row.param = room(type, size);
+      row.grad = room(type, size);
+      row.first = room(moment, size);
+      row.second = room(moment, size);
+      memset(row.second, 0, size * (moment == 1 ? 8 : moment == 0 ? 4 : 2));
+      row.master = type >= 2 && index % 2 ? room(0, size) : nullptr;
+      row.length = size;
+      row.element = static_cast<Element>(type);
+      row.low_moments = low;
+      row.step = &steps[index];
+      row.setting = {0.1, 0.01, index % 5 != 0};
+      row.index = index;
+      rows.push_back(row);
+    }
+    const float one = 0.5f, none = 0.0f;
+    int64_t chunks = 0;
+    for (const LayerRow& row : rows) chunks += layer_chunks(row.length);
+    std::vector<double> norms(3 * count), scratch(2 * chunks + count);
+    const DeviceScalar half = {&one, false}, zero = {&none, false};
+    for (int stage = 0; stage < 3; ++stage) {
+      const LayerCall call = {half, half, zero, norms.data(), scratch.data(),
+                              scratch.data() + 2 * chunks, stage != 2, stage != 1};
+      check(launch_lars(
+          rows.data(), rows.size(), call,
+          {0.9, 0.001, 0.0, false, true, true, true, false, false, false}, nullptr));
+      check(launch_lamb(
+          rows.data(), rows.size(), call,
+          {0.9, 0.999, 1e-6, BiasCorrection::kMoments, true, false, 0.0, 10.0}, nullptr));
+    }
+    std::vector<DeviceRow> plain(rows.begin(), rows.end());
+    check(launch_sgd(
+        plain.data(), plain.size(), {0.1, 0.9, 0.0, 0.01, false, true, false, false, 1.0}, half,
+        zero, nullptr));
+    std::vector<double> partial(chunks);
+    double* next = partial.data();
+    for (int type = 0; type < 4; ++type) {
+      std::vector<NormRow> of_type;
+      for (const LayerRow& row : rows) {
+        if (int(row.element) == type) of_type.push_back({row.grad, row.length});
+      }
+      check(launch_square_sums(
+          static_cast<Element>(type), of_type.data(), of_type.size(), next, nullptr));
+      for (const NormRow& row : of_type) next += square_sum_count(row.length);
+    }
+    std::vector<float> found(2);
+    check(launch_finish_norm(
+        partial.data(), next - partial.data(), &found[0], &found[1], false, {1.0, 1e-6, half},
+        nullptr));
+    for (const auto& result : memory) keep(result);
+    keep(found);
+    keep(norms);
+    keep(steps);
+  }
+}
+
+static void others() {
+  for (const int64_t length : {1, 1100, 20000}) {
+    for (int type = 0; type < 10; type += 3) {
+      const int bytes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8, 1};
+      std::vector<std::vector<uint8_t>> shards;
+      for (int shard = 0; shard < 3; ++shard) {
+        shards.push_back(type < 4 ? elements(type, length) : std::vector<uint8_t>(length * bytes[type], 1));
+      }
+      const void* data[] = {shards[0].data(), shards[1].data(), shards[2].data()};
+      std::vector<double> partial(2 * shard_partials(length)), squares(2);
+      check(launch_sum_shards(
+          static_cast<ShardType>(type), static_cast<ShardType>(type), data, 3, shards[0].data(),
+          length, 3, type < 4 ? partial.data() : nullptr, squares.data(), nullptr));
+      keep(shards[0]);
+      keep(squares);
+    }
+  }
+  const int64_t sizes[][3] = {
+      {3, 10, 7}, {2, 300, 64}, {2, 64, 300}, {1, 9, 5}, {kMoreThanBlocks, 1, 3}};
+  for (const auto& size : sizes) {
+    for (const int type : {0, 1}) {
+      int64_t features = 1, outputs = 1;
+      while (features < size[1]) features *= 2;
+      while (outputs < size[2]) outputs *= 2;
+      const int64_t length = features < outputs ? features : outputs;
+      const auto element = static_cast<HadamardElement>(type);
+      const auto x = elements(type, size[0] * size[1]);
+      auto y = elements(type, size[0] * size[2]);
+      std::vector<double> scratch(size[0] * length);
+      check(launch_hadamard(
+          element,
+          {size[0], size[1], size[2], length, x.data(), y.data(),
+           hadamard_needs_scratch(element, length) ? scratch.data() : nullptr},
+          nullptr));
+      keep(y);
+    }
+  }
+}
+
+int main(int count, char** arguments) {
+  for (int index = 1; index < count; ++index) {
+    const std::string family = arguments[index];
+    if (family == "norms") norms();
+    if (family == "optimizers") optimizers();
+    if (family == "others") others();
+    printf("%s %016llx\n", family.c_str(), static_cast<unsigned long long>(hash));
+  }
+  printf("%s", emulation_barriers());
+}

@@ -1,0 +1,29 @@
+// Launches on the CPU, in place of csrc/common/launch.cuh.
+
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <tuple>
+
+namespace largebatch {
+
+struct Grid {
+  unsigned int blocks, threads;
+  cudaStream_t stream;
+  size_t shared = 0;
+};
+
+// Arguments are copied once, as CUDA does.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), const Grid& grid, const Arguments&... arguments) {
+  const std::tuple<std::decay_t<Parameters>...> copies(arguments...);
+  const auto body = [&] { std::apply(kernel, copies); };
+  emulation::run(
+      {grid.blocks, grid.threads, grid.shared, sizeof(copies),
+       [](const void* context) { (*static_cast<const decltype(body)*>(context))(); }, &body});
+}
+
+inline const char* launch_error() { return emulation::error(); }
+
+}  // namespace largebatch

@@ -1,0 +1,184 @@
+"""The CUDA kernels on the emulated device: orders of threads, barriers, sanitizers, contraction.
+
+Their results are tested by the operators' own tests, which run on these kernels too (conftest.py).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from largebatch import _ops
+
+ORDERS = ("backward", "random:1", "random:2", "random:3")
+FAMILIES = ("norms", "optimizers", "others")
+ops = torch.ops.largebatch
+
+
+def run(driver: Path, *families: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the driver; its address space as ThreadSanitizer wants it."""
+    return subprocess.run(
+        ["setarch", "-R", str(driver), *families],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+
+
+def results(driver: Path, *families: str, **environment: str) -> list[str]:
+    """Return a line a family with the hash of its results, or what went wrong."""
+    done = run(driver, *families, **environment)
+    lines = [line for line in done.stdout.splitlines() if line.split()[0] in families]
+    return lines if done.returncode == 0 else [done.stdout + done.stderr]
+
+
+@pytest.fixture(scope="module")
+def driver(emulation: ModuleType) -> Path:
+    return emulation.build(driver=True)
+
+
+def test_five_orders_of_threads_and_blocks_give_the_same_bits(driver: Path) -> None:
+    forward = results(driver, *FAMILIES)
+    assert [line.split()[0] for line in forward] == list(FAMILIES)
+    for order in ORDERS:
+        assert results(driver, *FAMILIES, CUDA_EMULATION_ORDER=order) == forward, order
+
+
+def test_the_driver_comes_to_every_barrier_of_the_sources(
+    emulation: ModuleType, driver: Path
+) -> None:
+    met = run(driver, *FAMILIES).stdout.splitlines()[len(FAMILIES) :]
+    written = [
+        f"csrc/{path.relative_to(emulation.CSRC).as_posix()}:{line}"
+        for path in emulation.CSRC.rglob("*.*")
+        for line, text in enumerate(path.read_text().splitlines(), 1)
+        if "__syncthreads()" in text
+    ]
+    assert sorted(met) == sorted(written)
+
+
+@pytest.mark.slow
+def test_a_barrier_taken_out_is_noticed(driver: Path) -> None:
+    """In some order of threads the results differ, or the launch fails."""
+    usual = results(driver, *FAMILIES)
+    unnoticed = []
+    for barrier in run(driver, *FAMILIES).stdout.splitlines()[len(FAMILIES) :]:
+        without = {"CUDA_EMULATION_SKIP": barrier}
+        if all(
+            results(driver, *FAMILIES, CUDA_EMULATION_ORDER=order, **without) == usual
+            for order in ("forward", *ORDERS, "random:4", "random:5")
+        ):
+            unnoticed.append(barrier)
+    assert not unnoticed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_addresses_and_undefined_behaviour(emulation: ModuleType) -> None:
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+    done = run(emulation.build(*flags, driver=True), *FAMILIES, ASAN_OPTIONS="detect_leaks=0")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_two_threads_race(emulation: ModuleType, family: str) -> None:
+    """ThreadSanitizer, with CUDA threads as its threads."""
+    done = run(emulation.build("-fsanitize=thread", "-g1", driver=True), family)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_threads_that_race_are_reported(emulation: ModuleType, driver: Path) -> None:
+    barriers = run(driver, "others").stdout.splitlines()[1:]
+    watched = emulation.build("-fsanitize=thread", "-g1", driver=True)
+    reported = [
+        "WARNING: ThreadSanitizer: data race"
+        in run(watched, "others", CUDA_EMULATION_SKIP=barrier).stderr
+        for barrier in barriers
+    ]
+    # The one between the rows of a block takes more rows than the driver has here.
+    assert sum(reported) >= len(barriers) - 1
+
+
+@pytest.mark.slow
+def test_fused_multiply_add_changes_no_more_than_roundings(emulation: ModuleType) -> None:
+    """Nvcc contracts, so no choice in the kernels may hang on a last digit."""
+    torch.manual_seed(0)
+    x, grad = torch.randn(2, 9, 17, 4, 4)
+    weight = torch.rand(17)
+    for policy in range(3):
+        options = (policy, 3, 4, 2, 1e-5)
+        found = []
+        for flags in ((), ("-mfma", "-ffp-contract=fast")):
+            with emulation.serving(*flags):
+                y, statistics, mask = ops.ghost_norm(x, weight, None, None, *options, True)
+                found.append((y, statistics, *ops.ghost_norm_backward(
+                    grad, x, weight, statistics, mask, *options, False)))  # fmt: skip
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+# --- What the emulation has found: each of these failed before. -----------------------------------
+
+
+@pytest.fixture
+def on_cuda_kernels(emulation: ModuleType):
+    with emulation.serving() as library:
+        yield library
+
+
+def test_a_negative_zero_is_no_largest_deviation(on_cuda_kernels) -> None:
+    """The k-th largest was found by bits, and those of -0.0 are above every number's."""
+    x = torch.tensor([-1.0, 1.0, -0.0]).view(3, 1)
+    y, statistics, _ = ops.ghost_norm(x, None, None, None, 2, 1, 3, 1, 1e-5, False)
+    expected = _ops.reference_ghost_norm(x, None, None, None, 2, 1, 3, 1, 1e-5, False)
+    assert statistics[1].item() == 1.0
+    torch.testing.assert_close(y, expected[0])
+
+
+def test_packs_of_sixteen_bits_beside_float32_are_not_thought_aligned(on_cuda_kernels) -> None:
+    """Every second lane loaded moments as if aligned to 16 bytes: a fault in some compilers."""
+    for numel in (8, 4096, 8200):
+        params, grads = [torch.randn(numel)], [torch.randn(numel)]
+        buffers = [torch.randn(numel).bfloat16()]
+        copies = [[t.clone() for t in group] for group in (params, grads, buffers)]
+        _ops.sgd_(params, grads, buffers, lr=0.1, momentum=0.9)
+        _ops.reference_sgd_(
+            *copies, lr=0.1, momentum=0.9, weight_decay=0.0, nesterov=False, grad_factor=None,
+            found_inf=None, dampening=0.0, decoupled=False, maximize=False,
+            lr_inside_momentum=False, buffer_factor=1.0,
+        )  # fmt: skip
+        torch.testing.assert_close(params, copies[0])
+        torch.testing.assert_close(buffers, copies[2])
+
+
+def test_top_k_refuses_more_values_than_it_counts(on_cuda_kernels) -> None:
+    x = torch.empty(1, 1, 2**32, dtype=torch.float16)  # never touched
+    with pytest.raises(RuntimeError, match="top-k takes less than 2\\^32 on CUDA"):
+        ops.ghost_norm(x, None, None, None, 2, 1, 1, 1, 1e-5, False)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("place", [0, 5])
+def test_an_infinite_value_gives_an_infinite_mean(on_cuda_kernels, layout: str, place: int) -> None:
+    x = torch.randn(6, 3, 2, 2)
+    x[place, 1] = torch.inf
+    if layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    for policy in range(3):
+        options = (None, None, None, policy, 2, 6, 1, 1e-5, False)
+        for one, other in zip(
+            ops.ghost_norm(x, *options), _ops.reference_ghost_norm(x, *options), strict=True
+        ):
+            torch.testing.assert_close(one, other, equal_nan=True)
