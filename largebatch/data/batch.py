@@ -30,3 +30,7 @@ class Batch(Protocol):
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor of the batch; those that models are given have n rows."""
         ...
+
+    def head(self, ghosts: int) -> Batch:
+        """Return the samples of the first ``ghosts`` ghost batches, as views."""
+        ...

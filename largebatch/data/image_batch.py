@@ -42,3 +42,16 @@ class ImageBatch:
         if self.mixed is not None:
             yield self.mixed.partners
             yield self.mixed.weight
+
+    def head(self, ghosts: int) -> ImageBatch:
+        """Return the samples of the first ``ghosts`` ghost batches, as views."""
+        kept = self.ghosts[:ghosts]
+        n, mixed = sum(kept), self.mixed
+        return ImageBatch(
+            self.inputs[:n],
+            self.targets[:n],
+            self.indices[:n],
+            self.positions[:n],
+            kept,
+            None if mixed is None else Mixed(mixed.partners[:n], mixed.weight[:n]),
+        )

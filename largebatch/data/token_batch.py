@@ -31,3 +31,9 @@ class TokenBatch:
     def tensors(self) -> Iterator[Tensor]:
         """Yield the tokens."""
         yield self.tokens
+
+    def head(self, ghosts: int) -> TokenBatch:
+        """Return the windows of the first ``ghosts`` ghost batches, as views."""
+        kept = self.ghosts[:ghosts]
+        n = sum(kept)
+        return TokenBatch(self.tokens[:n], self.indices[:n], self.positions[:n], kept)

@@ -40,6 +40,7 @@ class DataParallel(Engine):
 
     name = "ddp"
     own_gradients = True
+    apart = ("ranks", "first", "passes")
 
     def __init__(
         self,
@@ -51,7 +52,6 @@ class DataParallel(Engine):
         super().__init__(model, world)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._hook: tuple[Any, Hook] | None = None
-        self._squares: Squares | None = None
         if self.alone:
             return
         broadcast_from_first(model)
@@ -79,14 +79,14 @@ class DataParallel(Engine):
 
     def watch_squares(self) -> Squares:
         """Return the squared norms of gradients; a bucket's are taken before it leaves."""
-        if self._squares is None:
-            self._squares = Squares(self.optimizer.param_groups)
-        return self._squares
+        if self.squares is None:
+            self.squares = Squares(self.optimizer.param_groups)
+        return self.squares
 
     def begin(self) -> None:
         """Clear the gradients."""
-        if self._squares is not None:
-            self._squares.begin()
+        if self.squares is not None:
+            self.squares.begin()
         if self.alone:
             for parameter in self._parameters:
                 parameter.grad = None
@@ -111,8 +111,8 @@ class DataParallel(Engine):
             for parameter in self._parameters:
                 if parameter.grad is None:  # unused in this step: zero, as on several ranks
                     parameter.grad = torch.zeros_like(parameter)
-            if self._squares is not None:
-                self._squares.add(self._parameters)
+            if self.squares is not None:
+                self.squares.add(self._parameters)
             self._finish_squares()
             return
         if self._size is not None:
@@ -162,14 +162,13 @@ class DataParallel(Engine):
             self._launch(self._buckets[self._next])
 
     def _finish_squares(self) -> None:
-        if self._squares is not None:
+        if self.squares is not None:
             # Under fp16 the gradients are scaled until the update.
-            scale = None if self.scaler is None else self.scaler._get_scale_async()
-            self._squares.finish(self._parameters, scale)
+            self.squares.finish(None if self.alone else self._parameters, self.scale_now())
 
     def _launch(self, bucket: Bucket) -> None:
-        if self._squares is not None:
-            self._squares.add(bucket.parameters())
+        if self.squares is not None:
+            self.squares.add(bucket.parameters())
         if self._hook is None:
             self._works.append(self.all_reduce.start(bucket.buffer()))
         else:

@@ -128,6 +128,12 @@ class DeepSpeed(Engine):
         """Return the scale of the loss under fp16."""
         return self._scale if self.flattens and self.scaler is not None else super().loss_scale()
 
+    def scale_now(self) -> Tensor | None:
+        """Return the scale of the loss under fp16, 0-d."""
+        if self.flattens and self.scaler is not None:
+            return torch.tensor(self._scale, dtype=torch.float64)
+        return super().scale_now()
+
     def _set_scale(self, scale: float) -> None:
         self._scale = scale
         self._engine.optimizer.override_loss_scale(scale)

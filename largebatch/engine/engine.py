@@ -15,7 +15,7 @@ from largebatch import _ops
 from largebatch._errors import UserError
 from largebatch.distributed.sharding import part_like, whole
 from largebatch.optim.gradient_norm import norm_parts
-from largebatch.optim.squares import Squares
+from largebatch.optim.squares import Apart, Squares
 from largebatch.processes.environment import World
 
 
@@ -35,15 +35,18 @@ class Engine(ABC):
         lockstep: whether every rank must make as many passes, since they exchange messages there.
         own_gradients: whether each rank's own gradients lie in ``grad`` until :meth:`finish`, if
             they are told to stay.
+        apart: which parts of a step :meth:`watch_squares` can measure by themselves, if any.
         flattens: whether the optimizer steps flat partitions in place of the model's parameters.
         skip: whether to leave out a step whose loss or gradients are not finite; under fp16 one
             whose gradients are not finite is always left out.
+        squares: of gradients, once somebody watches them.
         found_inf: of the last step, where steps may be left out: 0-d, not 0 if it was.
     """
 
     name = ""
     lockstep = False
     own_gradients = False
+    apart: tuple[Apart, ...] = ()
     flattens = False
     skip = False
     found_inf: Tensor | None = None
@@ -53,6 +56,7 @@ class Engine(ABC):
         self.alone = world.world_size == 1
         self.optimizer: torch.optim.Optimizer
         self.scaler: torch.amp.GradScaler | None = None
+        self.squares: Squares | None = None
 
     def adopt(
         self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
@@ -129,6 +133,10 @@ class Engine(ABC):
     def loss_scale(self) -> float | None:
         """Return the scale of the loss under fp16, else None."""
         return None if self.scaler is None else self.scaler.get_scale()
+
+    def scale_now(self) -> Tensor | None:
+        """Return the scale of the loss of this step under fp16, 0-d, without waiting for it."""
+        return None if self.scaler is None else self.scaler._get_scale_async()
 
     def sum(self, values: Tensor) -> Any:
         """Sum a small tensor over the ranks in place; return a work to wait for, None if alone."""

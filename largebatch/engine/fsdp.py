@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from largebatch._errors import UserError
 from largebatch.engine.engine import Engine, broadcast_from_first
+from largebatch.optim.squares import Squares
 from largebatch.processes.environment import World
 
 
@@ -35,6 +36,7 @@ class FullySharded(Engine):
 
     name = "fsdp"
     lockstep = True
+    apart = ("first",)
 
     def __init__(self, model: nn.Module, world: World, shard_ranks: int | None = None) -> None:
         from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -67,11 +69,34 @@ class FullySharded(Engine):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
         self._root = self._sharded[0]
+        self._copies = size // each
+
+    def watch_squares(self) -> Squares:
+        """Return the squared norms of gradients: of each rank's first pass, and of the sum."""
+        if self.squares is None:
+            groups = self.optimizer.param_groups
+            self._places_of = {module: list(_own(module)) for module in self._sharded}
+            self.squares = Squares(groups, self._gradients, self._copies)
+            self.squares.apart = "first"
+        return self.squares
+
+    def _gradients(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Walk the parameters with what this rank alone has added to their gradients so far.
+
+        Such gradients belong to the gathered parameters, so one block after the other is gathered
+        for it once more. The order of the sums stays, and with it every bit of the run.
+        """
+        for module, places in self._places_of.items():
+            module.unshard()
+            yield from ((param, getattr(owner, name).grad) for owner, name, param in places)
+            module.reshard()
 
     def begin(self) -> None:
         """Clear the gradients; until :meth:`last` they are added up on each rank."""
         for parameter in self.model.parameters():
             parameter.grad = None
+        if self.squares is not None:
+            self.squares.begin()
         self._root.set_requires_gradient_sync(False)
 
     def last(self, overlap: bool = True) -> None:
@@ -83,6 +108,8 @@ class FullySharded(Engine):
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        if self.squares is not None:
+            self.squares.finish(self.squares.params, self.scale_now())
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -106,6 +133,21 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
                 yield child
         else:
             yield from _blocks(child)
+
+
+def _own(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Walk the parameters that are gathered with ``module``: their owners, names and parts."""
+    from torch.distributed.fsdp import FSDPModule
+
+    seen: set[int] = set()
+    waiting = [module]
+    while waiting:
+        owner = waiting.pop()
+        waiting += [child for child in owner.children() if not isinstance(child, FSDPModule)]
+        for name, parameter in owner.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield owner, name, parameter
 
 
 def _places(module: nn.Module) -> Counter[nn.Parameter]:

@@ -16,7 +16,6 @@ from largebatch.nn.followers import FOLLOWERS
 from largebatch.nn.frozen import frozen_statistics
 from largebatch.nn.fuse import fuse, unfuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
-from largebatch.nn.ghost_gradients import noise_scale_terms
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
 from largebatch.nn.l1_batch_norm import L1BatchNorm
 from largebatch.nn.linf_batch_norm import LInfBatchNorm
@@ -26,6 +25,7 @@ from largebatch.nn.merge import (
     merged_running_stats,
     rank_statistics,
 )
+from largebatch.nn.over_ghosts import observable_norms, ties_ranks, ties_samples
 from largebatch.nn.place import ghost_place
 from largebatch.nn.registry import NormFacts, norms
 from largebatch.nn.running import discard_step, step_end
@@ -68,12 +68,14 @@ __all__ = [
     "merge_running_stats",
     "merged_running_stats",
     "minimum_samples",
-    "noise_scale_terms",
     "normalize_weights",
     "norms",
+    "observable_norms",
     "rank_statistics",
     "spans_ranks",
     "step_end",
+    "ties_ranks",
+    "ties_samples",
     "unfuse",
     "wrong_span",
 ]

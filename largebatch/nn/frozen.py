@@ -8,14 +8,22 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+_blocks = 0  # one plain global, as in ``place``: forwards of one process run one at a time
+
+
+def frozen() -> bool:
+    """Return whether a block of :func:`frozen_statistics` is open."""
+    return _blocks > 0
+
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Put every running statistic of ``model`` back at the end of a block, to the bit.
 
-    Norms normalise as in training meanwhile. This covers torch's own norms as well, and statistics
-    that wait for ``step_end``.
+    Norms normalise as in training meanwhile, and show no observer their gradients. This covers
+    torch's own norms as well, and statistics that wait for ``step_end``.
     """
+    global _blocks
     buffers = [
         buffer
         for module in model.modules()
@@ -23,8 +31,10 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
         for buffer in module.buffers(recurse=False)
     ]
     saved = [buffer.clone() for buffer in buffers]
+    _blocks += 1
     try:
         yield
     finally:
+        _blocks -= 1
         for buffer, value in zip(buffers, saved, strict=True):
             buffer.copy_(value)

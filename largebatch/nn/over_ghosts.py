@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch._ops import NormPolicy, ghost_norm, norm_constant
 from largebatch.nn.config import NormConfig, Running
 from largebatch.nn.followers import follow
+from largebatch.nn.frozen import frozen
 from largebatch.nn.ghost_gradients import Observer, observed_ghost_norm
 from largebatch.nn.ghosts import split_ghosts
 from largebatch.nn.leaf import Proxy, recorded
@@ -60,7 +61,8 @@ class OverGhosts(RunningStatistics):
     ghost_size: int | None
     gradient_observer: Observer | None = None
     """Set it to be called in every backward with the gradients of weight and bias by each ghost,
-    (2, ghosts, C); for training on one rank a ghost, not for second derivatives."""
+    (2, ghosts, C); for training on one rank a ghost, not for second derivatives, and not of passes
+    whose statistics are put back (``frozen_statistics``)."""
 
     def __init__(
         self,
@@ -177,7 +179,7 @@ class OverGhosts(RunningStatistics):
     def _normalize(
         self, x: Tensor, residual: Tensor | None, fused: bool, size: int, full: int
     ) -> Tensor:
-        observer = self.gradient_observer if self.training else None
+        observer = self.gradient_observer if self.training and not frozen() else None
         norm = ghost_norm
         if observer is not None:
             norm = partial(observed_ghost_norm, observer=observer)
@@ -288,3 +290,32 @@ def over_ghosts(config: NormConfig) -> dict[str, Any]:
     if config.sync_ranks is None:
         return {"ghost_size": config.ghost_size, "running": config.running}
     return {"process_group": "all", "running": config.running}  # the trainer names the group
+
+
+def observable_norms(model: nn.Module) -> dict[str, OverGhosts]:
+    """Return the norms whose gradients can be observed by ghost, by their names in ``model``.
+
+    Those over ghosts of a size of their own, held by one rank, that learn a weight or a bias.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, OverGhosts)
+        and module.ghost_size is not None
+        and any(param.requires_grad for param in module.parameters(recurse=False))
+    }
+
+
+def ties_samples(model: nn.Module) -> bool:
+    """Return whether a norm of ``model`` takes its statistics over all samples of a forward."""
+    return any(
+        isinstance(module, _BatchNorm) and getattr(module, "ghost_size", None) is None
+        for module in model.modules()
+    )
+
+
+def ties_ranks(model: nn.Module) -> bool:
+    """Return whether a norm of ``model`` takes its statistics over ghosts of several ranks."""
+    return any(
+        isinstance(module, OverGhosts) and module.ranks_of_a_ghost > 1 for module in model.modules()
+    )

@@ -2,67 +2,175 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from largebatch import _ops
+from largebatch.distributed.sharding import is_sharded
+
+Apart: TypeAlias = Literal["ranks", "first", "passes"]
+Gradients: TypeAlias = Iterable[tuple[Tensor, Tensor | None]]
 
 
 class Squares:
-    """Squared norms of a step's gradients, one of each group of the optimizer's parameters.
+    """Squared norms of a step's gradients, one of each tensor of the optimizer's parameters.
 
-    The gradients are those that the step is taken along: of the loss divided by the weight of the
-    whole step, before they are clipped; under fp16 without the loss scale. What noise scales are
-    made of (McCandlish et al. 2018, "An empirical model of large-batch training", appendix A).
+    The gradients are those of the loss divided by the weight of the whole step, before they are
+    clipped; under fp16 without the loss scale. What noise scales are made of (McCandlish et al.
+    2018, "An empirical model of large-batch training", appendix A).
 
     Attributes:
-        wanted: whether the coming step is to be measured; a step that is not costs nothing.
-        own: (groups,) float64, of this rank's part of the sum; known once its passes are over.
-        summed: (groups,) float64, of the sum over all ranks; known once it has been exchanged.
+        wanted: whether the coming exchange is to be measured; one that is not costs nothing. False
+            again once it has been, so that of the two exchanges of SAM's step it is the first.
+        apart: which parts of the step are measured by themselves: each rank's sum (``ranks``), each
+            rank's first pass (``first``, one more norm), or every pass (``passes``, which keeps a
+            second copy of the gradients).
+        passes: of this rank in the step measured, without idle ones.
+        own: (tensors,) float64, of this rank's part of the sum; known once its passes are over,
+            zero where ranks add up within the passes.
+        parts: (tensors,) float64, over the parts measured apart, summed; known with ``summed``.
+        shares: (3,) float64, of those parts the sum of their shares of the step's weight, the sum
+            of the shares' squares, and their number.
+        summed: (tensors,) float64, of the sum over all ranks; known once it has been exchanged.
+        params: the tensors, in the optimizer's order.
+        copies: None: ``summed`` is that of whole gradients. Else each rank holds parts of them, as
+            this many ranks do alike, and ``summed`` is its share: the ranks' add up.
 
     Args:
         groups: ``optimizer.param_groups``.
+        gradients: walks the parameters with this rank's gradients after a pass; None: ``grad``.
+        copies: see above.
     """
 
-    def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        gradients: Callable[[], Gradients] | None = None,
+        copies: int | None = None,
+    ) -> None:
+        self.params = [p for group in groups for p in group["params"] if p.requires_grad]
+        self._place = {id(param): place for place, param in enumerate(self.params)}
+        self._gradients, self.copies = gradients or self._grads, copies
         self.wanted = False
-        self.own = self.summed = torch.zeros(len(groups), dtype=torch.float64)
-        self._count = len(groups)
-        self._group = {id(param): i for i, group in enumerate(groups) for param in group["params"]}
-        self._parts: list[Tensor] = []
+        self.apart: Apart = "ranks"
+        self.passes = 0
+        self.own = self.parts = self.summed = torch.zeros(len(self.params), dtype=torch.float64)
+        self.shares = torch.zeros(3, dtype=torch.float64)
+        self.begin()
 
     def begin(self) -> None:
         """Forget the gradients of the pass before."""
-        self._parts = []
+        self._own: dict[int, Tensor] = {}
+        self._apart: list[dict[int, Tensor]] = []
+        self._before: dict[int, Tensor] = {}
+        self._shares: list[Tensor] = []
+
+    def passed(self, weight: Tensor, step_weight: float, last: bool) -> None:
+        """Take in that a pass is over whose gradients this rank has added to its own.
+
+        Args:
+            weight: of the pass, 0-d.
+            step_weight: of the whole step, over all ranks.
+            last: of the step; its gradients may have left already.
+        """
+        if not self.wanted:
+            return
+        self._shares.append(weight.double() / step_weight)
+        if not last and self.apart == "first" and len(self._shares) == 1:
+            self._apart = [self._of(self._gradients())]
+        elif not last and self.apart == "passes":
+            self._apart.append(self._added(self.params))
+            for param in self.params:
+                if param.grad is not None:
+                    self._keep(param)
 
     def add(self, params: Iterable[Tensor]) -> None:
         """Take in gradients of this rank that are complete, before they are added to others'."""
-        if self.wanted:
-            self._parts.append(self._of(params))
+        if not self.wanted:
+            return
+        params = list(params)
+        self._own |= self._of((param, param.grad) for param in params)
+        if self.apart == "passes" and self._apart:
+            self._apart.append(self._added(params))
 
-    def finish(self, params: Iterable[Tensor], scale: Tensor | None = None) -> None:
+    def finish(self, params: Iterable[Tensor] | None, scale: Tensor | None = None) -> None:
         """Take in the sums over all ranks.
 
         Args:
+            params: of which ``grad`` is the sum; None: there is only this rank.
             scale: of the loss under fp16, 0-d.
         """
         if not self.wanted:
             return
-        self.summed = self._of(params)
-        self.own = torch.stack(self._parts).sum(0) if self._parts else self.summed
+        self.wanted, self.passes = False, len(self._shares)
+        self.own = self._row([self._own])
+        self.summed = self.own
+        if params is not None:
+            self.summed = self._row([self._of((param, param.grad) for param in params)])
+        if self.copies is not None:
+            self.summed = self.summed / self.copies
+        self.parts = self._row(self._apart) if self._apart else self.own
+        self.shares = self._shares_of_parts(self.own.device)
+        self._before = {}
         if scale is not None:
             square = scale.double().square()
             self.own, self.summed = self.own / square, self.summed / square
+            self.parts = self.parts / square
 
-    def _of(self, params: Iterable[Tensor]) -> Tensor:
-        grads: list[list[Tensor]] = [[] for _ in range(self._count)]
+    def _shares_of_parts(self, device: torch.device) -> Tensor:
+        if not self._shares or not (self._apart or self._own):
+            return torch.zeros(3, dtype=torch.float64, device=device)
+        shares = torch.stack(self._shares).to(device)
+        if self.apart == "ranks":
+            shares = shares.sum(0, keepdim=True)
+        elif self.apart == "first":
+            shares = shares[:1]
+        count = torch.full_like(shares[0], len(shares))
+        return torch.stack((shares.sum(), shares.square().sum(), count))
+
+    def _grads(self) -> Gradients:
+        return ((param, param.grad) for param in self.params)
+
+    def _of(self, gradients: Gradients) -> dict[int, Tensor]:
+        return {
+            self._place[id(param)]: _squared(grad)
+            for param, grad in gradients
+            if grad is not None and id(param) in self._place
+        }
+
+    def _added(self, params: Iterable[Tensor]) -> dict[int, Tensor]:
+        """Return the squares of what has been added to gradients since they were kept."""
+        found = {}
         for param in params:
-            if param.grad is not None and id(param) in self._group:
-                grads[self._group[id(param)]].append(param.grad)
-        norms = [_ops.global_norm(each).double() if each else None for each in grads]
-        device = next((norm.device for norm in norms if norm is not None), None)
+            place = self._place.get(id(param))
+            if place is None or param.grad is None:
+                continue
+            before = self._before.get(place)
+            found[place] = _squared(param.grad if before is None else param.grad - before)
+        return found
+
+    def _keep(self, param: Tensor) -> None:
+        place, grad = self._place[id(param)], param.grad
+        assert grad is not None
+        if place in self._before:
+            self._before[place].copy_(grad)
+        else:
+            self._before[place] = grad.clone()
+
+    def _row(self, found: Sequence[Mapping[int, Tensor]]) -> Tensor:
+        """Return the sums by tensor, zero of those without a gradient."""
+        device = self.params[0].device if self.params else torch.device("cpu")
         zero = torch.zeros((), dtype=torch.float64, device=device)
-        return torch.stack([zero if norm is None else norm.square() for norm in norms])
+        row = [zero] * len(self.params)
+        for each in found:
+            for place, square in each.items():
+                row[place] = row[place] + square.to(device)
+        return torch.stack(row) if row else zero.new_zeros(0)
+
+
+def _squared(grad: Tensor) -> Tensor:
+    held = grad.to_local() if is_sharded(grad) else grad
+    return _ops.global_norm([held.detach()]).double().square()

@@ -7,6 +7,10 @@ from largebatch.probes.further import EVALUATION_OFFERS, Run, check_also, evalua
 from largebatch.probes.instrument import MOMENTS, Instrument, Moment
 from largebatch.probes.layers import LayerRecord
 from largebatch.probes.listed import Listed, check_list, make
+from largebatch.probes.noise import NoiseScale
+from largebatch.probes.noise_estimate import NoiseEstimate, estimate_noise
+from largebatch.probes.noise_layers import layerwise_noise_scale
+from largebatch.probes.noise_terms import noise_terms, noise_terms_of
 from largebatch.probes.panel import Panel
 from largebatch.probes.registry import OFFERS, build_probes, check_probes, probes
 from largebatch.probes.weight_average import WeightAverage
@@ -20,6 +24,8 @@ __all__ = [
     "LayerRecord",
     "Listed",
     "Moment",
+    "NoiseEstimate",
+    "NoiseScale",
     "Panel",
     "ParameterChecksum",
     "Run",
@@ -29,8 +35,12 @@ __all__ = [
     "check_also",
     "check_list",
     "check_probes",
+    "estimate_noise",
     "evaluations",
+    "layerwise_noise_scale",
     "make",
+    "noise_terms",
+    "noise_terms_of",
     "probes",
     "short_name",
 ]

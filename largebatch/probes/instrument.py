@@ -42,7 +42,9 @@ class Moment:
             their names in ``state_dict``; every rank must call it alike.
         finish: asks that the run end here, evaluated and saved as ever: with the figures that are
             the reason, for ``target`` in summary.json. Every rank must call it alike.
-        squares: squared norms of gradients, for an instrument that says it reads them.
+        squares: squared norms of gradients, for an instrument that says it reads them; where SAM
+            takes two gradients a step, of the first.
+        batch: of this rank's last pass of the step, until the step is over; None if it has none.
         left_out: 0-d, not 0 if the step changed nothing since it was not finite; None where steps
             are not left out.
         record: at ``evaluated`` the figures, under the names they have in metrics.jsonl; of rank 0
@@ -58,6 +60,7 @@ class Moment:
     evaluate: Callable[[Mapping[str, Tensor]], dict[str, float]]
     finish: Callable[[Mapping[str, float]], None]
     squares: Squares | None = None
+    batch: Callable[[], Batch | None] = lambda: None
     left_out: Tensor | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -95,6 +98,12 @@ class Instrument(ABC):
         """
         return None
 
+    def before(self, at: Moment) -> None:  # noqa: B027
+        """Get ready for a step it is due at, if its moment lies in the midst of one.
+
+        It is called before the step's passes, and again where these have to be made once more.
+        """
+
     @abstractmethod
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
         """Return figures, 0-d or small tables, still on the device: reading them here would wait.
@@ -110,8 +119,9 @@ class Instrument(ABC):
         """
         return values
 
-    def close(self) -> None:  # noqa: B027
-        """End the work of a session, however it ended."""
+    def close(self) -> str | None:
+        """End the work of a session, however it ended; return what to tell the user."""
+        return None
 
     def state(self) -> Any:
         """Return what a continuation needs, None if nothing: of tensors, numbers, dicts, lists.

@@ -17,6 +17,27 @@ I = TypeVar("I", bound=Instrument)  # noqa: E741
 OF_THE_GRADIENTS: tuple[MomentName, ...] = ("gradients", "exchanged")
 
 
+class Watch:
+    """What is to be called, with the moment's name, between the passes and the update of a step.
+
+    Attributes:
+        holds: whether each rank's gradients have to stay where they are until ``gradients``.
+
+    Args:
+        due: the instruments that look at the step's gradients.
+        found: takes what they find.
+    """
+
+    def __init__(self, due: list[Instrument], at: Moment, found: Found) -> None:
+        self.holds = any(instrument.moment == "gradients" for instrument in due)
+        self._due, self._at, self._found = due, at, found
+
+    def __call__(self, moment: MomentName) -> None:
+        """Ask those whose moment it is."""
+        due = (i for i in self._due if i.moment == moment)
+        self._found.extend((i, i.measure(self._at)) for i in due)
+
+
 class Panel:
     """Asks every instrument of a run at its moment, in the order given."""
 
@@ -48,7 +69,7 @@ class Panel:
             if told:
                 say(told)
 
-    def watch(self, at: Moment, found: Found) -> Callable[[MomentName], None] | None:
+    def watch(self, at: Moment, found: Found) -> Watch | None:
         """Return what is to be called between the passes and the update of a step.
 
         Args:
@@ -63,11 +84,9 @@ class Panel:
         if not self._of_gradients:
             return None
         due = [i for i in self._of_gradients if i.due(step, number)]
-
-        def watch(moment: MomentName) -> None:
-            found.extend((i, i.measure(at)) for i in due if i.moment == moment)
-
-        return watch if due else None
+        for instrument in due:
+            instrument.before(at)
+        return Watch(due, at, found) if due else None
 
     def stepped(self, at: Moment, found: Found) -> None:
         """Ask those that are due after a step; ``found`` takes what they find."""
@@ -92,10 +111,12 @@ class Panel:
                 joining.update(instrument.write(step, number, _numbers(values)))
         return joining
 
-    def close(self) -> None:
-        """End the work of all."""
+    def close(self, say: Callable[[str], None]) -> None:
+        """End the work of all, and say what they have to tell."""
         for instrument in self._all:
-            instrument.close()
+            told = instrument.close()
+            if told:
+                say(told)
 
 
 def _numbers(values: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -17,6 +17,9 @@ Value: TypeAlias = "float | int | str | list[Value] | dict[str, Value] | None"
 SIDE = {"probes": "train", "also": "val"}
 """Lines of their own for figures whose usual line was not due: of a step, of an evaluation."""
 
+OF_LAYERS = ("layers", "noise")
+"""Splits of layers.jsonl: three numbers for each tensor."""
+
 
 class MetricsWriter:
     """Appends lines to metrics.jsonl.
@@ -151,7 +154,7 @@ def _complete(values: dict[str, Any]) -> bool:
     """Whether a line has what its split needs."""
     if values["split"] == "hardware":
         return "rank" in values
-    if values["split"] != "layers":
+    if values["split"] not in OF_LAYERS:
         return True
     layers = values.get("layers")
     return isinstance(layers, dict) and all(

@@ -24,12 +24,15 @@ class Chart:
         floor: whether its axis begins at zero.
         steps: whether a value holds for the whole step that ends at its point.
         log_steps: whether it is drawn against the logarithm of steps, whatever the page shows.
+        log_axis: whether its own axis is always logarithmic.
         log_choice: whether the page's choice of a logarithmic axis holds for it.
         note: below the title.
         parts: keys, each with its name, that are stacked; ``key`` then only names the chart.
         ranks: whether it draws the hardware of every rank.
         better: of a figure, which way is better: ``higher`` or ``lower``.
         group: of a further figure, what it is drawn together with.
+        band: keys of the lower and the upper end of an interval around ``key``.
+        beside: another key that is drawn with it, and its name.
     """
 
     key: str
@@ -38,12 +41,15 @@ class Chart:
     floor: bool = True
     steps: bool = False
     log_steps: bool = False
+    log_axis: bool = False
     log_choice: bool = False
     note: str = ""
     parts: tuple[tuple[str, str], ...] = ()
     ranks: bool = False
     better: str = ""
     group: str = ""
+    band: tuple[str, str] | tuple[()] = ()
+    beside: tuple[str, str] | tuple[()] = ()
 
 
 PHASES = (
@@ -109,6 +115,26 @@ FACTS = (
 )
 
 
+NOISE = Chart(
+    "noise_scale",
+    "Noise scale",
+    unit="count",
+    log_axis=True,
+    note="samples, with the 95% interval; a batch far below it may grow, one far above is wasted",
+    band=("noise_scale_low", "noise_scale_high"),
+    beside=("batch_size", "batch size"),
+)
+BY_OPTIMIZER = tuple(
+    replace(
+        NOISE,
+        key=f"noise_scale_{name}",
+        title=f"Noise scale for {name.upper()}",
+        band=(f"noise_scale_{name}_low", f"noise_scale_{name}_high"),
+    )
+    for name in ("lars", "lamb")
+)
+
+
 def charts_for(runs: Sequence[Run]) -> list[Chart]:
     """Return the charts that some run has points for: figures first, hardware last.
 
@@ -129,6 +155,7 @@ def charts_for(runs: Sequence[Run]) -> list[Chart]:
             if name in present and name not in facts
         ),
         *(chart for chart in FACTS if chart.key in present),
+        *_noise(present),
         *phases,
         *(chart for chart in HARDWARE if chart.key in measured),
     ]
@@ -140,11 +167,12 @@ def further_charts(runs: Sequence[Run]) -> list[Chart]:
     Those are figures of further evaluations, such as ``ema_top1``, which are drawn as the figure
     they end on; and what probes measure.
     """
-    figures = _figures(runs)
+    figures, present = _figures(runs), _present(runs)
     drawn = {*figures, *(chart.key for chart in FACTS), *(key for key, _ in PHASES)}
+    drawn |= {key for chart in _noise(present) for key in (chart.key, *chart.band)}
     known = list(by_name([*figures.values(), TOP1, TOP5]).values())
     groups: dict[str, list[Chart]] = {}
-    for key in _present(runs):
+    for key in present:
         if key not in drawn:
             chart = _further(key, known)
             groups.setdefault(chart.group, []).append(chart)
@@ -164,6 +192,11 @@ def chart_ids(charts: Iterable[Chart]) -> list[str]:
         plain = re.fullmatch(r"(rank-)?\w+", name, re.ASCII) and name not in ids
         ids.append(name if plain else f"chart-{number}")
     return ids
+
+
+def _noise(present: Sequence[str]) -> list[Chart]:
+    """Return the charts of noise scales that come with an interval."""
+    return [chart for chart in (NOISE, *BY_OPTIMIZER) if chart.band and chart.band[0] in present]
 
 
 def _present(runs: Sequence[Run]) -> list[str]:

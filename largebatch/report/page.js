@@ -56,9 +56,55 @@
         })));
   }
 
+  // An interval without an upper end goes up to the top of the chart.
+  function band(chart) {
+    return data.runs.flatMap((run, index) => {
+      const [low, high] = chart.band.map((key) => seriesOf(run, "train", key));
+      if (!low) return [];
+      const ends = new Map(high ? high.step.map((step, place) => [step, high.value[place]]) : []);
+      const tops = low.step.map((step) => ends.get(step) ?? null);
+      const most = Math.max(...low.value, ...tops.filter((top) => top !== null)) * 1e3;
+      const lower = low.value.map((value) => Math.max(value, most / 1e9));  // the axis is logarithmic
+      const edge = {
+        line: { width: 0, color: runColor(index), simplify: false },
+        fillcolor: `${runColor(index)}33`,
+      };
+      const name = many ? plain(run.name) : "";
+      const upper = { ...low, value: tops.map((top) => top ?? most) };
+      return [
+        line(index, { ...low, value: lower }, `${name} from`.trim(), edge),
+        line(index, upper, `${name} to`.trim(), {
+          ...edge,
+          fill: "tonexty",
+          customdata: tops.map((top) => (top === null ? "no upper end" : top.toPrecision(4))),
+          hovertemplate: `%{customdata}<extra>${`${name} to`.trim()}</extra>`,
+        }),
+      ];
+    });
+  }
+
+  function beside(chart) {
+    const [key, name] = chart.beside;
+    return data.runs.flatMap((run, index) => {
+      const series = seriesOf(run, "train", key);
+      if (!series) return [];
+      return [line(index, series, many ? `${plain(run.name)} · ${name}` : name, {
+        line: {
+          width: 1.5, color: color(many ? `run${index % 8}` : "soft"), dash: "dot", shape: "vh",
+          simplify: false,
+        },
+      })];
+    });
+  }
+
   function traces(chart) {
     if (chart.parts.length) return stacked(chart);
     if (chart.ranks) return perRank(chart);
+    if (chart.band.length) return [...band(chart), ...values(chart), ...beside(chart)];
+    return values(chart);
+  }
+
+  function values(chart) {
     const x = chart.log_steps ? "step" : state.x;
     const drawn = [];
     for (const split of ["train", "val"]) {
@@ -100,10 +146,23 @@
     return [0, quantile(sums.sort((a, b) => a - b), 0.985) * 1.15 || 1];
   }
 
+  // Decades around the values and the batch; the ends of intervals may leave the chart.
+  function bandRange(seen) {
+    const firm = seen.filter((trace) => trace.line.width > 0);
+    const lows = seen.filter((trace) => !trace.line.width && !trace.fill);
+    const points = [...firm, ...lows].flatMap((trace) => trace.y).filter((value) => value > 0);
+    if (!points.length) return null;
+    points.sort((a, b) => a - b);
+    const top = Math.max(quantile(points, 0.98), ...firm.map((trace) => Math.max(...trace.y)));
+    const low = Math.max(quantile(points, 0.05), top / 1e4);
+    return [Math.log10(low) - 0.3, Math.log10(top) + 0.5];
+  }
+
   // The range that shows how runs end: a first point far off must not flatten all others.
   function range(chart, drawn) {
     const seen = drawn.filter((trace) => trace.visible);
     if (chart.parts.length) return stackedRange(seen);
+    if (chart.band.length) return bandRange(seen);
     const values = seen.flatMap((trace) => trace.y).sort((a, b) => a - b);
     if (!values.length) return null;
     let low = values[0];
@@ -152,7 +211,7 @@
 
   function layout(chart, drawn) {
     const small = chart.group !== "";
-    const logarithmic = chart.log_choice && state.log;
+    const logarithmic = chart.log_axis || (chart.log_choice && state.log);
     const vertical = range(chart, drawn);
     const decades = logarithmic && vertical ? vertical[1] - vertical[0] : 0;
     const axis = {
@@ -211,9 +270,8 @@
   };
 
   // Layer against samples: the colour is the logarithm, so that a factor looks alike everywhere.
-  function drawLayers(index, layers) {
-    const box = document.getElementById(`layers-${index}`);
-    const values = layers[state.norm];
+  function drawLayers(id, layers, values) {
+    const box = document.getElementById(id);
     const logs = values.map((row) => row.map((value) => (value > 0 ? Math.log10(value) : null)));
     const seen = logs.flat().filter((value) => value !== null);
     const [low, high] = seen.length
@@ -257,7 +315,8 @@
 
   function draw() {
     data.runs.forEach((run, index) => {
-      if (run.layers) drawLayers(index, run.layers);
+      if (run.layers) drawLayers(`layers-${index}`, run.layers, run.layers[state.norm]);
+      if (run.noise) drawLayers(`noise-${index}`, run.noise, run.noise.noise);
     });
     for (const chart of data.charts) {
       const drawn = traces(chart);

@@ -60,6 +60,7 @@ def render(runs: Sequence[Run], now: datetime | None = None) -> str:
                 "figures": {label: cells[place] for label, cells in columns.items()},
                 "series": run.series,
                 "layers": run.layers,
+                "noise": run.noise,
                 "hardware": run.hardware,
             }
             for place, (name, run) in enumerate(zip(names, runs, strict=True))

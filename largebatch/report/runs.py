@@ -19,6 +19,7 @@ MOST_COLUMNS = 200  # of a map of layers
 MOST_RANKS = 8  # drawn one by one
 PLACES = ("samples", "step", "epoch")
 NORMS = ("weight", "update", "ratio")  # the numbers of a tensor in layers.jsonl
+NOISE = ("signal", "trace", "noise")  # of a line of its own there: |G|^2, T and their ratio
 IDENTITY = (*PLACES, "split", "order_hash", "count")
 OF_THE_MODEL = ("weight_norm", "weight_distance")  # of no split, whichever line they stand on
 OF_A_STEP = ("compute_seconds", "communication_seconds", "optimizer_seconds", "data_seconds")
@@ -47,6 +48,8 @@ class Run:
         layers: of a layer-wise optimizer, else None: ``names`` of the tensors; ``samples``,
             ``step`` and ``epoch``, lists of one length; ``weight``, ``update`` and ``ratio``, a row
             of that length for each tensor.
+        noise: of a run that measured its noise scale by layer, else None: the same with ``noise``
+            in place of the three.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Run:
     finished: bool
     remarks: list[str] = field(default_factory=list)
     layers: dict[str, list[Any]] | None = None
+    noise: dict[str, list[Any]] | None = None
 
     def has(self, name: str) -> bool:
         """Return whether the run has a value of that name, in an evaluation or in training."""
@@ -86,6 +90,9 @@ def read_run(path: str | Path) -> Run:
     evaluations = [line for line in lines if line["split"] == "val"]
     last = evaluations[-1] if evaluations else {}
     told = {key: value for key, value in (summary or {}).items() if value is not None}
+    of_layers: list[dict[str, Any]] = []
+    if directory.layers.exists():
+        of_layers = read_metrics(directory.layers, remarks.append)
     return Run(
         name=Path(os.path.abspath(directory.path)).name,
         series={split: _series(lines, split) for split in ("train", "val")},
@@ -97,29 +104,28 @@ def read_run(path: str | Path) -> Run:
         keys=keys,
         finished=summary is not None,
         remarks=remarks,
-        layers=_layers(directory, remarks),
+        layers=_layers(of_layers, "layers", NORMS),
+        noise=_layers(of_layers, "noise", NOISE),
     )
 
 
-def _layers(directory: RunDirectory, remarks: list[str]) -> dict[str, list[Any]] | None:
-    """Return the map of layers, at most ``MOST_COLUMNS`` steps of it, four digits a number."""
-    if not directory.layers.exists():
-        return None
-    lines = [
-        line for line in read_metrics(directory.layers, remarks.append) if line["split"] == "layers"
-    ]
+def _layers(
+    lines: list[dict[str, Any]], split: str, numbers: tuple[str, ...]
+) -> dict[str, list[Any]] | None:
+    """Return a map of layers, at most ``MOST_COLUMNS`` steps of it, four digits a number."""
+    lines = [line for line in lines if line["split"] == split]
     if not lines:
         return None
     lines = lines[:: -(-len(lines) // MOST_COLUMNS)]
     names = list({name: None for line in lines for name in line["layers"]})
-    none = [None] * len(NORMS)
+    none = [None] * len(numbers)
     columns = [[line["layers"].get(name, none) for line in lines] for name in names]
     return {
         "names": names,
         **{place: [line.get(place, 0) for line in lines] for place in PLACES},
         **{
             norm: [[_rounded(cell[index]) for cell in row] for row in columns]
-            for index, norm in enumerate(NORMS)
+            for index, norm in enumerate(numbers)
         },
     }
 
@@ -148,6 +154,13 @@ def _series(lines: list[dict[str, Any]], split: str) -> dict[str, Series]:
         points = _without_short_steps(points) if key == "batch_size" else points
         kept = thin(weights.get(key) or [point[-1] for point in points], most)
         series[key] = _columns([points[index] for index in kept])
+    for low in (key for key in found if key.endswith("_low")):
+        # An interval has its ends, where it has both, at the same points.
+        places = set(zip(*(series[low][place] for place in PLACES), strict=True))
+        for key in (low.removesuffix("_low"), low.removesuffix("_low") + "_high"):
+            kept_points = [point for point in found.get(key, []) if point[:-1] in places]
+            if kept_points:
+                series[key] = _columns(kept_points)
     return series
 
 

@@ -98,6 +98,12 @@ def build_panel(
                 f"probes: {probe.name} looks at each rank's gradients, which"
                 f" distributed.engine={config.distributed.engine} keeps to itself; take ddp"
             )
+    if config.optim.sam_rho is not None and config.optim.sam_scope == "rank":
+        for probe in (each for each in found if each.reads_squares):
+            raise UserError(
+                f"probes: {probe.name} reads squared norms of SAM's first gradients, which"
+                " optim.sam_scope=rank does not exchange; take sam_scope=global"
+            )
     return Panel(found)
 
 
@@ -204,4 +210,15 @@ def build_moment(
             return validation.under(model, weights)
 
     first = parts.schedule.plan.step_at(0)
-    return Moment(first, 0, model, parts.optimizer, loss, held, evaluate, finish, squares)
+    return Moment(
+        first,
+        0,
+        model,
+        parts.optimizer,
+        loss,
+        held,
+        evaluate,
+        finish,
+        squares,
+        lambda: stepper.batch,
+    )

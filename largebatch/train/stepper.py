@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from largebatch.data import Batch
 from largebatch.data.draws import key
 from largebatch.engine import Engine
 from largebatch.nn import discard_step, frozen_statistics, ghost_place, step_end
 from largebatch.optim import SAM, Clipping
-from largebatch.probes.instrument import MomentName
+from largebatch.probes.panel import Watch
 from largebatch.tasks import Task
 from largebatch.train.feed import Pass, Share
 from largebatch.train.held import HeldBuffers
@@ -40,6 +41,7 @@ class Stepper:
     Attributes:
         clip_factor: of the last step, if gradients are clipped by their norm.
         own_sums: of the last step, this rank's part of what :meth:`run` returns.
+        batch: of the last pass, for who watches, until the step's update.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Stepper:
         self.carry = task.carry()
         self.clip_factor: Tensor | None = None
         self.own_sums: Tensor | None = None
+        self.batch: Batch | None = None
         self._buffers = HeldBuffers(model) if engine.may_skip else None
         self.times = StepTimes(device)
         self._none = task.no_sums(device)
@@ -73,9 +76,7 @@ class Stepper:
             else torch.default_generator
         )
 
-    def run(
-        self, share: Share, stop: bool, watch: Callable[[MomentName], None] | None = None
-    ) -> Tensor:
+    def run(self, share: Share, stop: bool, watch: Watch | None = None) -> Tensor:
         """Take a step; return the float64 sums of all ranks ``[loss, figures..., weight, stop]``.
 
         The last of them counts the ranks that were asked to stop, so all of them learn it in the
@@ -107,6 +108,7 @@ class Stepper:
             work.wait()
         if watch is not None:
             watch("exchanged")
+            self.batch = None
         self.times.enter("optimizer")
         loss = sums[0] if self.engine.skip else None
         self.clip_factor = self.engine.update(self.clip, loss)
@@ -123,7 +125,7 @@ class Stepper:
         weight: float,
         stop: bool | None,
         summed: bool,
-        watch: Callable[[MomentName], None] | None,
+        watch: Watch | None,
     ) -> tuple[Tensor, Any]:
         """Take every pass forward and backward, and sum the gradients of all ranks.
 
@@ -137,6 +139,7 @@ class Stepper:
         self.engine.begin()
         sums, work = self._none, None
         count, coming = len(share.parts), iter(passes)
+        squares = self.engine.squares
         if not count and stop is not None:
             sums, work = self._send(sums, stop)
         for number in range(1, count + 1):
@@ -154,10 +157,13 @@ class Stepper:
                     if stop is not None:
                         sums, work = self._send(sums, stop)  # they travel during the backward pass
                     if summed:
-                        self.engine.last(overlap=watch is None)
+                        self.engine.last(overlap=watch is None or not watch.holds)
                 self.engine.backward(loss, 0.0 if part.idle else 1.0 / weight)
+            if squares is not None and not part.idle:
+                squares.passed(values[-1], weight, last=number == count)
         self.times.enter("communication")
         if watch is not None:
+            self.batch = one.batch if count and not one.part.idle else None
             watch("gradients")
         if summed:
             self.engine.finish()

@@ -92,7 +92,7 @@ class Trainer:
             self.panel.begin(position.samples, position.steps, say)
             return self._loop(since)
         finally:
-            self.panel.close()
+            self.panel.close(say)
             self.telemetry.close()
 
     def _loop(self, since: float) -> bool:

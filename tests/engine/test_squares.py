@@ -49,15 +49,18 @@ def step(engine: Engine, x: torch.Tensor, overlap: bool = True) -> list[torch.Te
         if number == len(x) // 4:
             engine.last(overlap)
         engine.backward(engine.model(part).square().sum(), 1 / 16)
+        if engine.squares is not None:
+            engine.squares.passed(torch.tensor(4.0), 16, last=number == len(x) // 4)
     own = [p.grad.clone() if p.grad is not None else None for p in engine.model.parameters()]
     engine.finish()
     return own
 
 
 def squared(model: nn.Module, grads: list[torch.Tensor]) -> list[float]:
+    """Return the squared norm of each tensor's gradient, in the optimizer's order."""
     of = {id(p): g for p, g in zip(model.parameters(), grads, strict=True)}
-    found = [[of[id(p)] for p in group["params"]] for group in groups(model)]
-    return [sum(float(g.square().sum()) for g in each if g is not None) for each in found]
+    found = [of[id(p)] for group in groups(model) for p in group["params"]]
+    return [0.0 if g is None else float(g.square().sum()) for g in found]
 
 
 def test_alone_both_are_those_of_the_gradients() -> None:
@@ -65,7 +68,7 @@ def test_alone_both_are_those_of_the_gradients() -> None:
     squares = engine.watch_squares()
     assert engine.watch_squares() is squares
     step(engine, samples(0))
-    assert squares.summed.tolist() == [0.0, 0.0]  # nobody wants them
+    assert squares.summed.tolist() == [0.0] * 6  # nobody wants them
     squares.wanted = True
     own = step(engine, samples(0))
     expected = squared(engine.model, own)
@@ -91,15 +94,19 @@ def rank_main(rank: int, folder: Path) -> None:
     plain = step(engine, samples(rank))
     summed = [p.grad.clone() for p in engine.model.parameters()]
     squares = engine.watch_squares()
-    squares.wanted = True
     found: dict[str, Any] = {"plain": plain, "summed": summed}
     for overlap in (True, False):
+        squares.wanted = True
         own = step(engine, samples(rank), overlap)
         found[f"own {overlap}"] = squares.own.tolist()
         found[f"sum {overlap}"] = squares.summed.tolist()
         grads = [p.grad for p in engine.model.parameters()]
         found[f"same {overlap}"] = all(map(torch.equal, grads, summed))
     found["held back"] = own
+    for apart in ("first", "passes"):
+        squares.wanted, squares.apart = True, apart
+        step(engine, samples(rank))
+        found[apart] = squares.parts.tolist(), squares.shares.tolist()
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -117,6 +124,15 @@ def test_on_two_ranks_they_are_of_the_parts_and_of_the_sum(tmp_path: Path) -> No
         for overlap in (True, False):
             assert found[f"own {overlap}"] == pytest.approx(squared(model, own), rel=1e-12)
             assert found[f"same {overlap}"], "they changed the gradients"
+        assert found["first"][1] == pytest.approx([0.25, 0.0625, 1.0])
+        assert found["passes"][1] == pytest.approx([0.5, 0.125, 2.0])
+        passes = []
+        for part in samples(rank).split(4):
+            step(alone, part)
+            passes.append(squared(model, [p.grad for p in alone.model.parameters()]))
+        assert found["first"][0] == pytest.approx(passes[0], rel=1e-9)
+        both = [sum(each) for each in zip(*passes, strict=True)]
+        assert found["passes"][0] == pytest.approx(both, rel=1e-9)
         # Told to stay, a rank's gradients are its own until all are over.
         for mine, held in zip(own, found["held back"], strict=True):
             torch.testing.assert_close(held, mine)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch.nn import GhostBatchNorm, L1BatchNorm, convert_batch_norm, noise_scale_terms
+from largebatch.nn import GhostBatchNorm, L1BatchNorm, convert_batch_norm, frozen_statistics
+from largebatch.probes.noise_terms import noise_terms_of
 
 
 @pytest.mark.parametrize("kind", [GhostBatchNorm, L1BatchNorm])
@@ -36,6 +37,18 @@ def test_an_observer_sees_each_ghost_and_changes_nothing(kind: type) -> None:
     assert len(seen) == 1
 
 
+def test_passes_that_leave_no_statistics_are_not_observed() -> None:
+    model = nn.Sequential(GhostBatchNorm(3, 4))
+    seen: list[Tensor] = []
+    model[0].gradient_observer = seen.append
+    x = torch.randn(8, 3)
+    with frozen_statistics(model):
+        model(x).sum().backward()
+        assert not seen
+    model(x).sum().backward()
+    assert len(seen) == 1
+
+
 def test_the_estimate_is_unbiased() -> None:
     """reference: 4,000 draws of a gradient with |G| = 1 and tr(Sigma) = 50 in 1,000 dimensions."""
     generator = torch.Generator().manual_seed(0)
@@ -46,7 +59,7 @@ def test_the_estimate_is_unbiased() -> None:
     for _ in range(4000):
         noise = torch.randn(8, dimensions, dtype=torch.float64, generator=generator)
         means = mean + noise * (trace / dimensions / counts).sqrt()
-        found.append(torch.stack(noise_scale_terms(means * counts / counts.sum(), sizes)))
+        found.append(torch.stack(noise_terms_of(means * counts / counts.sum(), sizes)))
     results = torch.stack(found)
     error = results.std(0) / len(found) ** 0.5
     truth = torch.tensor([1.0, trace], dtype=torch.float64)
@@ -68,7 +81,7 @@ def test_through_a_module_on_synthetic_gradients() -> None:
     for _ in range(3000):
         x = torch.randn(samples, channels, dtype=torch.float64)
         norm(x).backward((signal + torch.randn_like(x) * 2) / samples)
-    terms = torch.stack([torch.stack(noise_scale_terms(one[1], [size] * ghosts)) for one in seen])
+    terms = torch.stack([torch.stack(noise_terms_of(one[1], [size] * ghosts)) for one in seen])
     error = terms.std(0) / len(seen) ** 0.5
     truth = torch.tensor([float(signal.square().sum()), 4.0 * channels], dtype=torch.float64)
     assert ((terms.mean(0) - truth).abs() < 4 * error).all()
@@ -78,4 +91,4 @@ def test_through_a_module_on_synthetic_gradients() -> None:
 def test_ghosts_and_sizes_must_fit() -> None:
     for ghosts, sizes in ((3, [4, 4]), (1, [4])):
         with pytest.raises(ValueError, match="at least 2 of each"):
-            noise_scale_terms(torch.zeros(ghosts, 5), sizes)
+            noise_terms_of(torch.zeros(ghosts, 5), sizes)

@@ -182,3 +182,34 @@ def make_run(tmp_path):
         return path
 
     return make
+
+
+@pytest.fixture
+def make_noisy_run(make_language_run):
+    """Return a function that writes a run whose noise scale has an interval, at first an open one.
+
+    Args:
+        times: factor of all noise scales.
+    """
+
+    def make(name="noisy", times=1.0, steps=400):
+        path = make_language_run(name, steps=steps)
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        layers = []
+        for line in lines:
+            scale = line.pop("noise_scale", None)
+            if scale is None:
+                continue
+            line["noise_scale_low"] = 0.7 * scale * times
+            if line["step"] > steps // 4:
+                line |= {"noise_scale": scale * times, "noise_scale_high": 1.5 * scale * times}
+            line |= {"noise_groups": 8, "noise_signal": 0.3, "noise_trace": 0.3 * scale}
+            place = {key: line[key] for key in ("samples", "step", "epoch")}
+            tensors = {"0.weight": [0.2, 0.2 * scale, scale], "0.bias": [-0.1, 3.0, None]}
+            layers.append({"split": "noise", **place, "layers": tensors})
+        for name, found in (("metrics", lines), ("layers", layers)):
+            text = "".join(json.dumps(line) + "\n" for line in found)
+            (path / f"{name}.jsonl").write_text(text)
+        return path
+
+    return make

@@ -271,6 +271,27 @@ def test_a_language_run_and_its_further_figures(browser, tmp_path, make_language
     clean(browser, page)
 
 
+@pytest.mark.parametrize("runs", [1, 2])
+def test_the_band_of_a_noise_scale(browser, tmp_path, make_noisy_run, runs):
+    """An interval without an upper end leaves the chart; the batch is in it."""
+    made = [make_noisy_run(f"run{times}", times) for times in (1.0, 4.0)[:runs]]
+    page = opened(browser, tmp_path, made)
+    traces = drawn(browser, "noise_scale")
+    assert len(traces) == 4 * runs
+    low, high = traces[:2]
+    assert low["y"] == [
+        line["noise_scale_low"] for line in lines_of(made[0], "train", "noise_scale_low")
+    ]
+    ends = [line["noise_scale_high"] for line in lines_of(made[0], "train", "noise_scale_high")]
+    assert high["y"][5:] == ends and min(high["y"][:5]) > 1e3 * max(low["y"])
+    assert traces[3 * runs]["y"] == [256] * len(traces[3 * runs]["y"])
+    bottom, top = (10**end for end in vertical_range(browser, "noise_scale"))
+    assert bottom < 256 and max(ends) < top < 1e6
+    heat = "return document.getElementById('noise-0').data[0].y"
+    assert browser.execute_script(heat) == ["0.weight", "0.bias"]
+    clean(browser, page)
+
+
 @pytest.mark.parametrize("width", [1400, 400])
 def test_runs_of_different_tasks_side_by_side(
     browser, tmp_path, make_run, make_language_run, width

@@ -256,6 +256,25 @@ def test_further_figures_stand_by_prefix(tmp_path, make_language_run):
     assert "Further figures" not in text
 
 
+def test_a_noise_scale_stands_beside_the_batch(tmp_path, make_noisy_run):
+    run = make_noisy_run(steps=8000)
+    data, text = blocks(tmp_path, [run])
+    charts = {chart["key"]: chart for chart in data["charts"]}
+    chart = charts["noise_scale"]
+    assert chart["group"] == "" and chart["beside"] == ["batch_size", "batch size"]
+    further = [key for key, each in charts.items() if each["group"]]
+    assert "noise_groups" in further and "noise_trace" in further
+    assert not {"noise_scale_low", "noise_scale_high"} & charts.keys()
+    series = data["runs"][0]["series"]["train"]
+    low, value, high = (series[f"noise_scale{end}"] for end in ("_low", "", "_high"))
+    assert value["step"] == high["step"]
+    assert low["step"] == [*range(20, 2001, 20), *value["step"]]
+    assert "Noise scale by layer" in text
+    noise = data["runs"][0]["noise"]
+    assert noise["names"] == ["0.weight", "0.bias"]
+    assert noise["noise"][0][0] > 500 and noise["noise"][1] == [None] * len(noise["step"])
+
+
 def test_runs_of_different_tasks_are_told_what_they_lack(tmp_path, make_run, make_language_run):
     runs = [make_run(), make_language_run()]
     data, text = blocks(tmp_path, runs)

@@ -1,0 +1,265 @@
+"""The gradient noise scale of a live run: how many samples a step is worth, with an interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from largebatch import _ops
+from largebatch._errors import UserError
+from largebatch.nn import ghost_sizes, minimum_samples, observable_norms, ties_samples
+from largebatch.optim import LAMB, layer_rates
+from largebatch.optim.parameters import local
+from largebatch.optim.squares import Squares
+from largebatch.probes.ghost_squares import GhostSquares
+from largebatch.probes.instrument import Instrument, Moment
+from largebatch.probes.noise_estimate import NoiseEstimate
+from largebatch.probes.noise_record import NoiseRecord
+from largebatch.probes.noise_source import SOURCES, means_of
+from largebatch.probes.noise_terms import noise_terms
+from largebatch.probes.registry import probes
+from largebatch.processes import World
+from largebatch.record import MetricsWriter, RunDirectory
+from largebatch.schedule import Clock, Duration, Every, Schedule, Step
+
+EVERY, HALF_LIFE, LAYERS = "16st", "10%", "1%"
+
+
+class NoiseScale(Instrument):
+    """Measures |G|^2 and T of some steps, and keeps their ratio T / |G|^2, the noise scale.
+
+    Far below it a step twice as large takes nearly twice as far; far above, hardly further
+    (McCandlish et al. 2018). The gradients are those before clipping, weight decay and momentum,
+    of SAM the first; under fp16 without the loss scale. Steps that are not finite are left out.
+
+    Args:
+        every: which steps are measured; None: each 16th.
+        source: whose gradients are compared with the whole step's: ``ranks``, ``first`` (pass),
+            ``passes`` (at the cost of a second copy of the gradients), ``split`` (at the cost of
+            half a pass more), ``norms`` (of these parameters alone, free) or ``auto``: ranks if
+            there are several, else the first pass if there are several, else a split.
+        half_life: of the weight of measured steps in the estimate.
+        layers: distance between lines of layers.jsonl with the layers' noise scales.
+
+    Raises:
+        UserError: the run has nothing to measure it by.
+    """
+
+    name = "noise"
+    moment = "exchanged"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        engine: Any,
+        world: World,
+        clock: Clock,
+        schedule: Schedule,
+        folder: Path,
+        every: Every | None = None,
+        source: str = "auto",
+        half_life: str = HALF_LIFE,
+        layers: str = LAYERS,
+    ) -> None:
+        self.every = every or Every(Duration.parse(EVERY), clock)
+        self._line_samples = max(1, _duration("layers", layers).samples(clock))
+        kept = _duration("half_life", half_life).samples(clock)
+        self._model, self._optimizer, self._engine = model, optimizer, engine
+        self._world, self._clock, self._folder = world, clock, RunDirectory(folder)
+        means = means_of(model, engine, world, schedule)
+        self.source = means.choose(source)
+        # Where a later phase makes one pass a step, that is split.
+        self._splits = self.source == "split" or (source == "auto" and means.splits)
+        self._ghosts: GhostSquares | None = None
+        self._squares: Squares | None = None
+        names = {id(param): name for name, param in model.named_parameters()}
+        if self.source == "norms":
+            self._ghosts = GhostSquares(model, engine)
+            self.names = self._ghosts.names
+        else:
+            self.reads_squares = True
+            self._squares = engine.watch_squares()
+            self._squares.apart = self.source if self.source in ("first", "passes") else "ranks"
+            self.names = [names[id(param)] for param in self._squares.params]
+        self.record = NoiseRecord(len(self.names), kept)
+        self._adapts: NDArray[np.bool_] | None = None
+        layerwise = layer_rates(optimizer)
+        if layerwise is not None and self._squares is not None:
+            still = {id(param) for param in layerwise.excluded()}
+            self._adapts = np.array([id(param) not in still for param in self._squares.params])
+        wrapped = getattr(optimizer, "optimizer", optimizer)
+        self._kind = "lamb" if isinstance(wrapped, LAMB) else "lars"
+
+    def begin(self, samples: int, steps: int) -> str | None:
+        """Say what is measured; drop lines past ``samples``, where the run goes on."""
+        if not self._world.is_main:
+            return None
+        writer = MetricsWriter(self._folder.layers)
+        kept = writer.truncate_after(samples)
+        writer.close()
+        sizes = {norm.ghost_size or 0 for norm in observable_norms(self._model).values()}
+        ghosts = f", at ghost size {' and '.join(map(str, sorted(sizes)))}" if sizes else ""
+        if ties_samples(self._model):
+            ghosts = ", at the samples of a pass as ghost size"
+        told = f"probes: noise: {SOURCES[self.source]}{ghosts}"
+        return told if kept is None else f"{kept}; {told}"
+
+    # A measured step.
+
+    def before(self, at: Moment) -> None:
+        """Observe the norms."""
+        if self._ghosts is not None:
+            self._ghosts.open()
+
+    @torch.no_grad()
+    def measure(self, at: Moment) -> Mapping[str, Tensor]:
+        """Return a row: squares of the parts by layer, their shares, squares of the whole by layer.
+
+        Where the optimizer is one by layers, the squared lengths of the weights follow.
+        """
+        if self._ghosts is not None:
+            whole, parts = self._ghosts.take()
+            least = minimum_samples(self._model)
+            size = next(iter(observable_norms(self._model).values())).ghost_size
+            assert size is not None
+            shares = [each / at.step.size for each in ghost_sizes(at.step.size, size, least)]
+            known = (1.0, sum(share * share for share in shares), len(shares))
+            return {"row": torch.cat((parts, whole.new_tensor(known), whole))}
+        squares = at.squares
+        assert squares is not None
+        whole, parts, shares_of = squares.summed, squares.parts, squares.shares
+        if self._engine.alone and squares.passes < 2:
+            if not self._splits:
+                return {}
+            halved = self._half(at, squares)
+            if halved is None:
+                return {}
+            parts, shares_of = halved
+        sums = [parts, shares_of.to(parts.device)]
+        rows, divided = [whole], squares.copies is not None
+        if self._adapts is not None:
+            lengths = [_ops.global_norm([local(p.detach())]).double() for p in squares.params]
+            rows.append(torch.stack(lengths).square() / (squares.copies or 1))
+        # What every rank holds whole is not to be added up.
+        if divided:
+            sums += rows
+        message = torch.cat(sums)
+        work = self._engine.sum(message)
+        if work is not None:
+            work.wait()
+        return {"row": torch.cat([message, *([] if divided else rows)])}
+
+    def _half(self, at: Moment, squares: Squares) -> tuple[Tensor, Tensor] | None:
+        """Take the first half of the only pass once more; the run's own gradients stay."""
+        batch = at.batch()
+        if batch is None or len(batch.ghosts) < 2:
+            return None
+        half = batch.head(len(batch.ghosts) // 2)
+        share = len(half) / len(batch)
+        with torch.enable_grad():
+            found = torch.autograd.grad(at.loss(half), squares.params, allow_unused=True)
+        zero = torch.zeros((), dtype=torch.float64, device=squares.summed.device)
+        parts = [
+            zero if g is None else _ops.global_norm([g]).double().square() * share**2 for g in found
+        ]
+        return torch.stack(parts), zero.new_tensor((share, share * share, 1.0))
+
+    def write(self, step: Step, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Enter the terms of a step, and return the estimate with them."""
+        row, count = np.asarray(values["row"]), self.record.layers
+        parts, shares, whole, lengths = np.split(row, [count, count + 3, 2 * count + 3])
+        share, squares, groups = shares
+        if not np.isfinite(row).all() or share - squares < 1e-9:
+            return {}
+        signal, trace = noise_terms(whole, parts, share, squares, step.size)
+        if self._adapts is not None:
+            self.record.lengths = np.sqrt(lengths)
+        before = self.record.samples
+        self.record.add(step.end, signal, trace)
+        # Of the steps measured, the first past each stretch.
+        if self._world.is_main and step.end // self._line_samples > before // self._line_samples:
+            self._write_layers(step, number)
+        figures: dict[str, Any] = {
+            "noise_groups": int(groups),
+            "noise_signal": float(signal.sum()),
+            "noise_trace": float(trace.sum()),
+        }
+        estimate = self.record.estimate()
+        if estimate is not None:
+            figures |= _figures("noise_scale", estimate)
+            of_set = estimate.of_set(self._clock.epoch_samples)
+            figures |= _figures("noise_scale_of_set", of_set)
+        if self._adapts is not None:
+            layerwise = self.record.layerwise(self._adapts)
+            if layerwise is not None:
+                figures |= _figures(f"noise_scale_{self._kind}", layerwise)
+        return figures
+
+    def _write_layers(self, step: Step, number: int) -> None:
+        signal, trace = self.record.of_layers()
+        writer = MetricsWriter(self._folder.layers)
+        writer.write(
+            {
+                "split": "noise",
+                "samples": step.end,
+                "step": number,
+                "epoch": round(step.end / self._clock.epoch_samples, 6),
+                "layers": {
+                    name: [float(g), float(t), float(t / g) if g > 0 else math.inf]
+                    for name, g, t in zip(self.names, signal, trace, strict=True)
+                },
+            }
+        )
+        writer.close()
+
+    def close(self) -> str | None:
+        """Say what the noise scale was last."""
+        estimate = self.record.estimate() if self._world.is_main else None
+        if estimate is None:
+            return None
+        return f"noise scale {estimate.text()} samples, with 95% confidence"
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the terms so far."""
+        return self.record.state()
+
+    def check(self, state: Any) -> None:
+        """Require terms of steps."""
+        self.record.check(state)
+
+    def load(self, state: Any) -> None:
+        """Go on from terms measured before, on whatever ranks."""
+        self.record.load(state)
+
+
+def _figures(name: str, estimate: NoiseEstimate) -> dict[str, float]:
+    """Return the figures of an estimate; one without an upper end has its lower one alone."""
+    found = {f"{name}_low": estimate.low}
+    if estimate.bounded:
+        found = {name: estimate.value, **found, f"{name}_high": estimate.high}
+    return found
+
+
+def _duration(key: str, text: object) -> Duration:
+    try:
+        duration = Duration.parse(text)
+    except UserError as error:
+        raise UserError(f"{key}={text!r}: {error}") from None
+    if duration.value == 0:
+        raise UserError(f"{key}={text}: more than 0")
+    return duration
+
+
+probes.register(
+    "noise",
+    "gradient noise scale with an interval: how large a batch pays",
+    "McCandlish et al. 2018",
+)(NoiseScale)
