@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class NoiseScale(Instrument):
             assert size is not None
             shares = [each / at.step.size for each in ghost_sizes(at.step.size, size, least)]
             known = (1.0, sum(share * share for share in shares), len(shares))
-            return {"row": torch.cat((parts, whole.new_tensor(known), whole))}
+            return {"row": torch.cat((parts, _filled(whole, known), whole))}
         squares = at.squares
         assert squares is not None
         whole, parts, shares_of = squares.summed, squares.parts, squares.shares
@@ -170,7 +170,7 @@ class NoiseScale(Instrument):
         parts = [
             zero if g is None else _ops.global_norm([g]).double().square() * share**2 for g in found
         ]
-        return torch.stack(parts), zero.new_tensor((share, share * share, 1.0))
+        return torch.stack(parts), _filled(zero, (share, share * share, 1.0))
 
     def write(self, step: Step, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Enter the terms of a step, and return the estimate with them."""
@@ -246,6 +246,11 @@ def _figures(name: str, estimate: NoiseEstimate) -> dict[str, float]:
     if estimate.bounded:
         found = {name: estimate.value, **found, f"{name}_high": estimate.high}
     return found
+
+
+def _filled(like: Tensor, values: Sequence[float]) -> Tensor:
+    """Return numbers on a device without a copy to it, which would wait."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def _duration(key: str, text: object) -> Duration:

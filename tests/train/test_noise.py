@@ -260,6 +260,31 @@ def test_terms_go_on_with_the_run(tmp_path: Path) -> None:
     assert noise_of(again).record.estimate() == noise_of(whole).record.estimate()
 
 
+@pytest.mark.parametrize("source", ["first", "passes", "norms"])
+def test_nothing_of_it_waits_for_the_device(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a measured step's passes and its update no number is read or sent."""
+    optim = OptimConfig(name="lars", lr=1e-3)
+    trainer = trainer_of(tmp_path, GHOST, source=source, optim=optim)
+    measure, seen = NoiseScale.measure, []
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the host waits for the device here")
+
+    def measured(self: NoiseScale, at: Any) -> Any:
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "cpu", "numpy", "__float__", "__bool__", "new_tensor"):
+                patch.setattr(torch.Tensor, name, refuse)
+            patch.setattr(torch, "tensor", refuse)
+            seen.append(measure(self, at))
+        return seen[-1]
+
+    monkeypatch.setattr(NoiseScale, "measure", measured)
+    first_terms(trainer)
+    assert len(seen) == 1 and seen[0]["row"].ndim == 1
+
+
 def test_lines_of_layers_need_no_step_of_their_own(tmp_path: Path) -> None:
     probe = {"name": "noise", "every": "5st", "layers": "7st"}
     length = ScheduleConfig(length=Duration.parse("4ep"))
