@@ -72,9 +72,12 @@ class GhostSquares:
         return result[0] / square, result[1] / square
 
     def _take(self, place: int, gradients: Tensor) -> None:
-        norm, self._ghosts[place] = self._norms[place], self._ghosts[place] + gradients.shape[1]
-        learned = [p is not None and p.requires_grad for p in (norm.weight, norm.bias)]
-        for wide in (gradients[row].double() for row in range(2) if learned[row]):
-            self._parts[place].append(wide.square().sum())
-        sums = gradients.double().sum(1)
-        self._sums[place].append(sums * sums.new_tensor(learned).unsqueeze(1))
+        norm = self._norms[place]
+        self._ghosts[place] += gradients.shape[1]
+        rows = [
+            row.double() if param is not None and param.requires_grad else None
+            for row, param in zip(gradients, (norm.weight, norm.bias), strict=True)
+        ]
+        self._parts[place] += [row.square().sum() for row in rows if row is not None]
+        none = torch.zeros(norm.num_features, dtype=torch.float64, device=gradients.device)
+        self._sums[place].append(torch.stack([none if r is None else r.sum(0) for r in rows]))
