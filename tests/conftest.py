@@ -30,6 +30,12 @@ EMULATED = {
     "optim/test_low_precision.py",
 }
 
+# Of these, in the default suite; the rest are slow there.
+EMULATED_QUICKLY = {
+    *("ops/test_ghost_norm.py", "ops/test_hadamard.py", "ops/test_sum_shards.py"),
+    *("optim/test_layerwise.py", "optim/test_sgd.py"),
+}
+
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -58,7 +64,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     name = Path(metafunc.module.__file__).relative_to(Path(__file__).parent).as_posix()
     if name in EMULATED and metafunc.definition.get_closest_marker("gpu") is None:
         # Threads of the CPU, and sizes chosen for its caches, take minutes there.
-        is_slow = any(word in metafunc.function.__name__ for word in ("thread", "past_the_caches"))
+        is_slow = name not in EMULATED_QUICKLY or any(
+            word in metafunc.function.__name__ for word in ("thread", "past_the_caches")
+        )
         cuda = pytest.param("cuda", marks=pytest.mark.slow) if is_slow else "cuda"
         metafunc.parametrize("kernels", ["cpu", cuda], indirect=True, scope="module")
 

@@ -98,12 +98,12 @@ def _torch() -> Path:
     return Path(spec.origin).parent
 
 
-def build(*flags: str, driver: bool = False) -> Path:
-    """Compile what is not kept yet; return the library, or the ``driver`` that needs no torch.
+def build(*flags: str, driver: str = "") -> Path:
+    """Compile what is not kept yet; return the library, or a ``driver``, which needs no torch.
 
     Args:
         flags: of the kernels, the machine and the driver, beside the usual ones.
-        driver: whether to build ``driver.cpp`` instead of the operators.
+        driver: a program to build instead of the operators, ``driver.cpp`` or ``mistakes.cpp``.
     """
     compiler = os.environ.get("CXX", "g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
@@ -125,7 +125,7 @@ def build(*flags: str, driver: bool = False) -> Path:
     machine = ["-D__SANITIZE_THREAD__" if f == "-fsanitize=thread" else f for f in device]
     units.append((machine, "machine.cpp", shim["machine.cpp"]))
     if driver:
-        units.append((device, "driver.cpp", (HERE / "driver.cpp").read_text(encoding="utf-8")))
+        units.append((device, driver, (HERE / driver).read_text(encoding="utf-8")))
     else:
         units.append((host, "host.cpp", host_text + "".join(texts[name] for name in hosts)))
 
@@ -143,12 +143,12 @@ def build(*flags: str, driver: bool = False) -> Path:
             target = KEPT / f"{name.replace('/', '_')}.{key}.o"
             objects.append(str(target))
             if not target.exists():
-                at = {"machine.cpp": SHIM, "driver.cpp": HERE}.get(name, written) / name
+                at = {"machine.cpp": SHIM, driver: HERE}.get(name, written) / name
                 made = target.with_suffix(".partial")
                 include = [f"-I{SHIM}", f"-I{written}"]
                 _compile([*command, *include, "-c", str(at), "-o", str(made)])
                 made.rename(target)
-        target = KEPT / f"{'driver' if driver else 'library'}.{_digest(*objects)}.so"
+        target = KEPT / f"{driver or 'library.so'}.{_digest(*objects)}"
         if not target.exists():
             made = target.with_suffix(".partial")
             link = [*device, *objects, "-o", str(made)]
