@@ -56,6 +56,7 @@ def test_the_machine_knows_mistakes_and_lets_blocks_meet(emulation: ModuleType, 
     assert said == dict.fromkeys(("unwritten_is_nan", "meet", "votes"), "fine")
 
 
+@pytest.mark.slow
 def test_five_orders_of_threads_and_blocks_give_the_same_bits(driver: Path) -> None:
     forward = results(driver, *FAMILIES)
     assert [line.split()[0] for line in forward] == list(FAMILIES)

@@ -25,6 +25,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_commands_by_hand_give_the_same_conclusion(here: Path, capsys, undisturbed) -> None:
     """In a folder whose name a shell would take apart; what follows of results is written next."""
     folder = here / "its $(touch gone) 'runs'; #1"

@@ -45,6 +45,7 @@ def test_a_run_and_the_same_call_again(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "run" / "summary.json").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_local_ranks_and_the_command_give_the_same(tmp_path: Path, train) -> None:
     variables = dict(os.environ)
     outcome = run(config(tmp_path / "door", "--run.nproc=2"))

@@ -361,6 +361,7 @@ def test_it_takes_what_the_run_has(
         means.choose("auto")
 
 
+@pytest.mark.slow
 def test_fsdp_measures_the_first_passes(train: Any) -> None:
     """Two ranks, two passes each: the same whole as under ddp, and no other bit of the run."""
     options = ["--data.limit=330", "--batch.size=64", "--batch.micro=16", "--norm.kind=ghost"]
@@ -386,6 +387,7 @@ def test_fsdp_measures_the_first_passes(train: Any) -> None:
         assert one == pytest.approx(other, rel=1e-9) and one[2] == 2
 
 
+@pytest.mark.slow
 def test_ranks_agree_and_tell_what_they_measure(train: Any) -> None:
     """Passes of one ghost each: the same groups on one, two and three ranks."""
     found = {}

@@ -108,10 +108,10 @@ def agree(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 def test_memory_is_a_streams_on_any_ranks_and_micro_batches(train: Train) -> None:
     alone = train("one", *OPTIONS)
     agree(train("three", *OPTIONS, nproc=3).weights, alone.weights)
-    agree(train("five", *OPTIONS, nproc=5).weights, alone.weights)
     agree(train("micro", *OPTIONS, "--batch.micro=5").weights, alone.weights)
 
 
+@pytest.mark.slow
 def test_a_run_killed_mid_epoch_goes_on_with_its_memory(
     train: Train, begin: Callable[..., Running]
 ) -> None:
