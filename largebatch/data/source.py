@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from largebatch._errors import UserError
+from largebatch._errors import RunFailure, UserError, raised
 from largebatch.data.batch import Batch
 from largebatch.data.config import DataConfig
 from largebatch.data.files import printable
@@ -101,8 +101,12 @@ class Source(ABC):
         return EpochOrder(len(self), seed)
 
     def batch(self, request: Request, delivery: Delivery) -> Batch:
-        """Read the samples of one request."""
-        raise NotImplementedError(f"{type(self).__name__}: neither batch nor reader is defined")
+        """Read the samples of one request.
+
+        Raises:
+            UserError: a subclass brings a reader of its own, and no :meth:`example`.
+        """
+        raise UserError(f"{type(self).__name__}: a source defines batch, or reader and example")
 
     def reader(self, config: DataConfig, delivery: Delivery) -> Reader:
         """Return who reads the samples as the ``data`` section and ``delivery`` say."""
@@ -122,7 +126,17 @@ class BatchReader(Reader):
 
     def read(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """Yield the batch of each request, in order."""
-        return (self._source.batch(request, self._delivery) for request in requests)
+        for request in requests:
+            try:
+                batch = self._source.batch(request, self._delivery)
+            except (UserError, RunFailure):
+                raise
+            except Exception as error:
+                first = request.indices[0] if len(request.indices) else "none"
+                raise UserError(
+                    f"{type(self._source).__name__}.batch of samples from {first}: {raised(error)}"
+                ) from error
+            yield batch
 
 
 class UnreadableSample(Exception):

@@ -38,11 +38,12 @@ class StreamOrder:
         windows, streams = divmod(np.arange(start, stop, dtype=np.int64), self.streams)
         return streams * (self.n // self.streams) + windows
 
-    def require_divides(self, sizes: dict[str, int]) -> None:
+    def require_divides(self, sizes: dict[str, int], total: int) -> None:
         """Refuse a step in which a stream would not be continued once.
 
         Args:
             sizes: samples of a step, by the key that says so.
+            total: samples of the run.
 
         Raises:
             UserError: naming the key.
@@ -53,3 +54,8 @@ class StreamOrder:
                     f"{key}={size}: a step takes one window of each of the {self.streams} streams"
                     f" that the data are read in; take {self.streams}"
                 )
+        if total % self.streams:
+            raise UserError(
+                f"schedule.length: {total:,} samples leave {total % self.streams} in the last step,"
+                f" which takes one window of each of {self.streams} streams"
+            )

@@ -160,13 +160,13 @@ class OverGhosts(RunningStatistics):
         """Normalise ghost by ghost: as the step was divided where that is known."""
         place = current_place()
         sizes = None if place is None else place.sizes
-        if place is None or sizes is None or sum(sizes) != x.shape[0]:
+        if place is None or sizes is None or place.samples != x.shape[0]:
             size, full = self._ghosts(x)
             return self._normalize(x, residual, fused, size, full)
         size = self.ghost_size or sizes[0]
-        full = sum(each == size for each in sizes)
-        if all(each == size for each in sizes[:-1]):
-            return self._normalize(x, residual, fused, size, full)
+        last = len(sizes) - 1
+        if place.even and (last == 0 or sizes[0] == size):
+            return self._normalize(x, residual, fused, size, last + (sizes[last] == size))
         # Samples that could not be read have left gaps: ghosts of any sizes, one by one.
         parts = x.split(sizes)
         residuals = [None] * len(parts) if residual is None else residual.split(sizes)

@@ -19,12 +19,16 @@ class Place:
         sizes: samples of each ghost of the forward, as the step was divided; None: norms divide
             what they are given by their own ghost size.
         ranks: process group whose ranks hold a ghost together; None: a ghost is one rank's.
+        samples: of all ghosts. even: whether all but the last have as many. Both are worked out
+            once a pass, since every norm asks.
     """
 
     first: int
     total: int
     sizes: tuple[int, ...] | None = None
     ranks: Any = None
+    samples: int = 0
+    even: bool = True
 
 
 # One plain global: forwards of one process run one at a time, torch.compile can guard it, and
@@ -50,7 +54,8 @@ class ghost_place:
     ) -> None:
         if not 0 <= first < total:
             raise ValueError(f"ghost_place: first={first} must lie in [0, total={total})")
-        self._place = Place(first, total, sizes, ranks)
+        of = sizes or ()
+        self._place = Place(first, total, sizes, ranks, sum(of), len(set(of[:-1])) < 2)
 
     def __enter__(self) -> None:
         global _current

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -99,6 +99,11 @@ class Task(ABC, Generic[B]):
         """Return the memory that goes from step to step, if there is one."""
         return None
 
+    def undisturbed(self) -> AbstractContextManager[object]:
+        """Return a context for passes that are none of the run's: its memory stays as it is."""
+        carry = self.carry()
+        return nullcontext() if carry is None else carry.frozen()
+
     def try_model(self, model: nn.Module, name: str, batch: B, training: bool) -> None:
         """Try ``model`` on a batch before any work; the model is as before afterwards.
 
@@ -109,7 +114,7 @@ class Task(ABC, Generic[B]):
         Raises:
             UserError: the task cannot train it, in one line.
         """
-        with as_before(model):
+        with as_before(model), self.undisturbed():
             model.eval()
             with self._refusing(name, "in evaluation"), torch.no_grad():
                 sums = self.evaluate(model, batch)

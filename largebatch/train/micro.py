@@ -66,7 +66,8 @@ def largest_micro(
         return tensor
 
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), ghost_place(0, 1):
+    watching = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with watching, ghost_place(0, 1), task.undisturbed():
         precision.wrap(task.train)(model, sample)
     discard_step(model)
     activations = sum(size for pointer, size in kept.items() if pointer not in parameters)

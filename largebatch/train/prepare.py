@@ -61,7 +61,7 @@ def prepare(config: Config, device: torch.device) -> Prepared:
     )
     order = source.order(config.run.seed)
     if isinstance(order, StreamOrder):
-        order.require_divides(_step_sizes(config, schedule))
+        order.require_divides(_step_sizes(config, schedule), schedule.total_samples)
     for extent in {phase.extent for phase in schedule.plan.phases} - {None}:
         example = source.example(
             2, Delivery(config.run.seed, device, True, precision.dtype), extent

@@ -61,7 +61,8 @@ class Stepper:
         self.precision, self.device = precision, device
         self.clip, self.sam = clip, sam
         self.seed, self.leaves_out, self.ranks = seed, leaves_out, ranks
-        self.carry = task.carry()
+        self._carry = task.carry()
+        self._memory: dict[int, Tensor] = {}
         self.clip_factor: Tensor | None = None
         self.own_sums: Tensor | None = None
         self.batch: Batch | None = None
@@ -87,6 +88,7 @@ class Stepper:
                 and with ``exchanged`` before the update.
         """
         self.times.begin()
+        self._memory = {} if self._carry is None else self._carry.rows()
         if self._buffers is not None:
             self._buffers.hold()
         weight = None if self.leaves_out else self.task.step_weight(share.step.size)
@@ -102,8 +104,11 @@ class Stepper:
         sums, work = self._pass(share, passes, weight, stop, summed, alone)
         if self.sam is not None:
             self.times.enter("compute")
+            after = {} if self._carry is None else self._carry.rows()
+            self._remember(self._memory)
             with self.sam.perturbed():
                 self._pass(share, held, weight, None, True, watch)
+            self._remember(after)  # that of the weights the run has, not of the perturbed ones
         if work is not None:
             work.wait()
         if watch is not None:
@@ -172,8 +177,7 @@ class Stepper:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Let a pass that is none of the run's leave statistics and memory as they were."""
-        memory = nullcontext() if self.carry is None else self.carry.frozen()
-        with frozen_statistics(self.model), memory:
+        with frozen_statistics(self.model), self.task.undisturbed():
             yield
 
     def _send(self, sums: Tensor, stop: bool) -> tuple[Tensor, Any]:
@@ -184,7 +188,12 @@ class Stepper:
     def retry(self) -> None:
         """Drop what a step that ran out of memory has left behind."""
         discard_step(self.model)
+        self._remember(self._memory)
         self.engine.begin()
+
+    def _remember(self, rows: dict[int, Tensor]) -> None:
+        if self._carry is not None:
+            self._carry.load(rows)
 
     def _global_weight(self, passes: list[Pass]) -> float:
         own = sum(self.task.weight(one.batch) for one in passes if not one.part.idle)

@@ -26,6 +26,8 @@ def test_what_does_not_divide_is_refused_with_what_would():
     with pytest.raises(UserError, match=r"13 windows do not divide into 4 streams: take 12"):
         StreamOrder(13, 4)
     order = StreamOrder(12, 4)
-    order.require_divides({"batch.size": 4})
+    order.require_divides({"batch.size": 4}, total=24)
+    with pytest.raises(UserError, match=r"schedule\.length: 26 samples leave 2 in the last step"):
+        order.require_divides({"batch.size": 4}, total=26)
     with pytest.raises(UserError, match=r"batch\.plan\[1\]\.size=6: .* 4 streams .* take 4"):
-        order.require_divides({"batch.plan[0].size": 4, "batch.plan[1].size": 6})
+        order.require_divides({"batch.plan[0].size": 4, "batch.plan[1].size": 6}, total=24)

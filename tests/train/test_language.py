@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from tests.train.conftest import Running, Train
+if TYPE_CHECKING:
+    from tests.train.conftest import Running, Train
 
 LANGUAGE = """
 import math

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 
 from largebatch.cli import main
-from tests.train.conftest import Train
+
+if TYPE_CHECKING:
+    from tests.train.conftest import Train
 
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16", "fp16"])

@@ -6,11 +6,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from tests.train.conftest import Running, Train
+if TYPE_CHECKING:
+    from tests.train.conftest import Running, Train
 
 READER = """
 import numpy as np
@@ -126,6 +128,14 @@ def test_a_run_killed_mid_epoch_goes_on_with_its_memory(
         agree(again.weights, whole.weights)
         if nproc == 3:
             assert again.summary["weights_sha256"] == whole.summary["weights_sha256"]
+
+
+def test_a_second_pass_begins_with_the_memory_of_the_first(train: Train) -> None:
+    """SAM at a vanishing radius is the plain step: its second pass must not read on."""
+    plain = train("plain", *OPTIONS)
+    sam = train("sam", *OPTIONS, "--optim.sam_rho=1e-12")
+    for name, tensor in plain.weights.items():
+        assert torch.allclose(sam.weights[name], tensor, rtol=1e-6, atol=1e-6), name
 
 
 def test_a_plan_that_tears_streams_is_refused(train: Train) -> None:
