@@ -180,7 +180,9 @@ def test_two_of_one_number_are_refused(on_ranks) -> None:
 
     def start(rank: int, _: dist.Store) -> None:
         try:
-            time.sleep(0.5 if numbers[rank] == 2 else 0)
+            deadline = time.monotonic() + 15
+            while numbers[rank] == 2 and not said and time.monotonic() < deadline:
+                time.sleep(0.01)  # comes when the second of rank 1 has been told: rank 0 waits
             session(kept, numbers[rank], 3, 20.0)
         except RunFailure as failure:
             said.append(str(failure))
