@@ -103,6 +103,7 @@ def test_a_label_out_of_range(capsys, tmp_path):
     assert "77" in line and "y_train" in line
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_ends_a_run_and_may_be_skipped(tmp_path):
     root = image_folder(tmp_path / "data", ["cat", "dog"], ["cat", "dog"])
     bad = root / "train" / "dog" / "3.jpeg"

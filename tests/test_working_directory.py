@@ -74,6 +74,7 @@ def test_the_console_script(folder):
     assert "finished" in train(folder, start)
 
 
+@pytest.mark.slow
 def test_ranks_of_the_console_script_and_tied_weights_under_fsdp(folder):
     start = [sys.executable, str(folder / "console" / "largebatch")]
     output = train(folder, start, "--run.nproc=2", "--distributed.engine=fsdp")

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from largebatch import _ops
 from largebatch.record import RunDirectory
-from largebatch.report import write_report
 from largebatch.train import checkpoint
 from largebatch.train.branch import read_parent
 from largebatch.train.config import Config, run_name
@@ -66,6 +65,8 @@ def conclude(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     directory.write_summary(summary)
+    from largebatch.report import write_report  # at the end: no start waits for its import
+
     write_report([directory.path], directory.report)
     headline = parts.task.headline
     known = headline.name in last

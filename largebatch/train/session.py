@@ -30,7 +30,6 @@ from largebatch.processes.lifetime import (
     signals_as_before,
 )
 from largebatch.record import RunDirectory
-from largebatch.report import write_report
 from largebatch.train import checkpoint, parse
 from largebatch.train.begin import begin
 from largebatch.train.branch import branch, require_start
@@ -182,6 +181,8 @@ def _session(
             if world.is_main:
                 say(f"{path}: this run is finished ({headline(found['summary'])})")
                 if not directory.report.exists():  # it was killed between its last two files
+                    from largebatch.report import write_report  # at the end: a start needs none
+
                     write_report([path], directory.report)
                 say(f"report: {directory.report}")
             return finished(path, found["summary"])

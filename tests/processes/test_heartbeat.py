@@ -107,6 +107,7 @@ def ranks():
 Start = Callable[..., Ranks]
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_named_with_host_and_collective(ranks: Start) -> None:
     """Long before the collective's own timeout of ten minutes."""
     run = ranks(3, 600.0, 6.0, "run")
@@ -220,6 +221,7 @@ def test_without_rank_0_the_others_judge_themselves(beats: Any) -> None:
         assert f"rank {rank} waits in gloo:all_reduce number 7" in ends[rank]
 
 
+@pytest.mark.slow
 def test_a_rank_that_moves_while_others_wait_is_named(
     beats: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

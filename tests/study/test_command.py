@@ -72,6 +72,7 @@ def test_the_array(here: Path, capsys) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_grid_by_its_name(here: Path, capsys) -> None:
     arguments = [
         *("study", "grid", "--folder", "runs", "--at-a-time", "2", "--json", "grid.json"),

@@ -108,6 +108,7 @@ def test_absent_deepspeed_is_one_line(train):
     assert found.output.strip().count("\n") == 0
 
 
+@pytest.mark.slow
 def test_shard_ranks_must_divide_the_ranks(train):
     engine = ["--distributed.engine=fsdp", "--distributed.shard_ranks=3"]
     found = train("odd", *RUN, *engine, nproc=2, code=2)

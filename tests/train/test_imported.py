@@ -169,6 +169,7 @@ def test_they_train_resume_and_are_evaluated(folder, train, capsys):
     assert f"loss {whole.lines('val')[-1]['loss']:.6g}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_on_two_ranks(folder, train):
     done = train("two", "--schedule.length=1ep", *SHARP, "--optim.name=own:nadam",
                  "--optim.options.decay=0.01", "--run.target_top1=0.99", nproc=2)  # fmt: skip

@@ -307,6 +307,7 @@ def test_a_target_is_any_figure(tmp_path: Path) -> None:
     assert str(error.value).startswith("run.target={perplexity: 3.0}")
 
 
+@pytest.mark.slow
 def test_two_ranks_take_the_same_bits_with_every_instrument(train: Any, folder: Path) -> None:
     root = Path(__file__).parent.parent.parent
     options = ["--data.limit=330", "--batch.size=64", "--norm.kind=ghost", "--norm.ghost_size=16"]

@@ -101,6 +101,7 @@ def test_it_is_sixty_lines_long_at_most() -> None:
 
 
 @pytest.mark.usefixtures("language")
+@pytest.mark.slow
 def test_it_trains_to_the_same_weights_on_any_number_of_ranks(train: Train) -> None:
     runs = [train(f"ranks{n}", *OPTIONS, nproc=n) for n in (1, 2, 3)]
     alone, *others = (run.weights for run in runs)
@@ -139,6 +140,7 @@ def test_its_figures_are_seen_everywhere(train: Train) -> None:
 
 
 @pytest.mark.usefixtures("language")
+@pytest.mark.slow
 def test_it_goes_on_mid_epoch_to_the_same_bits(train: Train, begin: Callable[..., Running]) -> None:
     options = (*OPTIONS, "--checkpoint.every=7st")
     whole = train("whole", *options, nproc=RANKS)

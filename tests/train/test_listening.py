@@ -94,6 +94,7 @@ def attack_socket(port: int, payload: bytes) -> None:
         return
 
 
+@pytest.mark.slow
 def test_ranks_of_one_host_listen_to_nobody_else_and_run_nothing(
     begin: Callable, tmp_path: Path
 ) -> None:

@@ -413,6 +413,7 @@ def constant(text: str) -> float:
     raise AssertionError(f"{text} is no JSON")
 
 
+@pytest.mark.slow
 def test_ranks_stop_at_bad_data_and_go_on_without_them(train: Any, folder: Path) -> None:
     arguments = ["--data.name=blobs:one", "--model.name=blobs:net", "--data.workers=0"]
     arguments += [f"--batch.size={BATCH}", "--norm.kind=ghost", "--norm.ghost_size=8"]

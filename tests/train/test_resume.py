@@ -28,7 +28,7 @@ RUN = [
     ("nproc", "whom"),
     [
         (1, "launcher"),
-        (2, "one rank"),
+        pytest.param(2, "one rank", marks=pytest.mark.slow),
         pytest.param(3, "one rank", marks=pytest.mark.slow),
         pytest.param(4, "launcher", marks=pytest.mark.slow),
     ],
@@ -69,7 +69,8 @@ def samples(step: int) -> int:
     return step // 3 * 330 + step % 3 * 128
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (3, 2)])
+@pytest.mark.slow
 def test_another_world_size_sees_the_same_samples(train, begin, before, after):
     double = [*RUN, "--precision.compute=fp64", "--model.drop=0"]
     undisturbed = train("undisturbed", *double, nproc=after)
@@ -86,6 +87,7 @@ def test_another_world_size_sees_the_same_samples(train, begin, before, after):
             assert float(gap) < 1e-9, name
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_takes_its_ranks_along_and_the_run_goes_on(train, begin):
     undisturbed = train("undisturbed", *RUN, nproc=2)
     run = begin("killed", *RUN, nproc=2)
@@ -100,6 +102,7 @@ def test_a_killed_launcher_takes_its_ranks_along_and_the_run_goes_on(train, begi
     assert finished.summary["weights_sha256"] == undisturbed.summary["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_a_directory_in_use_is_refused_and_its_owner_named(begin, train):
     run = begin("shared", *RUN, "--schedule.length=100000st")
     run.wait_for(lambda: run.steps() >= 1, "a step")

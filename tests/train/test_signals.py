@@ -97,6 +97,7 @@ def test_a_run_ends_well_whoever_listens(tmp_path: Path, redirection: str, nproc
     assert max(steps) == 12
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_is_named_by_the_launcher(begin: Callable) -> None:
     """As by the kernel where memory ran out: the rank itself has no last word."""
     run = begin("run", *ENDLESS, nproc=2)

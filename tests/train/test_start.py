@@ -259,6 +259,7 @@ def test_a_damaged_note_of_the_parent_is_one_line(parent: Outcome, tmp_path: Pat
             run(made)
 
 
+@pytest.mark.slow
 def test_the_command_branches_by_its_key(parent: Outcome, train) -> None:
     """On two ranks, and goes on on one."""
     start = parent.checkpoint("2ep")

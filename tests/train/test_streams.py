@@ -107,6 +107,7 @@ def agree(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
         assert torch.allclose(found[name], tensor, rtol=1e-9, atol=1e-9), name
 
 
+@pytest.mark.slow
 def test_memory_is_a_streams_on_any_ranks_and_micro_batches(train: Train) -> None:
     alone = train("one", *OPTIONS)
     agree(train("three", *OPTIONS, nproc=3).weights, alone.weights)
