@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from largebatch import __version__
@@ -266,3 +268,21 @@ def test_print_config_can_be_read_back(tmp_path):
 def test_doctor_json(capsys):
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+def test_garbage_is_not_looked_for_among_modules_that_stay() -> None:
+    """Where the command is a process of its own; in a program's, the collector is the program's."""
+    program = (
+        "import gc, sys; from largebatch.cli import main\n"
+        "main(['train', '--optim.name=none'])\n"
+        "print(gc.get_freeze_count() > 100_000, gc.isenabled(), file=sys.stderr)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert found.stderr.split()[-2:] == ["True", "True"]
+    assert torch.__name__ in sys.modules  # as where a program calls the command's function
+    before = gc.get_freeze_count()
+    assert main(["train", "--optim.name=none"]) == 2
+    assert gc.get_freeze_count() == before
+    assert gc.isenabled()
