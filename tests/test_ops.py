@@ -411,6 +411,28 @@ def test_unknown_face_is_refused() -> None:
     assert "LARGEBATCH_OPS='fast': choose compiled or reference" in done.stderr
 
 
+LATER = (
+    "import torch; from largebatch._ops import Operator, backends, library; "
+    "library.register(Operator({schema!r}, torch.clone, torch.empty_like)); "
+    "print(torch.ops.largebatch.later(torch.ones(2)).sum().item(), backends()['later']['cpu'])"
+)
+
+
+@compiled
+def test_an_operator_that_an_older_library_lacks_is_served_by_its_reference() -> None:
+    done = run_python(LATER.format(schema="later(Tensor x) -> Tensor"), None)
+    assert done.stdout.startswith("2.0 _C.abi3.so is older than this code; run pip"), done.stderr
+
+
+@compiled
+def test_a_library_with_other_arguments_is_refused() -> None:
+    done = run_python(LATER.format(schema="hadamard(Tensor x) -> Tensor"), None)
+    assert done.returncode != 0
+    assert "ImportError: _C.abi3.so is of another version than this code (hadamard); run" in (
+        done.stderr
+    )
+
+
 def test_import_needs_torch_alone() -> None:
     code = (
         "import sys, largebatch._ops; "

@@ -21,6 +21,7 @@ from largebatch._ops.guards import in_place, on_one_device, written
 PACKAGE = Path(__file__).parent.parent
 LIBRARY = PACKAGE / "_C.abi3.so"
 BUILD_RECORD = PACKAGE / "_build.json"
+REBUILD = "run pip install -e ."
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _load() -> str:
         raise UserError(f"LARGEBATCH_OPS={wish!r}: choose compiled or reference, or leave it unset")
     if wish == "reference":
         return "LARGEBATCH_OPS=reference"
-    reason = str(build_record().get("compiled", "not built: run pip install -e ."))
+    reason = str(build_record().get("compiled", f"not built: {REBUILD}"))
     if LIBRARY.exists():
         try:
             torch.ops.load_library(str(LIBRARY))
@@ -81,12 +82,26 @@ _ABSENT = _load()
 _LIBRARY = torch.library.Library("largebatch", "FRAGMENT")
 
 
+_older = ""  # what the compiled library lacks of this code, once an operator is found to be absent
+
+
 def register(*operators: Operator) -> None:
-    """Define what the compiled library did not, and add references and fake kernels."""
+    """Define what the compiled library did not, and add references and fake kernels.
+
+    Raises:
+        ImportError: the compiled library has an operator with other arguments.
+    """
+    global _older
     for operator in operators:
         OPERATORS[operator.name] = operator
-        if _ABSENT:
+        defined = torch._C._jit_get_schemas_for_operator(f"largebatch::{operator.name}")
+        if not defined:
             _LIBRARY.define(operator.schema)
+            _older = "" if _ABSENT else f"{LIBRARY.name} is older than this code; {REBUILD}"
+        elif defined[0] != torch._C.parse_schema(f"largebatch::{operator.schema}"):
+            raise ImportError(
+                f"{LIBRARY.name} is of another version than this code ({operator.name}); {REBUILD}"
+            )
         # Kernels for a device go before this one, which therefore serves all other devices.
         _LIBRARY.impl(operator.name, operator.reference, "CompositeExplicitAutograd")
         overload = getattr(torch.ops.largebatch, operator.name).default
@@ -131,7 +146,7 @@ def backends() -> dict[str, dict[str, str]]:
     return {
         name: {
             "reference": "yes",
-            "cpu": state(name, "cpu", _ABSENT),
+            "cpu": state(name, "cpu", _ABSENT or _older),
             "cuda": state(name, "cuda", _no_cuda()),
         }
         for name in OPERATORS
@@ -147,7 +162,7 @@ def is_compiled(name: str, device: torch.device) -> bool:
 
 def _no_cuda() -> str:
     built = str(build_record().get("cuda", "built without CUDA kernels"))
-    return _ABSENT or _without_code or built or "has no CUDA kernel"
+    return _ABSENT or _older or _without_code or built or "has no CUDA kernel"
 
 
 @functools.cache
