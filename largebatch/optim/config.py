@@ -16,9 +16,9 @@ class OptimConfig:
 
     name: str = "sgd"
     """Optimizer: sgd, sgdw, lars, lamb, apex_lamb (with apex installed), rmsprop_warmup, muon,
-    torch's adam, adamw, nadam, radam, adagrad, rmsprop, adadelta, adamax, or
-    package.module:callable: a torch.optim.Optimizer class, or called with this section and the
-    parameter groups."""
+    torch's adam, adamw, nadam, radam, adagrad, rmsprop, adadelta, adamax, deepspeed (described in
+    distributed.deepspeed_config), or package.module:callable: a torch.optim.Optimizer class, or
+    called with this section and the parameter groups."""
     lr: float = 0.1
     """Learning rate at batch.reference."""
     scaling: Literal["none", "linear", "sqrt"] = "none"

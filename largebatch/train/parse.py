@@ -115,8 +115,9 @@ def _parsed(arguments: list[str], task: TaskKind) -> Config:
     """Let jsonargparse read what has been looked at."""
     from jsonargparse import ArgumentError
 
+    asks_help = any(each == "--help" or each.endswith(".help") for each in arguments)
     try:
-        return _instantiate(_parser(task).parse_args(arguments), task)
+        return _instantiate(_parser(task, asks_help).parse_args(arguments), task)
     except UserError:
         raise
     except (ArgumentError, TypeError, ValueError, KeyError, AttributeError) as error:
@@ -188,12 +189,14 @@ def _types() -> None:
 
 
 @lru_cache(maxsize=8)
-def _parser(task: TaskKind) -> Any:
+def _parser(task: TaskKind, is_described: bool = False) -> Any:
+    """Return the parser of all keys; with what stands below each of them, if anybody reads it."""
     from argparse import SUPPRESS
 
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
     _types()
+    set_parsing_settings(docstring_parse_attribute_docstrings=is_described)
     parser = ArgumentParser(
         prog="largebatch train",
         description="Train; the same command continues an interrupted run.",
