@@ -1,4 +1,4 @@
-// The one place where kernels are launched. The tests put a file of their own in its stead, which
+// The one place where kernels are launched and memory is cleared. The tests put a file of their own in its stead, which
 // runs the kernels on the CPU (tests/cuda_emulation).
 
 #pragma once
@@ -24,6 +24,12 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, const Arguments&...
 inline const char* launch_error() {
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// Enqueues zeros for `bytes` bytes; the same message if that failed.
+inline const char* clear(void* memory, size_t bytes, cudaStream_t stream) {
+  cudaMemsetAsync(memory, 0, bytes, stream);
+  return launch_error();
 }
 
 }  // namespace largebatch

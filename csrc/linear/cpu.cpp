@@ -2,19 +2,17 @@
 // turns into vectors. The order of the additions depends on the sizes alone.
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
+#include "common/chunks.h"
 #include "common/clones.h"
+#include "common/dispatch.h"
 #include "linear/linear.h"
 
 namespace largebatch {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-// Below this many elements in all, waking other threads costs more than it saves.
-constexpr int64_t kSerialElements = 32768;
 // Values that x is added up to where the transform is shorter: whole vectors.
 constexpr int64_t kLanes = 64;
 
@@ -82,8 +80,9 @@ LARGEBATCH_HADAMARD_ROWS(Half, float)
 LARGEBATCH_HADAMARD_ROWS(BFloat16, float)
 #undef LARGEBATCH_HADAMARD_ROWS
 
-template <typename T, typename Acc>
+template <typename T>
 void run(const Tensor& x, Tensor& y, const HadamardShape& shape) {
+  using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const auto* const from = static_cast<const T*>(x.const_data_ptr());
   auto* const to = static_cast<T*>(y.mutable_data_ptr());
   const int64_t grain = std::max<int64_t>(1, kSerialElements / (shape.features + shape.outputs));
@@ -101,12 +100,9 @@ Tensor hadamard_cpu(Tensor x, int64_t outputs) {
   const HadamardShape shape = hadamard_shape(x, outputs);
   x = torch::stable::contiguous(x);
   Tensor y = hadamard_result(x, outputs);
-  switch (x.scalar_type()) {
-    case ScalarType::Float: run<float, float>(x, y, shape); break;
-    case ScalarType::Double: run<double, double>(x, y, shape); break;
-    case ScalarType::Half: run<Half, float>(x, y, shape); break;
-    default: run<BFloat16, float>(x, y, shape);
-  }
+  dispatch(x.scalar_type(), [&](auto* of) {
+    run<std::remove_pointer_t<decltype(of)>>(x, y, shape);
+  });
   return y;
 }
 

@@ -1,9 +1,10 @@
-// CUDA kernels of the Hadamard transform. A row is one block's, in shared memory; rows too long for
-// that go through global memory, a launch a stage. The order of the additions depends on the sizes
-// alone.
+// CUDA kernels of the Hadamard transform. A row is one block's, in shared memory. Of rows too long for
+// that, a block transforms a segment (the first 13 stages, float64: 12); the stages that are left go
+// through global memory, a launch each. The order of the additions depends on the sizes alone.
 
 #include <algorithm>
 
+#include "common/dispatch.cuh"
 #include "common/launch.cuh"
 #include "common/widen.cuh"
 #include "linear/cuda.h"
@@ -31,6 +32,18 @@ __device__ __forceinline__ Acc folded(const T* row, int64_t begin, int64_t width
   return sum;
 }
 
+// All stages within `length` values in shared memory, with barriers before and after.
+template <typename Acc>
+__device__ __forceinline__ void transform(Acc* values, int length) {
+  __syncthreads();
+  for (int step = 1; step < length; step *= 2) {
+    for (int pair = threadIdx.x; pair < length / 2; pair += blockDim.x) {
+      butterfly(values, pair, step);
+    }
+    __syncthreads();
+  }
+}
+
 // A block takes rows in turn. `width` is a power of two, at least the length and the block.
 template <typename T>
 __global__ void __launch_bounds__(kMostThreads)
@@ -46,15 +59,11 @@ __global__ void __launch_bounds__(kMostThreads)
     for (int j = thread; j < width; j += threads) {
       values[j] = folded<T, Acc>(x, j, width, call.features);
     }
-    __syncthreads();
     for (int half = width / 2; half >= length; half /= 2) {
+      __syncthreads();
       for (int j = thread; j < half; j += threads) values[j] += values[half + j];
-      __syncthreads();
     }
-    for (int step = 1; step < length; step *= 2) {
-      for (int pair = thread; pair < length / 2; pair += threads) butterfly(values, pair, step);
-      __syncthreads();
-    }
+    transform(values, length);
     for (int64_t c = thread; c < call.outputs; c += threads) {
       narrow(values[c & (length - 1)], y[c]);
     }
@@ -62,18 +71,28 @@ __global__ void __launch_bounds__(kMostThreads)
   }
 }
 
-// The same three parts for rows in global memory; each block walks over all rows' elements.
+// The same parts for long rows. First their segments of `width` values, one after another over all
+// rows: x added up and transformed.
 template <typename T>
-__global__ void __launch_bounds__(kMostThreads) fold_kernel(const HadamardCall call) {
+__global__ void __launch_bounds__(kMostThreads)
+    segment_kernel(const HadamardCall call, const int width) {
   using Acc = typename Accumulate<T>::type;
-  Acc* const scratch = static_cast<Acc*>(call.scratch);
-  const int64_t all = call.rows * call.length, stride = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < all; i += stride) {
-    const T* const x = static_cast<const T*>(call.x) + i / call.length * call.features;
-    scratch[i] = folded<T, Acc>(x, i & (call.length - 1), call.length, call.features);
+  extern __shared__ __align__(16) unsigned char memory[];
+  Acc* const values = reinterpret_cast<Acc*>(memory);
+  const int64_t all = call.rows * call.length;
+  for (int64_t first = int64_t(blockIdx.x) * width; first < all; first += int64_t(gridDim.x) * width) {
+    const T* const x = static_cast<const T*>(call.x) + first / call.length * call.features;
+    const int64_t begin = first & (call.length - 1);
+    for (int j = threadIdx.x; j < width; j += blockDim.x) {
+      values[j] = folded<T, Acc>(x, begin + j, call.length, call.features);
+    }
+    transform(values, width);
+    Acc* const scratch = static_cast<Acc*>(call.scratch) + first;
+    for (int j = threadIdx.x; j < width; j += blockDim.x) scratch[j] = values[j];
   }
 }
 
+// Then the other stages, and the outputs; each block walks over all rows' elements.
 template <typename Acc>
 __global__ void __launch_bounds__(kMostThreads)
     stage_kernel(const HadamardCall call, const int64_t step) {
@@ -112,8 +131,10 @@ const char* run(const HadamardCall& call, cudaStream_t stream) {
     launch(shared_kernel<T>, {blocks, threads, stream, width * sizeof(Acc)}, call, width);
   } else {
     const int64_t all = call.rows * call.length;
-    launch(fold_kernel<T>, {blocks_for(all), kMostThreads, stream}, call);
-    for (int64_t step = 1; step < call.length; step *= 2) {
+    const int width = kSharedBytes / sizeof(Acc);
+    const auto blocks = static_cast<unsigned int>(std::min(kMostBlocks, all / width));
+    launch(segment_kernel<T>, {blocks, kMostThreads, stream, kSharedBytes}, call, width);
+    for (int64_t step = width; step < call.length; step *= 2) {
       launch(stage_kernel<Acc>, {blocks_for(all / 2), kMostThreads, stream}, call, step);
     }
     launch(read_kernel<T>, {blocks_for(call.rows * call.outputs), kMostThreads, stream}, call);
@@ -123,19 +144,15 @@ const char* run(const HadamardCall& call, cudaStream_t stream) {
 
 }  // namespace
 
-bool hadamard_needs_scratch(HadamardElement element, int64_t length) {
-  const int64_t size = element == HadamardElement::kDouble ? sizeof(double) : sizeof(float);
+bool hadamard_needs_scratch(Element element, int64_t length) {
+  const int64_t size = element == Element::kDouble ? sizeof(double) : sizeof(float);
   return length * size > kSharedBytes;
 }
 
-const char* launch_hadamard(HadamardElement element, const HadamardCall& call, void* stream) {
-  const auto queue = static_cast<cudaStream_t>(stream);
-  switch (element) {
-    case HadamardElement::kFloat: return run<float>(call, queue);
-    case HadamardElement::kDouble: return run<double>(call, queue);
-    case HadamardElement::kHalf: return run<__half>(call, queue);
-    default: return run<__nv_bfloat16>(call, queue);
-  }
+const char* launch_hadamard(const HadamardCall& call, void* stream) {
+  return dispatch(call.element, [&](auto of) {
+    return run<decltype(of)>(call, static_cast<cudaStream_t>(stream));
+  });
 }
 
 }  // namespace largebatch

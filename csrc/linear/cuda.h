@@ -4,12 +4,13 @@
 
 #include <cstdint>
 
-namespace largebatch {
+#include "common/element.h"
 
-enum class HadamardElement { kFloat, kDouble, kHalf, kBFloat16 };
+namespace largebatch {
 
 // Pointers to device memory, contiguous. `length` is the power of two of the transform.
 struct HadamardCall {
+  Element element;
   int64_t rows, features, outputs, length;
   const void* x;
   void* y;
@@ -17,9 +18,9 @@ struct HadamardCall {
 };
 
 // Whether a transform does not fit a block's shared memory.
-bool hadamard_needs_scratch(HadamardElement element, int64_t length);
+bool hadamard_needs_scratch(Element element, int64_t length);
 
 // Returns nullptr, or CUDA's message if a launch failed. Nothing waits for the device.
-const char* launch_hadamard(HadamardElement element, const HadamardCall& call, void* stream);
+const char* launch_hadamard(const HadamardCall& call, void* stream);
 
 }  // namespace largebatch

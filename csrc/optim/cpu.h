@@ -2,21 +2,16 @@
 
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <cstdint>
 #include <type_traits>
 #include <vector>
 
 #include "common/chunks.h"
+#include "common/dispatch.h"
 #include "optim/lists.h"
 #include "optim/math.h"
 
 namespace largebatch {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
 
 // Sums have sixteen lanes, whatever the vector width: element i goes to lane i mod 16, and the lanes
 // are added in one fixed order.
@@ -30,17 +25,6 @@ constexpr int kLanes = 16;
   Each(Half, float, float) Each(Half, BFloat16, float)                  \
   Each(BFloat16, float, float) Each(BFloat16, BFloat16, float)          \
   Each(double, double, double)
-
-// Calls `body` with a null pointer of the element type.
-template <class Body>
-void dispatch(ScalarType type, const Body& body) {
-  switch (type) {
-    case ScalarType::Float: return body(static_cast<float*>(nullptr));
-    case ScalarType::Double: return body(static_cast<double*>(nullptr));
-    case ScalarType::Half: return body(static_cast<Half*>(nullptr));
-    default: return body(static_cast<BFloat16*>(nullptr));
-  }
-}
 
 // The number in a 0-d float32 or float64 tensor on the CPU.
 double read_scalar(const Tensor& scalar);

@@ -1,17 +1,23 @@
 // Launchers of the CUDA kernels, free of torch's headers so that nvcc has little to read.
 //
-// Each returns nullptr, or CUDA's message if the launch failed. Nothing waits for the device.
+// Each returns nullptr, or CUDA's message if a launch failed. Nothing waits for the device.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "common/element.h"
 #include "optim/math.h"
 
 namespace largebatch {
 
-enum class Element { kFloat, kDouble, kHalf, kBFloat16 };
+// The types of a tensor of a step: a launch takes tensors of one combination, or the kernel would
+// hold the registers of them all.
+struct StepTypes {
+  Element element;
+  bool low_moments;  // bfloat16
+};
 
 // One tensor of a step; null where absent.
 struct DeviceRow {
@@ -21,8 +27,6 @@ struct DeviceRow {
   void* second;
   void* master;
   int64_t length;
-  Element element;
-  bool low_moments;  // bfloat16
 };
 
 // A number that lives on the device: null if absent.
@@ -31,9 +35,16 @@ struct DeviceScalar {
   bool is_double;
 };
 
-const char* launch_sgd(
-    const DeviceRow* rows, size_t count, const SgdOptions& options, DeviceScalar grad_factor,
-    DeviceScalar found_inf, void* stream);
+struct SgdCall {
+  const DeviceRow* rows;
+  const StepTypes* types;  // one a row
+  size_t count;
+  SgdOptions options;
+  DeviceScalar grad_factor;
+  DeviceScalar found_inf;
+};
+
+const char* launch_sgd(const SgdCall& call, void* stream);
 
 // One tensor of a norm.
 struct NormRow {
@@ -48,22 +59,19 @@ int64_t square_sum_count(int64_t length);
 const char* launch_square_sums(
     Element element, const NormRow* rows, size_t count, double* partial, void* stream);
 
-// What clipping makes of a norm: scale x norm, and scale x min(1, max_norm / (norm + eps)).
-struct Clip {
+// Writes the root of the sum of `partial`, times `scale`, to `norm`, and, unless null, what clipping
+// makes of it to `factor`: scale x min(1, max_norm / (norm + eps)).
+struct FinishNorm {
+  const double* partial;
+  int64_t count;
+  void* norm;
+  void* factor;
+  bool is_double;  // norm and factor, else float
   double max_norm;
   double eps;
   DeviceScalar scale;
 };
 
-// Writes the root of the sum of `partial` to `norm`, and the clip factor to `factor` unless null;
-// both are double if `is_double`, else float.
-const char* launch_finish_norm(
-    const double* partial,
-    int64_t count,
-    void* norm,
-    void* factor,
-    bool is_double,
-    Clip clip,
-    void* stream);
+const char* launch_finish_norm(const FinishNorm& call, void* stream);
 
 }  // namespace largebatch

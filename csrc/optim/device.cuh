@@ -1,11 +1,12 @@
-// What the CUDA sources of the optimizer family share: typed chunks in vectors of 16 bytes, block
-// sums, and SGD's step on a chunk.
+// What the CUDA kernels of the optimizer family share: typed chunks in vectors of 16 bytes, and SGD's
+// step on a chunk.
 
 #pragma once
 
 #include <algorithm>
 #include <type_traits>
 
+#include "common/block_sum.cuh"
 #include "common/launch.cuh"
 #include "common/widen.cuh"
 #include "optim/cuda.h"
@@ -15,6 +16,10 @@ namespace largebatch {
 namespace {
 
 constexpr int kThreads = 256;
+// Blocks of a multiprocessor: 1024 threads keep enough loads on their way. Float64 takes twice the
+// registers, and twice the bytes.
+template <typename T>
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
 constexpr int64_t kChunk = 8192;  // elements of a block: 8 rounds of 16-byte loads of float32
 constexpr int kVectorBytes = 16;
 
@@ -30,40 +35,12 @@ __device__ __forceinline__ double read(DeviceScalar scalar) {
                           : static_cast<double>(*static_cast<const float*>(scalar.data));
 }
 
+__device__ __forceinline__ double read_or_one(DeviceScalar scalar) {
+  return scalar.data != nullptr ? read(scalar) : 1.0;
+}
+
 __device__ __forceinline__ bool is_aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0;
-}
-
-// The row that a block works on: the last whose first chunk is not after it.
-__device__ __forceinline__ int find_row(const int* first_chunk, int count, int chunk) {
-  int low = 0, high = count - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (first_chunk[middle] <= chunk) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return low;
-}
-
-// Adds one number a thread in an order that depends on the block's size alone; valid in thread 0.
-template <int Threads>
-__device__ __forceinline__ double block_sum(double value) {
-  __shared__ double of_warps[32];
-  for (int offset = 16; offset > 0; offset /= 2) {
-    value += __shfl_down_sync(0xffffffffu, value, offset);
-  }
-  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    value = threadIdx.x < Threads / 32 ? of_warps[threadIdx.x] : 0.0;
-    for (int offset = 16; offset > 0; offset /= 2) {
-      value += __shfl_down_sync(0xffffffffu, value, offset);
-    }
-  }
-  return value;
 }
 
 // A chunk's arrays, typed. The parameter is read from, and written to, its master where it has one.
@@ -99,7 +76,7 @@ struct Count {
 
 template <typename T, class Body>
 __device__ __forceinline__ void for_elements(int length, bool aligned, const Body& body) {
-  constexpr int kVector = kVectorBytes / sizeof(T);
+  constexpr int kVector = kVectorBytes / static_cast<int>(sizeof(T));
   int done = 0;
   if (aligned) {
     done = length - length % kVector;
@@ -107,15 +84,16 @@ __device__ __forceinline__ void for_elements(int length, bool aligned, const Bod
       body(Count<kVector>(), i);
     }
   }
+#pragma unroll 1  // else the compiler spends the registers on this loop
   for (int i = done + threadIdx.x; i < length; i += kThreads) body(Count<1>(), i);
 }
 
 template <int Lanes, typename T>
-__device__ __forceinline__ void load(const T* from, Pack<T, Lanes>& to) {
+__device__ __forceinline__ Pack<T, Lanes> load(const T* from) {
   if constexpr (Lanes == 1) {
-    to.values[0] = *from;
+    return {{*from}};
   } else {
-    to = *reinterpret_cast<const Pack<T, Lanes>*>(from);
+    return *reinterpret_cast<const Pack<T, Lanes>*>(from);
   }
 }
 
@@ -128,83 +106,84 @@ __device__ __forceinline__ void store(T* to, const Pack<T, Lanes>& from) {
   }
 }
 
-// Loads `Lanes` full-precision parameters.
-template <int Lanes, typename T, typename Moment>
-__device__ __forceinline__ auto load_weights(const Arrays<T, Moment>& arrays, int i) {
-  using Acc = typename Arrays<T, Moment>::Acc;
-  Pack<Acc, Lanes> weights;
-  if (arrays.master != nullptr) {
-    load<Lanes>(arrays.master + i, weights);
+// Where the full-precision values of a chunk are: in the master, or in the parameter.
+template <bool Master, typename T, typename Moment>
+__device__ __forceinline__ auto* weights_of(const Arrays<T, Moment>& arrays) {
+  if constexpr (Master) {
+    return arrays.master;
   } else {
-    Pack<T, Lanes> stored;
-    load<Lanes>(static_cast<const T*>(arrays.param + i), stored);
-#pragma unroll
-    for (int lane = 0; lane < Lanes; ++lane) weights.values[lane] = widen(stored.values[lane]);
+    return arrays.param;
   }
-  return weights;
 }
 
-template <int Lanes, typename T, typename Moment, typename Acc>
+// Calls `body` with whether the chunk has a master, known to the compiler: a branch around a load
+// would make the loads after it wait for the first one's values.
+template <typename T, typename Moment, class Body>
+__device__ __forceinline__ void with_master(const Arrays<T, Moment>& arrays, const Body& body) {
+  if constexpr (std::is_same<T, typename Arrays<T, Moment>::Acc>::value) {
+    body(std::false_type());
+  } else if (arrays.master != nullptr) {
+    body(std::true_type());
+  } else {
+    body(std::false_type());
+  }
+}
+
+template <typename From, int Lanes>
+__device__ __forceinline__ auto widened(const Pack<From, Lanes>& from) {
+  Pack<typename Accumulate<From>::type, Lanes> to;
+#pragma unroll
+  for (int lane = 0; lane < Lanes; ++lane) to.values[lane] = widen(from.values[lane]);
+  return to;
+}
+
+template <bool Master, int Lanes, typename T, typename Moment, typename Acc>
 __device__ __forceinline__ void store_weights(
     const Arrays<T, Moment>& arrays, int i, const Pack<Acc, Lanes>& weights) {
-  if (arrays.master != nullptr) store<Lanes>(arrays.master + i, weights);
+  if constexpr (Master) store<Lanes>(arrays.master + i, weights);
   Pack<T, Lanes> stored;
 #pragma unroll
   for (int lane = 0; lane < Lanes; ++lane) narrow(weights.values[lane], stored.values[lane]);
   store<Lanes>(arrays.param + i, stored);
 }
 
-// Calls `body` with null pointers of the row's element and moment types.
-template <class Body>
-__device__ __forceinline__ void with_types(const DeviceRow& row, const Body& body) {
-  using Low = __nv_bfloat16*;
-  switch (row.element) {
-    case Element::kDouble:
-      return body(static_cast<double*>(nullptr), static_cast<double*>(nullptr));
-    case Element::kFloat:
-      return row.low_moments ? body(static_cast<float*>(nullptr), Low())
-                             : body(static_cast<float*>(nullptr), static_cast<float*>(nullptr));
-    case Element::kHalf:
-      return row.low_moments ? body(static_cast<__half*>(nullptr), Low())
-                             : body(static_cast<__half*>(nullptr), static_cast<float*>(nullptr));
-    default:
-      return row.low_moments ? body(Low(), Low()) : body(Low(), static_cast<float*>(nullptr));
-  }
-}
-
-// One step of SGD on a chunk; without momentum there is no first moment.
-template <typename T, typename Moment, typename Acc>
-__device__ __forceinline__ void sgd_chunk(
+// One step of SGD on a chunk. All loads of a round come before the first conversion.
+template <bool Momentum, typename T, typename Moment, typename Acc>
+__device__ __forceinline__ void sgd_loop(
     const Arrays<T, Moment>& arrays, int length, Acc factor, const SgdScalars<Acc>& scalars) {
-  for_elements<T>(length, arrays.aligned(), [&](auto count, int i) {
-    constexpr int kLanes = decltype(count)::value;
-    auto weights = load_weights<kLanes>(arrays, i);
-    Pack<T, kLanes> grads;
-    load<kLanes>(arrays.grad + i, grads);
-    Pack<Moment, kLanes> buffer = {};
-    if (arrays.first != nullptr) {
-      load<kLanes>(static_cast<const Moment*>(arrays.first + i), buffer);
+  with_master(arrays, [&](auto has_master) {
+    constexpr bool kMaster = decltype(has_master)::value;
+    const auto* const from = weights_of<kMaster>(arrays);
+    for_elements<T>(length, arrays.aligned(), [&](auto count, int i) {
+      constexpr int kLanes = decltype(count)::value;
+      const auto stored = load<kLanes>(from + i);
+      const auto grads = load<kLanes>(arrays.grad + i);
+      Pack<Moment, kLanes> buffer = {};
+      if constexpr (Momentum) buffer = load<kLanes>(arrays.first + i);
+      Pack<Acc, kLanes> weights = widened(stored);
 #pragma unroll
       for (int lane = 0; lane < kLanes; ++lane) {
-        Acc velocity = widen(buffer.values[lane]);
-        sgd_element<true>(
+        Acc velocity = Momentum ? widen(buffer.values[lane]) : Acc(0);
+        sgd_element<Momentum>(
             weights.values[lane], Acc(widen(grads.values[lane])), velocity, factor, scalars);
         narrow(velocity, buffer.values[lane]);
       }
-      store<kLanes>(arrays.first + i, buffer);
-    } else {
-#pragma unroll
-      for (int lane = 0; lane < kLanes; ++lane) {
-        Acc velocity = 0;
-        sgd_element<false>(
-            weights.values[lane], Acc(widen(grads.values[lane])), velocity, factor, scalars);
-      }
-    }
-    store_weights<kLanes>(arrays, i, weights);
+      if constexpr (Momentum) store<kLanes>(arrays.first + i, buffer);
+      store_weights<kMaster>(arrays, i, weights);
+    });
   });
 }
 
-int64_t chunks_of(int64_t length) { return (length + kChunk - 1) / kChunk; }
+// Without momentum there is no first moment.
+template <typename T, typename Moment, typename Acc>
+__device__ __forceinline__ void sgd_chunk(
+    const Arrays<T, Moment>& arrays, int length, Acc factor, const SgdScalars<Acc>& scalars) {
+  if (arrays.first != nullptr) {
+    sgd_loop<true>(arrays, length, factor, scalars);
+  } else {
+    sgd_loop<false>(arrays, length, factor, scalars);
+  }
+}
 
 }  // namespace
 }  // namespace largebatch

@@ -11,7 +11,7 @@
 namespace largebatch {
 namespace {
 
-// Checks devices, fills the table and the scratch memory, and runs `launch(rows, call, stream)`.
+// Checks devices, fills the table and the scratch memory, and runs `launch(call, stream)`.
 template <class Launch>
 void step(
     StepLists& lists, const LayerwiseScalars& scalars, const char* name,
@@ -23,33 +23,33 @@ void step(
   Rows flat = flat_rows(lists);
 
   const auto* settings = static_cast<const double*>(scalars.settings.const_data_ptr());
+  const DeviceRows of_lists = device_rows(lists, device);
   std::vector<LayerRow> rows;
-  int64_t chunks = 0;
-  for (const DeviceRow& row : device_rows(lists, device)) {
+  rows.reserve(of_lists.rows.size());
+  for (const DeviceRow& row : of_lists.rows) {
     const size_t index = rows.size();
     const double* const setting = settings + 3 * index;
     rows.push_back(
         {row,
          lists.steps.empty() ? nullptr
                              : static_cast<float*>(lists.steps[index].mutable_data_ptr()),
-         {setting[0], setting[1], setting[2] != 0.0},
-         static_cast<int>(index)});
-    chunks += layer_chunks(row.length);
+         setting[0], setting[1], 0, static_cast<uint32_t>(index), setting[2] != 0.0});
   }
-  const auto count = static_cast<int64_t>(rows.size());
-  const Tensor scratch =
-      torch::stable::new_empty(scalars.norms, {2 * chunks + count}, ScalarType::Double);
-  auto* const memory = static_cast<double*>(scratch.mutable_data_ptr());
+  const Tensor scratch = torch::stable::new_empty(
+      scalars.norms, {static_cast<int64_t>(layer_scratch(rows.data(), rows.size()))},
+      ScalarType::Byte);
   const LayerCall call = {
+      rows.data(),
+      of_lists.types.data(),
+      rows.size(),
       device_scalar(scalars.lr_factor, device),
       device_scalar(scalars.grad_factor, device),
       device_scalar(scalars.found_inf, device),
       static_cast<double*>(scalars.norms.mutable_data_ptr()),
-      memory,
-      memory + 2 * chunks,
+      scratch.mutable_data_ptr(),
       scalars.stage != Stage::kUpdate,
       scalars.stage != Stage::kSums};
-  check_launch(launch(rows, call, current_cuda_stream(device)), name);
+  check_launch(launch(call, current_cuda_stream(device)), name);
   flat.write_back();
 }
 
@@ -57,15 +57,15 @@ void step(
 
 void lars_step_cuda(
     StepLists lists, const LayerwiseScalars& scalars, const LarsOptions& options) {
-  step(lists, scalars, "largebatch::lars_", [&](const auto& rows, const auto& call, void* stream) {
-    return launch_lars(rows.data(), rows.size(), call, options, stream);
+  step(lists, scalars, "largebatch::lars_", [&](const LayerCall& call, void* stream) {
+    return launch_lars(call, options, stream);
   });
 }
 
 void lamb_step_cuda(
     StepLists lists, const LayerwiseScalars& scalars, const LambOptions& options) {
-  step(lists, scalars, "largebatch::lamb_", [&](const auto& rows, const auto& call, void* stream) {
-    return launch_lamb(rows.data(), rows.size(), call, options, stream);
+  step(lists, scalars, "largebatch::lamb_", [&](const LayerCall& call, void* stream) {
+    return launch_lamb(call, options, stream);
   });
 }
 

@@ -1,137 +1,178 @@
-// CUDA kernels of LARS and LAMB: two launches a step, one for the sums of squares (LAMB: and the
-// moments) and one for the update. A block of the second adds up its tensor's partial sums itself,
-// which costs it a few hundred numbers from the second-level cache and saves a launch.
+// CUDA kernels of LARS and LAMB: two launches a step for tensors of one combination of types, one for
+// the sums of squares (LAMB: and the moments) and one for the update. The block that finishes a tensor
+// last in the first adds up its partial sums, and leaves what the second needs: no block of the second
+// computes anything but elements.
 
 #include <cmath>
 
-#include "optim/device.cuh"
 #include "optim/layerwise_cuda.h"
+#include "optim/tables.cuh"
 
 namespace largebatch {
 namespace {
 
-// Tables of two sizes; the larger nearly fills a kernel's 32764 bytes of arguments.
-constexpr int kSmall = 64;
-constexpr int kLarge = 320;
+constexpr int kLarge = 400;
 
 template <int Capacity>
-struct LayerTable {
-  LayerRow rows[Capacity];
-  int first_chunk[Capacity + 1];
-  int count;
+using LayerTable = Table<LayerRow, Capacity>;
+
+// What the first pass finds of a tensor for the second.
+struct LambFound {
+  double rate;
+  LambScalars<double> scalars;
+};
+constexpr size_t kFoundBytes = 80;
+static_assert(sizeof(LambFound) <= kFoundBytes && sizeof(SgdScalars<double>) <= kFoundBytes);
+
+struct LayerPass {
+  DeviceScalar lr_factor;
+  DeviceScalar grad_factor;
+  DeviceScalar found_inf;
+  double* norms;
+  double* partial;        // 2 a chunk of the launch
+  unsigned int* arrived;  // a count of blocks for each tensor, all zero
+  unsigned char* found;   // kFoundBytes a tensor
+  bool with_update;
+  double sign;  // of gradients
+
+  template <class Found>
+  __device__ __forceinline__ Found& of(const LayerRow& row) const {
+    return *reinterpret_cast<Found*>(found + kFoundBytes * row.index);
+  }
+
+  __device__ __forceinline__ bool is_skipped() const {
+    return found_inf.data != nullptr && read(found_inf) != 0.0;
+  }
+
+  __device__ __forceinline__ double factor() const { return sign * read_or_one(grad_factor); }
 };
 
-// The chunk a block works on.
-struct Here {
-  const LayerRow* row;
-  int row_chunk;    // first chunk of its tensor
-  int chunks;       // of its tensor
-  int chunk;        // of the table
-  int64_t begin;
-  int length;
+__device__ __forceinline__ LayerSetting setting_of(const LayerRow& row, const LayerPass& pass) {
+  return {row.lr * read_or_one(pass.lr_factor), row.weight_decay, row.adapts != 0};
+}
+
+// What the sums of a tensor make of its update, once a tensor.
+struct Lars {
+  LarsOptions options;
+
+  struct Start {};
+  __device__ __forceinline__ Start start(const LayerRow&) const { return {}; }
+
+  __device__ __forceinline__ void finish(
+      const LayerRow& row, const LayerPass& pass, const Start&, double2 sums) const {
+    const LayerSetting setting = setting_of(row, pass);
+    const double weight = sqrt(sums.x), grad = sqrt(sums.y);
+    const double ratio = lars_ratio(options, setting, weight, grad);
+    pass.norms[3 * row.index + 2] = ratio;
+    pass.of<SgdScalars<double>>(row) =
+        lars_scalars<double>(options, setting, ratio, lars_adapts(setting, weight, grad));
+  }
 };
 
-template <int Capacity>
-__device__ __forceinline__ Here locate(const LayerTable<Capacity>& table) {
-  const int chunk = static_cast<int>(blockIdx.x);
-  const int index = find_row(table.first_chunk, table.count, chunk);
-  const LayerRow& row = table.rows[index];
-  const int first = table.first_chunk[index];
-  const int64_t begin = (chunk - first) * kChunk;
-  return {&row, first, table.first_chunk[index + 1] - first, chunk, begin,
-          static_cast<int>(min(kChunk, row.length - begin))};
-}
+struct Lamb {
+  LambOptions options;
+  double log_beta1, log_beta2;
 
-__device__ __forceinline__ double scalar_or_one(DeviceScalar scalar) {
-  return scalar.data != nullptr ? read(scalar) : 1.0;
-}
+  struct Start {
+    double number;  // of this step, from 1
+    LambCorrection correction;
+  };
 
-__device__ __forceinline__ LayerSetting setting_of(const LayerRow& row, const LayerCall& call) {
-  LayerSetting setting = row.setting;
-  setting.lr *= scalar_or_one(call.lr_factor);
-  return setting;
-}
-
-// Writes a block's two sums to its place.
-__device__ __forceinline__ void put_partial(double* partial, int chunk, double first, double second) {
-  first = block_sum<kThreads>(first);
-  __syncthreads();
-  second = block_sum<kThreads>(second);
-  if (threadIdx.x == 0) {
-    partial[2 * chunk] = first;
-    partial[2 * chunk + 1] = second;
+  __device__ __forceinline__ Start start(const LayerRow& row) const {
+    const double number = static_cast<double>(*row.step) + 1.0;
+    return {number, {-expm1(number * log_beta1), -expm1(number * log_beta2)}};
   }
-}
 
-// The two sums of a tensor, in every thread: of its partial sums, or as ranks have added them.
-__device__ __forceinline__ double2 tensor_sums(const Here& here, const LayerCall& call) {
-  __shared__ double2 sums;
-  if (!call.with_sums) {
-    const double* const given = call.norms + 3 * here.row->index;
-    return {given[0], given[1]};
+  // Computed by two threads: where float64 is slow, all of a block would take longer than the
+  // block's memory.
+  __device__ __forceinline__ Start start_of_block(const LayerRow& row) const {
+    __shared__ double of_beta[2];
+    const double number = static_cast<double>(*row.step) + 1.0;
+    if (threadIdx.x < 2) {
+      of_beta[threadIdx.x] = -expm1(number * (threadIdx.x == 0 ? log_beta1 : log_beta2));
+    }
+    __syncthreads();
+    return {number, {of_beta[0], of_beta[1]}};
   }
-  double first = 0.0, second = 0.0;
-  const double* const partial = call.partial + 2 * static_cast<int64_t>(here.row_chunk);
-  for (int i = threadIdx.x; i < here.chunks; i += kThreads) {
-    first += partial[2 * i];
-    second += partial[2 * i + 1];
-  }
-  first = block_sum<kThreads>(first);
-  __syncthreads();
-  second = block_sum<kThreads>(second);
-  if (threadIdx.x == 0) sums = {first, second};
-  __syncthreads();
-  return sums;
-}
 
-__device__ __forceinline__ void put_norms(
-    const Here& here, const LayerCall& call, double2 sums, double ratio) {
-  if (here.begin != 0 || threadIdx.x != 0) return;
-  double* const norms = call.norms + 3 * here.row->index;
-  if (call.with_sums) {
-    norms[0] = sums.x;
-    norms[1] = sums.y;
+  __device__ __forceinline__ void finish(
+      const LayerRow& row, const LayerPass& pass, const Start& start, double2 sums) const {
+    const LayerSetting setting = setting_of(row, pass);
+    const double root = sqrt(start.correction.second);
+    const double ratio = lamb_ratio(options, setting, sqrt(sums.x), sqrt(sums.y));
+    pass.norms[3 * row.index + 2] = ratio;
+    pass.of<LambFound>(row) = {
+        ratio * lamb_rate(options, setting, start.correction, root),
+        lamb_scalars<double>(options, setting, start.correction, root)};
+    *row.step = static_cast<float>(start.number);
   }
-  norms[2] = ratio;
-}
+};
 
-// One block a tensor: its sums for the ranks that share it.
-template <int Capacity>
-__global__ void __launch_bounds__(kThreads) sums_kernel(
-    const __grid_constant__ LayerTable<Capacity> table, const LayerCall call) {
-  if (call.found_inf.data != nullptr && read(call.found_inf) != 0.0) return;
-  const int index = static_cast<int>(blockIdx.x);
-  const int first = table.first_chunk[index];
-  const Here here = {&table.rows[index], first, table.first_chunk[index + 1] - first, first, 0, 0};
-  const double2 sums = tensor_sums(here, call);
+// The end of a block of the first pass: the last block of a tensor adds up what all have found, in
+// one order whichever it is.
+template <class Rule>
+__device__ __forceinline__ void finish_block(
+    const Here<LayerRow>& here, const LayerPass& pass, const Rule& rule,
+    const typename Rule::Start& start, double first, double second) {
+  __shared__ bool is_last;
+  const LayerRow& row = here.row;
+  const int chunks = static_cast<int>((row.length + kChunk - 1) / kChunk);
+  double2 sums = block_sums<kThreads>(first, second);
+  if (chunks > 1) {
+    double* const partial = pass.partial + 2 * static_cast<int64_t>(row.first_chunk);
+    if (threadIdx.x == 0) {
+      partial[2 * (here.begin / kChunk)] = sums.x;
+      partial[2 * (here.begin / kChunk) + 1] = sums.y;
+      __threadfence();
+      is_last = atomicAdd(&pass.arrived[row.index], 1u) + 1 == chunks;
+      __threadfence();
+    }
+    __syncthreads();
+    if (!is_last) return;
+    first = second = 0.0;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < chunks; i += kThreads) {
+      first += partial[2 * i];
+      second += partial[2 * i + 1];
+    }
+    sums = block_sums<kThreads>(first, second);
+  }
   if (threadIdx.x != 0) return;
-  call.norms[3 * here.row->index] = sums.x;
-  call.norms[3 * here.row->index + 1] = sums.y;
+  pass.norms[3 * row.index] = sums.x;
+  pass.norms[3 * row.index + 1] = sums.y;
+  if (pass.with_update) rule.finish(row, pass, start, sums);
 }
 
-template <int Capacity>
-__global__ void __launch_bounds__(kThreads) lars_sums_kernel(
-    const __grid_constant__ LayerTable<Capacity> table,
-    const LayerCall call,
-    const LarsOptions options) {
-  if (call.found_inf.data != nullptr && read(call.found_inf) != 0.0) return;
-  const Here here = locate(table);
-  const double factor = (options.maximize ? -1.0 : 1.0) * scalar_or_one(call.grad_factor);
+// The same from sums that ranks have added, a thread a tensor.
+template <class Rule, int Capacity>
+__global__ void __launch_bounds__(kThreads) given_sums_kernel(
+    const __grid_constant__ LayerTable<Capacity> table, const LayerPass pass, const Rule rule) {
+  const int index = static_cast<int>(threadIdx.x + blockIdx.x * blockDim.x);
+  if (index >= table.count || pass.is_skipped()) return;
+  const LayerRow& row = table.rows[index];
+  const double* const sums = pass.norms + 3 * row.index;
+  rule.finish(row, pass, rule.start(row), {sums[0], sums[1]});
+}
+
+template <typename T, typename Moment, int Capacity>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) lars_sums_kernel(
+    const __grid_constant__ LayerTable<Capacity> table, const LayerPass pass, const Lars rule) {
+  if (pass.is_skipped()) return;
+  const auto here = locate(table);
+  const double factor = pass.factor();
+  const double decay = rule.options.joint ? here.row.weight_decay : 0.0;
   double weight_sum = 0.0, grad_sum = 0.0;
-  if (here.row->setting.adapts) {
-    with_types(*here.row, [&](auto* element, auto* moment) {
-      using T = std::remove_pointer_t<decltype(element)>;
-      using Moment = std::remove_pointer_t<decltype(moment)>;
-      const Arrays<T, Moment> arrays(*here.row, here.begin);
-      const double decay = options.joint ? here.row->setting.weight_decay : 0.0;
+  if (here.row.adapts) {
+    const Arrays<T, Moment> arrays(here.row, here.begin);
+    with_master(arrays, [&](auto has_master) {
+      const auto* const from = weights_of<decltype(has_master)::value>(arrays);
       for_elements<T>(here.length, arrays.aligned(), [&](auto count, int i) {
         constexpr int kLanes = decltype(count)::value;
-        const auto weights = load_weights<kLanes>(arrays, i);
-        Pack<T, kLanes> grads;
-        load<kLanes>(arrays.grad + i, grads);
+        const auto weights = load<kLanes>(from + i);
+        const auto grads = load<kLanes>(arrays.grad + i);
 #pragma unroll
         for (int lane = 0; lane < kLanes; ++lane) {
-          const double weight = weights.values[lane];
+          const double weight = static_cast<double>(widen(weights.values[lane]));
           const double grad = factor * static_cast<double>(widen(grads.values[lane])) +
               decay * weight;
           weight_sum += weight * weight;
@@ -140,77 +181,46 @@ __global__ void __launch_bounds__(kThreads) lars_sums_kernel(
       });
     });
   }
-  put_partial(call.partial, here.chunk, weight_sum, grad_sum);
+  finish_block(here, pass, rule, {}, weight_sum, grad_sum);
 }
 
-template <int Capacity>
-__global__ void __launch_bounds__(kThreads) lars_update_kernel(
-    const __grid_constant__ LayerTable<Capacity> table,
-    const LayerCall call,
-    const LarsOptions options) {
-  if (call.found_inf.data != nullptr && read(call.found_inf) != 0.0) return;
-  const Here here = locate(table);
-  const LayerSetting setting = setting_of(*here.row, call);
-  const double2 sums = tensor_sums(here, call);
-  const double weight = sqrt(sums.x), grad = sqrt(sums.y);
-  const double ratio = lars_ratio(options, setting, weight, grad);
-  const bool adapted = lars_adapts(setting, weight, grad);
-  put_norms(here, call, sums, ratio);
-  const double sign = options.maximize ? -1.0 : 1.0;
-  with_types(*here.row, [&](auto* element, auto* moment) {
-    using T = std::remove_pointer_t<decltype(element)>;
-    using Moment = std::remove_pointer_t<decltype(moment)>;
-    using Acc = typename Accumulate<T>::type;
-    const Arrays<T, Moment> arrays(*here.row, here.begin);
-    const Acc factor = static_cast<Acc>(sign * scalar_or_one(call.grad_factor));
-    const auto scalars = lars_scalars<Acc>(options, setting, ratio, adapted);
-    sgd_chunk(arrays, here.length, factor, scalars);
-  });
+template <typename T, typename Moment, int Capacity>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) lars_update_kernel(
+    const __grid_constant__ LayerTable<Capacity> table, const LayerPass pass) {
+  using Acc = typename Accumulate<T>::type;
+  if (pass.is_skipped()) return;
+  const auto here = locate(table);
+  const auto scalars = rounded<Acc>(pass.of<SgdScalars<double>>(here.row));
+  sgd_chunk(
+      Arrays<T, Moment>(here.row, here.begin), here.length, static_cast<Acc>(pass.factor()),
+      scalars);
 }
 
-__device__ __forceinline__ LambCorrection correction_at(const LambOptions& options, double number) {
-  return {-expm1(number * log(options.beta1)), -expm1(number * log(options.beta2))};
-}
-
-// Writes the step number that the update counts with; blocks of one tensor must not see it change.
-template <int Capacity>
-__global__ void numbers_kernel(
-    const __grid_constant__ LayerTable<Capacity> table, const LayerCall call) {
-  const int index = static_cast<int>(threadIdx.x + blockIdx.x * blockDim.x);
-  if (index >= table.count) return;
-  call.numbers[table.rows[index].index] = static_cast<double>(*table.rows[index].step) + 1.0;
-}
-
-template <int Capacity>
-__global__ void __launch_bounds__(kThreads) lamb_moments_kernel(
-    const __grid_constant__ LayerTable<Capacity> table,
-    const LayerCall call,
-    const LambOptions options) {
-  if (call.found_inf.data != nullptr && read(call.found_inf) != 0.0) return;
-  const Here here = locate(table);
-  const double number = static_cast<double>(*here.row->step) + 1.0;
-  if (here.begin == 0 && threadIdx.x == 0) call.numbers[here.row->index] = number;
-  const LambCorrection correction = correction_at(options, number);
-  const double sign = options.maximize ? -1.0 : 1.0;
+template <typename T, typename Moment, int Capacity>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) lamb_moments_kernel(
+    const __grid_constant__ LayerTable<Capacity> table, const LayerPass pass, const Lamb rule) {
+  using Acc = typename Accumulate<T>::type;
+  if (pass.is_skipped()) return;
+  const auto here = locate(table);
+  const auto start = rule.start_of_block(here.row);
+  const Acc factor = static_cast<Acc>(pass.factor());
+  const auto scalars = lamb_scalars<Acc>(
+      rule.options, {0.0, here.row.weight_decay, false}, start.correction,
+      sqrt(start.correction.second));
   double weight_sum = 0.0, update_sum = 0.0;
-  with_types(*here.row, [&](auto* element, auto* moment) {
-    using T = std::remove_pointer_t<decltype(element)>;
-    using Moment = std::remove_pointer_t<decltype(moment)>;
-    using Acc = typename Accumulate<T>::type;
-    const Arrays<T, Moment> arrays(*here.row, here.begin);
-    const Acc factor = static_cast<Acc>(sign * scalar_or_one(call.grad_factor));
-    const auto scalars =
-        lamb_scalars<Acc>(options, here.row->setting, correction, sqrt(correction.second));
-    for_elements<T>(here.length, arrays.aligned(), [&](auto count, int i) {
+  const Arrays<T, Moment> arrays(here.row, here.begin);
+  with_master(arrays, [&](auto has_master) {
+    const auto* const from = weights_of<decltype(has_master)::value>(arrays);
+    // As many elements at a time as of the wide type: eight would not fit 64 registers.
+    for_elements<Acc>(here.length, arrays.aligned(), [&](auto count, int i) {
       constexpr int kLanes = decltype(count)::value;
-      const auto weights = load_weights<kLanes>(arrays, i);
-      Pack<T, kLanes> grads;
-      Pack<Moment, kLanes> first, second;
-      load<kLanes>(arrays.grad + i, grads);
-      load<kLanes>(static_cast<const Moment*>(arrays.first + i), first);
-      load<kLanes>(static_cast<const Moment*>(arrays.second + i), second);
+      const auto stored = load<kLanes>(from + i);
+      const auto grads = load<kLanes>(arrays.grad + i);
+      auto first = load<kLanes>(arrays.first + i);
+      auto second = load<kLanes>(arrays.second + i);
 #pragma unroll
       for (int lane = 0; lane < kLanes; ++lane) {
+        const Acc weight = widen(stored.values[lane]);
         Acc m = widen(first.values[lane]);
         Acc v = widen(second.values[lane]);
         lamb_moments(factor * Acc(widen(grads.values[lane])), m, v, scalars);
@@ -219,143 +229,125 @@ __global__ void __launch_bounds__(kThreads) lamb_moments_kernel(
         // The update is computed again from what was stored: the norm has to be that one's.
         m = widen(first.values[lane]);
         v = widen(second.values[lane]);
-        const double weight = weights.values[lane];
-        const double update = lamb_update(weights.values[lane], m, Acc(sqrt(v)), scalars);
-        weight_sum += weight * weight;
+        const double update = lamb_update(weight, m, Acc(sqrt(v)), scalars);
+        weight_sum += static_cast<double>(weight) * static_cast<double>(weight);
         update_sum += update * update;
       }
       store<kLanes>(arrays.first + i, first);
       store<kLanes>(arrays.second + i, second);
     });
   });
-  put_partial(call.partial, here.chunk, weight_sum, update_sum);
+  finish_block(here, pass, rule, start, weight_sum, update_sum);
 }
 
-template <int Capacity>
-__global__ void __launch_bounds__(kThreads) lamb_apply_kernel(
-    const __grid_constant__ LayerTable<Capacity> table,
-    const LayerCall call,
-    const LambOptions options) {
-  if (call.found_inf.data != nullptr && read(call.found_inf) != 0.0) return;
-  const Here here = locate(table);
-  const LayerSetting setting = setting_of(*here.row, call);
-  const double2 sums = tensor_sums(here, call);
-  const double ratio = lamb_ratio(options, setting, sqrt(sums.x), sqrt(sums.y));
-  put_norms(here, call, sums, ratio);
-  const double number = call.numbers[here.row->index];
-  const LambCorrection correction = correction_at(options, number);
-  const double root = sqrt(correction.second);
-  if (here.begin == 0 && threadIdx.x == 0) *here.row->step = static_cast<float>(number);
-  with_types(*here.row, [&](auto* element, auto* moment) {
-    using T = std::remove_pointer_t<decltype(element)>;
-    using Moment = std::remove_pointer_t<decltype(moment)>;
-    using Acc = typename Accumulate<T>::type;
-    const Arrays<T, Moment> arrays(*here.row, here.begin);
-    const Acc rate = static_cast<Acc>(ratio * lamb_rate(options, setting, correction, root));
-    const auto scalars = lamb_scalars<Acc>(options, setting, correction, root);
-    const bool aligned = arrays.aligned();
-    for_elements<T>(here.length, aligned, [&](auto count, int i) {
+template <typename T, typename Moment, int Capacity>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) lamb_apply_kernel(
+    const __grid_constant__ LayerTable<Capacity> table, const LayerPass pass) {
+  using Acc = typename Accumulate<T>::type;
+  if (pass.is_skipped()) return;
+  const auto here = locate(table);
+  const LambFound& found = pass.of<LambFound>(here.row);
+  const Acc rate = static_cast<Acc>(found.rate);
+  const auto scalars = rounded<Acc>(found.scalars);
+  const Arrays<T, Moment> arrays(here.row, here.begin);
+  with_master(arrays, [&](auto has_master) {
+    constexpr bool kMaster = decltype(has_master)::value;
+    const auto* const from = weights_of<kMaster>(arrays);
+    for_elements<T>(here.length, arrays.aligned(), [&](auto count, int i) {
       constexpr int kLanes = decltype(count)::value;
-      auto weights = load_weights<kLanes>(arrays, i);
-      Pack<Moment, kLanes> first, second;
-      load<kLanes>(static_cast<const Moment*>(arrays.first + i), first);
-      load<kLanes>(static_cast<const Moment*>(arrays.second + i), second);
+      const auto stored = load<kLanes>(from + i);
+      const auto first = load<kLanes>(arrays.first + i);
+      const auto second = load<kLanes>(arrays.second + i);
+      Pack<Acc, kLanes> weights = widened(stored);
 #pragma unroll
       for (int lane = 0; lane < kLanes; ++lane) {
         const Acc m = widen(first.values[lane]);
         const Acc v_root = Acc(sqrt(Acc(widen(second.values[lane]))));
         weights.values[lane] -= rate * lamb_update(weights.values[lane], m, v_root, scalars);
       }
-      store_weights<kLanes>(arrays, i, weights);
+      store_weights<kMaster>(arrays, i, weights);
     });
   });
 }
 
-// Fills tables of rows and runs `body(table, blocks, call)` on each.
-template <int Capacity, class Body>
-const char* for_tables(
-    const LayerRow* rows, size_t count, LayerCall call, const Body& body) {
-  LayerTable<Capacity> table;
-  for (size_t start = 0; start < count; start += Capacity) {
-    table.count = static_cast<int>(std::min<size_t>(Capacity, count - start));
-    int64_t blocks = 0;
-    for (int index = 0; index < table.count; ++index) {
-      table.rows[index] = rows[start + index];
-      table.first_chunk[index] = static_cast<int>(blocks);
-      blocks += layer_chunks(table.rows[index].length);
-    }
-    table.first_chunk[table.count] = static_cast<int>(blocks);
-    body(table, static_cast<unsigned>(blocks), call);
-    if (const char* error = launch_error()) return error;
-    call.partial += 2 * blocks;
+// One at least: a tensor without elements counts its steps too.
+int64_t layer_chunks(int64_t length) { return std::max<int64_t>(1, chunks_of(length)); }
+
+template <typename T, typename Moment, int Capacity>
+struct Kernels {
+  static void first(const Grid& grid, const LayerTable<Capacity>& table, const LayerPass& pass,
+                    const Lars& rule) {
+    launch(lars_sums_kernel<T, Moment, Capacity>, grid, table, pass, rule);
   }
-  return nullptr;
+  static void first(const Grid& grid, const LayerTable<Capacity>& table, const LayerPass& pass,
+                    const Lamb& rule) {
+    launch(lamb_moments_kernel<T, Moment, Capacity>, grid, table, pass, rule);
+  }
+  static void second(const Grid& grid, const LayerTable<Capacity>& table, const LayerPass& pass,
+                     const Lars&) {
+    launch(lars_update_kernel<T, Moment, Capacity>, grid, table, pass);
+  }
+  static void second(const Grid& grid, const LayerTable<Capacity>& table, const LayerPass& pass,
+                     const Lamb&) {
+    launch(lamb_apply_kernel<T, Moment, Capacity>, grid, table, pass);
+  }
+};
+
+template <int Capacity, class Rule>
+const char* run(const LayerCall& call, LayerPass pass, const Rule& rule, cudaStream_t stream) {
+  return for_types(call.types, call.count, [&](auto types, const auto& belongs) {
+    using Of = Kernels<typename decltype(types)::Element, typename decltype(types)::Low, Capacity>;
+    return for_tables<Capacity, LayerRow>(
+        call.rows, call.count, belongs, layer_chunks,
+        [&](const LayerTable<Capacity>& table, unsigned blocks) {
+          if (call.with_sums) {
+            Of::first({blocks, kThreads, stream}, table, pass, rule);
+          } else {
+            const unsigned groups = (table.count + kThreads - 1) / kThreads;
+            launch(
+                given_sums_kernel<Rule, Capacity>, {groups, kThreads, stream}, table, pass, rule);
+          }
+          if (call.with_update) Of::second({blocks, kThreads, stream}, table, pass, rule);
+          pass.partial += 2 * blocks;
+        });
+  });
 }
 
-template <int Capacity>
-const char* run_lars(
-    const LayerRow* rows, size_t count, const LayerCall& call, const LarsOptions& options,
-    cudaStream_t stream) {
-  return for_tables<Capacity>(
-      rows, count, call,
-      [&](const LayerTable<Capacity>& table, unsigned blocks, const LayerCall& of_table) {
-        if (call.with_sums) {
-          launch(lars_sums_kernel<Capacity>, {blocks, kThreads, stream}, table, of_table, options);
-        }
-        if (call.with_update) {
-          launch(
-              lars_update_kernel<Capacity>, {blocks, kThreads, stream}, table, of_table, options);
-        } else {
-          launch(
-              sums_kernel<Capacity>, {static_cast<unsigned>(table.count), kThreads, stream},
-              table, of_table);
-        }
-      });
-}
-
-template <int Capacity>
-const char* run_lamb(
-    const LayerRow* rows, size_t count, const LayerCall& call, const LambOptions& options,
-    cudaStream_t stream) {
-  return for_tables<Capacity>(
-      rows, count, call,
-      [&](const LayerTable<Capacity>& table, unsigned blocks, const LayerCall& of_table) {
-        if (call.with_sums) {
-          launch(
-              lamb_moments_kernel<Capacity>, {blocks, kThreads, stream}, table, of_table, options);
-        } else {
-          const unsigned groups = (table.count + kThreads - 1) / kThreads;
-          launch(numbers_kernel<Capacity>, {groups, kThreads, stream}, table, of_table);
-        }
-        if (call.with_update) {
-          launch(
-              lamb_apply_kernel<Capacity>, {blocks, kThreads, stream}, table, of_table, options);
-        } else {
-          launch(
-              sums_kernel<Capacity>, {static_cast<unsigned>(table.count), kThreads, stream},
-              table, of_table);
-        }
-      });
+template <class Rule>
+const char* run(const LayerCall& call, bool maximize, const Rule& rule, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  auto* const found = static_cast<unsigned char*>(call.scratch);
+  auto* const arrived = reinterpret_cast<unsigned int*>(found + kFoundBytes * call.count);
+  const size_t counts = (call.count + 3) / 4 * 4;  // so that the sums behind are aligned
+  const LayerPass pass = {
+      call.lr_factor, call.grad_factor, call.found_inf, call.norms,
+      reinterpret_cast<double*>(arrived + counts), arrived, found, call.with_update,
+      maximize ? -1.0 : 1.0};
+  const bool meets = std::any_of(call.rows, call.rows + call.count, [](const LayerRow& row) {
+    return row.length > kChunk;
+  });
+  if (call.with_sums && meets) {
+    if (const char* error = clear(arrived, counts * sizeof(unsigned int), queue)) return error;
+  }
+  return call.count <= kSmall ? run<kSmall>(call, pass, rule, queue)
+                              : run<kLarge>(call, pass, rule, queue);
 }
 
 }  // namespace
 
-int64_t layer_chunks(int64_t length) { return std::max<int64_t>(1, chunks_of(length)); }
-
-const char* launch_lars(
-    const LayerRow* rows, size_t count, const LayerCall& call, const LarsOptions& options,
-    void* stream) {
-  const auto queue = static_cast<cudaStream_t>(stream);
-  return count <= kSmall ? run_lars<kSmall>(rows, count, call, options, queue)
-                         : run_lars<kLarge>(rows, count, call, options, queue);
+size_t layer_scratch(const LayerRow* rows, size_t count) {
+  int64_t chunks = 0;
+  for (size_t index = 0; index < count; ++index) chunks += layer_chunks(rows[index].length);
+  return kFoundBytes * count + (count + 3) / 4 * 16 + 2 * sizeof(double) * chunks;
 }
 
-const char* launch_lamb(
-    const LayerRow* rows, size_t count, const LayerCall& call, const LambOptions& options,
-    void* stream) {
-  const auto queue = static_cast<cudaStream_t>(stream);
-  return count <= kSmall ? run_lamb<kSmall>(rows, count, call, options, queue)
-                         : run_lamb<kLarge>(rows, count, call, options, queue);
+const char* launch_lars(const LayerCall& call, const LarsOptions& options, void* stream) {
+  return run(call, options.maximize, Lars{options}, stream);
+}
+
+const char* launch_lamb(const LayerCall& call, const LambOptions& options, void* stream) {
+  const Lamb rule = {options, std::log(options.beta1), std::log(options.beta2)};
+  return run(call, options.maximize, rule, stream);
 }
 
 }  // namespace largebatch

@@ -7,33 +7,33 @@
 
 namespace largebatch {
 
-// One tensor of a layer-wise call.
+// One tensor of a layer-wise call. Small, so that many fit a kernel's arguments.
 struct LayerRow : DeviceRow {
   float* step;  // null but in LAMB
-  LayerSetting setting;
-  int index;  // row of `norms`
+  double lr;
+  double weight_decay;
+  int first_chunk;      // in the launch's grid; filled in by the launcher
+  uint32_t index : 31;  // row of `norms`
+  uint32_t adapts : 1;
 };
 
 struct LayerCall {
+  const LayerRow* rows;
+  const StepTypes* types;  // one a row
+  size_t count;
   DeviceScalar lr_factor;
   DeviceScalar grad_factor;
   DeviceScalar found_inf;
   double* norms;     // 3 a tensor
-  double* partial;   // 2 a chunk
-  double* numbers;   // LAMB: one step number a tensor
+  void* scratch;     // layer_scratch bytes
   bool with_sums;    // run the first pass
   bool with_update;  // run the second
 };
 
-// The number of chunks of a tensor, and so of pairs in `partial`: one at least, since a tensor
-// without elements counts its steps too.
-int64_t layer_chunks(int64_t length);
+// Bytes of scratch memory for a call, aligned to 16.
+size_t layer_scratch(const LayerRow* rows, size_t count);
 
-const char* launch_lars(
-    const LayerRow* rows, size_t count, const LayerCall& call, const LarsOptions& options,
-    void* stream);
-const char* launch_lamb(
-    const LayerRow* rows, size_t count, const LayerCall& call, const LambOptions& options,
-    void* stream);
+const char* launch_lars(const LayerCall& call, const LarsOptions& options, void* stream);
+const char* launch_lamb(const LayerCall& call, const LambOptions& options, void* stream);
 
 }  // namespace largebatch

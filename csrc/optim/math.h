@@ -2,11 +2,7 @@
 
 #pragma once
 
-#ifdef __CUDACC__
-#define LARGEBATCH_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define LARGEBATCH_HOST_DEVICE inline __attribute__((always_inline))
-#endif
+#include "common/host_device.h"
 
 namespace largebatch {
 
@@ -48,6 +44,16 @@ LARGEBATCH_HOST_DEVICE SgdScalars<Acc> sgd_scalars(const SgdOptions& options) {
       static_cast<Acc>(options.lr_inside_momentum ? 1.0 : lr),
       static_cast<Acc>(options.decoupled ? lr * options.weight_decay : 0.0),
       options.nesterov};
+}
+
+// The same scalars in the type that a tensor is computed in.
+template <typename Acc>
+LARGEBATCH_HOST_DEVICE SgdScalars<Acc> rounded(const SgdScalars<double>& scalars) {
+  return {
+      static_cast<Acc>(scalars.weight_decay), static_cast<Acc>(scalars.step_scale),
+      static_cast<Acc>(scalars.buffer_scale), static_cast<Acc>(scalars.fresh_scale),
+      static_cast<Acc>(scalars.look_ahead),   static_cast<Acc>(scalars.param_scale),
+      static_cast<Acc>(scalars.shrink),       scalars.nesterov};
 }
 
 // g <- factor grad + weight_decay p;  s <- step_scale g
@@ -175,6 +181,15 @@ LARGEBATCH_HOST_DEVICE LambScalars<Acc> lamb_scalars(
       static_cast<Acc>(moments ? 1.0 / second_root : 1.0),
       static_cast<Acc>(options.eps),
       static_cast<Acc>(setting.weight_decay)};
+}
+
+template <typename Acc>
+LARGEBATCH_HOST_DEVICE LambScalars<Acc> rounded(const LambScalars<double>& scalars) {
+  return {
+      static_cast<Acc>(scalars.beta1),  static_cast<Acc>(scalars.fresh1),
+      static_cast<Acc>(scalars.beta2),  static_cast<Acc>(scalars.fresh2),
+      static_cast<Acc>(scalars.scale1), static_cast<Acc>(scalars.scale2),
+      static_cast<Acc>(scalars.eps),    static_cast<Acc>(scalars.weight_decay)};
 }
 
 // m <- beta1 m + fresh1 g;  v <- beta2 v + fresh2 g^2

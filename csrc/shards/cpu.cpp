@@ -8,14 +8,12 @@
 #include <type_traits>
 
 #include "common/clones.h"
-#include "optim/math.h"
+#include "common/dispatch.h"
+#include "common/host_device.h"
 #include "shards/shards.h"
 
 namespace largebatch {
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
 
 constexpr int64_t kBlock = 1024;  // accumulators of 8 KiB
 constexpr int kLanes = 8;         // partial sums of squares, in a fixed order
@@ -157,22 +155,14 @@ Tensor sum_shards_cpu(TensorList shards, Tensor out, int64_t divisor, bool squar
   const ScalarType in = shards[0].scalar_type(), to = out.scalar_type();
   double* const sums =
       squares && is_supported(in) ? static_cast<double*>(found.mutable_data_ptr()) : nullptr;
-  switch (in) {
-    case ScalarType::Float:
-      if (to == ScalarType::Half) call<float, Half>(shards, out, divisor, sums);
-      else if (to == ScalarType::BFloat16) call<float, BFloat16>(shards, out, divisor, sums);
-      else call<float>(shards, out, divisor, sums);
-      break;
-    case ScalarType::Double: call<double>(shards, out, divisor, sums); break;
-    case ScalarType::Half: call<Half>(shards, out, divisor, sums); break;
-    case ScalarType::BFloat16: call<BFloat16>(shards, out, divisor, sums); break;
-    case ScalarType::Byte: call<uint8_t>(shards, out, divisor, sums); break;
-    case ScalarType::Char: call<int8_t>(shards, out, divisor, sums); break;
-    case ScalarType::Short: call<int16_t>(shards, out, divisor, sums); break;
-    case ScalarType::Int: call<int32_t>(shards, out, divisor, sums); break;
-    case ScalarType::Long: call<int64_t>(shards, out, divisor, sums); break;
-    default: call<bool>(shards, out, divisor, sums); break;
-  }
+  dispatch_all(in, [&](auto* of) {
+    using In = std::remove_pointer_t<decltype(of)>;
+    if constexpr (std::is_same_v<In, float>) {
+      if (to == ScalarType::Half) return call<float, Half>(shards, out, divisor, sums);
+      if (to == ScalarType::BFloat16) return call<float, BFloat16>(shards, out, divisor, sums);
+    }
+    call<In>(shards, out, divisor, sums);
+  });
   return found;
 }
 

@@ -4,30 +4,10 @@
 
 #include "shards/cuda.h"
 
-#include "common/cuda_device.h"
-#include "optim/cuda_host.h"
+#include "common/cuda_host.h"
 #include "shards/shards.h"
 
 namespace largebatch {
-namespace {
-
-ShardType shard_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float: return ShardType::kFloat;
-    case ScalarType::Double: return ShardType::kDouble;
-    case ScalarType::Half: return ShardType::kHalf;
-    case ScalarType::BFloat16: return ShardType::kBFloat16;
-    case ScalarType::Byte: return ShardType::kByte;
-    case ScalarType::Char: return ShardType::kChar;
-    case ScalarType::Short: return ShardType::kShort;
-    case ScalarType::Int: return ShardType::kInt;
-    case ScalarType::Long: return ShardType::kLong;
-    default: return ShardType::kBool;
-  }
-}
-
-}  // namespace
-
 Tensor sum_shards_cuda(TensorList shards, Tensor out, int64_t divisor, bool squares) {
   check_shards(shards, out, divisor);
   STD_TORCH_CHECK(
@@ -45,13 +25,17 @@ Tensor sum_shards_cuda(TensorList shards, Tensor out, int64_t divisor, bool squa
       out, {wanted ? 2 * shard_partials(out.numel()) : 0}, ScalarType::Double);
   std::vector<const void*> data;
   for (const Tensor& shard : shards) data.push_back(shard.const_data_ptr());
-  check_launch(
-      launch_sum_shards(
-          shard_type(in), shard_type(out.scalar_type()), data.data(), data.size(),
-          out.mutable_data_ptr(), out.numel(), divisor,
-          wanted ? static_cast<double*>(partial.mutable_data_ptr()) : nullptr,
-          static_cast<double*>(found.mutable_data_ptr()), current_cuda_stream(device)),
-      "largebatch::sum_shards");
+  const SumShardsCall call = {
+      element_of(in),
+      element_of(out.scalar_type()),
+      data.data(),
+      data.size(),
+      out.mutable_data_ptr(),
+      out.numel(),
+      divisor,
+      wanted ? static_cast<double*>(partial.mutable_data_ptr()) : nullptr,
+      static_cast<double*>(found.mutable_data_ptr())};
+  check_launch(launch_sum_shards(call, current_cuda_stream(device)), "largebatch::sum_shards");
   return found;
 }
 

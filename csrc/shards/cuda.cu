@@ -6,6 +6,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "common/block_sum.cuh"
+#include "common/dispatch.cuh"
 #include "optim/device.cuh"
 
 namespace largebatch {
@@ -116,21 +118,25 @@ __global__ void __launch_bounds__(kThreads) sum_shards_kernel(
     square(out[i]);
   }
   if constexpr (Squares) {
-    const double of_before = block_sum<kThreads>(before);
-    __syncthreads();
-    const double of_after = block_sum<kThreads>(after);
+    const double2 sums = block_sums<kThreads>(before, after);
     if (threadIdx.x == 0) {
-      partial[2 * blockIdx.x] = of_before;
-      partial[2 * blockIdx.x + 1] = of_after;
+      partial[2 * blockIdx.x] = sums.x;
+      partial[2 * blockIdx.x + 1] = sums.y;
     }
   }
 }
 
-__global__ void add_partials_kernel(const double* partial, int64_t count, double* squares) {
-  if (threadIdx.x > 1) return;
-  double sum = 0.0;
-  for (int64_t i = 0; i < count; ++i) sum += partial[2 * i + threadIdx.x];
-  squares[threadIdx.x] = sum;
+__global__ void __launch_bounds__(kThreads)
+    add_partials_kernel(const double* const partial, const int count, double* const squares) {
+  double before = 0.0, after = 0.0;
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    before += partial[2 * i];
+    after += partial[2 * i + 1];
+  }
+  const double2 sums = block_sums<kThreads>(before, after);
+  if (threadIdx.x != 0) return;
+  squares[0] = sums.x;
+  squares[1] = sums.y;
 }
 
 bool is_vector_aligned(const void* pointer) {
@@ -138,22 +144,23 @@ bool is_vector_aligned(const void* pointer) {
 }
 
 template <typename In, typename Out>
-const char* run(
-    const Shards& shards, int count, void* out, int64_t length, int64_t divisor, double* partial,
-    double* squares, cudaStream_t stream) {
-  bool aligned = is_vector_aligned(out);
+const char* run(const SumShardsCall& call, cudaStream_t stream) {
+  Shards shards;
+  std::memcpy(shards.data, call.shards, call.count * sizeof(void*));
+  const auto count = static_cast<int>(call.count);
+  bool aligned = is_vector_aligned(call.out);
   for (int shard = 0; shard < count; ++shard) aligned &= is_vector_aligned(shards.data[shard]);
-  const auto blocks = static_cast<unsigned>(shard_partials(length));
-  auto* const to = static_cast<Out*>(out);
-  if (partial != nullptr) {
+  const auto blocks = static_cast<unsigned>(shard_partials(call.length));
+  auto* const out = static_cast<Out*>(call.out);
+  if (call.partial != nullptr) {
     launch(
-        sum_shards_kernel<In, Out, true>, {blocks, kThreads, stream}, shards, count, to, length,
-        divisor, aligned, partial);
-    launch(add_partials_kernel, {1, 32, stream}, partial, blocks, squares);
+        sum_shards_kernel<In, Out, true>, {blocks, kThreads, stream}, shards, count, out,
+        call.length, call.divisor, aligned, call.partial);
+    launch(add_partials_kernel, {1, kThreads, stream}, call.partial, blocks, call.squares);
   } else {
     launch(
-        sum_shards_kernel<In, Out, false>, {blocks, kThreads, stream}, shards, count, to, length,
-        divisor, aligned, nullptr);
+        sum_shards_kernel<In, Out, false>, {blocks, kThreads, stream}, shards, count, out,
+        call.length, call.divisor, aligned, nullptr);
   }
   return launch_error();
 }
@@ -165,31 +172,16 @@ int64_t shard_partials(int64_t length) {
   return std::max<int64_t>(1, std::min<int64_t>(blocks, kMostBlocks));
 }
 
-const char* launch_sum_shards(
-    ShardType in, ShardType to, const void* const* shards, size_t count, void* out, int64_t length,
-    int64_t divisor, double* partial, double* squares, void* stream) {
-  Shards table;
-  std::memcpy(table.data, shards, count * sizeof(void*));
-  const auto call = [&](auto in_value, auto out_value) {
-    return run<decltype(in_value), decltype(out_value)>(
-        table, static_cast<int>(count), out, length, divisor, partial, squares,
-        static_cast<cudaStream_t>(stream));
-  };
-  switch (in) {
-    case ShardType::kFloat:
-      if (to == ShardType::kHalf) return call(float(), __half());
-      if (to == ShardType::kBFloat16) return call(float(), __nv_bfloat16());
-      return call(float(), float());
-    case ShardType::kDouble: return call(double(), double());
-    case ShardType::kHalf: return call(__half(), __half());
-    case ShardType::kBFloat16: return call(__nv_bfloat16(), __nv_bfloat16());
-    case ShardType::kByte: return call(uint8_t(), uint8_t());
-    case ShardType::kChar: return call(int8_t(), int8_t());
-    case ShardType::kShort: return call(int16_t(), int16_t());
-    case ShardType::kInt: return call(int32_t(), int32_t());
-    case ShardType::kLong: return call(int64_t(), int64_t());
-    default: return call(bool(), bool());
-  }
+const char* launch_sum_shards(const SumShardsCall& call, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  return dispatch_all(call.in, [&](auto of) {
+    using In = decltype(of);
+    if constexpr (std::is_same<In, float>::value) {
+      if (call.to == Element::kHalf) return run<float, __half>(call, queue);
+      if (call.to == Element::kBFloat16) return run<float, __nv_bfloat16>(call, queue);
+    }
+    return run<In, In>(call, queue);
+  });
 }
 
 }  // namespace largebatch

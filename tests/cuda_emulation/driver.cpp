@@ -1,9 +1,12 @@
-// Runs every kernel on small shapes, without torch: for sanitizers (under ThreadSanitizer CUDA threads
-// are its threads, and two accesses of one address, one of them a write, that no barrier orders are
-// reported, in a block and between the blocks of a launch) and for orders of threads. Prints a hash of
-// all results for each family, and the barriers that were met.
+// Runs every kernel on small shapes, without torch. On the emulated machine: for sanitizers (under
+// ThreadSanitizer CUDA threads are its threads, and two accesses of one address, one of them a write,
+// that no barrier orders are reported, in a block and between the blocks of a launch) and for orders of
+// threads. On a GPU, compiled by nvcc: for compute-sanitizer (benchmarks/sanitize.py). Prints a hash of
+// all results for each family, and the barriers that the emulated machine has met.
 //
 //   driver [norms] [optimizers] [others]
+
+#include <cuda_runtime.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -20,9 +23,9 @@
 
 using namespace largebatch;
 
-extern "C" const char* emulation_barriers();
+extern "C" const char* emulation_barriers() __attribute__((weak));  // not on a GPU
 
-#if defined(__SANITIZE_THREAD__)  // its fibers are dear
+#if defined(__SANITIZE_THREAD__) || defined(__CUDACC__)  // sanitizers are slow
 constexpr int64_t kMoreThanBlocks = 4, kLong = 20000;
 #else
 constexpr int64_t kMoreThanBlocks = 65540, kLong = 300000;
@@ -31,17 +34,62 @@ constexpr int64_t kMoreThanBlocks = 65540, kLong = 300000;
 static std::mt19937 engine(1);
 static uint64_t hash = 14695981039346656037u;
 
-template <typename T>
-static void keep(const std::vector<T>& results) {
-  const auto* const bytes = reinterpret_cast<const unsigned char*>(results.data());
-  for (size_t i = 0; i < results.size() * sizeof(T); ++i) hash = (hash ^ bytes[i]) * 1099511628211u;
-}
-
 static void check(const char* error) {
+  const cudaError_t found = cudaDeviceSynchronize();
+  if (error == nullptr && found != cudaSuccess) error = cudaGetErrorString(found);
   if (error != nullptr) {
     printf("%s\n", error);
     exit(1);
   }
+}
+
+// Memory of the device, no byte more than is asked for, so that sanitizers see its ends.
+template <typename T>
+class Array {
+ public:
+  explicit Array(const std::vector<T>& values) : Array(values.size(), nullptr) {
+    copy(data_, values.data());
+  }
+  explicit Array(size_t size) : Array(std::vector<T>(size)) {}
+  Array(const Array& other) : Array(other.size_, nullptr) { copy(data_, other.data_); }
+  Array(Array&& other) noexcept : size_(other.size_), data_(other.data_) { other.data_ = nullptr; }
+  ~Array() { cudaFree(data_); }
+
+  // Not yet written, as scratch memory is.
+  static Array scratch(size_t size) { return Array(size, nullptr); }
+
+  T* data() const { return data_; }
+
+  std::vector<T> values() const {
+    std::vector<T> found(size_);
+    copy(found.data(), data_);
+    return found;
+  }
+
+ private:
+  Array(size_t size, void*) : size_(size) {
+    if (cudaMalloc(reinterpret_cast<void**>(&data_), size * sizeof(T)) != cudaSuccess) {
+      check("no memory");
+    }
+  }
+
+  void copy(T* to, const T* from) const {
+    if (size_ > 0 && cudaMemcpy(to, from, size_ * sizeof(T), cudaMemcpyDefault) != cudaSuccess) {
+      check("no copy");
+    }
+  }
+
+  size_t size_;
+  T* data_ = nullptr;
+};
+
+using Bytes = Array<uint8_t>;
+
+template <typename T>
+static void keep(const Array<T>& results) {
+  const std::vector<T> values = results.values();
+  const auto* const bytes = reinterpret_cast<const unsigned char*>(values.data());
+  for (size_t i = 0; i < values.size() * sizeof(T); ++i) hash = (hash ^ bytes[i]) * 1099511628211u;
 }
 
 static std::vector<float> numbers(int64_t count) {
@@ -52,7 +100,7 @@ static std::vector<float> numbers(int64_t count) {
 }
 
 // Bytes that are finite numbers of the element type.
-static std::vector<uint8_t> elements(int type, int64_t count) {
+static Bytes elements(int type, int64_t count) {
   std::vector<uint8_t> bytes(count * (type == 0 ? 4 : type == 1 ? 8 : 2));
   const auto values = numbers(count);
   for (int64_t i = 0; i < count; ++i) {
@@ -61,7 +109,7 @@ static std::vector<uint8_t> elements(int type, int64_t count) {
     if (type == 2) reinterpret_cast<uint16_t*>(bytes.data())[i] = 0x3000 + (i * 37) % 3000;
     if (type == 3) memcpy(&bytes[2 * i], reinterpret_cast<const char*>(&values[i]) + 2, 2);
   }
-  return bytes;
+  return Bytes(bytes);
 }
 
 static void norms() {
@@ -76,10 +124,10 @@ static void norms() {
         const auto x = elements(type, all), residual = elements(type, all);
         auto y = x, dx = x, dresidual = x;
         const int wide = type == 1 ? 8 : 4;
-        std::vector<uint8_t> statistics(3 * table * wide), coefficients(5 * table * wide),
-            sums(6 * table * wide), mask(at.mask_rows() * at.mask_row());
+        Bytes statistics(3 * table * wide), coefficients(5 * table * wide), sums(6 * table * wide),
+            mask(at.mask_rows() * at.mask_row());
         const auto weight = elements(type == 1 ? 1 : 0, at.channels);
-        std::vector<double> partial(norm_partials(at));
+        const auto partial = Array<double>::scratch(norm_partials(at));
         const auto element = static_cast<NormElement>(type);
         const auto rule = static_cast<NormPolicy>(policy);
         check(launch_norm_forward(
@@ -107,7 +155,7 @@ static void norms() {
             element, at, rule, residual.data(), x.data(), mask.data(), statistics.data(),
             partial.data(), sums.data(), nullptr));
         for (const auto& result : {y, mask, sums}) keep(result);
-        std::vector<uint8_t> six(6 * table * wide, 0);
+        const Bytes six(static_cast<size_t>(6 * table * wide));
         check(launch_norm_gradient(
             element, at, rule, residual.data(), x.data(), mask.data(), six.data(), dx.data(),
             dresidual.data(), nullptr));
@@ -120,14 +168,15 @@ static void norms() {
 static void optimizers() {
   const int64_t sizes[] = {1, 5, 64, 1000, 8192, 8193, kLong};
   for (int many = 0; many < 2; ++many) {
-    std::vector<std::vector<uint8_t>> memory;
+    std::vector<Bytes> memory;
     std::vector<LayerRow> rows;
+    std::vector<StepTypes> types;
     const auto room = [&](int type, int64_t size) {
       memory.push_back(elements(type, size));
       return static_cast<void*>(memory.back().data());
     };
     const int count = many ? 70 : 14;
-    std::vector<float> steps(count, 3.0f);
+    const Array<float> steps(std::vector<float>(count, 3.0f));
     for (int index = 0; index < count; ++index) {
       const int type = index % 4;
       const bool low = type != 1 && index % 3 == 0;
@@ -137,50 +186,51 @@ static void optimizers() {
       row.param = room(type, size);
       row.grad = room(type, size);
       row.first = room(moment, size);
-      row.second = room(moment, size);
-      memset(row.second, 0, size * (moment == 1 ? 8 : moment == 0 ? 4 : 2));
+      memory.push_back(Bytes(size * (moment == 1 ? 8 : moment == 0 ? 4 : 2)));
+      row.second = memory.back().data();
       row.master = type >= 2 && index % 2 ? room(0, size) : nullptr;
       row.length = size;
-      row.element = static_cast<Element>(type);
-      row.low_moments = low;
-      row.step = &steps[index];
-      row.setting = {0.1, 0.01, index % 5 != 0};
+      row.step = steps.data() + index;
+      row.lr = 0.1;
+      row.weight_decay = 0.01;
+      row.adapts = index % 5 != 0;
       row.index = index;
       rows.push_back(row);
+      types.push_back({static_cast<Element>(type), low});
     }
-    const float one = 0.5f, none = 0.0f;
-    int64_t chunks = 0;
-    for (const LayerRow& row : rows) chunks += layer_chunks(row.length);
-    std::vector<double> norms(3 * count), scratch(2 * chunks + count);
-    const DeviceScalar half = {&one, false}, zero = {&none, false};
+    const Array<float> factors(std::vector<float>{0.5f, 0.0f});
+    const Array<double> norms(3 * count);
+    const auto scratch = Bytes::scratch(layer_scratch(rows.data(), rows.size()));
+    const DeviceScalar half = {factors.data(), false}, zero = {factors.data() + 1, false};
     for (int stage = 0; stage < 3; ++stage) {
-      const LayerCall call = {half, half, zero, norms.data(), scratch.data(),
-                              scratch.data() + 2 * chunks, stage != 2, stage != 1};
+      const LayerCall call = {rows.data(), types.data(), rows.size(), half, half, zero,
+                              norms.data(), scratch.data(), stage != 2, stage != 1};
       check(launch_lars(
-          rows.data(), rows.size(), call,
-          {0.9, 0.001, 0.0, false, true, true, true, false, false, false}, nullptr));
+          call, {0.9, 0.001, 0.0, false, true, true, true, false, false, false}, nullptr));
       check(launch_lamb(
-          rows.data(), rows.size(), call,
-          {0.9, 0.999, 1e-6, BiasCorrection::kMoments, true, false, 0.0, 10.0}, nullptr));
+          call, {0.9, 0.999, 1e-6, BiasCorrection::kMoments, true, false, 0.0, 10.0}, nullptr));
     }
     std::vector<DeviceRow> plain(rows.begin(), rows.end());
     check(launch_sgd(
-        plain.data(), plain.size(), {0.1, 0.9, 0.0, 0.01, false, true, false, false, 1.0}, half,
-        zero, nullptr));
-    std::vector<double> partial(chunks);
+        {plain.data(), types.data(), plain.size(),
+         {0.1, 0.9, 0.0, 0.01, false, true, false, false, 1.0}, half, zero},
+        nullptr));
+    int64_t chunks = 0;
+    for (const LayerRow& row : rows) chunks += square_sum_count(row.length);
+    const auto partial = Array<double>::scratch(chunks);
     double* next = partial.data();
     for (int type = 0; type < 4; ++type) {
       std::vector<NormRow> of_type;
       for (const LayerRow& row : rows) {
-        if (int(row.element) == type) of_type.push_back({row.grad, row.length});
+        if (int(types[row.index].element) == type) of_type.push_back({row.grad, row.length});
       }
       check(launch_square_sums(
           static_cast<Element>(type), of_type.data(), of_type.size(), next, nullptr));
       for (const NormRow& row : of_type) next += square_sum_count(row.length);
     }
-    std::vector<float> found(2);
+    const Array<float> found(2);
     check(launch_finish_norm(
-        partial.data(), next - partial.data(), &found[0], &found[1], false, {1.0, 1e-6, half},
+        {partial.data(), next - partial.data(), found.data(), found.data() + 1, false, 1.0, 1e-6, half},
         nullptr));
     for (const auto& result : memory) keep(result);
     keep(found);
@@ -193,34 +243,39 @@ static void others() {
   for (const int64_t length : {1, 1100, 20000}) {
     for (int type = 0; type < 10; type += 3) {
       const int bytes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8, 1};
-      std::vector<std::vector<uint8_t>> shards;
+      std::vector<Bytes> shards;
       for (int shard = 0; shard < 3; ++shard) {
-        shards.push_back(type < 4 ? elements(type, length) : std::vector<uint8_t>(length * bytes[type], 1));
+        shards.push_back(
+            type < 4 ? elements(type, length)
+                     : Bytes(std::vector<uint8_t>(length * bytes[type], 1)));
       }
       const void* data[] = {shards[0].data(), shards[1].data(), shards[2].data()};
-      std::vector<double> partial(2 * shard_partials(length)), squares(2);
+      const auto partial = Array<double>::scratch(2 * shard_partials(length));
+      const Array<double> squares(2);
+      const auto element = static_cast<Element>(type);
       check(launch_sum_shards(
-          static_cast<ShardType>(type), static_cast<ShardType>(type), data, 3, shards[0].data(),
-          length, 3, type < 4 ? partial.data() : nullptr, squares.data(), nullptr));
+          {element, element, data, 3, shards[0].data(), length, 3,
+           type < 4 ? partial.data() : nullptr, squares.data()},
+          nullptr));
       keep(shards[0]);
       keep(squares);
     }
   }
   const int64_t sizes[][3] = {
-      {3, 10, 7}, {2, 300, 64}, {2, 64, 300}, {1, 9, 5}, {kMoreThanBlocks, 1, 3}};
+      {3, 10, 7}, {2, 300, 64}, {2, 64, 300}, {1, 9, 5}, {kMoreThanBlocks, 1, 3},
+      {1, 9000, 8200}};
   for (const auto& size : sizes) {
     for (const int type : {0, 1}) {
       int64_t features = 1, outputs = 1;
       while (features < size[1]) features *= 2;
       while (outputs < size[2]) outputs *= 2;
       const int64_t length = features < outputs ? features : outputs;
-      const auto element = static_cast<HadamardElement>(type);
+      const auto element = static_cast<Element>(type);
       const auto x = elements(type, size[0] * size[1]);
-      auto y = elements(type, size[0] * size[2]);
-      std::vector<double> scratch(size[0] * length);
+      const auto y = elements(type, size[0] * size[2]);
+      const auto scratch = Array<double>::scratch(size[0] * length);
       check(launch_hadamard(
-          element,
-          {size[0], size[1], size[2], length, x.data(), y.data(),
+          {element, size[0], size[1], size[2], length, x.data(), y.data(),
            hadamard_needs_scratch(element, length) ? scratch.data() : nullptr},
           nullptr));
       keep(y);
@@ -236,5 +291,5 @@ int main(int count, char** arguments) {
     if (family == "others") others();
     printf("%s %016llx\n", family.c_str(), static_cast<unsigned long long>(hash));
   }
-  printf("%s", emulation_barriers());
+  if (emulation_barriers != nullptr) printf("%s", emulation_barriers());
 }

@@ -147,6 +147,31 @@ def test_fused_multiply_add_changes_no_more_than_roundings(emulation: ModuleType
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("operator", "launches"), [("sgd", 1), ("lars", 2), ("lamb", 2)])
+@pytest.mark.parametrize("types", [1, 3])
+def test_launches_of_a_step(
+    emulation: ModuleType, operator: str, launches: int, types: int
+) -> None:
+    """161 tensors, as many as ResNet-50 has: one or two launches for each combination of types."""
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)[:types]
+    params = [torch.ones(3, dtype=dtypes[i % types]) for i in range(161)]
+    params[0] = torch.ones(20000)
+    grads = [torch.ones_like(param) for param in params]
+    first, second = ([torch.zeros_like(p, dtype=torch.float32) for p in params] for _ in range(2))
+    norms = torch.zeros(161, 3, dtype=torch.float64)
+    settings = torch.tensor([[0.1, 0.01, 1.0]] * 161, dtype=torch.float64)
+    with emulation.serving() as library:
+        before = library.emulation_launches()
+        if operator == "sgd":
+            _ops.sgd_(params, grads, first, lr=0.1, momentum=0.9)
+        elif operator == "lars":
+            _ops.lars_(params, grads, first, [], norms, settings)
+        else:
+            steps = [torch.zeros(()) for _ in params]
+            _ops.lamb_(params, grads, first, second, [], steps, norms, settings)
+        assert library.emulation_launches() - before == launches * types
+
+
 # --- What the emulation has found: each of these failed before. -----------------------------------
 
 

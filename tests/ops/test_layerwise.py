@@ -213,7 +213,7 @@ def test_cuda_kernels_equal_the_reference(rows, lars, lamb, seed, nesterov):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", KINDS.values())
 def test_a_step_on_cuda_is_few_launches_and_waits_for_nothing(kind):
-    """161 tensors in three types under a loss scale: at most 4 launches, the same bits."""
+    """161 tensors in three types under a loss scale: two launches a type, the same bits."""
     results = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -239,7 +239,7 @@ def test_a_step_on_cuda_is_few_launches_and_waits_for_nothing(kind):
                 torch.cuda.set_sync_debug_mode("default")
             torch.cuda.synchronize()
         launches = [e for e in profile.events() if "largebatch" in e.name]
-        assert 1 <= len(launches) <= 4, [e.name for e in profile.events()]
+        assert 1 <= len(launches) <= 6, [e.name for e in profile.events()]
         results.append([param.detach().clone() for param in params])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
@@ -52,6 +53,24 @@ struct double2 {
 };
 
 using cudaStream_t = void*;
+
+// Memory of the device is the host's.
+enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation };
+enum cudaMemcpyKind { cudaMemcpyDefault };
+inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  *memory = std::malloc(bytes > 0 ? bytes : 1);
+  return *memory != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "out of memory"; }
 
 template <typename A, typename B>
 constexpr std::common_type_t<A, B> min(A a, B b) {

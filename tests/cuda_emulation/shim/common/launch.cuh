@@ -26,4 +26,9 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, const Arguments&...
 
 inline const char* launch_error() { return emulation::error(); }
 
+inline const char* clear(void* memory, size_t bytes, cudaStream_t) {
+  std::memset(memory, 0, bytes);
+  return nullptr;
+}
+
 }  // namespace largebatch
