@@ -45,8 +45,10 @@ void check_call(
         "largebatch::ghost_norm: all tensors of a call must be on one CUDA device");
   }
   STD_TORCH_CHECK(
-      at.mask_rows() * at.mask_row() < (int64_t(1) << 31),
-      "largebatch::ghost_norm: x has more values than a CUDA call takes, 2^34 in full rows");
+      at.mask_rows() * at.mask_row() < (int64_t(1) << 31) &&
+          at.row_length() < (int64_t(1) << 31),
+      "largebatch::ghost_norm: x has more values than a CUDA call takes, 2^34 in full rows, or 2^31 "
+      "in one");
 }
 
 // Its kernels count the values of a channel of a ghost in 32 bits.
@@ -80,8 +82,8 @@ void on_device_of(const Tensor& x, const Launch& launch) {
 }  // namespace
 
 void ghost_norm_cuda(const GhostNorm& call) {
-  check_call(call.x, {call.weight, call.bias, call.residual}, call.at);
   check_top(call.policy, call.at);
+  check_call(call.x, {call.weight, call.bias, call.residual}, call.at);
   const Tensor partial = new_partial(call.x, call.at);
   const Tensor coefficients = new_coefficients(call.x, call.at);
   const NormForward forward{

@@ -48,8 +48,8 @@ struct NormBackward {
 
 constexpr int kNormCoefficients = 5;
 
-// Doubles of scratch memory: three sums for each part of each channel of each ghost, and four counts
-// for each channel of each ghost.
+// Doubles of scratch memory: the sums of each part of each channel of each ghost, where there are
+// several, and the counters of the blocks that have finished theirs.
 int64_t norm_partials(const NormLayout& at);
 
 const char* launch_norm_forward(NormElement element, const NormForward& call, void* stream);

@@ -1,146 +1,165 @@
-// CUDA kernels that write every element, and those that prepare their coefficients.
+// CUDA kernels that write every element: a thread keeps to its place in a period, with the
+// coefficients of its channels in registers, and has the loads of several units in flight.
 
 #pragma once
 
-#include "norm/cuda_sums.h"
+#include <type_traits>
+
+#include "norm/cuda_units.h"
 
 namespace largebatch {
 
-// One thread a channel of a ghost: mean, scale, bias.
-template <typename Acc>
-__global__ void __launch_bounds__(kThreads) coefficient_kernel(
-    const NormLayout at,
-    const NormPolicy policy,
-    const double eps,
-    const Acc* const statistics,
-    const Acc* const weight,
-    const Acc* const bias,
-    Acc* const coefficients) {
-  const int64_t all = at.ghosts() * at.channels;
-  const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= all) return;
-  const int64_t c = index % at.channels, n = at.values(index / at.channels);
-  const double r =
-      inverse_scale(policy, statistics[all + index], norm_constant(policy, n), eps);
-  coefficients[index] = statistics[index];
-  coefficients[all + index] = static_cast<Acc>(weight == nullptr ? r : r * weight[c]);
-  coefficients[2 * all + index] = bias == nullptr ? Acc(0) : bias[c];
-}
+// What a thread of an element-wise kernel does: units at one place of the periods begin, begin +
+// lines, ... of a ghost.
+template <Access By>
+struct Walk {
+  Share share;
+  int lane, lines, begin;
+  Place<By> place;
+  Index<By> index, step;          // of the first unit, and from one to the next
+  uint32_t mask_index, mask_step;  // of its period in the mask
 
-// The eight values, or fewer, that a thread works on in the element-wise kernels.
-struct Spot {
-  int64_t value, channel;  // of the first value; `channel` counts ghosts too
-  int count;
+  // With `halo`, a warp's last lane has the unit of the next warp's first, see MaskPlace.
+  __device__ __forceinline__ Walk(const NormLayout& at, const Cut& cut, bool halo)
+      : share(at, cut),
+        lane(static_cast<int>(threadIdx.x) & (cut.lanes - 1)),
+        lines(kThreads / cut.lanes),
+        begin(share.begin + static_cast<int>(threadIdx.x) / cut.lanes),
+        place(at, unit_of(share.tile * cut.lanes + lane, halo)) {
+    const int64_t period = periods_of(at, at.first(share.ghost)) + begin;
+    index = index_of<By>(period * period_of(at) + place.offset);
+    step = index_of<By>(lines * period_of(at));
+    mask_index = static_cast<uint32_t>(period * mask_period_of(at));
+    mask_step = static_cast<uint32_t>(lines * mask_period_of(at));
+  }
 
-  __device__ __forceinline__ Spot(const NormLayout& at, uint32_t row, uint32_t byte) {
-    const auto inner = static_cast<uint32_t>(at.planar ? at.channels : at.length);
-    const int64_t ghost = at.ghost_of(row / inner), row_length = at.row_length();
-    value = row * row_length + int64_t(byte) * kUnit;
-    channel = ghost * at.channels + (at.planar ? row % inner : int64_t(byte) * kUnit);
-    const int64_t left = row_length - int64_t(byte) * kUnit;
-    count = static_cast<int>(left < kUnit ? (left > 0 ? left : 0) : kUnit);
+  static __device__ __forceinline__ int64_t unit_of(int64_t thread, bool halo) {
+    return halo ? thread / 32 * 31 + thread % 32 : thread;
+  }
+
+  // Calls `body(number, index, mask_index)` for `Batch` units at a time, then for single ones, with
+  // a compile-time `number`.
+  template <int Batch, class Body>
+  __device__ __forceinline__ void for_each(const Body& body) {
+    int r = begin;
+    for (; Batch > 1 && r + (Batch - 1) * lines < share.end; r += Batch * lines) {
+      body(std::integral_constant<int, Batch>{}, index, mask_index);
+      index += Batch * step;
+      mask_index += Batch * mask_step;
+    }
+#pragma unroll 1
+    for (; r < share.end; r += lines) {
+      body(std::integral_constant<int, 1>{}, index, mask_index);
+      index += step;
+      mask_index += mask_step;
+    }
   }
 };
 
-template <bool Planar, typename Acc>
-__device__ __forceinline__ void load_coefficients(
-    const Acc* data, int count, Acc (&values)[kUnit]) {
-#pragma unroll
-  for (int e = 0; e < kUnit; ++e) {
-    values[e] = Planar ? data[0] : (e < count ? data[e] : Acc(0));
-  }
-}
+template <Access By>
+constexpr int kElementBatch = By == Access::kValues ? 1 : 4;
 
-template <typename T, bool Planar, bool Vector>
-__global__ void __launch_bounds__(kThreads) normalize_kernel(
+template <typename T, Access By>
+constexpr int kNormalizeResident = resident<T>(By == Access::kUnits && sizeof(T) == 2 ? 3 : 2);
+
+template <typename T, Access By>
+__global__ void __launch_bounds__(kThreads, kNormalizeResident<T, By>) normalize_kernel(
     const NormLayout at,
+    const Cut cut,
     const T* const x,
     const T* const residual,
     const typename Accumulate<T>::type* const coefficients,
     T* const y,
     uint8_t* const mask) {
   using Acc = typename Accumulate<T>::type;
-  const int64_t all = at.ghosts() * at.channels;
-  const auto mask_row = static_cast<uint32_t>(at.mask_row());
-  const auto total = static_cast<uint32_t>(at.mask_rows() * mask_row);
-  for (uint32_t i = blockIdx.x * kThreads + threadIdx.x; i < total; i += gridDim.x * kThreads) {
-    const Spot spot(at, i / mask_row, i % mask_row);
-    if (spot.count == 0) {
-      if (mask != nullptr) mask[i] = 0;
-      continue;
-    }
-    Acc values[kUnit], mean[kUnit], scale[kUnit], bias[kUnit];
-    load_unit<T, Vector>(x + spot.value, spot.count, values);
-    load_coefficients<Planar>(coefficients + spot.channel, spot.count, mean);
-    load_coefficients<Planar>(coefficients + all + spot.channel, spot.count, scale);
-    load_coefficients<Planar>(coefficients + 2 * all + spot.channel, spot.count, bias);
+  const bool halo = By == Access::kAcross && mask != nullptr;
+  Walk<By> walk(at, cut, halo);
+  const Place<By> place = walk.place;
+  if (!halo && place.count == 0) return;  // with one, all lanes of a warp have to stay
+  const bool is_inside = By != Access::kAcross || place.count > 0;
+  const bool is_owner = is_inside && !(halo && walk.lane % 32 == 31);
+  const MaskPlace<By> bits_at(at, place);
+  const int64_t channels = at.ghosts() * at.channels;
+  const Acc* const table = coefficients + walk.share.ghost * at.channels;
+  Acc mean[kUnit], scale[kUnit], bias[kUnit];
+  place.look_up(at, table, mean);
+  place.look_up(at, table + channels, scale);
+  place.look_up(at, table + 2 * channels, bias);
+
+  const auto run = [&](auto with_residual, auto with_mask) {
+    const bool adds = By == Access::kValues ? residual != nullptr : with_residual.value;
+    const bool cuts = By == Access::kValues ? mask != nullptr : with_mask.value;
+    walk.template for_each<kElementBatch<By>>([&](auto number, Index<By> index, uint32_t byte) {
+      constexpr int kBatch = decltype(number)::value;
+      Unit<T> in[kBatch], more[kBatch];
 #pragma unroll
-    for (int e = 0; e < kUnit; ++e) values[e] = (values[e] - mean[e]) * scale[e] + bias[e];
-    if (residual != nullptr) {
-      Acc more[kUnit];
-      load_unit<T, Vector>(residual + spot.value, spot.count, more);
-#pragma unroll
-      for (int e = 0; e < kUnit; ++e) values[e] += more[e];
-    }
-    if (mask != nullptr) {
-      int bits = 0;
-#pragma unroll
-      for (int e = 0; e < kUnit; ++e) {
-        const bool pass = !(values[e] <= 0);  // a NaN passes, as in torch
-        bits |= int(pass && e < spot.count) << e;
-        values[e] = pass ? values[e] : Acc(0);
+      for (int k = 0; k < kBatch; ++k) {
+        if (!is_inside) continue;
+        in[k] = load_unit<By>(x, index + k * walk.step, place.count);
+        if (adds) more[k] = load_unit<By>(residual, index + k * walk.step, place.count);
       }
-      mask[i] = static_cast<uint8_t>(bits);
-    }
-    store_unit<T, Vector>(y + spot.value, spot.count, values);
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        Acc values[kUnit], others[kUnit];
+        widen_unit(in[k], values);
+        if (adds) widen_unit(more[k], others);
+        int bits = 0;
+#pragma unroll
+        for (int e = 0; e < kUnit; ++e) {
+          Acc one = (values[e] - mean[e]) * scale[e] + bias[e];
+          if (adds) one += others[e];
+          if (cuts) {
+            const bool pass = !(one <= 0);  // a NaN passes, as in torch
+            bits |= int(pass && (By != Access::kValues || e < place.count)) << e;
+            one = pass ? one : Acc(0);
+          }
+          values[e] = one;
+        }
+        int following = 0;
+        if (By == Access::kAcross && cuts) following = __shfl_down_sync(0xffffffffu, bits, 1);
+        if (!is_owner) continue;
+        if (cuts) bits_at.store(mask + byte + k * walk.mask_step, bits, following);
+        Unit<T> out;
+        narrow_unit(values, out);
+        store_unit<By>(y, index + k * walk.step, place.count, out);
+      }
+    });
+  };
+  // Each its own loop, without a branch in it.
+  constexpr std::true_type kYes{};
+  constexpr std::false_type kNo{};
+  if (By == Access::kValues || (residual == nullptr && mask == nullptr)) {
+    run(kNo, kNo);
+  } else if (residual == nullptr) {
+    run(kNo, kYes);
+  } else {
+    mask == nullptr ? run(kYes, kNo) : run(kYes, kYes);
   }
 }
 
-// One thread a channel of a ghost: the terms of the gradient, and the sums for weight and bias.
-template <typename Acc>
-__global__ void __launch_bounds__(kThreads) gradient_term_kernel(
-    const NormLayout at,
-    const NormPolicy policy,
-    const int64_t top,
-    const double eps,
-    const int parts,
-    const double* const partial,
-    const double* const counts,
-    const Acc* const statistics,
-    const Acc* const weight,
-    Acc* const coefficients,
-    Acc* const sums) {
-  const int64_t all = at.ghosts() * at.channels;
-  const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= all) return;
-  const int64_t n = at.values(index / at.channels);
-  const double constant = norm_constant(policy, n);
-  const double r = inverse_scale(policy, statistics[all + index], constant, eps);
-  GradientSums of{
-      sum_of_parts(partial, parts, 0, all, index), sum_of_parts(partial, parts, 1, all, index),
-      sum_of_parts(partial, parts, 2, all, index)};
-  const int64_t k = top < n ? top : n;
-  Acc share = 0;
-  if (policy == NormPolicy::kTopK) {
-    share = static_cast<Acc>(tie_share(k, counts[index], counts[all + index]));
-    of.sign = counts[2 * all + index] + double(share) * counts[3 * all + index];
+// constant + spread * s(d), see math.h.
+template <NormPolicy Policy, typename Acc>
+__device__ __forceinline__ Acc spread_term(
+    Acc x, Acc mean, Acc constant, Acc spread, Acc kth, Acc share) {
+  if constexpr (Policy == NormPolicy::kL2) return constant + spread * (x - mean);
+  Acc part = spread;
+  if constexpr (Policy == NormPolicy::kTopK) {
+    const Acc size = fabs(x - mean);
+    part = size > kth ? spread : (size == kth ? spread * share : Acc(0));
   }
-  const double w = weight == nullptr ? 1.0 : double(weight[index % at.channels]);
-  const auto terms = gradient_terms<Acc>(policy, of, n, k, r, constant, w);
-  coefficients[index] = terms.grad;
-  coefficients[all + index] = terms.constant;
-  coefficients[2 * all + index] = terms.spread;
-  if (policy == NormPolicy::kTopK) {
-    coefficients[3 * all + index] = statistics[2 * all + index];
-    coefficients[4 * all + index] = share;
-  }
-  sums[index] = static_cast<Acc>(of.grad_deviation * r);
-  sums[all + index] = static_cast<Acc>(of.grad);
+  // The sign of d is the order of x and the mean.
+  return x > mean ? constant + part : (x < mean ? constant - part : constant);
 }
 
-template <typename T, NormPolicy Policy, bool Planar, bool Vector>
-__global__ void __launch_bounds__(kThreads) gradient_kernel(
+// The rows of the coefficients are grad, constant, spread, kth and share.
+template <typename T, NormPolicy Policy, Access By>
+constexpr int kGradientResident =
+    resident<T>(Policy == NormPolicy::kL2 && By == Access::kUnits ? 3 : 2);
+
+template <typename T, NormPolicy Policy, Access By>
+__global__ void __launch_bounds__(kThreads, kGradientResident<T, Policy, By>) gradient_kernel(
     const NormLayout at,
+    const Cut cut,
     const T* const grad,
     const T* const x,
     const uint8_t* const mask,
@@ -149,41 +168,64 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(
     T* const dx,
     T* const dresidual) {
   using Acc = typename Accumulate<T>::type;
-  const int64_t all = at.ghosts() * at.channels;
-  const auto mask_row = static_cast<uint32_t>(at.mask_row());
-  const auto total = static_cast<uint32_t>(at.mask_rows() * mask_row);
-  for (uint32_t i = blockIdx.x * kThreads + threadIdx.x; i < total; i += gridDim.x * kThreads) {
-    const Spot spot(at, i / mask_row, i % mask_row);
-    if (spot.count == 0) continue;
-    Acc g[kUnit], d[kUnit], mean[kUnit], of_grad[kUnit], constant[kUnit], spread[kUnit];
-    load_unit<T, Vector>(grad + spot.value, spot.count, g);
-    load_unit<T, Vector>(x + spot.value, spot.count, d);
-    load_coefficients<Planar>(means + spot.channel, spot.count, mean);
-    load_coefficients<Planar>(coefficients + spot.channel, spot.count, of_grad);
-    load_coefficients<Planar>(coefficients + all + spot.channel, spot.count, constant);
-    load_coefficients<Planar>(coefficients + 2 * all + spot.channel, spot.count, spread);
-    Acc kth[kUnit] = {}, share[kUnit] = {};
-    if constexpr (Policy == NormPolicy::kTopK) {
-      load_coefficients<Planar>(coefficients + 3 * all + spot.channel, spot.count, kth);
-      load_coefficients<Planar>(coefficients + 4 * all + spot.channel, spot.count, share);
-    }
-    const int bits = mask == nullptr ? 255 : mask[i];
+  constexpr int kMost = By == Access::kValues ? 1 : 2;
+  Walk<By> walk(at, cut, false);
+  const Place<By> place = walk.place;
+  if (place.count == 0) return;
+  const MaskPlace<By> bits_at(at, place);
+  const int64_t channels = at.ghosts() * at.channels;
+  const Acc* const table = coefficients + walk.share.ghost * at.channels;
+  Acc mean[kUnit], of_grad[kUnit], constant[kUnit], spread[kUnit];
+  Acc kth[kUnit] = {}, share[kUnit] = {};
+  place.look_up(at, means + walk.share.ghost * at.channels, mean);
+  place.look_up(at, table, of_grad);
+  place.look_up(at, table + channels, constant);
+  place.look_up(at, table + 2 * channels, spread);
+  if constexpr (Policy == NormPolicy::kTopK) {
+    place.look_up(at, table + 3 * channels, kth);
+    place.look_up(at, table + 4 * channels, share);
+  }
+
+  const auto run = [&](auto with_mask, auto with_dresidual) {
+    const bool cuts = By == Access::kValues ? mask != nullptr : with_mask.value;
+    const bool keeps = By == Access::kValues ? dresidual != nullptr : with_dresidual.value;
+    walk.template for_each<kMost>([&](auto number, Index<By> index, uint32_t byte) {
+      constexpr int kBatch = decltype(number)::value;
+      Unit<T> grads[kBatch], in[kBatch];
+      int bits[kBatch];
 #pragma unroll
-    for (int e = 0; e < kUnit; ++e) {
-      g[e] = (bits >> e & 1) ? g[e] : Acc(0);
-      d[e] -= mean[e];
-      if constexpr (Policy != NormPolicy::kL2) {
-        const Acc size = d[e] < 0 ? -d[e] : d[e];
-        Acc part = 1;
-        if constexpr (Policy == NormPolicy::kTopK) {
-          part = size > kth[e] ? Acc(1) : (size == kth[e] ? share[e] : Acc(0));
-        }
-        d[e] = (Acc(d[e] > 0) - Acc(d[e] < 0)) * part;
+      for (int k = 0; k < kBatch; ++k) {
+        grads[k] = load_unit<By>(grad, index + k * walk.step, place.count);
+        in[k] = load_unit<By>(x, index + k * walk.step, place.count);
+        if (cuts) bits[k] = bits_at.load(mask + byte + k * walk.mask_step);
       }
-      d[e] = of_grad[e] * g[e] + (constant[e] + spread[e] * d[e]);
-    }
-    store_unit<T, Vector>(dx + spot.value, spot.count, d);
-    if (dresidual != nullptr) store_unit<T, Vector>(dresidual + spot.value, spot.count, g);
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        Acc g[kUnit], values[kUnit];
+        widen_unit(grads[k], g);
+        widen_unit(in[k], values);
+#pragma unroll
+        for (int e = 0; e < kUnit; ++e) {
+          if (cuts) g[e] = bits[k] >> e & 1 ? g[e] : Acc(0);
+          const Acc term = spread_term<Policy>(
+              values[e], mean[e], constant[e], spread[e], kth[e], share[e]);
+          values[e] = of_grad[e] * g[e] + term;
+        }
+        Unit<T> out;
+        narrow_unit(values, out);
+        store_unit<By>(dx, index + k * walk.step, place.count, out);
+        if (!keeps) continue;
+        narrow_unit(g, out);
+        store_unit<By>(dresidual, index + k * walk.step, place.count, out);
+      }
+    });
+  };
+  constexpr std::true_type kYes{};
+  constexpr std::false_type kNo{};
+  if (By == Access::kValues || mask == nullptr) {
+    run(kNo, kNo);
+  } else {
+    dresidual == nullptr ? run(kYes, kNo) : run(kYes, kYes);
   }
 }
 

@@ -1,4 +1,5 @@
-// CUDA kernels of top-k: the k-th largest deviation, and what lies above and at it.
+// CUDA kernel of top-k for k of at least 2: the k-th largest deviation, and the mean of the k
+// largest. For k = 1 the sums know it (Sums::kExtremes).
 
 #pragma once
 
@@ -15,116 +16,122 @@ __device__ __forceinline__ double value_of(unsigned long long bits) {
   return __longlong_as_double(static_cast<long long>(bits));
 }
 
-// Where value i of a channel of a ghost is.
-__device__ __forceinline__ int64_t place_of(
-    const NormLayout& at, int64_t ghost, int64_t c, uint32_t i) {
-  if (!at.planar) return (at.first(ghost) * at.length + i) * at.channels + c;
-  const auto length = static_cast<uint32_t>(at.length);
-  return ((at.first(ghost) + i / length) * at.channels + c) * at.length + i % length;
-}
-
-// Adds `value` over the block, for thread 0, which alone touches shared[0] at the end: a next call
-// may follow at once.
-__device__ __forceinline__ double sum_over_block(double* shared, double value) {
-  const int thread = static_cast<int>(threadIdx.x);
-  shared[thread] = value;
-  __syncthreads();
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    if (thread < half) shared[thread] += shared[thread + half];
-    __syncthreads();
+// One warp: the digit of the number that `left` numbers are not below, from a histogram of digits;
+// `left` becomes its place among those with the same digit.
+__device__ __forceinline__ void choose_digit(
+    const unsigned int (&histogram)[256], unsigned int* left, unsigned int* digit) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, highest = 255 - 8 * lane;
+  const unsigned int wanted = *left;
+  unsigned int own = 0;
+  for (int j = 0; j < 8; ++j) own += histogram[highest - j];
+  unsigned int sum = own;  // of this lane and those before it, whose digits are higher
+  for (int step = 1; step < 32; step *= 2) {
+    const unsigned int before = __shfl_up_sync(0xffffffffu, sum, step);
+    if (lane >= step) sum += before;
   }
-  return thread == 0 ? shared[0] : 0.0;
+  if (sum - own >= wanted || sum < wanted) return;
+  unsigned int rest = wanted - (sum - own);
+  int one = highest;
+  while (histogram[one] < rest) rest -= histogram[one--];
+  *left = rest;
+  *digit = static_cast<unsigned int>(one);
 }
 
-// One block a channel of a ghost: the k-th largest deviation by its bits, eight at a time from the
-// top (the bits of positive floating-point numbers are in the order of the numbers), then the mean.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) top_kernel(
+// One block a channel of a ghost (planar) or eight: the k-th largest deviation by its bits, eight
+// at a time from the top (the bits of positive floating-point numbers are in the order of the
+// numbers), then the mean.
+template <typename T, bool Planar, Access By>
+__global__ void __launch_bounds__(kThreads, 2) top_kernel(
     const NormLayout at,
-    const int64_t top,
     const T* const x,
-    typename Accumulate<T>::type* const statistics) {
+    const Finish<typename Accumulate<T>::type> finish) {
   using Acc = typename Accumulate<T>::type;
   using Bits = decltype(bits_of(Acc(0)));
-  __shared__ double shared[kThreads];
-  __shared__ unsigned int histogram[256];
-  __shared__ unsigned int chosen, left;
+  constexpr int kChannels = Planar ? 1 : kUnit;
+  __shared__ double shared[kUnit][kThreads + 1];
+  __shared__ unsigned int histogram[kChannels][256];
+  __shared__ unsigned int chosen[kChannels], left[kChannels];
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t all = at.ghosts() * at.channels, index = blockIdx.x;
-  const int64_t ghost = index / at.channels, c = index % at.channels;
+  const int64_t all = at.ghosts() * at.channels;
+  const int64_t tiles = (at.channels + kChannels - 1) / kChannels;
+  const int64_t ghost = blockIdx.x / tiles, first = blockIdx.x % tiles * kChannels;
   const auto n = static_cast<uint32_t>(at.values(ghost));
-  const auto k = static_cast<unsigned int>(min(top, int64_t(n)));
-  const Acc mean = statistics[index];
-  const auto size_of = [&](uint32_t i) {
-    return fabs(Acc(widen(x[place_of(at, ghost, c, i)])) - mean);  // clears the sign of -0 too
+  const auto k = static_cast<unsigned int>(min(finish.top, int64_t(n)));
+  const int count = static_cast<int>(min(int64_t(kChannels), at.channels - first));
+  Acc mean[kChannels];
+#pragma unroll
+  for (int e = 0; e < kChannels; ++e) {
+    mean[e] = e < count ? finish.statistics[ghost * at.channels + first + e] : Acc(0);
+  }
+  const auto length = static_cast<uint32_t>(at.length);
+  const int64_t data = origin_of(at, ghost, first);
+  // Calls `body(e, size)` with each deviation of channel `first` + e that is this thread's.
+  const auto for_each = [&](const auto& body) {
+    constexpr uint32_t kBatch = Planar ? 8 : By == Access::kValues ? 1 : 4;
+    for (uint32_t i = thread; i < n; i += kBatch * kThreads) {
+      Unit<T> in[kBatch];
+#pragma unroll
+      for (uint32_t b = 0; b < kBatch; ++b) {
+        const uint32_t one = i + b * kThreads;
+        if (one >= n || one < i) continue;
+        if constexpr (Planar) {
+          in[b].values[0] = x[data + (one / length) * (at.channels * at.length) + one % length];
+        } else {
+          in[b] = load_unit<By>(x, index_of<By>(data + one * at.channels), count);
+        }
+      }
+#pragma unroll
+      for (uint32_t b = 0; b < kBatch; ++b) {
+        if (i + b * kThreads >= n || i + b * kThreads < i) continue;
+#pragma unroll
+        for (int e = 0; e < kChannels; ++e) {
+          // fabs clears the sign of -0 too
+          if (e < count) body(e, fabs(Acc(widen(in[b].values[e])) - mean[e]));
+        }
+      }
+      if (i + kBatch * kThreads < i) break;
+    }
   };
-  Bits prefix = 0, known = 0;
-  if (thread == 0) left = k;
+
+  Bits prefix[kChannels] = {}, known = 0;
+  if (thread < kChannels) left[thread] = k;
   for (int shift = int(sizeof(Bits)) * 8 - 8; shift >= 0; shift -= 8) {
-    for (int digit = thread; digit < 256; digit += kThreads) histogram[digit] = 0;
-    __syncthreads();
-    for (uint32_t i = thread; i < n; i += kThreads) {
-      const Bits bits = bits_of(size_of(i));
-      if ((bits & known) == prefix) atomicAdd(&histogram[(bits >> shift) & 255], 1u);
+    for (int digit = thread; digit < 256 * kChannels; digit += kThreads) {
+      histogram[digit / 256][digit % 256] = 0;
     }
     __syncthreads();
-    if (thread == 0) {
-      unsigned int digit = 255;
-      while (digit > 0 && histogram[digit] < left) left -= histogram[digit--];
-      chosen = digit;
+    for_each([&](int e, Acc size) {
+      const Bits bits = bits_of(size);
+      if ((bits & known) == prefix[e]) atomicAdd(&histogram[e][(bits >> shift) & 255], 1u);
+    });
+    __syncthreads();
+    if (thread / 32 < count) {
+      choose_digit(histogram[thread / 32], &left[thread / 32], &chosen[thread / 32]);
     }
     __syncthreads();
-    prefix |= Bits(chosen) << shift;
+#pragma unroll
+    for (int e = 0; e < kChannels; ++e) {
+      if (e < count) prefix[e] |= Bits(chosen[e]) << shift;
+    }
     known |= Bits(255) << shift;
   }
-  const Acc kth = value_of(prefix);
-  double above = 0;
-  for (uint32_t i = thread; i < n; i += kThreads) {
-    const Acc size = size_of(i);
-    if (bits_of(size) > prefix) above += size;
+  double above[kUnit][1] = {};
+  for_each([&](int e, Acc size) {
+    if (bits_of(size) > prefix[e]) above[e][0] += size;
+  });
+  const double sum = sum_lines<Sums::kAbsolute>(shared, above, 0, 1);
+  const int e = thread / 32;
+  if (thread % 32 != 0 || e >= count) return;
+  Acc kth = 0;
+#pragma unroll
+  for (int each = 0; each < kChannels; ++each) {
+    if (each == e) kth = value_of(prefix[each]);
   }
-  above = sum_over_block(shared, above);
-  if (thread == 0) {
-    statistics[all + index] =
-        static_cast<Acc>((above + double(left) * kth) / static_cast<double>(k));
-    statistics[2 * all + index] = kth;
-  }
-}
-
-// One block a channel of a ghost: how many deviations lie above the k-th largest and at it, and the
-// sums of their signs, (4, ghosts, channels).
-template <typename T>
-__global__ void __launch_bounds__(kThreads) count_top_kernel(
-    const NormLayout at,
-    const T* const x,
-    const typename Accumulate<T>::type* const statistics,
-    double* const counts) {
-  using Acc = typename Accumulate<T>::type;
-  __shared__ double shared[kThreads];
-  const int64_t all = at.ghosts() * at.channels, index = blockIdx.x;
-  const int64_t ghost = index / at.channels, c = index % at.channels;
-  const auto n = static_cast<uint32_t>(at.values(ghost));
-  const Acc mean = statistics[index], kth = statistics[2 * all + index];
-  double above = 0, equal = 0, above_sign = 0, equal_sign = 0;
-  for (uint32_t i = threadIdx.x; i < n; i += kThreads) {
-    const Acc d = Acc(widen(x[place_of(at, ghost, c, i)])) - mean;
-    const Acc size = d < 0 ? -d : d;
-    const double sign = double(d > 0) - double(d < 0);
-    above += size > kth;
-    above_sign += size > kth ? sign : 0.0;
-    equal += size == kth;
-    equal_sign += size == kth ? sign : 0.0;
-  }
-  above = sum_over_block(shared, above);
-  equal = sum_over_block(shared, equal);
-  above_sign = sum_over_block(shared, above_sign);
-  equal_sign = sum_over_block(shared, equal_sign);
-  if (threadIdx.x == 0) {
-    counts[index] = above;
-    counts[all + index] = equal;
-    counts[2 * all + index] = above_sign;
-    counts[3 * all + index] = equal_sign;
-  }
+  const int64_t index = ghost * at.channels + first + e;
+  const Acc spread = static_cast<Acc>((sum + double(left[e]) * kth) / static_cast<double>(k));
+  finish.statistics[all + index] = spread;
+  finish.statistics[2 * all + index] = kth;
+  finish_forward(at, finish, ghost, first + e, finish.statistics[index], spread);
 }
 
 }  // namespace largebatch

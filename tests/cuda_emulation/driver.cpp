@@ -114,12 +114,14 @@ static Bytes elements(int type, int64_t count) {
 
 static void norms() {
   const NormLayout shapes[] = {
-      {true, 6, 3, 24, 4, 1},  {true, 5, 2, 7, 2, 2},   {true, 3, 2, 600, 3, 1},
-      {false, 6, 24, 4, 4, 1}, {false, 30, 5, 9, 20, 1}, {false, 8, 300, 1, 8, 1},
-      {false, 12, 8, 150, 12, 1}};
+      {true, 6, 3, 24, 4, 1},   {true, 5, 2, 7, 2, 2},     {true, 3, 2, 600, 3, 1},
+      {true, 9, 16, 25, 4, 2},  {true, 10, 1, 600, 10, 1}, {true, 5, 1, 8200, 5, 1},
+      {false, 6, 24, 4, 4, 1},  {false, 30, 5, 9, 20, 1},  {false, 8, 300, 1, 8, 1},
+      {false, 12, 8, 150, 12, 1}, {false, 9, 8, 1030, 8, 1}};
   for (const NormLayout& at : shapes) {
     for (const int type : {0, 3}) {
-      for (int policy = 0; policy < 3; ++policy) {
+      for (int kind = 0; kind < 4; ++kind) {
+        const int policy = kind < 3 ? kind : 2, top = kind < 3 ? 3 : 1;
         const int64_t all = at.samples * at.channels * at.length, table = at.ghosts() * at.channels;
         const auto x = elements(type, all), residual = elements(type, all);
         auto y = x, dx = x, dresidual = x;
@@ -132,12 +134,12 @@ static void norms() {
         const auto rule = static_cast<NormPolicy>(policy);
         check(launch_norm_forward(
             element,
-            {at, rule, 3, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
+            {at, rule, top, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
              statistics.data(), mask.data(), partial.data(), coefficients.data()},
             nullptr));
         check(launch_norm_backward(
             element,
-            {at, rule, 3, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
+            {at, rule, top, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
              mask.data(), dx.data(), dresidual.data(), sums.data(), partial.data(),
              coefficients.data()},
             nullptr));

@@ -99,6 +99,16 @@ T atomicExch(T* to, T value) {
   return __atomic_exchange_n(to, value, __ATOMIC_RELAXED);
 }
 
+template <typename T>
+T __ldcg(const T* from) {
+  return *from;
+}
+
+inline int cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  std::memset(to, value, bytes);
+  return 0;
+}
+
 namespace emulation {
 template <typename To, typename From>
 To bits_as(From from) {

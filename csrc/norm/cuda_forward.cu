@@ -1,0 +1,129 @@
+// Launches of the CUDA kernels of the batch norm family's forward: sums, then what they normalize.
+
+#include "norm/cuda_elements.h"
+#include "norm/cuda_launch_sums.h"
+#include "norm/cuda_top.h"
+
+namespace largebatch {
+namespace {
+
+template <typename T, typename Acc>
+void apply(
+    const NormLayout& at,
+    const T* x,
+    const T* residual,
+    const Acc* coefficients,
+    T* y,
+    uint8_t* mask,
+    cudaStream_t stream) {
+  const Access by = access_of<T>(at, {x, residual, y, coefficients});
+  const Cut cut = cut_elements(at, by, by == Access::kAcross && mask != nullptr);
+  choose_access<T>(by, [&](auto constant) {
+    launch(
+        normalize_kernel<T, decltype(constant)::value>, grid_of(at, cut, stream), at, cut, x,
+        residual, coefficients, y, mask);
+  });
+}
+
+template <typename T, typename Acc>
+void launch_top(
+    const NormLayout& at, const T* x, const Finish<Acc>& finish, cudaStream_t stream) {
+  const int64_t tiles = at.planar ? at.channels : divide_up(at.channels, kUnit);
+  const Grid grid{static_cast<unsigned int>(at.ghosts() * tiles), kThreads, stream};
+  if (at.planar) return launch(top_kernel<T, true, Access::kValues>, grid, at, x, finish);
+  choose_access<T>(access_of<T>(at, {x}), [&](auto by) {
+    if constexpr (decltype(by)::value != Access::kAcross) {
+      launch(top_kernel<T, false, decltype(by)::value>, grid, at, x, finish);
+    }
+  });
+}
+
+template <typename T>
+const char* forward(const NormForward& call, cudaStream_t stream) {
+  using Acc = typename Accumulate<T>::type;
+  const NormLayout& at = call.at;
+  const auto* const x = static_cast<const T*>(call.x);
+  auto* const statistics = static_cast<Acc*>(call.statistics);
+  auto* const coefficients = static_cast<Acc*>(call.coefficients);
+  const Finish<Acc> finish{
+      call.policy, call.top, call.eps, static_cast<const Acc*>(call.weight),
+      static_cast<const Acc*>(call.bias), statistics, statistics, coefficients, nullptr};
+  Finish<Acc> mean_alone = finish;
+  mean_alone.coefficients = nullptr;
+  if (call.policy == NormPolicy::kL2) {
+    launch_sums<Sums::kMoments, T>(at, x, nullptr, nullptr, call.partial, finish, stream);
+  } else if (call.policy == NormPolicy::kL1) {
+    launch_sums<Sums::kMoments, T>(at, x, nullptr, nullptr, call.partial, mean_alone, stream);
+    launch_sums<Sums::kAbsolute, T>(at, x, nullptr, nullptr, call.partial, finish, stream);
+  } else if (call.top == 1) {
+    launch_sums<Sums::kExtremes, T>(at, x, nullptr, nullptr, call.partial, finish, stream);
+  } else {
+    launch_sums<Sums::kMoments, T>(at, x, nullptr, nullptr, call.partial, mean_alone, stream);
+    launch_top<T, Acc>(at, x, finish, stream);
+  }
+  apply<T, Acc>(
+      at, x, static_cast<const T*>(call.residual), coefficients, static_cast<T*>(call.y), call.mask,
+      stream);
+  return launch_error();
+}
+
+}  // namespace
+
+int64_t norm_partials(const NormLayout& at) {
+  const Cut cut = cut_sums(at);
+  return partials_of(at, cut) + divide_up(at.ghosts() * cut.tiles, 2);
+}
+
+const char* launch_norm_forward(NormElement element, const NormForward& call, void* stream) {
+  return dispatch(element, [&](auto* typed) {
+    using T = std::remove_pointer_t<decltype(typed)>;
+    return forward<T>(call, static_cast<cudaStream_t>(stream));
+  });
+}
+
+const char* launch_norm_moments(
+    NormElement element,
+    const NormLayout& at,
+    const void* x,
+    const void* center,
+    double* partial,
+    void* statistics,
+    void* stream) {
+  return dispatch(element, [&](auto* typed) {
+    using T = std::remove_pointer_t<decltype(typed)>;
+    using Acc = typename Accumulate<T>::type;
+    const Finish<Acc> finish{
+        NormPolicy::kL2, 1, 0.0, nullptr, nullptr, static_cast<const Acc*>(center),
+        static_cast<Acc*>(statistics), nullptr, nullptr};
+    const auto* const data = static_cast<const T*>(x);
+    const auto queue = static_cast<cudaStream_t>(stream);
+    if (center == nullptr) {
+      launch_sums<Sums::kMoments, T>(at, data, nullptr, nullptr, partial, finish, queue);
+    } else {
+      launch_sums<Sums::kAbsolute, T>(at, data, nullptr, nullptr, partial, finish, queue);
+    }
+    return launch_error();
+  });
+}
+
+const char* launch_norm_apply(
+    NormElement element,
+    const NormLayout& at,
+    const void* x,
+    const void* residual,
+    const void* coefficients,
+    void* y,
+    uint8_t* mask,
+    void* stream) {
+  return dispatch(element, [&](auto* typed) {
+    using T = std::remove_pointer_t<decltype(typed)>;
+    using Acc = typename Accumulate<T>::type;
+    apply<T, Acc>(
+        at, static_cast<const T*>(x), static_cast<const T*>(residual),
+        static_cast<const Acc*>(coefficients), static_cast<T*>(y), mask,
+        static_cast<cudaStream_t>(stream));
+    return launch_error();
+  });
+}
+
+}  // namespace largebatch
