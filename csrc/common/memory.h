@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -81,6 +82,12 @@ class Footprint {
   // Refuses tensors that share memory of which one is written. Of those with gaps it is not
   // known whether they do.
   void check() {
+    // Tensors of an optimizer stay where they are: what was fine in one of the last calls is not
+    // sorted again.
+    static thread_local std::array<std::vector<Span>, 4> fine;
+    static thread_local size_t oldest = 0;
+    if (std::find(fine.begin(), fine.end(), spans_) != fine.end()) return;
+    const std::vector<Span> given = spans_;
     std::sort(spans_.begin(), spans_.end(), [](const Span& a, const Span& b) {
       return a.begin < b.begin;
     });
@@ -93,12 +100,18 @@ class Footprint {
       uintptr_t& end = span.is_written ? written : read;
       end = std::max(end, span.end);
     }
+    fine[oldest] = given;
+    oldest = (oldest + 1) % fine.size();
   }
 
  private:
   struct Span {
     uintptr_t begin, end;
     bool is_written;
+
+    bool operator==(const Span& other) const {
+      return begin == other.begin && end == other.end && is_written == other.is_written;
+    }
   };
 
   void add(const Tensor& tensor, bool is_written) {

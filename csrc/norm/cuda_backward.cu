@@ -2,6 +2,7 @@
 
 #include "norm/cuda_elements.h"
 #include "norm/cuda_launch_sums.h"
+#include "norm/cuda_slab_launch.h"
 
 namespace largebatch {
 namespace {
@@ -75,6 +76,7 @@ const char* backward(const NormBackward& call, cudaStream_t stream) {
 }  // namespace
 
 const char* launch_norm_backward(NormElement element, const NormBackward& call, void* stream) {
+  if (launch_slab_backward(element, call, stream)) return launch_error();
   return dispatch(element, [&](auto* typed) {
     using T = std::remove_pointer_t<decltype(typed)>;
     return backward<T>(call, static_cast<cudaStream_t>(stream));

@@ -71,7 +71,43 @@ struct Finish {
   Acc* sums;          // of the backward: for weight and bias, or, without coefficients, as they are
 };
 
-// Writes the mean, scale and bias that normalize.
+// The mean and the biased variance of a channel from its moments.
+template <typename T, typename Acc>
+__device__ __forceinline__ void moments_of(
+    const NormLayout& at,
+    const T* x,
+    int64_t ghost,
+    int64_t c,
+    const double* total,
+    Acc& mean,
+    Acc& variance) {
+  const double n = static_cast<double>(at.values(ghost)), offset = total[0] / n;
+  const double about_mean = total[1] / n - offset * offset;
+  mean = static_cast<Acc>(shift_by(widen(x[origin_of(at, ghost, c)])) + offset);
+  variance = static_cast<Acc>(about_mean < 0 ? 0.0 : about_mean);
+}
+
+// y = (x - mean) * scale + bias.
+template <typename Acc>
+struct ForwardTerms {
+  Acc mean, scale, bias;
+};
+
+template <typename Acc>
+__device__ __forceinline__ ForwardTerms<Acc> forward_terms(
+    const NormLayout& at,
+    const Finish<Acc>& finish,
+    int64_t ghost,
+    int64_t c,
+    Acc mean,
+    Acc spread) {
+  const double r = inverse_scale(
+      finish.policy, spread, norm_constant(finish.policy, at.values(ghost)), finish.eps);
+  return {
+      mean, static_cast<Acc>(finish.weight == nullptr ? r : r * finish.weight[c]),
+      finish.bias == nullptr ? Acc(0) : finish.bias[c]};
+}
+
 template <typename Acc>
 __device__ __forceinline__ void finish_forward(
     const NormLayout& at,
@@ -82,15 +118,43 @@ __device__ __forceinline__ void finish_forward(
     Acc spread) {
   if (finish.coefficients == nullptr) return;
   const int64_t all = at.ghosts() * at.channels, index = ghost * at.channels + c;
-  const double r = inverse_scale(
-      finish.policy, spread, norm_constant(finish.policy, at.values(ghost)), finish.eps);
-  finish.coefficients[index] = mean;
-  finish.coefficients[all + index] =
-      static_cast<Acc>(finish.weight == nullptr ? r : r * finish.weight[c]);
-  finish.coefficients[2 * all + index] = finish.bias == nullptr ? Acc(0) : finish.bias[c];
+  const auto terms = forward_terms(at, finish, ghost, c, mean, spread);
+  finish.coefficients[index] = terms.mean;
+  finish.coefficients[all + index] = terms.scale;
+  finish.coefficients[2 * all + index] = terms.bias;
 }
 
-// Writes the terms of the gradient, and the sums for weight and bias.
+// The terms of the gradient, the share of ties in top-k, and the sums for weight and bias.
+template <typename Acc>
+struct BackwardTerms {
+  GradientTerms<Acc> of;
+  Acc share, weight, bias;
+};
+
+template <Sums What, typename Acc>
+__device__ __forceinline__ BackwardTerms<Acc> backward_terms(
+    const NormLayout& at,
+    const Finish<Acc>& finish,
+    int64_t ghost,
+    int64_t c,
+    const double (&total)[outputs_of(What)]) {
+  const int64_t n = at.values(ghost), k = finish.top < n ? finish.top : n;
+  const double constant = norm_constant(finish.policy, n);
+  const Acc spread = finish.known[(at.ghosts() + ghost) * at.channels + c];
+  const double r = inverse_scale(finish.policy, spread, constant, finish.eps);
+  GradientSums of{total[0], total[1], 0.0};
+  Acc share = 0;
+  if constexpr (What == Sums::kGradientSign) of.sign = total[2];
+  if constexpr (What == Sums::kGradientTop) {
+    share = static_cast<Acc>(tie_share(k, total[2], total[3]));
+    of.sign = total[4] + double(share) * total[5];
+  }
+  const double weight = finish.weight == nullptr ? 1.0 : double(finish.weight[c]);
+  return {
+      gradient_terms<Acc>(finish.policy, of, n, k, r, constant, weight), share,
+      static_cast<Acc>(of.grad_deviation * r), static_cast<Acc>(of.grad)};
+}
+
 template <Sums What, typename Acc>
 __device__ __forceinline__ void finish_backward(
     const NormLayout& at,
@@ -105,24 +169,16 @@ __device__ __forceinline__ void finish_backward(
     }
     return;
   }
-  const int64_t n = at.values(ghost), k = finish.top < n ? finish.top : n;
-  const double constant = norm_constant(finish.policy, n);
-  const double r = inverse_scale(finish.policy, finish.known[all + index], constant, finish.eps);
-  GradientSums of{total[0], total[1], 0.0};
-  if constexpr (What == Sums::kGradientSign) of.sign = total[2];
+  const auto terms = backward_terms<What>(at, finish, ghost, c, total);
+  finish.coefficients[index] = terms.of.grad;
+  finish.coefficients[all + index] = terms.of.constant;
+  finish.coefficients[2 * all + index] = terms.of.spread;
   if constexpr (What == Sums::kGradientTop) {
-    const Acc share = static_cast<Acc>(tie_share(k, total[2], total[3]));
-    of.sign = total[4] + double(share) * total[5];
     finish.coefficients[3 * all + index] = finish.known[2 * all + index];
-    finish.coefficients[4 * all + index] = share;
+    finish.coefficients[4 * all + index] = terms.share;
   }
-  const double weight = finish.weight == nullptr ? 1.0 : double(finish.weight[c]);
-  const auto terms = gradient_terms<Acc>(finish.policy, of, n, k, r, constant, weight);
-  finish.coefficients[index] = terms.grad;
-  finish.coefficients[all + index] = terms.constant;
-  finish.coefficients[2 * all + index] = terms.spread;
-  finish.sums[index] = static_cast<Acc>(of.grad_deviation * r);
-  finish.sums[all + index] = static_cast<Acc>(of.grad);
+  finish.sums[index] = terms.weight;
+  finish.sums[all + index] = terms.bias;
 }
 
 // One thread a channel.
@@ -139,17 +195,12 @@ __device__ __forceinline__ void finish_channel(
     return;
   } else {
     const int64_t all = at.ghosts() * at.channels, index = ghost * at.channels + c;
-    const double offset = total[0] / static_cast<double>(at.values(ghost));
     Acc mean, spread;
     if constexpr (What == Sums::kAbsolute) {
       mean = finish.known[index];
-      spread = static_cast<Acc>(offset);
+      spread = static_cast<Acc>(total[0] / static_cast<double>(at.values(ghost)));
     } else {
-      const double origin = shift_by(widen(x[origin_of(at, ghost, c)]));
-      const double variance =
-          total[1] / static_cast<double>(at.values(ghost)) - offset * offset;
-      mean = static_cast<Acc>(origin + offset);
-      spread = static_cast<Acc>(variance < 0 ? 0.0 : variance);
+      moments_of(at, x, ghost, c, total, mean, spread);
     }
     if constexpr (What == Sums::kExtremes) {
       // Rounding keeps order, so the largest |x - mean| is that of the largest or smallest x.

@@ -2,6 +2,8 @@
 
 #include "norm/cuda_elements.h"
 #include "norm/cuda_launch_sums.h"
+#include "norm/cuda_slab_cut.h"
+#include "norm/cuda_slab_launch.h"
 #include "norm/cuda_top.h"
 
 namespace largebatch {
@@ -71,10 +73,12 @@ const char* forward(const NormForward& call, cudaStream_t stream) {
 
 int64_t norm_partials(const NormLayout& at) {
   const Cut cut = cut_sums(at);
-  return partials_of(at, cut) + divide_up(at.ghosts() * cut.tiles, 2);
+  const int64_t usual = partials_of(at, cut) + divide_up(at.ghosts() * cut.tiles, 2);
+  return std::max(usual, slab_partials(at));
 }
 
 const char* launch_norm_forward(NormElement element, const NormForward& call, void* stream) {
+  if (launch_slab_forward(element, call, stream)) return launch_error();
   return dispatch(element, [&](auto* typed) {
     using T = std::remove_pointer_t<decltype(typed)>;
     return forward<T>(call, static_cast<cudaStream_t>(stream));

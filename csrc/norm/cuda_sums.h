@@ -139,6 +139,32 @@ __device__ __forceinline__ double sum_parts(
   return sum;
 }
 
+// The sums of all parts of `width` channels, for the first `width` threads.
+template <Sums What>
+__device__ __forceinline__ void add_parts(
+    double (&shared)[kThreads + 1],
+    const double* partial,
+    int parts,
+    int64_t all,
+    int64_t index,
+    int width,
+    bool is_real,
+    double (&total)[outputs_of(What)]) {
+  const int thread = static_cast<int>(threadIdx.x), together = kThreads / width;
+#pragma unroll
+  for (int output = 0; output < outputs_of(What); ++output) {
+    total[output] = is_real
+        ? sum_parts<What>(partial, output, parts, all, index, thread / width, together)
+        : 0.0;
+    __syncthreads();
+    shared[thread] = total[output];
+    __syncthreads();
+    for (int other = 1; thread < width && other < together; ++other) {
+      total[output] = merge<What>(output, total[output], shared[thread + other * width]);
+    }
+  }
+}
+
 // Channels vary fastest: a thread has eight of them, a block 8 * lanes.
 template <typename T, Sums What, Access By>
 __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kernel(
@@ -237,21 +263,9 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kern
     if (!is_last(of.counts + share.ghost * cut.tiles + share.tile, cut.parts)) return;
     c = first_channel + thread % width;
     is_leader = thread < width && c < at.channels;
-#pragma unroll
-    for (int output = 0; output < kOutputs; ++output) {
-      const double sum = c >= at.channels ? 0.0
-          : sum_parts<What>(
-                of.partial, output, cut.parts, all, share.ghost * at.channels + c, thread / width,
-                together);
-      __syncthreads();
-      shared[0][thread] = sum;
-      __syncthreads();
-      total[output] = sum;
-      if (!is_leader) continue;
-      for (int other = 1; other < together; ++other) {
-        total[output] = merge<What>(output, total[output], shared[0][thread + other * width]);
-      }
-    }
+    add_parts<What>(
+        shared[0], of.partial, cut.parts, all, share.ghost * at.channels + c, width,
+        c < at.channels, total);
   }
   if (is_leader) finish_channel<What>(at, of.finish, of.x, share.ghost, c, total);
 }

@@ -1,5 +1,5 @@
 // The unit of work of the CUDA kernels of the batch norm family: eight adjacent values, and where
-// they lie. Included by cuda.cu alone, as all cuda_*.h are.
+// they lie. Included by the .cu files alone, as nearly all cuda_*.h are.
 //
 // Channels repeat after a *period*: a pixel where the channels vary fastest, else a sample. A
 // thread keeps to one place in the periods of a ghost, so that its channels, and what it has to

@@ -5,9 +5,6 @@
 namespace largebatch {
 namespace {
 
-constexpr int kLargeSgd = 576;
-constexpr int kLargeNorm = 1344;
-
 struct SgdRow : DeviceRow {
   int first_chunk;
 };

@@ -10,17 +10,12 @@
 #include "common/launch.cuh"
 #include "common/widen.cuh"
 #include "optim/cuda.h"
+#include "optim/heuristics.h"
 #include "optim/math.h"
 
 namespace largebatch {
 namespace {
 
-constexpr int kThreads = 256;
-// Blocks of a multiprocessor: 1024 threads keep enough loads on their way. Float64 takes twice the
-// registers, and twice the bytes.
-template <typename T>
-constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;
-constexpr int64_t kChunk = 8192;  // elements of a block: 8 rounds of 16-byte loads of float32
 constexpr int kVectorBytes = 16;
 
 // Aligned to its own size, or to that of the largest access: a lane's pack begins where the one of

@@ -11,8 +11,6 @@
 namespace largebatch {
 namespace {
 
-constexpr int kLarge = 400;
-
 template <int Capacity>
 using LayerTable = Table<LayerRow, Capacity>;
 
@@ -330,7 +328,7 @@ const char* run(const LayerCall& call, bool maximize, const Rule& rule, void* st
     if (const char* error = clear(arrived, counts * sizeof(unsigned int), queue)) return error;
   }
   return call.count <= kSmall ? run<kSmall>(call, pass, rule, queue)
-                              : run<kLarge>(call, pass, rule, queue);
+                              : run<kLargeLayerwise>(call, pass, rule, queue);
 }
 
 }  // namespace

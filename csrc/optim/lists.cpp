@@ -5,18 +5,18 @@ namespace {
 
 // Moments, or masters: those only of 16-bit parameters, and of no other type than float32.
 void check_state(
-    const char* name, const char* what, const TensorList& params, const TensorList& list,
-    bool masters) {
+    const char* name, const char* what, const TensorList& params,
+    const std::vector<ScalarType>& types, const TensorList& list, bool masters) {
   STD_TORCH_CHECK(
       list.size() == params.size(), name, ": ", params.size(), " parameters, but ", list.size(),
       " ", what);
   for (size_t index = 0; index < list.size(); ++index) {
     const Tensor& entry = list[index];
     if (masters && entry.numel() == 0) continue;
-    const ScalarType wide = accumulate_type(params[index].scalar_type());
+    const ScalarType wide = accumulate_type(types[index]);
     const ScalarType type = entry.scalar_type();
     STD_TORCH_CHECK(
-        !masters || wide != params[index].scalar_type(),
+        !masters || wide != types[index],
         name, ": parameter ", index, " is in full precision and has no use for a master");
     STD_TORCH_CHECK(
         same_sizes(entry, params[index]) &&
@@ -27,8 +27,9 @@ void check_state(
   }
 }
 
-void check_second(const char* name, const StepLists& lists) {
-  check_state(name, "second moments", lists.params, lists.second, false);
+void check_second(
+    const char* name, const StepLists& lists, const std::vector<ScalarType>& types) {
+  check_state(name, "second moments", lists.params, types, lists.second, false);
   STD_TORCH_CHECK(
       lists.steps.size() == lists.params.size(), name, ": ", lists.params.size(),
       " parameters, but ", lists.steps.size(), " steps");
@@ -50,8 +51,11 @@ void check_lists(
   STD_TORCH_CHECK(
       lists.grads.size() == count, name, ": ", count, " parameters, but ", lists.grads.size(),
       " gradients");
+  std::vector<ScalarType> types;
+  types.reserve(count);
   for (size_t index = 0; index < count; ++index) {
     const ScalarType type = lists.params[index].scalar_type();
+    types.push_back(type);
     STD_TORCH_CHECK(
         is_supported(type) && lists.grads[index].scalar_type() == type &&
             same_sizes(lists.params[index], lists.grads[index]),
@@ -62,9 +66,9 @@ void check_lists(
       moments == 2 || lists.first.size() == (moments == 1 ? count : 0), name, ": ", count,
       " parameters and ", lists.first.size(),
       " momentum buffers; there is a buffer a parameter if and only if momentum is not zero");
-  if (moments > 0) check_state(name, "first moments", lists.params, lists.first, false);
-  if (!lists.masters.empty()) check_state(name, "masters", lists.params, lists.masters, true);
-  if (moments > 1) check_second(name, lists);
+  if (moments > 0) check_state(name, "first moments", lists.params, types, lists.first, false);
+  if (!lists.masters.empty()) check_state(name, "masters", lists.params, types, lists.masters, true);
+  if (moments > 1) check_second(name, lists, types);
   footprint.reserve(6 * count);
   for (const TensorList* list :
        {&lists.params, &lists.first, &lists.second, &lists.masters, &lists.steps}) {

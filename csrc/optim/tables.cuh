@@ -12,9 +12,6 @@
 namespace largebatch {
 namespace {
 
-// Of two sizes: small models do not pay for 32 KiB of arguments (the limit is 32764 bytes).
-constexpr int kSmall = 64;
-
 template <class Row, int Capacity>
 struct Table {
   Row rows[Capacity];

@@ -4,7 +4,7 @@
 // threads. On a GPU, compiled by nvcc: for compute-sanitizer (benchmarks/sanitize.py). Prints a hash of
 // all results for each family, and the barriers that the emulated machine has met.
 //
-//   driver [norms] [optimizers] [others]
+//   driver [norms] [slabs] [optimizers] [others]
 
 #include <cuda_runtime.h>
 
@@ -167,6 +167,38 @@ static void norms() {
   }
 }
 
+static void slabs() {
+  const NormLayout shapes[] = {{false, 9, 24, 30, 4, 2}, {false, 70, 8, 9, 70, 1}};
+  setenv("LARGEBATCH_NORM_SLABS", "1", 1);
+  for (const NormLayout& at : shapes) {
+    for (const int type : {0, 3}) {
+      for (const NormPolicy rule : {NormPolicy::kL2, NormPolicy::kL1}) {
+        const int64_t all = at.samples * at.channels * at.length, table = at.ghosts() * at.channels;
+        const auto x = elements(type, all), residual = elements(type, all);
+        auto y = x, dx = x, dresidual = x;
+        std::vector<float> statistics(2 * table), sums(2 * table);
+        std::vector<uint8_t> mask(at.mask_rows() * at.mask_row());
+        const auto weight = elements(0, at.channels);
+        std::vector<double> partial(norm_partials(at));
+        const auto element = static_cast<NormElement>(type);
+        check(launch_norm_forward(
+            element,
+            {at, rule, 1, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
+             statistics.data(), mask.data(), partial.data(), nullptr},
+            nullptr));
+        check(launch_norm_backward(
+            element,
+            {at, rule, 1, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
+             mask.data(), dx.data(), dresidual.data(), sums.data(), partial.data(), nullptr},
+            nullptr));
+        for (const auto& result : {y, dx, dresidual, mask}) keep(result);
+        for (const auto& result : {statistics, sums}) keep(result);
+      }
+    }
+  }
+  unsetenv("LARGEBATCH_NORM_SLABS");
+}
+
 static void optimizers() {
   const int64_t sizes[] = {1, 5, 64, 1000, 8192, 8193, kLong};
   for (int many = 0; many < 2; ++many) {
@@ -289,6 +321,7 @@ int main(int count, char** arguments) {
   for (int index = 1; index < count; ++index) {
     const std::string family = arguments[index];
     if (family == "norms") norms();
+    if (family == "slabs") slabs();
     if (family == "optimizers") optimizers();
     if (family == "others") others();
     printf("%s %016llx\n", family.c_str(), static_cast<unsigned long long>(hash));

@@ -146,3 +146,72 @@ def test_what_is_no_number_stays_none(device: Any, is_last: bool, value: float) 
         policy, top = NORMS[norm]
         for one, other in both("ghost_norm", x, None, None, None, policy, top, 3, 2, 1e-5, False):
             torch.testing.assert_close(one, other, equal_nan=True)
+
+
+# --- Slabs: a ghost is read once, and stays in the shared memory of blocks that meet. -------------
+
+SLABS = ((17, 24, 5, 3), (9, 16, 26, 26), (6, 520, 3, 3), (34, 8, 7, 7), (512, 64, 1, 1))
+
+
+@pytest.fixture
+def by_slabs(device: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LARGEBATCH_NORM_SLABS", "1")
+    return device
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SLABS)
+def test_slabs_are_right_in_one_launch_each(by_slabs: Any, shape: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, grad, residual = (laid_out(t.to(dtype), True) for t in torch.randn(3, *shape))
+    weight, bias = torch.randn(2, shape[1])
+    size = shape[0] // 2
+    for policy, relu in itertools.product((NormPolicy.L2, NormPolicy.L1), (False, True)):
+        options = (policy, 1, size, 2 - (shape[0] % size == 0), 1e-5)
+        more = residual if relu else None
+        before = by_slabs.emulation_launches()
+        found = ops.ghost_norm(x, weight, bias, more, *options, relu)
+        assert by_slabs.emulation_launches() == before + 1
+        expected = _ops.reference_ghost_norm(x, weight, bias, more, *options, relu)
+        for one, other in zip(found[:2], expected[:2], strict=True):
+            torch.testing.assert_close(one, other, **tolerance(dtype))
+        y, statistics, mask = expected
+        arguments = (grad, x, weight, statistics, mask, *options, relu)
+        for one, other in both("ghost_norm_backward", *arguments):
+            scale = 1 + float(other.abs().max()) if other.numel() else 1.0
+            torch.testing.assert_close(one / scale, other / scale, **tolerance(dtype))
+        assert by_slabs.emulation_launches() == before + 2
+        assert torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_slabs_differ_from_the_usual_kernels_by_roundings(
+    device: Any, monkeypatch: pytest.MonkeyPatch, norm: str
+) -> None:
+    """Sums are cut elsewhere: float32 statistics may differ by two units in the last place."""
+    torch.manual_seed(0)
+    x = laid_out(torch.randn(32, 64, 14, 14) * 3 + 2, True)
+    options = (*NORMS[norm], 16, 2, 1e-5, True)
+    usual = ops.ghost_norm(x, None, None, None, *options)
+    monkeypatch.setenv("LARGEBATCH_NORM_SLABS", "1")
+    slabs = ops.ghost_norm(x, None, None, None, *options)
+    torch.testing.assert_close(slabs[1], usual[1], rtol=2.4e-7, atol=2.4e-7)
+    torch.testing.assert_close(slabs[0], usual[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_last", "dtype"),
+    [
+        ((9, 16, 3, 3), False, torch.float32),  # planar
+        ((9, 12, 3, 3), True, torch.float32),  # no multiple of eight channels
+        ((9, 16, 3, 3), True, torch.float64),
+        ((64, 8, 128, 128), True, torch.float32),  # more blocks than run at once
+    ],
+)
+def test_what_does_not_fit_goes_the_usual_way(
+    by_slabs: Any, shape: Any, is_last: bool, dtype: torch.dtype
+) -> None:
+    x = laid_out(torch.randn(shape, dtype=dtype), is_last)
+    before = by_slabs.emulation_launches()
+    ops.ghost_norm(x, None, None, None, 0, 1, shape[0], 1, 1e-5, False)
+    assert by_slabs.emulation_launches() == before + 2

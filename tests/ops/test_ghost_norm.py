@@ -498,3 +498,37 @@ def test_cuda_equals_the_cpu(block: int) -> None:
             assert torch.equal(one, other)
             if not (ties and index == 1):
                 assert distance(one.cpu(), want) < tolerance(case.dtype), (seed, case.options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("shape", [(70, 64, 56, 56), (64, 256, 28, 28), (64, 24, 5, 3)])
+@pytest.mark.parametrize("policy", [NormPolicy.L2, NormPolicy.L1])
+def test_cuda_slabs_equal_the_usual_kernels(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], policy: NormPolicy
+) -> None:
+    """Blocks that wait for each other are off by default: csrc/norm/cuda_slab_cut.h."""
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x, residual, grad = (
+            laid_out(t.to(dtype), "channels_last") for t in torch.randn(3, *shape, device="cuda")
+        )
+        weight, bias = torch.randn(2, shape[1], device="cuda")
+        options = (policy, 1, 32, 2, 1e-5)
+        found = []
+        for wish in ("0", "1", "1"):
+            monkeypatch.setenv("LARGEBATCH_NORM_SLABS", wish)
+            y, statistics, mask = torch.ops.largebatch.ghost_norm(
+                x, weight, bias, residual, *options, True
+            )
+            # One mask and one set of statistics for all: rounding decides about values near zero.
+            before = found[0] if found else (y, statistics, mask)
+            back = torch.ops.largebatch.ghost_norm_backward(
+                grad, x, weight, before[1], before[2], *options, True
+            )
+            found.append((y, statistics, mask, *back))
+        usual, slabs, again = found
+        for one, other, repeated in zip(usual, slabs, again, strict=True):
+            assert torch.equal(other, repeated)
+            if one.dtype != torch.uint8:
+                assert distance(other, one) < tolerance(dtype)

@@ -47,6 +47,7 @@
 // A kernel that waits for another block says so by sleeping; the other blocks run meanwhile.
 #define __nanosleep(nanoseconds) emulation::wait(__FILE__, __LINE__)
 #define __threadfence() emulation::fence()
+#define __trap() emulation::trap(__FILE__, __LINE__)
 
 struct double2 {
   double x, y;

@@ -522,6 +522,8 @@ UNWATCHED void fence() {
 #endif
 }
 
+UNWATCHED void trap(const char* file, int line) { fail("a trap at " + place(file, line)); }
+
 UNWATCHED Exchange::Exchange(unsigned int mask, uint64_t value, const char* file, int line)
     : mask_(mask) {
   Fiber& fiber = *machine().current;

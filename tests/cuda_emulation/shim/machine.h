@@ -31,6 +31,7 @@ Index block_index();
 void barrier(const char* file, int line);
 void wait(const char* file, int line);
 void fence();
+void trap(const char* file, int line);
 
 // A warp operation: lanes of `mask` meet, and each sees what the others brought.
 class Exchange {

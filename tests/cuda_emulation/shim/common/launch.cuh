@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <tuple>
 
 namespace largebatch {
@@ -22,6 +23,21 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, const Arguments&...
   emulation::run(
       {grid.blocks, grid.threads, grid.shared, sizeof(copies),
        [](const void* context) { (*static_cast<const decltype(body)*>(context))(); }, &body});
+}
+
+// Blocks that wait run at once here in any case; few of them, with little memory, so that small
+// tensors are cut into many.
+template <typename... Parameters, typename... Arguments>
+void launch_together(
+    void (*kernel)(Parameters...), const Grid& grid, const Arguments&... arguments) {
+  launch(kernel, grid, arguments...);
+}
+
+inline int64_t shared_of_multiprocessor() { return 80 * 1024; }
+
+template <typename... Parameters>
+int64_t blocks_at_once(void (*)(Parameters...), unsigned int, size_t) {
+  return 48;
 }
 
 inline const char* launch_error() { return emulation::error(); }

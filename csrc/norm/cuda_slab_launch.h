@@ -1,0 +1,13 @@
+// The batch norms by slabs, where these are wanted and fit (cuda_slab_cut.h).
+
+#pragma once
+
+#include "norm/cuda.h"
+
+namespace largebatch {
+
+// Each returns whether it has launched, or tried to; else the call is one for the usual kernels.
+bool launch_slab_forward(NormElement element, const NormForward& call, void* stream);
+bool launch_slab_backward(NormElement element, const NormBackward& call, void* stream);
+
+}  // namespace largebatch
