@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -121,13 +122,20 @@ def train(batch: int, on: bool, pipe: int, folder: str) -> None:
 
 
 class Side:
-    """A process that trains with telemetry or without, when it has its turn."""
+    """A process that trains with telemetry or without, when it has its turn.
 
-    def __init__(self, batch: int, on: bool) -> None:
+    Args:
+        script: the file to run; it takes ``--batch``, ``--pipe``, ``--folder`` and ``--on``.
+        options: further ones.
+    """
+
+    def __init__(
+        self, batch: int, on: bool, script: str = __file__, options: Sequence[str] = ()
+    ) -> None:
         end, pipe = os.pipe()
         self._folder = tempfile.TemporaryDirectory()  # the process is killed and leaves its run
-        command = [sys.executable, __file__, "--batch", str(batch), "--pipe", str(pipe)]
-        command += ["--folder", self._folder.name]
+        command = [sys.executable, script, "--batch", str(batch), "--pipe", str(pipe)]
+        command += ["--folder", self._folder.name, *options]
         command += ["--on"] if on else []
         self._process = subprocess.Popen(command, pass_fds=[pipe], stdout=subprocess.DEVNULL)
         os.close(pipe)

@@ -28,7 +28,7 @@ from largebatch.nn.merge import (
 from largebatch.nn.over_ghosts import observable_norms, ties_ranks, ties_samples
 from largebatch.nn.place import ghost_place
 from largebatch.nn.registry import NormFacts, norms
-from largebatch.nn.running import discard_step, step_end
+from largebatch.nn.running import discard_step, keep_running, step_end
 from largebatch.nn.sample_norm import SampleNorm
 from largebatch.nn.scaled_ws_conv import ACTIVATION_GAINS, ScaledWSConv2d, SkipInit
 from largebatch.nn.sync_batch_norm import SyncBatchNorm, join_ranks
@@ -64,6 +64,7 @@ __all__ = [
     "ghost_sizes",
     "has_batch_norm",
     "join_ranks",
+    "keep_running",
     "load_rank_statistics",
     "merge_running_stats",
     "merged_running_stats",

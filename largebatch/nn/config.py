@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from largebatch.schedule import Duration
+
 Running = Literal["sequential", "averaged", "last"]
 
 
@@ -34,3 +36,6 @@ class NormConfig:
     """Weight of new running statistics, 0 to 1; unset keeps the model's own (0.1 in torch)."""
     eps: float | None = None
     """Added to the variance under the root; unset keeps the model's own (1e-5 in torch)."""
+    half_life: Duration | None = None
+    """Half-life of the running statistics in samples, in place of momentum: a step of B samples
+    keeps 2^(-B / half_life) of them, however it is divided."""

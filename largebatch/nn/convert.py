@@ -81,6 +81,14 @@ def check_norm(config: NormConfig) -> None:
         raise UserError(f"norm.groups={config.groups}: must be at least 1 group")
     if config.momentum is not None and not 0.0 <= config.momentum <= 1.0:
         raise UserError(f"norm.momentum={config.momentum}: must lie in 0 to 1")
+    if config.half_life is not None:
+        key = f"norm.half_life={config.half_life}"
+        if config.half_life.value == 0:
+            raise UserError(f"{key}: more than 0")
+        if config.momentum is not None:
+            raise UserError(f"{key}: takes the place of norm.momentum; leave one of the two out")
+        if config.running == "last":
+            raise UserError(f"{key}: no effect with norm.running=last, which keeps no average")
     if config.eps is not None and not 0.0 < config.eps < float("inf"):
         raise UserError(f"norm.eps={config.eps}: must be positive")
     for key, default in unused_keys(config.kind).items():

@@ -55,15 +55,13 @@ def observed_ghost_norm(
 
 
 class _Observed(torch.autograd.Function):
+    # Not with setup_context: then torch looks at this signature at every call, for 0.3 ms.
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.largebatch.ghost_norm(*inputs[:-1])
-        return outputs
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        keep_for_backward(ctx, inputs[:-1], output)
+        keep_for_backward(ctx, inputs[:-1], outputs)
         ctx.observer = inputs[-1]
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:

@@ -66,5 +66,5 @@ def unused_keys(kind: str) -> dict[str, object]:
     if not facts.ghosts:
         unused |= {"ghost_size": None, "running": NormConfig.running}
     if facts.per_sample:
-        unused["momentum"] = None
+        unused["momentum"] = unused["half_life"] = None
     return unused

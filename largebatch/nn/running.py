@@ -184,6 +184,7 @@ def _recomputing() -> bool:
 
 
 _norms_of: WeakKeyDictionary[nn.Module, list[RunningStatistics]] = WeakKeyDictionary()
+_averaging_of: WeakKeyDictionary[nn.Module, list[_BatchNorm]] = WeakKeyDictionary()
 
 
 def running_norms(model: nn.Module) -> list[RunningStatistics]:
@@ -196,6 +197,26 @@ def running_norms(model: nn.Module) -> list[RunningStatistics]:
 def forget_norms() -> None:
     """Drop what ``running_norms`` remembers: a model's modules have been exchanged."""
     _norms_of.clear()
+    _averaging_of.clear()
+
+
+def keep_running(model: nn.Module, kept: float, ghosts: int, passes: int) -> None:
+    """Let the coming step keep a share of the running statistics, whatever it is divided into.
+
+    Args:
+        kept: 2^(-samples / half-life) of the step.
+        ghosts: of the step, over all ranks.
+        passes: of this rank in the step, for torch's own batch norms, which count those.
+    """
+    if model not in _averaging_of:
+        _averaging_of[model] = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    for norm in _averaging_of[model]:
+        times = max(passes, 1)
+        if isinstance(norm, RunningStatistics):
+            times = ghosts if norm.running == "sequential" else 1
+        momentum = 1.0 - kept ** (1.0 / times)
+        if norm.momentum != momentum:  # a compiled model is compiled again for each value
+            norm.momentum = momentum
 
 
 @torch.no_grad()

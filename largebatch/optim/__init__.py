@@ -14,6 +14,7 @@ from largebatch.optim import (  # noqa: F401
 )
 from largebatch.optim.agc import adaptive_grad_clip_, clipped_parameters
 from largebatch.optim.apex import from_apex, to_apex
+from largebatch.optim.averages import rate_rule, short_averages
 from largebatch.optim.build import build_optimizer, set_step
 from largebatch.optim.bundle import Fragment
 from largebatch.optim.clip import Clipping, clip_grad_norm_, clip_gradients
@@ -30,6 +31,7 @@ from largebatch.optim.offload import Offload, layer_rates
 from largebatch.optim.registry import OptimizerFacts, optimizers
 from largebatch.optim.rmsprop_warmup import RMSpropWarmup, sgd_share
 from largebatch.optim.sam import SAM
+from largebatch.optim.second_moment import has_second_moment, scale_second_moment
 from largebatch.optim.sgd import SGD
 from largebatch.optim.sgdw import SGDW
 
@@ -55,12 +57,16 @@ __all__ = [
     "clipped_parameters",
     "describe_groups",
     "from_apex",
+    "has_second_moment",
     "layer_rates",
     "optimizers",
     "param_groups",
+    "rate_rule",
+    "scale_second_moment",
     "set_step",
     "sgd_share",
     "shard_for_deepspeed",
+    "short_averages",
     "to_apex",
     "try_imported",
 ]

@@ -132,7 +132,9 @@ def fused_lamb() -> type[torch.optim.Optimizer]:
     "apex_lamb",
     "LAMB by NVIDIA apex (FusedLAMB), on a GPU where apex is installed",
     "You et al. 2020; NVIDIA apex",
-    OptimizerFacts(frozenset({"betas", "eps", "momentum_half_life", "beta2_half_life"})),
+    OptimizerFacts(
+        frozenset({"betas", "eps", "momentum_half_life", "beta2_half_life"}), scale_free=True
+    ),
 )
 def build_apex_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Build apex's FusedLAMB from the config; its clipping is ``optim.options.max_grad_norm``."""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
+from largebatch.optim.averages import Averages
 from largebatch.optim.config import OptimConfig
 from largebatch.optim.groups import param_groups
 from largebatch.optim.imported import build_imported
@@ -13,7 +14,7 @@ from largebatch.optim.loss_scaling import ScaledStep
 from largebatch.optim.offload import Offload
 from largebatch.optim.registry import optimizers, refuse_unused
 from largebatch.optim.rmsprop_warmup import sgd_share
-from largebatch.schedule import Clock, Duration, half_life_factor
+from largebatch.schedule import Clock
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -26,7 +27,8 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     entry = optimizers.entry(config.name)
     groups = param_groups(
         model,
-        config.weight_decay,
+        # A timescale sets it before each step, of the groups that have one.
+        config.weight_decay if config.decay_timescale is None else 1.0,
         config.decay_norm_and_bias,
         config.adapt_norm_and_bias,
         config.lr_correction,
@@ -53,45 +55,36 @@ def set_step(
     batch: int,
     clock: Clock | None = None,
     samples: int = 0,
+    reference: int | None = None,
+    peak: float | None = None,
+    size: int | None = None,
 ) -> None:
-    """Set what the coming step depends on: its rate, averages with a half-life, a transition.
+    """Set what the coming step depends on: its rate, averages, weight decay, a transition.
 
-    A half-life H makes the factor per step 2^(-batch / H), whatever the batch (see
-    ``half_life_factor``). The bias correction of the Adam family counts steps with the factor of
-    the moment, which is exact while the batch stays the same.
+    The bias correction of the Adam family counts steps with the factor of the moment, which is
+    exact while the batch stays the same.
 
     Args:
         lr: the rate of the step; a group's ``lr_multiplier`` (1 if absent) multiplies it.
         batch: samples of the step.
         clock: turns durations into samples; needed only if the optimizer has some.
         samples: seen before the step.
+        reference: batch that averages are tuned at, for ``optim.scaling=sde``.
+        peak: of the rate at this batch, for ``optim.decay_timescale``. size: the phase's batch.
     """
-    first = _factor(config.momentum_half_life, batch, clock)
-    second = _factor(config.beta2_half_life, batch, clock)
+    averages = Averages(config, clock, reference)
+    defaults = getattr(getattr(optimizer, "optimizer", optimizer), "defaults", {})
+    decay = None
+    if config.decay_timescale is not None and peak:
+        assert clock is not None, "optim.decay_timescale needs the run's clock"
+        decay = (size or batch) / (peak * config.decay_timescale.samples(clock))
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_multiplier", 1.0)
-        if first is not None and "momentum" in group:
-            group["momentum"] = first
-            if config.dampening != 0.0 and config.dampening == config.momentum:
-                group["dampening"] = first  # the damped form stays an average
-        if "betas" in group and (first is not None or second is not None):
-            old = group["betas"]
-            group["betas"] = (
-                old[0] if first is None else first,
-                old[1] if second is None else second,
-            )
-        for key in ("alpha", "rho"):  # the second moment of RMSprop and of Adadelta
-            if second is not None and key in group:
-                group[key] = second
+        averages.set(group, defaults, batch)
+        if decay is not None and group["weight_decay"] != 0.0:
+            group["weight_decay"] = decay
         if "sgd_share" in group:
             assert clock is not None, "the transition from RMSprop to SGD needs the run's clock"
             center = config.transition_center.samples(clock)
             period = config.transition_period.samples(clock)
             group["sgd_share"] = sgd_share(samples, center, period)
-
-
-def _factor(half_life: Duration | None, batch: int, clock: Clock | None) -> float | None:
-    if half_life is None:
-        return None
-    assert clock is not None, f"a half-life of {half_life} needs the run's clock"
-    return half_life_factor(batch, half_life.samples(clock))

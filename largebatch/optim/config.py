@@ -21,8 +21,10 @@ class OptimConfig:
     called with this section and the parameter groups."""
     lr: float = 0.1
     """Learning rate at batch.reference."""
-    scaling: Literal["none", "linear", "sqrt"] = "none"
-    """How the rate follows the batch: not at all, in proportion, or with its square root."""
+    scaling: Literal["none", "linear", "sqrt", "sde", "surge"] = "none"
+    """How the rate follows the batch: not at all; in proportion; with its square root; sde: as its
+    kind asks (linear of SGD, sqrt of Adam's), the averages of moments and eps with it; surge: as
+    sqrt up to a peak at the noise scale, and down again."""
     momentum: float = 0.9
     """sgd, sgdw, lars, rmsprop, rmsprop_warmup, muon: factor of the momentum buffer per step."""
     nesterov: bool = False
@@ -40,6 +42,9 @@ class OptimConfig:
     lr_correction: bool = False
     """sgd: imitate the weight decay by the rate on weights that a norm follows, taken to be those
     of every convolution and linear layer but the classifier (Norm matters, Hoffer et al. 2018)."""
+    decay_timescale: Duration | None = None
+    """sgdw, adamw, muon: in place of weight_decay, how long decay at the peak rate takes to shrink
+    a weight by e: batch / (rate x decay), which is kept while batch and rate change."""
     decay_norm_and_bias: bool = False
     """Decay biases and the parameters of norms too."""
     adapt_norm_and_bias: bool | None = None
@@ -95,10 +100,17 @@ class OptimConfig:
         for key in ("eps", "trust_coefficient", "adaptive_clip_eps", "sam_rho"):
             if getattr(self, key) is not None:
                 _in_range(key, getattr(self, key), 0.0, math.inf)
-        for key in ("momentum_half_life", "beta2_half_life"):
+        for key in ("momentum_half_life", "beta2_half_life", "decay_timescale"):
             half_life = getattr(self, key)
             if half_life is not None and half_life.value == 0:
                 raise UserError(f"optim.{key}={half_life}: more than 0")
+        if self.decay_timescale is not None and self.weight_decay != 0.0:
+            raise UserError(
+                f"optim.decay_timescale={self.decay_timescale}: takes the place of"
+                f" optim.weight_decay={self.weight_decay}; leave one of the two out"
+            )
+        if self.decay_timescale is not None and self.lr == 0.0:
+            raise UserError(f"optim.decay_timescale={self.decay_timescale}: needs a rate above 0")
         if self.transition_period.value == 0:
             raise UserError(f"optim.transition_period={self.transition_period}: more than 0")
         momentum = self.momentum > 0.0 or self.momentum_half_life is not None

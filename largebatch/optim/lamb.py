@@ -313,6 +313,7 @@ def _named(correction: Any, own: Mapping[str, Any]) -> BiasCorrection:
             )
         ),
         layerwise=True,
+        scale_free=True,
     ),
 )
 def build_lamb(config: OptimConfig, groups: list[dict[str, Any]]) -> LAMB:

@@ -231,6 +231,7 @@ class LARS(LayerwiseOptimizer):
             }
         ),
         layerwise=True,
+        scale_free=True,
     ),
 )
 def build_lars(config: OptimConfig, groups: list[dict[str, Any]]) -> LARS:

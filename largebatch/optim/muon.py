@@ -185,8 +185,14 @@ def split_for_muon(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "Muon for hidden matrices, AdamW for embeddings, classifier, convolutions, norms and biases",
     "Jordan et al. 2024; Liu et al. 2025",
     OptimizerFacts(
-        frozenset({"momentum", "betas", "eps", "momentum_half_life", "beta2_half_life"}),
+        frozenset(
+            {
+                *("momentum", "betas", "eps", "momentum_half_life", "beta2_half_life"),
+                "decay_timescale",
+            }
+        ),
         whole_matrices=True,
+        scale_free=True,
     ),
 )
 def build_muon(config: OptimConfig, groups: list[dict[str, Any]]) -> MuonWithAuxiliary:

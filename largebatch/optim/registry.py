@@ -24,12 +24,15 @@ class OptimizerFacts(Facts):
         layerwise: its rate follows each tensor's norms.
         whole_matrices: it needs every matrix whole, where an engine may divide it.
         by_engine: the engine makes it, from a config of the engine's own.
+        scale_free: its update does not grow with the gradient, so that with ``optim.scaling=sde``
+            the rate follows the square root of the batch.
     """
 
     takes: frozenset[str] = frozenset()
     layerwise: bool = False
     whole_matrices: bool = False
     by_engine: bool = False
+    scale_free: bool = False
 
     def words(self) -> Iterator[str]:
         """Yield the facts, a short line each."""
@@ -41,6 +44,8 @@ class OptimizerFacts(Facts):
             yield "needs whole matrices: no engine that divides parameters"
         if self.by_engine:
             yield "made by the engine, which needs one that makes optimizers"
+        if self.scale_free:
+            yield "its update does not grow with the gradient: the rate goes as sqrt with sde"
 
 
 def _said(factory: Any) -> OptimizerFacts:

@@ -78,7 +78,7 @@ class SGDW(SGD):
     "sgdw",
     "SGD with weight decay decoupled from gradient and momentum (times the rate)",
     "Loshchilov and Hutter 2019",
-    OptimizerFacts(FORM_KEYS | {"momentum_half_life"}),
+    OptimizerFacts(FORM_KEYS | {"momentum_half_life", "decay_timescale"}),
 )
 def build_sgdw(config: OptimConfig, groups: list[dict[str, Any]]) -> SGDW:
     """Build :class:`SGDW` from the config."""

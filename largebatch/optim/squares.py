@@ -59,13 +59,14 @@ class Squares:
         self.passes = 0
         self.own = self.parts = self.summed = torch.zeros(len(self.params), dtype=torch.float64)
         self.shares = torch.zeros(3, dtype=torch.float64)
+        self._before: dict[int, Tensor] = {}  # the second copy of the gradients, kept as memory
         self.begin()
 
     def begin(self) -> None:
         """Forget the gradients of the pass before."""
         self._own: dict[int, Tensor] = {}
         self._apart: list[dict[int, Tensor]] = []
-        self._before: dict[int, Tensor] = {}
+        self._kept: set[int] = set()
         self._shares: list[Tensor] = []
 
     def passed(self, weight: Tensor, step_weight: float, last: bool) -> None:
@@ -114,7 +115,6 @@ class Squares:
             self.summed = self.summed / self.copies
         self.parts = self._row(self._apart) if self._apart else self.own
         self.shares = self._shares_of_parts(self.own.device)
-        self._before = {}
         if scale is not None:
             square = scale.double().square()
             self.own, self.summed = self.own / square, self.summed / square
@@ -149,16 +149,23 @@ class Squares:
             if place is None or param.grad is None:
                 continue
             before = self._before.get(place)
-            found[place] = _squared(param.grad if before is None else param.grad - before)
+            if before is None or place not in self._kept:
+                found[place] = _squared(param.grad)
+            else:  # into memory that is there: a pass that allocates takes three times as long
+                with torch.no_grad():
+                    torch.sub(param.grad, before, out=before)
+                found[place] = _squared(before)
         return found
 
     def _keep(self, param: Tensor) -> None:
         place, grad = self._place[id(param)], param.grad
         assert grad is not None
-        if place in self._before:
-            self._before[place].copy_(grad)
-        else:
-            self._before[place] = grad.clone()
+        self._kept.add(place)
+        with torch.no_grad():
+            if place in self._before:
+                self._before[place].copy_(grad)
+            else:
+                self._before[place] = grad.detach().clone()
 
     def _row(self, found: Sequence[Mapping[int, Tensor]]) -> Tensor:
         """Return the sums by tensor, zero of those without a gradient."""

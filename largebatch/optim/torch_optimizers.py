@@ -70,7 +70,7 @@ for _name, _optimizer, _summary, _source in (
     ),
     (
         "adamw",
-        TorchOptimizer(torch.optim.AdamW, _BETAS, "aten::_fused_adamw_"),
+        TorchOptimizer(torch.optim.AdamW, _BETAS | {"decay_timescale"}, "aten::_fused_adamw_"),
         "Adam with decoupled weight decay (times the rate)",
         "Loshchilov and Hutter 2019",
     ),
@@ -104,4 +104,5 @@ for _name, _optimizer, _summary, _source in (
         _ADAM,
     ),
 ):
-    optimizers.register(_name, _summary, _source, OptimizerFacts(_optimizer.takes))(_optimizer)
+    _facts = OptimizerFacts(_optimizer.takes, scale_free=True)
+    optimizers.register(_name, _summary, _source, _facts)(_optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from largebatch.probes.checksum import ParameterChecksum
+from largebatch.probes.doubling import Doubling, control_terms
 from largebatch.probes.further import EVALUATION_OFFERS, Run, check_also, evaluations, short_name
 from largebatch.probes.instrument import MOMENTS, Instrument, Moment
 from largebatch.probes.layers import LayerRecord
@@ -20,6 +21,7 @@ __all__ = [
     "EVALUATION_OFFERS",
     "MOMENTS",
     "OFFERS",
+    "Doubling",
     "Instrument",
     "LayerRecord",
     "Listed",
@@ -35,6 +37,7 @@ __all__ = [
     "check_also",
     "check_list",
     "check_probes",
+    "control_terms",
     "estimate_noise",
     "evaluations",
     "layerwise_noise_scale",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,16 +30,19 @@ class GhostSquares:
         found = observable_norms(model)
         self.names = list(found)
         self._norms, self._engine = list(found.values()), engine
-        self._sums: list[list[Tensor]] = []
-        self._parts: list[list[Tensor]] = []
-        self._ghosts: list[int] = []
+        self._found: list[list[Tensor]] = []
+        learns = [
+            [p is not None and p.requires_grad for p in (norm.weight, norm.bias)]
+            for norm in self._norms
+        ]
+        self._partial = not all(all(each) for each in learns)
+        self._learns = torch.tensor(learns, dtype=torch.float64).T.unsqueeze(1)  # (2, 1, norms)
 
     def open(self) -> None:
         """Observe the passes from here on, and forget those before."""
-        self._sums, self._parts = [[] for _ in self._norms], [[] for _ in self._norms]
-        self._ghosts = [0] * len(self._norms)
-        for place, norm in enumerate(self._norms):
-            norm.gradient_observer = partial(self._take, place)
+        self._found = [[] for _ in self._norms]
+        for norm, found in zip(self._norms, self._found, strict=True):
+            norm.gradient_observer = found.append
 
     def take(self) -> tuple[Tensor, Tensor]:
         """End the observation; return the squares of the whole and of the ghosts, summed.
@@ -49,35 +51,36 @@ class GhostSquares:
         """
         for norm in self._norms:
             norm.gradient_observer = None
+        channels = [norm.num_features for norm in self._norms]
         device = next(self._norms[0].parameters()).device
-        rows, parts = [], []
-        usual = Counter(self._ghosts).most_common(1)[0][0]
-        for place, norm in enumerate(self._norms):
-            once = self._ghosts[place] == usual
-            sums, squares = (each[place] if once else [] for each in (self._sums, self._parts))
-            none = torch.zeros(2, norm.num_features, dtype=torch.float64, device=device)
-            rows.append(torch.stack(sums).sum(0) if sums else none)
-            parts.append(torch.stack(squares).sum() if squares else none.sum())
-        sizes = [row.numel() for row in rows]
-        message = torch.cat([*(row.flatten() for row in rows), torch.stack(parts)])
+        if self._learns.device != device:
+            self._learns = self._learns.to(device, non_blocking=True)
+        counts = [sum(each.shape[1] for each in found) for found in self._found]
+        usual = Counter(counts).most_common(1)[0][0]
+        each = [
+            torch.cat(found, 1) if count == usual and usual else self._nothing(found, size, usual)
+            for found, count, size in zip(self._found, counts, channels, strict=True)
+        ]
+        self._found = []
+        # All norms side by side: a few operations for all of them.
+        gradients = torch.cat([g.to(device) for g in each], 2).double()
+        if self._partial:
+            repeats = torch.tensor(channels)
+            gradients = gradients * self._learns.repeat_interleave(repeats, 2)
+        squares = gradients.square().sum((0, 1)).split(channels)
+        parts = torch.stack([of_norm.sum() for of_norm in squares])
+        message = torch.cat([gradients.sum(1).flatten(), parts])
         work = self._engine.sum(message)
         if work is not None:
             work.wait()
-        *whole, summed = message.split([*sizes, len(parts)])
-        result = torch.stack([row.square().sum() for row in whole]), summed
+        whole = message[: -len(parts)].view(2, -1).square().sum(0).split(channels)
+        result = torch.stack([of_norm.sum() for of_norm in whole]), message[-len(parts) :]
         scale = self._engine.scale_now()
         if scale is None:
             return result
         square = scale.double().square().to(device)
         return result[0] / square, result[1] / square
 
-    def _take(self, place: int, gradients: Tensor) -> None:
-        norm = self._norms[place]
-        self._ghosts[place] += gradients.shape[1]
-        rows = [
-            row.double() if param is not None and param.requires_grad else None
-            for row, param in zip(gradients, (norm.weight, norm.bias), strict=True)
-        ]
-        self._parts[place] += [row.square().sum() for row in rows if row is not None]
-        none = torch.zeros(norm.num_features, dtype=torch.float64, device=gradients.device)
-        self._sums[place].append(torch.stack([none if r is None else r.sum(0) for r in rows]))
+    def _nothing(self, found: list[Tensor], size: int, ghosts: int) -> Tensor:
+        like = found[0] if found else next(self._norms[0].parameters())
+        return like.new_zeros(2, max(ghosts, 1), size)

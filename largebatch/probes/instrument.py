@@ -45,6 +45,7 @@ class Moment:
         squares: squared norms of gradients, for an instrument that says it reads them; where SAM
             takes two gradients a step, of the first.
         batch: of this rank's last pass of the step, until the step is over; None if it has none.
+        parts: samples of each of this rank's passes of the step, without idle ones.
         left_out: 0-d, not 0 if the step changed nothing since it was not finite; None where steps
             are not left out.
         record: at ``evaluated`` the figures, under the names they have in metrics.jsonl; of rank 0
@@ -61,6 +62,7 @@ class Moment:
     finish: Callable[[Mapping[str, float]], None]
     squares: Squares | None = None
     batch: Callable[[], Batch | None] = lambda: None
+    parts: tuple[int, ...] = ()
     left_out: Tensor | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 

@@ -17,19 +17,22 @@ from largebatch._errors import UserError
 from largebatch.nn import ghost_sizes, minimum_samples, observable_norms, ties_samples
 from largebatch.optim import LAMB, layer_rates
 from largebatch.optim.parameters import local
+from largebatch.optim.second_moment import OTHERS
 from largebatch.optim.squares import Squares
 from largebatch.probes.ghost_squares import GhostSquares
 from largebatch.probes.instrument import Instrument, Moment
-from largebatch.probes.noise_estimate import NoiseEstimate
+from largebatch.probes.noise_estimate import FEWEST, NoiseEstimate
 from largebatch.probes.noise_record import NoiseRecord
 from largebatch.probes.noise_source import SOURCES, means_of
 from largebatch.probes.noise_terms import noise_terms
 from largebatch.probes.registry import probes
 from largebatch.processes import World
 from largebatch.record import MetricsWriter, RunDirectory
-from largebatch.schedule import Clock, Duration, Every, Schedule, Step
+from largebatch.schedule import Clock, Duration, Every, Phase, Schedule, Step
 
 EVERY, HALF_LIFE, LAYERS = "16st", "10%", "1%"
+SPLIT = 32  # parts of a pass, of which one is taken once more
+SPLIT_EVERY = "100st"  # a pass costs a good part of a step, however few samples it has
 
 
 class NoiseScale(Instrument):
@@ -40,11 +43,12 @@ class NoiseScale(Instrument):
     of SAM the first; under fp16 without the loss scale. Steps that are not finite are left out.
 
     Args:
-        every: which steps are measured; None: each 16th.
+        every: which steps are measured; None: each 16th, or 100th where it splits the only pass.
         source: whose gradients are compared with the whole step's: ``ranks``, ``first`` (pass),
             ``passes`` (at the cost of a second copy of the gradients), ``split`` (at the cost of
-            half a pass more), ``norms`` (of these parameters alone, free) or ``auto``: ranks if
-            there are several, else the first pass if there are several, else a split.
+            a 32nd of a pass, or of one ghost), ``norms`` (of these parameters alone, free) or
+            ``auto``: ranks if there are several, else the first pass if there are several, else a
+            split.
         half_life: of the weight of measured steps in the estimate.
         layers: distance between lines of layers.jsonl with the layers' noise scales.
 
@@ -69,13 +73,14 @@ class NoiseScale(Instrument):
         half_life: str = HALF_LIFE,
         layers: str = LAYERS,
     ) -> None:
-        self.every = every or Every(Duration.parse(EVERY), clock)
         self._line_samples = max(1, _duration("layers", layers).samples(clock))
         kept = _duration("half_life", half_life).samples(clock)
         self._model, self._optimizer, self._engine = model, optimizer, engine
         self._world, self._clock, self._folder = world, clock, RunDirectory(folder)
         means = means_of(model, engine, world, schedule)
         self.source = means.choose(source)
+        usual = SPLIT_EVERY if self.source == "split" else EVERY
+        self.every = every or Every(Duration.parse(usual), clock)
         # Where a later phase makes one pass a step, that is split.
         self._splits = self.source == "split" or (source == "auto" and means.splits)
         self._ghosts: GhostSquares | None = None
@@ -139,10 +144,10 @@ class NoiseScale(Instrument):
         if self._engine.alone and squares.passes < 2:
             if not self._splits:
                 return {}
-            halved = self._half(at, squares)
-            if halved is None:
+            split = self._split(at, squares)
+            if split is None:
                 return {}
-            parts, shares_of = halved
+            parts, shares_of = split
         sums = [parts, shares_of.to(parts.device)]
         rows, divided = [whole], squares.copies is not None
         if self._adapts is not None:
@@ -157,15 +162,19 @@ class NoiseScale(Instrument):
             work.wait()
         return {"row": torch.cat([message, *([] if divided else rows)])}
 
-    def _half(self, at: Moment, squares: Squares) -> tuple[Tensor, Tensor] | None:
-        """Take the first half of the only pass once more; the run's own gradients stay."""
+    def _split(self, at: Moment, squares: Squares) -> tuple[Tensor, Tensor] | None:
+        """Take the head of the only pass once more; the run's own gradients stay.
+
+        A part of the share w has the variance 4 V^2 / ((1 - w) d) in |G|^2 (V: of the whole sum):
+        the smaller the better, and the cheaper.
+        """
         batch = at.batch()
         if batch is None or len(batch.ghosts) < 2:
             return None
-        half = batch.head(len(batch.ghosts) // 2)
-        share = len(half) / len(batch)
+        head = batch.head(max(1, len(batch.ghosts) // SPLIT))
+        share = len(head) / len(batch)
         with torch.enable_grad():
-            found = torch.autograd.grad(at.loss(half), squares.params, allow_unused=True)
+            found = torch.autograd.grad(at.loss(head), squares.params, allow_unused=True)
         zero = torch.zeros((), dtype=torch.float64, device=squares.summed.device)
         parts = [
             zero if g is None else _ops.global_norm([g]).double().square() * share**2 for g in found
@@ -222,10 +231,56 @@ class NoiseScale(Instrument):
 
     def close(self) -> str | None:
         """Say what the noise scale was last."""
-        estimate = self.record.estimate() if self._world.is_main else None
-        if estimate is None:
+        if not self._world.is_main or not self.record.samples:
             return None
-        return f"noise scale {estimate.text()} samples, with 95% confidence"
+        estimate = self.record.estimate()
+        if estimate is None:
+            more = max(FEWEST - self.record.steps, 1)
+            return f"noise scale: not known yet; at least {more} more measurements for an interval"
+        return f"noise scale {estimate.text()}, with 95% confidence"
+
+    # For who decides by it.
+
+    def require_measurable(self, phase: Phase) -> None:
+        """Refuse a run whose steps of a phase are one pass that cannot be divided.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        micro = phase.micro if isinstance(phase.micro, int) else phase.size
+        blind = self._engine.alone and self.source == "first" and not self._splits
+        if blind and micro >= phase.size:
+            raise UserError(
+                f"a step of {phase.size} samples is one pass, with nothing to compare; set"
+                " batch.micro below it"
+            )
+
+    def judged(self, confidence: float) -> NoiseEstimate | None:
+        """Return the noise scale of the optimizer at hand; None of too few steps.
+
+        By layers where its rate is; else that of all parameters, which is McCandlish's for SGD and
+        stands for Adam and sign descent too, whose progress follows the same hyperbola (Li et al.
+        2024).
+        """
+        if self._adapts is None:
+            return self.record.estimate(confidence)
+        return self.record.layerwise(self._adapts, confidence)
+
+    def second_moment_factors(self, before: int, after: int) -> dict[str, float]:
+        """Return (G^2 + T / after) / (G^2 + T / before) of every tensor measured, and of all (*).
+
+        What a second moment is to be multiplied by when the batch changes.
+        """
+        signal, trace = self.record.of_layers()
+        rows = [(OTHERS, signal.sum(), trace.sum()), *zip(self.names, signal, trace, strict=True)]
+        found = {}
+        for name, g, t in rows:
+            g, t = max(float(g), 0.0), max(float(t), 0.0)
+            old = g + t / before
+            of_norm = self._ghosts is not None and name != OTHERS  # its weight and bias
+            for each in (f"{name}.weight", f"{name}.bias") if of_norm else (name,):
+                found[each] = (g + t / after) / old if old > 0 else 1.0
+        return found
 
     def state(self) -> dict[str, Tensor]:
         """Return the terms so far."""

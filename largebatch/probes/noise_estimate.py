@@ -23,6 +23,8 @@ class NoiseEstimate:
         low, high: bounds of the interval; ``high`` is ``inf`` where no batch can be ruled out.
         steps: measured steps, as many equally weighted ones as the weights are worth.
         correlation: of lag 1 between steps, as it widened the interval.
+        wanted: steps from which on the interval would be bounded, going by those measured; where
+            not even their mean signal is above zero, the fewest.
     """
 
     value: float
@@ -31,6 +33,7 @@ class NoiseEstimate:
     high: float
     steps: float
     correlation: float
+    wanted: float = 0.0
 
     @property
     def bounded(self) -> bool:
@@ -59,10 +62,13 @@ class NoiseEstimate:
         )
 
     def text(self) -> str:
-        """Return it in words: ``1,204 [980.2, 1,530]``, or ``> 812.3`` without an upper end."""
+        """Return it in words: ``1,204 [980.2, 1,530] samples``, or what is known unbounded."""
         if self.bounded:
-            return f"{self.value:,.4g} [{self.low:,.4g}, {self.high:,.4g}]"
-        return f"> {self.low:,.4g}"
+            return f"{self.value:,.4g} [{self.low:,.4g}, {self.high:,.4g}] samples"
+        known = f"> {self.low:,.4g} samples" if self.low > 0 else "not known yet"
+        more = max(math.ceil(self.wanted - self.steps), 1)
+        least = "about" if math.isfinite(self.value) else "at least"
+        return f"{known}; {least} {more:,} more measurements for an upper bound"
 
 
 def estimate_noise(
@@ -104,9 +110,13 @@ def estimate_noise(
     widen = count / (count - 1) * (1 + correlation) / (1 - correlation)
     dg, dt = u * (signal - total / u.sum()), u * (trace - noise / u.sum())
     vgg, vtg, vtt = (widen * float((a * b).sum()) for a, b in ((dg, dg), (dt, dg), (dt, dt)))
-    low, high = _fieller(noise, total, vtt, vtg, vgg, _student(confidence, steps - 1))
+    quantile = student(confidence, steps - 1)
+    low, high = _fieller(noise, total, vtt, vtg, vgg, quantile)
     if not math.isfinite(high):
-        return NoiseEstimate(ratio, math.inf, low, high, steps, correlation)
+        # The signal's standard error falls with the root of the steps, and has to be 1 / quantile.
+        likely = total if total > 0 else quantile * math.sqrt(vgg)
+        wanted = steps * quantile**2 * vgg / likely**2 if likely > 0 else 2 * steps
+        return NoiseEstimate(ratio, math.inf, low, high, steps, correlation, max(wanted, 2 * steps))
     error = math.sqrt(max(vtt - 2 * ratio * vtg + ratio * ratio * vgg, 0.0)) / total
     left = total - g
     if left.min() > 0:
@@ -137,7 +147,7 @@ def _fieller(
     return 0.0, math.inf
 
 
-def _student(confidence: float, freedom: float) -> float:
+def student(confidence: float, freedom: float) -> float:
     """Return the two-sided quantile of Student's distribution (Abramowitz and Stegun 26.7.5)."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     n = max(freedom, 1.0)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from largebatch.probes.noise_estimate import NoiseEstimate, estimate_noise
+from largebatch.probes.noise_estimate import NoiseEstimate, estimate_noise, student
 from largebatch.probes.noise_layers import layerwise_noise_scale
 
 MOST = 512  # rows: when there are more, neighbours are averaged two by two
@@ -52,6 +52,11 @@ class NoiseRecord:
             self._merged *= 2
 
     @property
+    def steps(self) -> int:
+        """Measured steps it holds."""
+        return int(self._all[:, 1].sum())
+
+    @property
     def samples(self) -> int:
         """Seen by the last step measured, 0 before the first."""
         rows = self._open or self._rows
@@ -66,11 +71,11 @@ class NoiseRecord:
         weights: NDArray[np.float64] = rows[:, 1] * np.exp2(-age / self.half_life)
         return weights
 
-    def estimate(self) -> NoiseEstimate | None:
+    def estimate(self, confidence: float = 0.95) -> NoiseEstimate | None:
         """Return the noise scale of all layers together; None of too few steps."""
         rows = self._all
         signal, trace = np.split(rows[:, 2:], 2, axis=1)
-        return estimate_noise(signal.sum(1), trace.sum(1), self._weights(rows))
+        return estimate_noise(signal.sum(1), trace.sum(1), self._weights(rows), confidence)
 
     def of_layers(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the weighted means of |G|^2 and T, (layers,) each."""
@@ -78,7 +83,7 @@ class NoiseRecord:
         means = np.average(rows[:, 2:], axis=0, weights=self._weights(rows))
         return means[: self.layers], means[self.layers :]
 
-    def layerwise(self, which: NDArray[np.bool_]) -> NoiseEstimate | None:
+    def layerwise(self, which: NDArray[np.bool_], confidence: float = 0.95) -> NoiseEstimate | None:
         """Return what :func:`layerwise_noise_scale` finds of some layers, by :attr:`lengths`.
 
         The interval is of the logarithm, by a jackknife over blocks of successive steps; None of
@@ -103,7 +108,7 @@ class NoiseRecord:
         error = math.sqrt((BLOCKS - 1) / BLOCKS * float(np.square(logs - logs.mean()).sum()))
         if error > 1.0:  # a factor of 8 either way says nothing
             return None
-        wide = math.exp(2.13 * error)  # Student's quantile for 15 degrees of freedom
+        wide = math.exp(student(confidence, BLOCKS - 1) * error)
         steps = float(weights.sum() ** 2 / np.square(weights).sum())
         return NoiseEstimate(value, value * error, value / wide, value * wide, steps, 0.0)
 

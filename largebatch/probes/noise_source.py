@@ -19,7 +19,7 @@ SOURCES: dict[Source, str] = {
     "ranks": "each rank's gradient before the exchange, all parameters",
     "first": "the first pass of a step against the whole step, all parameters",
     "passes": "every pass of a step, all parameters",
-    "split": "half of the only pass of a step, taken once more, all parameters",
+    "split": "a part of the only pass of a step, taken once more, all parameters",
 }
 
 
@@ -114,6 +114,8 @@ class Means:
 
 def means_of(model: nn.Module, engine: Any, world: World, schedule: Schedule) -> Means:
     """Return what a run has to measure its noise scale by."""
-    shares = [(-(-phase.size // world.world_size), phase.micro) for phase in schedule.plan.phases]
+    phases = schedule.plan.phases
+    sizes = [*((phase.size, phase.micro) for phase in phases), (schedule.largest, phases[-1].micro)]
+    shares = [(-(-size // world.world_size), micro) for size, micro in sizes]
     several = any(m == "auto" or (m is not None and m < share) for share, m in shares)
     return Means(model, engine, world, several)

@@ -88,6 +88,11 @@ class RunDirectory:
         return self.path / "task.json"
 
     @property
+    def batch_plan(self) -> Path:
+        """The batches that a run has chosen, a config that replays them, YAML."""
+        return self.path / "batch_plan.yaml"
+
+    @property
     def lock(self) -> Path:
         """The lock file, which names the run's owner."""
         return self.path / "lock"

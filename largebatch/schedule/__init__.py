@@ -8,6 +8,7 @@ from largebatch.schedule.batch_scaling import half_life_factor, scale_lr
 from largebatch.schedule.clock import Clock
 from largebatch.schedule.config import BatchConfig, PhaseConfig, ScheduleConfig
 from largebatch.schedule.constant import constant
+from largebatch.schedule.control import NoiseRule
 from largebatch.schedule.cosine import cosine
 from largebatch.schedule.curve import Curve, CurveFacts, Timeline, curves
 from largebatch.schedule.cyclical import cyclical
@@ -27,6 +28,7 @@ __all__ = [
     "CurveFacts",
     "Duration",
     "Every",
+    "NoiseRule",
     "Phase",
     "PhaseConfig",
     "Schedule",

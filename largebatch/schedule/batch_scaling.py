@@ -6,18 +6,25 @@ import math
 
 from largebatch._errors import UserError, nearest
 
-RULES = ("none", "linear", "sqrt")
+RULES = ("none", "linear", "sqrt", "surge")
 
 
-def scale_lr(lr: float, batch: int, reference: int, rule: str) -> float:
+def scale_lr(
+    lr: float, batch: int, reference: int, rule: str, noise_scale: float | None = None
+) -> float:
     """Return the learning rate for ``batch``, tuned as ``lr`` at ``reference``.
 
     ``linear`` keeps the expected update of a pass over the data (Goyal et al. 2017, 2.1); ``sqrt``
-    keeps the covariance of the weights' steps (Hoffer et al. 2017, 4; Krizhevsky 2014); ``none``
-    leaves the rate alone.
+    keeps the covariance of the weights' steps (Hoffer et al. 2017, 4; Krizhevsky 2014); ``surge``
+    rises like it to a peak at the noise scale and falls beyond, as the best rate of Adam and of
+    sign descent does: 1 / (sqrt(noise / B) + sqrt(B / noise)) (Li et al. 2024, "Surge
+    phenomenon in optimal learning rate and batch size scaling"); ``none`` leaves the rate alone.
+
+    Args:
+        noise_scale: in samples, for ``surge``.
 
     Raises:
-        UserError: the rule is unknown, or a batch is not positive.
+        UserError: the rule is unknown, a batch is not positive, or ``surge`` has no noise scale.
     """
     if rule not in RULES:
         raise UserError(
@@ -28,6 +35,13 @@ def scale_lr(lr: float, batch: int, reference: int, rule: str) -> float:
     if rule == "none" or batch == reference:
         return lr
     ratio = batch / reference
+    if rule == "surge":
+        if noise_scale is None:
+            raise UserError(
+                f"optim.scaling=surge for a batch of {batch}, tuned at {reference}: give the noise"
+                " scale in samples as batch.noise_scale (probes: [{name: noise}] measures it)"
+            )
+        return lr * math.sqrt(ratio) * (noise_scale + reference) / (noise_scale + batch)
     return lr * (ratio if rule == "linear" else math.sqrt(ratio))
 
 

@@ -21,11 +21,13 @@ class Clock:
             percentage cannot be converted.
         plan: the batch plan, which says how many samples a number of steps is; None: steps cannot
             be converted.
+        settled: samples up to which the plan is known before the run; None: all of it.
     """
 
     epoch_samples: int
     total_samples: int | None = None
     plan: BatchPlan | None = None
+    settled: int | None = None
 
     @property
     def total(self) -> int:
@@ -42,8 +44,14 @@ class Clock:
         """Return the samples seen after ``steps`` optimizer steps.
 
         Raises:
-            UserError: there is no batch plan here.
+            UserError: there is no batch plan here, or it is made while the run goes on.
         """
         if self.plan is None:
             raise UserError(f"a duration of {steps}st: the batch is not known here")
-        return self.plan.samples_after(steps)
+        samples = self.plan.samples_after(steps)
+        if self.settled is not None and samples > self.settled:
+            raise UserError(
+                f"a duration of {steps}st: batch.control decides how many samples that is; write"
+                " it in ep, sa or %"
+            )
+        return samples

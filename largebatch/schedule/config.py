@@ -29,6 +29,11 @@ class PhaseConfig:
     (``image_size`` is its alias)."""
     lr_multiplier: float = 1.0
     """Factor on the learning rate, on top of curve and scaling."""
+    noise_scale: float | None = None
+    """Samples; what optim.scaling=surge goes by in this phase; left out: batch.noise_scale."""
+    second_moment: dict[str, float] | None = None
+    """Factors on the optimizer's second moment when the phase begins, by name of the parameter, *
+    for all others; batch.control=noise writes them."""
 
 
 @dataclass
@@ -43,6 +48,25 @@ class BatchConfig:
     """Batch at which optim.lr was tuned; null: batch.size, so that nothing is scaled."""
     plan: list[PhaseConfig] = field(default_factory=list)
     """Phases of the run, in order, each with its own batch; none: batch.size throughout."""
+    control: Literal["none", "noise", "late", "seesaw"] = "none"
+    """How the batch grows up to batch.max, without a plan: not at all; noise: it doubles where the
+    noise scale, measured in the run, is at least twice the batch; late: once, at batch.late;
+    seesaw: it doubles where the curve has halved the rate, which falls by sqrt(2) instead."""
+    max: int | None = None
+    """Largest batch of batch.control, in samples."""
+    min: int | None = None
+    """control=noise: smallest batch; null: it never shrinks."""
+    late: Duration = field(default_factory=lambda: Duration.parse("75%"))
+    """control=late: where batch.max takes the place of batch.size."""
+    noise_scale: float | None = None
+    """Samples; where optim.scaling=surge has its peak."""
+    noise_every: Duration = field(default_factory=lambda: Duration.parse("4st"))
+    """control=noise: distance between the steps that are measured."""
+    noise_half_life: Duration = field(default_factory=lambda: Duration.parse("2%"))
+    """control=noise: half-life of a measured step's weight; it decides every two of them, and no
+    more often than every 1% of the run."""
+    noise_source: str = "auto"
+    """control=noise: what is compared with the whole step, as the probe `noise` has it."""
 
     def check(self) -> None:
         """Refuse what cannot be, naming the key.
@@ -53,8 +77,12 @@ class BatchConfig:
         _at_least_one("batch.size", self.size)
         _at_least_one("batch.micro", self.micro)
         _at_least_one("batch.reference", self.reference)
+        self._check_control()
         for index, phase in enumerate(self.plan):
             key = f"batch.plan[{index}]"
+            _above_zero(f"{key}.noise_scale", phase.noise_scale)
+            for name, factor in (phase.second_moment or {}).items():
+                _above_zero(f"{key}.second_moment[{name!r}]", factor)
             _at_least_one(f"{key}.size", phase.size)
             _at_least_one(f"{key}.micro", phase.micro)
             _at_least_one(f"{key}.extent", phase.extent)
@@ -62,6 +90,32 @@ class BatchConfig:
                 raise UserError(f"{key}.lr_multiplier={phase.lr_multiplier}: a number from 0 up")
             if phase.until is None and index + 1 < len(self.plan):
                 raise UserError(f"{key}.until: only the last phase can leave it out")
+
+    def _check_control(self) -> None:
+        """Refuse keys of a control that is not there, and a control that has no room."""
+        control, size = self.control, self.size
+        _above_zero("batch.noise_scale", self.noise_scale)
+        for key in ("max", "min"):
+            _at_least_one(f"batch.{key}", getattr(self, key))
+        for key in ("late", "noise_every", "noise_half_life"):
+            if getattr(self, key).value == 0:
+                raise UserError(f"batch.{key}={getattr(self, key)}: more than 0")
+        if self.min is not None and control != "noise":
+            raise UserError(f"batch.min={self.min}: for batch.control=noise only, not {control}")
+        if control == "none":
+            if self.max is not None and not self.plan:
+                raise UserError(f"batch.max={self.max}: needs batch.control=noise, late or seesaw")
+            return
+        if self.plan:
+            raise UserError(f"batch.control={control}: makes the plan; leave out batch.plan")
+        if self.max is None:
+            raise UserError(f"batch.control={control}: needs batch.max, the largest batch it takes")
+        if self.max < (size if control == "late" else 2 * size):
+            raise UserError(f"batch.max={self.max}: no room to double batch.size={size}")
+        if self.min is not None and self.min > size:
+            raise UserError(f"batch.min={self.min}: above batch.size={size}")
+        if self.late.unit == "st":
+            raise UserError(f"batch.late={self.late}: in ep, sa or %")
 
 
 @dataclass
@@ -124,6 +178,11 @@ class ScheduleConfig:
             raise UserError(
                 f"schedule.cycle={self.cycle}: for schedule.curve {takers} only, not {self.curve}"
             )
+
+
+def _above_zero(key: str, value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise UserError(f"{key}={value}: a number above 0")
 
 
 def _at_least_one(key: str, value: int | str | None) -> None:

@@ -21,6 +21,9 @@ class Phase:
         extent: of a training sample: pixels of an image's side, tokens of a window; None: as the
             data say.
         lr_multiplier: factor on the learning rate.
+        noise_scale: in samples, which ``optim.scaling=surge`` goes by; None: ``batch.noise_scale``.
+        second_moment: factors on the optimizer's second moment at the phase's first step, by name
+            of the parameter; ``*`` for those without a name here.
     """
 
     size: int
@@ -28,6 +31,8 @@ class Phase:
     micro: int | Literal["auto"] | None = None
     extent: int | None = None
     lr_multiplier: float = 1.0
+    noise_scale: float | None = None
+    second_moment: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,31 @@ class BatchPlan:
     ) -> None:
         assert phases
         assert minimum >= 1
-        self.phases = tuple(phases)
         self.epoch_samples = epoch_samples
         self.minimum = minimum
         self.total_samples = total_samples
-        self._check()
+        self._place(phases)
+
+    def switch(self, at: int, phase: Phase) -> None:
+        """Let the last phase end at sample ``at`` of the run, and ``phase`` follow to the end.
+
+        Steps that start before ``at`` stay as they are.
+
+        Raises:
+            UserError: ``at`` is not past the start of the last phase.
+        """
+        assert self.phases[-1].end is None
+        self._place([*self.phases[:-1], replace(self.phases[-1], end=at), phase])
+
+    def _place(self, phases: Sequence[Phase]) -> None:
+        before = getattr(self, "phases", None)
+        self.phases = tuple(phases)
+        try:
+            self._check()
+        except UserError:
+            if before is not None:
+                self.phases = before
+            raise
         self._ends = [phase.end for phase in self.phases[:-1] if phase.end is not None]
         self._segments = self._follow()
         self._samples = [segment.sample for segment in self._segments]

@@ -23,6 +23,11 @@ def regime_factor(schedule: ScheduleConfig, batch: BatchConfig) -> int:
         return 1
     if batch.reference is None:
         raise UserError("schedule.regime=steps: needs batch.reference, whose updates it keeps")
+    if batch.control != "none":
+        raise UserError(
+            f"schedule.regime=steps: needs one batch size, and batch.control={batch.control} has"
+            " several"
+        )
     sizes = {phase.size or batch.size for phase in batch.plan} or {batch.size}
     if len(sizes) > 1:
         raise UserError(
@@ -50,6 +55,11 @@ def resolve_plan(
     """
     factor = regime_factor(schedule, batch)
     length = stretch(schedule.length, factor)
+    if length.unit == "st" and batch.control != "none":
+        raise UserError(
+            f"schedule.length={schedule.length}: batch.control={batch.control} decides how many"
+            " samples that is; write it in ep or sa"
+        )
     configs = batch.plan or [PhaseConfig()]
     sizes = {config.size or batch.size for config in configs}
     if length.unit != "st":
@@ -91,6 +101,8 @@ def _phases(
             micro=config.micro or batch.micro,
             extent=config.extent,
             lr_multiplier=config.lr_multiplier,
+            noise_scale=config.noise_scale,
+            second_moment=tuple((config.second_moment or {}).items()),
         )
         if config.until is not None:
             until = stretch(config.until, factor)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from largebatch._errors import UserError
 from largebatch.schedule.batch_scaling import scale_lr
@@ -10,6 +12,7 @@ from largebatch.schedule.clock import Clock
 from largebatch.schedule.config import BatchConfig, ScheduleConfig
 from largebatch.schedule.curve import Timeline, curves
 from largebatch.schedule.duration import Duration
+from largebatch.schedule.growth import late, seesaw
 from largebatch.schedule.plan import Phase
 from largebatch.schedule.resolve import regime_factor, resolve_plan, stretch
 from largebatch.schedule.sgdr import cycle_ends
@@ -25,12 +28,14 @@ class Schedule:
         warmup_samples: length of the warm-up.
         regime_factor: by how much regime adaptation has stretched the run.
         cycle_ends: where the cycles of sgdr and cyclical end, in samples; else the run's end alone.
+        largest: samples of the largest step that may come.
+        reference: the batch that the rate, and what follows it, is tuned at.
 
     Args:
         schedule: the config section.
         batch: the config section.
         lr: ``optim.lr``, tuned at ``batch.reference``.
-        scaling: ``optim.scaling``: none, linear or sqrt.
+        scaling: none, linear, sqrt or surge, see :func:`scale_lr`.
         epoch_samples: training samples in an epoch.
         minimum: the smallest step allowed, as in ``BatchPlan``.
         cycles: ``snapshot.cycles``: that many equal cycles of curve sgdr or cyclical.
@@ -57,28 +62,60 @@ class Schedule:
         self._config, self._batch, self._rate, self._rule = schedule, batch, lr, scaling
         self._facts = entry.facts
         self._cycles = cycles
-        self._reference = batch.reference or batch.size
+        self.reference = batch.reference or batch.size
         self.regime_factor = regime_factor(schedule, batch)
         self.plan = resolve_plan(schedule, batch, epoch_samples, minimum)
         assert self.plan.total_samples is not None
         self.total_samples = self.plan.total_samples
         self.clock = Clock(epoch_samples, self.total_samples, self.plan)
-        self._peaks = {phase: self._peak(phase.size) for phase in self.plan.phases}
         self.warmup_samples = self._samples(schedule.warmup) if schedule.warmup else 0
         if self.warmup_samples > self.total_samples:
             raise UserError(
                 f"schedule.warmup={schedule.warmup}: {self.warmup_samples} samples, longer than "
                 f"the run's {self.total_samples}"
             )
+        if batch.control != "none":  # later steps are not counted yet
+            self.clock = replace(self.clock, settled=self.warmup_samples)
         timeline = Timeline(
             total=self.total_samples,
             start=self.warmup_samples,
-            step=self._reference,
+            step=self.reference,
             milestones=tuple(self._samples(milestone) for milestone in schedule.milestones),
             cycle=self._cycle(cycles),
         )
         self._curve = entry.factory(schedule, timeline)
         self.cycle_ends = self._cycle_ends(timeline.cycle)
+        self._grow()
+        for phase in self.plan.phases:
+            self._peak(phase)
+
+    def _grow(self) -> None:
+        """Make the plan of ``batch.control``, where that needs no measurement."""
+        batch, plan = self._batch, self.plan
+        self.largest = max([*(phase.size for phase in plan.phases), batch.max or 0])
+        if batch.control == "noise":
+            doublings = int(math.log2(self.largest / batch.size))
+            self.largest = batch.size << doublings
+        elif batch.control == "late":
+            assert batch.max is not None
+            late(plan, self._samples(batch.late), batch.max)
+            self.clock = replace(self.clock, settled=None)
+        elif batch.control == "seesaw":
+            assert batch.max is not None
+            if self._facts.cycle is not None:
+                raise UserError(
+                    f"batch.control=seesaw: schedule.curve={self._config.curve} climbs again; take"
+                    " one that only falls, such as cosine"
+                )
+            whole = self._peak(plan.phases[0])
+            seesaw(
+                plan,
+                lambda at: self._curve(at, whole) / whole if whole else 1.0,
+                self.warmup_samples,
+                batch.max,
+                lambda size: self._peak(replace(plan.phases[0], size=size)) / whole,
+            )
+            self.clock = replace(self.clock, settled=None)
 
     def lr(self, samples: int, batch: int | None = None) -> float:
         """Return the learning rate of the step that starts after ``samples``.
@@ -87,12 +124,16 @@ class Schedule:
         of an epoch keeps its phase's rate.
         """
         phase = self.plan.phase_at(samples)
-        peak = self._peaks[phase] if batch is None else self._peak(batch)
-        rate = self._curve(samples, peak)
+        rate = self._curve(samples, self._peak(phase, batch))
         if samples < self.warmup_samples:
             start = self._warmup_start
             rate = start + (rate - start) * (samples / self.warmup_samples)
         return rate * phase.lr_multiplier
+
+    def peak(self, samples: int) -> float:
+        """Return the rate of the phase at ``samples`` at the top of its curve."""
+        phase = self.plan.phase_at(samples)
+        return self._peak(phase) * phase.lr_multiplier
 
     def describe(self) -> list[str]:
         """Return what was derived from the config and why, one line each."""
@@ -102,7 +143,7 @@ class Schedule:
         if self.regime_factor > 1:
             lines.append(
                 f"regime steps: epochs and samples x {self.regime_factor} "
-                f"= ceil({self.plan.phases[0].size}/{self._reference})"
+                f"= ceil({self.plan.phases[0].size}/{self.reference})"
             )
         lines.append(f"length {config.length} = {total:,} samples, {self.plan.total_steps:,} steps")
         if self.warmup_samples:
@@ -139,15 +180,16 @@ class Schedule:
         members = len({self.plan.steps_until(at) for at in self.cycle_ends})
         if self._cycles is not None and members < self._cycles:
             yield f"snapshot.cycles={self._cycles}: no more than {members} cycles end with a step"
-        if config.end > min(self._peaks.values()) and "end" in self._facts.takes:
+        if config.end > min(map(self._peak, self.plan.phases)) and "end" in self._facts.takes:
             yield f"schedule.end={config.end:g} lies above the rate: the curve climbs"
 
     @property
     def _warmup_start(self) -> float:
         return self._rate if self._config.warmup_start == "reference" else 0.0
 
-    def _peak(self, batch: int) -> float:
-        return scale_lr(self._rate, batch, self._reference, self._rule)
+    def _peak(self, phase: Phase, batch: int | None = None) -> float:
+        noise = phase.noise_scale or self._batch.noise_scale
+        return scale_lr(self._rate, batch or phase.size, self.reference, self._rule, noise)
 
     def _samples(self, duration: Duration) -> int:
         return stretch(duration, self.regime_factor).samples(self.clock)
@@ -179,13 +221,15 @@ class Schedule:
         return cycle_ends(self.warmup_samples, self.total_samples, cycle, self._config.cycle_mult)
 
     def _describe_rate(self, phase: Phase) -> str:
-        rate, size, reference = self._peaks[phase], phase.size, self._reference
+        rate, size, reference = self._peak(phase), phase.size, self.reference
         if self._rule == "none" or size == reference:
             if size != reference:
                 return f"lr {rate:.6g} for batch {size}: optim.scaling is none"
             return f"lr {rate:.6g} for batch {size}"
         ratio = f"{size}/{reference}"
         ratio = f"sqrt({ratio})" if self._rule == "sqrt" else ratio
+        if self._rule == "surge":
+            ratio = f"{rate / self._rate if self._rate else 0:.4g} (surge, {ratio})"
         return f"lr {rate:.6g} = {self._rate:.6g} x {ratio}"
 
     def _starts(self) -> list[tuple[Phase, int]]:

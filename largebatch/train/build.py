@@ -97,7 +97,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         for part, train in ((source, True), (validation, False))
     )
     phases = schedule.plan.phases
-    largest_share = share_of(max(phase.size for phase in phases), atoms, world)
+    largest_share = share_of(schedule.largest, atoms, world)
     fitting: dict[int | None, int] = {}
     # Measured before an engine divides the model, on samples as large as the phase's.
     for extent in {phase.extent: None for phase in phases if phase.micro == "auto"}:
@@ -129,6 +129,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         fitting,
         engine.lockstep,
     )
+    half_life = config.norm.half_life
     stepper = Stepper(
         model,
         task,
@@ -140,6 +141,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         config.run.seed,
         leaves_out=config.data.skip_corrupt > 0,
         ranks=ranks,
+        half_life=None if half_life is None else half_life.samples(schedule.clock),
     )
     carry = task.carry()
     fits = min(fitting.values(), default=None)

@@ -131,6 +131,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"precision.loss_scale={config.precision.loss_scale}: only with precision.compute=fp16,"
             f" not {config.precision.compute}"
         )
+    if batch.control == "noise" and any(each.get("name") == "noise" for each in config.probes):
+        yield (
+            "probes: noise: batch.control=noise measures it; leave it out of probes, its keys are"
+            " batch.noise_every, noise_half_life and noise_source"
+        )
     if config.snapshot.cycles:
         require_cycles(config.schedule, config.snapshot.cycles)
     yield from _engine_contradictions(config)

@@ -36,6 +36,7 @@ from largebatch.record import RunDirectory
 from largebatch.schedule import Every
 from largebatch.train.build import Parts
 from largebatch.train.config import Config
+from largebatch.train.control import build_control
 from largebatch.train.evaluate import evaluating, requests
 from largebatch.train.evaluation import Evaluation, Evaluations, Validation
 from largebatch.train.hardware_lines import HardwareLines
@@ -76,6 +77,8 @@ def build_panel(
     if seconds > 0:
         times = parts.stepper.times
         found.append(HardwareLines(parts.device, times, heartbeat, telemetry, seconds))
+    if config.batch.control == "noise":
+        found += together(lambda: build_control(config, parts, directory), world)
     if config.probes:
         offers = {
             "model": model,

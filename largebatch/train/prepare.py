@@ -11,9 +11,11 @@ from torch import nn
 from largebatch._errors import UserError
 from largebatch.data import Delivery, Source, StreamOrder, build_source
 from largebatch.models import build_model
+from largebatch.optim import rate_rule
 from largebatch.schedule import Schedule
 from largebatch.tasks import Task, Votes, build_task
 from largebatch.train.atoms import Atoms, make_atoms
+from largebatch.train.averages import require_memory
 from largebatch.train.config import Config
 from largebatch.train.finite import infinite_constants
 from largebatch.train.precision import Precision
@@ -54,11 +56,12 @@ def prepare(config: Config, device: torch.device) -> Prepared:
         config.schedule,
         config.batch,
         config.optim.lr,
-        config.optim.scaling,
+        rate_rule(config.optim),
         len(source),
         atoms.minimum,
         config.snapshot.cycles or None,
     )
+    require_memory(config, schedule)
     order = source.order(config.run.seed)
     if isinstance(order, StreamOrder):
         order.require_divides(_step_sizes(config, schedule), schedule.total_samples)
@@ -88,6 +91,8 @@ def make_model(
 
 def _step_sizes(config: Config, schedule: Schedule) -> dict[str, int]:
     """Return the samples of a step in every phase, by the key that says so."""
+    if config.batch.control != "none":
+        return {"batch.size": config.batch.size, "batch.max": schedule.largest}
     phases = schedule.plan.phases
     names = [
         f"batch.plan[{i}].size" if p.size else "batch.size" for i, p in enumerate(config.batch.plan)

@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from largebatch.data import Batch
 from largebatch.data.draws import key
 from largebatch.engine import Engine
-from largebatch.nn import discard_step, frozen_statistics, ghost_place, step_end
+from largebatch.nn import (
+    discard_step,
+    frozen_statistics,
+    ghost_place,
+    keep_running,
+    step_end,
+)
 from largebatch.optim import SAM, Clipping
 from largebatch.probes.panel import Watch
+from largebatch.schedule import half_life_factor
 from largebatch.tasks import Task
 from largebatch.train.feed import Pass, Share
 from largebatch.train.held import HeldBuffers
@@ -37,6 +44,7 @@ class Stepper:
         leaves_out: whether samples may be left out that cannot be read, so that only the batches
             know a step's weight.
         ranks: process group whose ranks hold a ghost together; None: a ghost is one rank's.
+        half_life: of the norms' running statistics, in samples; None: they have a momentum.
 
     Attributes:
         clip_factor: of the last step, if gradients are clipped by their norm.
@@ -56,11 +64,13 @@ class Stepper:
         seed: int,
         leaves_out: bool = False,
         ranks: Any = None,
+        half_life: float | None = None,
     ) -> None:
         self.model, self.task, self.engine = model, task, engine
         self.precision, self.device = precision, device
         self.clip, self.sam = clip, sam
         self.seed, self.leaves_out, self.ranks = seed, leaves_out, ranks
+        self._half_life = half_life
         self._carry = task.carry()
         self._memory: dict[int, Tensor] = {}
         self.clip_factor: Tensor | None = None
@@ -91,6 +101,9 @@ class Stepper:
         self._memory = {} if self._carry is None else self._carry.rows()
         if self._buffers is not None:
             self._buffers.hold()
+        if self._half_life is not None:
+            kept = half_life_factor(share.step.size, self._half_life)
+            keep_running(self.model, kept, share.ghosts, len(share.parts))
         weight = None if self.leaves_out else self.task.step_weight(share.step.size)
         passes: Iterable[Pass] = share.passes
         if weight is None or self.sam is not None:

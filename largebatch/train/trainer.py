@@ -15,10 +15,12 @@ from largebatch.train import checkpoint
 from largebatch.train.back_off import back_off
 from largebatch.train.build import Parts
 from largebatch.train.config import Config
+from largebatch.train.control import NoiseControl
 from largebatch.train.feed import Share
 from largebatch.train.instruments import build_evaluations, build_moment, build_panel
 from largebatch.train.ledger import Ledger, Taken
 from largebatch.train.micro import is_out_of_memory
+from largebatch.train.moments import PhaseMoments
 from largebatch.train.named import Named
 from largebatch.train.nonfinite import NonFinite
 from largebatch.train.position import Position
@@ -55,6 +57,8 @@ class Trainer:
         every, main = config.telemetry.every, self.world.is_main
         self.telemetry = Telemetry(parts.task, every, self.clock, shown=main)
         self.panel = build_panel(config, parts, directory, self.heartbeat, self.telemetry)
+        self.control = self.panel.find(NoiseControl)
+        self.moments = PhaseMoments(parts.schedule, parts.optimizer, parts.model)
         self.evaluations = build_evaluations(config, parts, self.panel, stop)
         self.state = RunState(parts.engine, self.panel, self.world, parts.streams)
         self.nonfinite = NonFinite(config.run.on_nonfinite, parts, directory.checkpoints)
@@ -62,6 +66,7 @@ class Trainer:
         self._at = build_moment(config, parts, self.panel, lambda why: self.position.end(why))
         self._save_due = Every(config.checkpoint.every, self.clock).due
         self._named = Named(config.checkpoint.at, self.clock)
+        self._switched = False
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state.
@@ -112,7 +117,7 @@ class Trainer:
                 position.seconds = time.monotonic() - since
                 if self._stops_after(share.step, stopping):
                     return False
-                if position.reached:
+                if position.reached or self._switched:  # go on here with the new batch
                     break
         position.last = {**(position.last or {}), **self.panel.ask("end", self._at)} or None
         self._save(end=True)
@@ -121,10 +126,12 @@ class Trainer:
     def _stops_after(self, step: Step, stopping: bool) -> bool:
         """Evaluate and save where it is time to; return whether the run was asked to stop."""
         evaluate = self._evaluation_due(step)
+        decide = self.control is not None and self.control.window_ends(step)
         save = self._save_due(step, self.position.steps) or bool(self._named.due(step.end))
         save = save and step.end < self.schedule.total_samples
-        if evaluate or save:
+        if evaluate or save or decide:
             stopping = self.ledger.settle() or stopping
+        self._switched = self.control is not None and decide and self.control.decide(step)
         if evaluate and not stopping:
             stopping = self._evaluate(step)
         if stopping:
@@ -138,8 +145,20 @@ class Trainer:
         """Take a step; return whether to stop after it, or None if memory ran out."""
         parts, position, step, at = self.parts, self.position, share.step, self._at
         rate = self.schedule.lr(step.start)
-        set_step(parts.optimizer, self.config.optim, rate, step.size, self.clock, step.start)
+        self.moments.enter(step)
+        set_step(
+            parts.optimizer,
+            self.config.optim,
+            rate,
+            step.size,
+            self.clock,
+            step.start,
+            self.schedule.reference,
+            self.schedule.peak(step.start),
+            step.phase.size,
+        )
         at.step, at.number = step, position.steps + 1
+        at.parts = tuple(part.stop - part.start for part in share.parts if not part.idle)
         found: Found = []
         try:
             sums = parts.stepper.run(share, bool(self.stop), self.panel.watch(at, found))

@@ -192,12 +192,19 @@ def test_a_signal_that_may_be_zero_has_no_upper_end():
     # The largest signal that is not ruled out gives the lower end.
     most = noise.mean() + 0.01 + 2.02 * noise.std(ddof=1) / math.sqrt(40)
     assert weak.low == pytest.approx(100 / most, rel=0.1)
-    assert weak.text() == f"> {weak.low:,.4g}"
+    # Twice as many steps at least, and as many as bring the standard error down to the signal.
+    mean, error = noise.mean() + 0.01, noise.std(ddof=1) / math.sqrt(40)
+    likely = mean if mean > 0 else 2.02 * error
+    assert weak.wanted == pytest.approx(max(40 * (2.02 * error / likely) ** 2, 80), rel=0.02)
+    least, more = "about" if mean > 0 else "at least", math.ceil(weak.wanted - 40)
+    told = f"{least} {more:,} more measurements for an upper bound"
+    assert weak.text() == f"> {weak.low:,.4g} samples; {told}"
     assert weak.of_set(500).high == 500.0
     below = estimate_noise(noise - 5, trace)
     assert below.value == below.high == math.inf
     nothing = estimate_noise(noise, noise[::-1].copy())
     assert (nothing.low, nothing.high) == (0.0, math.inf)
+    assert nothing.text().startswith("not known yet; ") and "> 0" not in nothing.text()
     assert estimate_noise(noise[:3], trace[:3]) is None
 
 
@@ -278,4 +285,6 @@ def test_a_record_stays_small_and_goes_on():
 
 
 def test_words():
-    assert NoiseEstimate(1204.0, 90.0, 980.2, 1530.0, 30, 0.0).text() == "1,204 [980.2, 1,530]"
+    assert (
+        NoiseEstimate(1204.0, 90.0, 980.2, 1530.0, 30, 0.0).text() == "1,204 [980.2, 1,530] samples"
+    )

@@ -78,7 +78,9 @@ def test_the_norms_facts_are_those_of_before() -> None:
     assert having(norms, lambda f: f.weights) == set(FORMS)
     assert having(norms, lambda f: f.per_forward) == {"batch"}
     assert unused_keys("topk") == {"groups": None}
-    assert set(unused_keys("group")) == {"topk", "sync_ranks", "ghost_size", "running", "momentum"}
+    assert set(unused_keys("group")) == {
+        *("topk", "sync_ranks", "ghost_size", "running", "momentum", "half_life"),
+    }
     assert spans_ranks(NormConfig("sync")) and not spans_ranks(NormConfig("l1", 32))
     assert spans_ranks(NormConfig("l1", sync_ranks=2))
 
@@ -86,13 +88,15 @@ def test_the_norms_facts_are_those_of_before() -> None:
 def test_the_optimizers_facts_are_those_of_before() -> None:
     assert keys_of_some() == [
         *("momentum", "nesterov", "dampening", "dampen_first_step", "lr_inside_momentum"),
-        *("momentum_correction", "lr_correction", "adapt_norm_and_bias", "preset"),
+        *("momentum_correction", "lr_correction", "decay_timescale", "adapt_norm_and_bias"),
+        "preset",
         *("trust_coefficient", "betas", "eps", "momentum_half_life", "beta2_half_life"),
         *("transition_center", "transition_period"),
     ]
     assert having(optimizers, lambda f: f.whole_matrices) == {"muon"}
     assert having(optimizers, lambda f: f.by_engine) == {"deepspeed"}
     assert having(optimizers, lambda f: "transition_center" in f.takes) == {"rmsprop_warmup"}
+    assert having(optimizers, lambda f: "decay_timescale" in f.takes) == {"sgdw", "muon", "adamw"}
     assert optimizers.entry("sgd").facts.takes - optimizers.entry("sgdw").facts.takes == {
         "lr_correction"
     }

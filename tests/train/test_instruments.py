@@ -194,6 +194,7 @@ def test_every_instrument_of_the_house_is_among_them() -> None:
 
     registered = {entry.factory for entry in probes}
     missing = {k.name for k in kinds(Instrument) - registered} - SWITCHES.keys()
+    missing -= {"batch_control"}  # it is there to change the run: test_control.py
     assert not missing, f"no test of {missing}"
 
 
