@@ -53,6 +53,13 @@ class RunFailure(RuntimeError):
         super().__init__(one_line(message))
 
 
+class Lost(RunFailure):
+    """A run that its own config has brought to an end: started again, it would end so again.
+
+    It has diverged, or wants more memory than there is. Its run directory keeps the reason.
+    """
+
+
 def raised(error: BaseException) -> str:
     """Return what a user's code raised, and where in it: TYPE: MESSAGE (FILE:LINE).
 

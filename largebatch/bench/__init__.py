@@ -155,7 +155,7 @@ def run(arguments: Sequence[str]) -> int:
         write_record(options.json, record)
         print(f"record: {options.json}")
     if options.html is not None:
-        from largebatch.bench.page import write_page
+        from largebatch.report.record_page import write_page
 
         write_page(options.html, record, charts)
         print(f"page: {options.html}")

@@ -236,7 +236,7 @@ def _limit(phases: dict[str, float]) -> dict[str, str]:
 
 def charts(record: BenchmarkRecord) -> list[tuple[str, str, Any]]:
     """Return (title, note, plotly figure) for the record's page."""
-    from largebatch.bench.page import bars, lines
+    from largebatch.report.record_page import bars, lines
 
     rows = [
         {**row, "case": f"{row['contender']}, {row['precision']}, {row['batch']}"}

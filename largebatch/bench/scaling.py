@@ -218,7 +218,7 @@ def _compare(rows: list[dict[str, Any]], settings: Settings) -> None:
 
 def charts(record: BenchmarkRecord) -> list[tuple[str, str, Any]]:
     """Return (title, note, plotly figure) for the record's page."""
-    from largebatch.bench.page import bars, lines
+    from largebatch.report.record_page import bars, lines
 
     rows = record.rows
     ours = [row for row in rows if row["contender"] == OURS]

@@ -3,11 +3,12 @@
 Importing this package registers every data set that a config can name.
 """
 
-from largebatch.data import arrays, cifar, digits, imagefolder, mnist, synthetic
+from largebatch.data import arrays, cifar, digits, imagefolder, mnist, quadratic, synthetic
 from largebatch.data.batch import Batch
 from largebatch.data.build import build_source
 from largebatch.data.config import DataConfig
 from largebatch.data.dali import require_dali
+from largebatch.data.feature_batch import FeatureBatch
 from largebatch.data.image_batch import ImageBatch
 from largebatch.data.image_source import ImageSource
 from largebatch.data.mixing import Mixed
@@ -24,6 +25,7 @@ __all__ = [
     "DataConfig",
     "Delivery",
     "EpochOrder",
+    "FeatureBatch",
     "ImageBatch",
     "ImageSource",
     "Mixed",
@@ -42,6 +44,7 @@ __all__ = [
     "digits",
     "imagefolder",
     "mnist",
+    "quadratic",
     "require_dali",
     "synthetic",
 ]

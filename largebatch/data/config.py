@@ -16,7 +16,8 @@ class DataConfig:
     """What is trained on, where it lies and how it is read."""
 
     name: str = "digits"
-    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, arrays, imagefolder, synthetic or
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, arrays, imagefolder, quadratic,
+    synthetic or
     package.module:callable (called with "train" or "val", returns a map-style data set)."""
 
     root: UserPath | None = field(default=None, metadata=FREE | OF_RANK)

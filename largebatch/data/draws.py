@@ -30,6 +30,7 @@ class Stream(IntEnum):
     SPLIT = 5
     PIXELS = 6
     LIMIT = 7
+    FEATURES = 8
 
 
 def mix_int(value: int) -> int:

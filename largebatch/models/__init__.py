@@ -5,6 +5,7 @@ from largebatch.models import (  # noqa: F401
     cifar_resnet,
     digits_cnn,
     f1,
+    linear,
     nf_resnet,
     resnet,
     shallow,

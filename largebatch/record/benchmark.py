@@ -29,6 +29,7 @@ class BenchmarkRecord:
         rows: one mapping of names to values for each case, baselines among them.
         environment: see ``environment``.
         notes: what a reader must know to judge the numbers.
+        details: what the rows were concluded from, for pictures; no part of the table.
     """
 
     name: str
@@ -36,6 +37,7 @@ class BenchmarkRecord:
     rows: list[dict[str, Any]]
     environment: dict[str, Any] = field(default_factory=lambda: environment())
     notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> str:
         """Return formula, rows and notes as plain text for a terminal."""

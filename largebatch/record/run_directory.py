@@ -83,6 +83,11 @@ class RunDirectory:
         return self.path / "summary.json"
 
     @property
+    def lost(self) -> Path:
+        """Why a run has been lost that diverged or ran out of memory, JSON; absent of others."""
+        return self.path / "lost.json"
+
+    @property
     def task(self) -> Path:
         """What the task's figures mean, JSON; absent in runs from before it."""
         return self.path / "task.json"
@@ -196,6 +201,22 @@ class RunDirectory:
     def write_task(self, facts: dict[str, Any]) -> None:
         """Write what is to be known of the run's task, whole or not at all."""
         write_atomically(self.task, json_text(facts, indented=True) + "\n")
+
+    def read_lost(self) -> str | None:
+        """Return why the run cannot go on as it is, None where nothing says so.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        found = read_object(self.lost, "delete it to go on")
+        return None if found is None else str(found.get("reason"))
+
+    def write_lost(self, reason: str | None) -> None:
+        """Write why the run cannot go on as it is; None: that it may again."""
+        if reason is None:
+            self.lost.unlink(missing_ok=True)
+        else:
+            write_atomically(self.lost, json_text({"reason": reason}, indented=True) + "\n")
 
     def write_config(self, text: str) -> None:
         """Write the resolved config, whole or not at all."""

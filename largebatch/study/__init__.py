@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from largebatch.study import (  # noqa: F401
+    critical_batch,
+    decision,
+    generalization_gap,
+    steps_to_target,
+    sweep,
+)
 from largebatch.study.carry_out import carry_out
 from largebatch.study.grid import GridStudy
 from largebatch.study.job import Job

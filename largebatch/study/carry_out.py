@@ -20,13 +20,12 @@ from largebatch.record import BenchmarkRecord
 from largebatch.study.child import Child
 from largebatch.study.devices import share
 from largebatch.study.job import WORKPLACE, Place
+from largebatch.study.progress import Progress
 from largebatch.study.study import Study
 from largebatch.train import Outcome
 from largebatch.train.continuation import headline
-from largebatch.train.progress import say
 
 POLL_SECONDS = 0.1
-TOLD_SECONDS = 60.0  # between two words of a job that goes on
 
 
 def carry_out(
@@ -55,7 +54,7 @@ class Survey:
     """The jobs that a study asks for, and which of them are done."""
 
     def __init__(self, study: Study, folder: Path) -> None:
-        self._study, self._folder = study, folder
+        self.study, self._folder = study, folder
         self.done: dict[str, Outcome] = {}
         self.places: dict[str, Place] = {}  # of all jobs, in the order they were asked for
 
@@ -63,7 +62,7 @@ class Survey:
         """Return the jobs that are asked for and not done, having looked at new ones."""
         while True:
             fresh = False
-            asked = [Place(job, self._folder) for job in self._study.jobs(dict(self.done))]
+            asked = [Place(job, self._folder) for job in self.study.jobs(dict(self.done))]
             names = [place.job.name for place in asked]
             for place in asked:
                 name = place.job.name
@@ -112,14 +111,15 @@ class _Session:
         self._running: dict[int, Child] = {}  # by slot
         self._slots = at_a_time
         self._failed: dict[str, str] = {}
-        self._told = time.monotonic()
+        self._progress = Progress(at_a_time)
+        self._said: set[str] = set()
 
     def run(self) -> dict[str, Outcome]:
         """Return the outcomes once all jobs are done."""
         try:
-            waiting = self._survey.ask()
+            waiting = self._ask()
             ready = len(self._survey.done)
-            say(f"{len(self._survey.places)} jobs, {ready} of them done")
+            self._progress.say(f"{len(self._survey.places)} jobs, {ready} of them done")
             while waiting:
                 self._start(waiting)
                 if self._stop:
@@ -127,13 +127,23 @@ class _Session:
                 if not self._running:
                     break
                 if self._wait():
-                    waiting = self._survey.ask()
+                    waiting = self._ask()
         finally:
+            self._progress.close()
             for child in self._running.values():
                 child.kill()
         if self._failed:
             raise self._failure()
         return self._survey.done
+
+    def _ask(self) -> list[Place]:
+        """Return the jobs to do, having said what the study says of them."""
+        waiting = self._survey.ask()
+        for line in self._survey.study.says(dict(self._survey.done)):
+            if line not in self._said:
+                self._progress.say(line)
+                self._said.add(line)
+        return waiting
 
     def _failure(self) -> RunFailure:
         name, why = next(iter(self._failed.items()))
@@ -152,7 +162,7 @@ class _Session:
                 place = rest.pop(0)
                 changes = share(slot, self._slots, place.job.nproc)
                 self._running[slot] = Child(place, changes)
-                say(f"{self._count()} {place.job.name}: started")
+                self._progress.say(f"{self._count()} {place.job.name}: started")
 
     def _wait(self) -> bool:
         """Wait until a job ends; return whether one is done, so that the study can be asked."""
@@ -164,18 +174,23 @@ class _Session:
                     return self._ended(child, code)
             if self._stop:
                 self._end()
-            self._tell()
+            self._progress.show(
+                list(self._running.values()), len(self._survey.done), len(self._survey.places)
+            )
             time.sleep(POLL_SECONDS)
 
     def _ended(self, child: Child, code: int) -> bool:
         place = child.place
-        if code == 0 and self._survey.look(place):
-            summary = self._survey.done[place.job.name].summary or {}
-            words = f"{headline(summary)} in {child.seconds:.0f} s"
-            say(f"{self._count()} {place.job.name}: done, {words}")
+        self._progress.ended(child.seconds)
+        if self._survey.look(place):
+            outcome = self._survey.done[place.job.name]
+            words = outcome.lost or f"done, {headline(outcome.summary or {})}"
+            self._progress.say(
+                f"{self._count()} {place.job.name}: {words} in {child.seconds:.0f} s"
+            )
             return True
         self._failed[place.job.name] = child.account(code)
-        say(f"{self._count()} {place.job.name}: {self._failed[place.job.name]}")
+        self._progress.say(f"{self._count()} {place.job.name}: {self._failed[place.job.name]}")
         return False
 
     def _end(self) -> None:
@@ -197,13 +212,6 @@ class _Session:
             f"stopped by {self._stop.name}, {len(self._survey.done)} of"
             f" {len(self._survey.places)} jobs are done; the same command goes on"
         )
-
-    def _tell(self) -> None:
-        """Say now and then how far the jobs are, in their own words."""
-        if time.monotonic() - self._told > TOLD_SECONDS:
-            self._told = time.monotonic()
-            for child in self._running.values():
-                say(f"{self._count()} {child.place.job.name}: {child.last_line()}")
 
     def _count(self) -> str:
         return f"[{len(self._survey.done)}/{len(self._survey.places)}]"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from largebatch._errors import UserError, nearest, raised
+from largebatch._errors import UserError, raised
 from largebatch._output import forgive_lost_output
 from largebatch._paths import user_path
 from largebatch._registry import this_folder_last
 from largebatch.record import BenchmarkRecord, write_record
 from largebatch.study.carry_out import Survey, carry_out, owned
 from largebatch.study.commands import write_commands
+from largebatch.study.grid import plain
+from largebatch.study.options import described, read_options
 from largebatch.study.study import Study, studies
-from largebatch.train.parse import options_of
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     if "--list" in arguments:
         for entry in studies:
             print(f"{entry.name:<16} {entry.summary}")
-            for option in _options(entry.factory):
+            for option in described(entry.factory):
                 print(f"    {option}")
         return 0
     if not arguments or arguments[0].startswith("-"):
@@ -54,13 +53,18 @@ def run_study(factory: Callable[..., Study], name: str, arguments: Sequence[str]
     """
     options, rest = _parser(name).parse_known_args(list(arguments))
     study = _made(factory, name, rest)
-    folder: Path = options.folder
-    if options.commands:
+    folder: Path = options.folder or Path("studies") / plain(name)
+    if not list(study.jobs({})):  # all that it asks is known
+        _write(study, study.conclude({}), options.folder, options)
+        return 0
+    if options.commands is not None:
         with owned(folder):
             survey = Survey(study, folder)
             waiting = survey.ask()
+            for line in study.says(survey.done):
+                print(line)
             if waiting:
-                commands, array = write_commands(waiting, folder)
+                commands, array = write_commands(waiting, folder, options.commands)
                 print(f"{len(waiting)} of {len(survey.places)} jobs to do")
                 print(f"commands: {commands}")
                 print(f"Slurm: sbatch {array}")
@@ -70,54 +74,54 @@ def run_study(factory: Callable[..., Study], name: str, arguments: Sequence[str]
     else:
         forgive_lost_output()
         record = carry_out(study, folder, options.at_a_time)
-    _write(record, options.json or folder / "record.json")
+    _write(study, record, folder, options)
     return 0
 
 
-def _write(record: BenchmarkRecord, path: Path) -> None:
+def _write(
+    study: Study, record: BenchmarkRecord, folder: Path | None, options: argparse.Namespace
+) -> None:
+    """Print the record, and write it and its page where there is a place for them."""
     print(record.table())
-    write_record(path, record)
-    print(f"record: {path}")
+    path = options.json or (folder and folder / "record.json")
+    if path is not None:
+        write_record(path, record)
+        print(f"record: {path}")
+    page = options.html or (folder and folder / "report.html")
+    if page is not None and study.draw(record, page):
+        print(f"page: {page}")
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"largebatch study {name}",
         description="Carry out a study; the same command goes on. --key=value sets an option of"
-        " its own, see --list.",
+        " its own, see --list, and most take those of largebatch train.",
         allow_abbrev=False,
     )
-    parser.add_argument("--folder", type=user_path, required=True, help="where its runs lie")
+    parser.add_argument(
+        "--folder", type=user_path, help="where its runs lie; by default studies/NAME"
+    )
     parser.add_argument(
         "--at-a-time", type=int, default=1, metavar="N", help="jobs that run at once"
     )
     parser.add_argument(
         "--commands",
-        action="store_true",
-        help="start nothing: write the jobs as commands and as a Slurm array; conclude if all are"
-        " done",
+        nargs="?",
+        type=user_path,
+        const=Path(),
+        metavar="FILE",
+        help="start nothing: write the jobs as a list of commands (FOLDER/jobs/commands.txt) and,"
+        " beside it, as a Slurm array; conclude if all are done",
     )
     parser.add_argument("--json", type=user_path, help="the record's file; FOLDER/record.json")
+    parser.add_argument("--html", type=user_path, help="the page's file; FOLDER/report.html")
     return parser
 
 
-def _made(factory: Callable[..., Study], name: str, arguments: Iterable[str]) -> Study:
+def _made(factory: Callable[..., Study], name: str, arguments: Sequence[str]) -> Study:
     """Call a study's factory with options of its own."""
-    given: dict[str, str] = {}
-    known = inspect.signature(factory).parameters
-    for argument in arguments:
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not equals:
-            raise UserError(f"{argument!r}: a study's own options are written --key=value")
-        if key not in known:
-            raise UserError(
-                f"--{key}: study {name} has {', '.join(known) or 'no options'}{nearest(key, known)}"
-            )
-        given[key] = value
-    values: dict[str, Any] = options_of(factory, given, f"study {name}")
-    for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in values:
-            raise UserError(f"study {name}: --{key}=VALUE is missing")
+    values = read_options(factory, name, arguments)
     try:
         study = factory(**values)
     except UserError:
@@ -127,9 +131,3 @@ def _made(factory: Callable[..., Study], name: str, arguments: Iterable[str]) ->
     if not isinstance(study, Study):
         raise UserError(f"study {name}: {type(study).__name__} is no largebatch.study.Study")
     return study
-
-
-def _options(factory: Callable[..., Study]) -> Iterable[str]:
-    for key, parameter in inspect.signature(factory).parameters.items():
-        default = "" if parameter.default is parameter.empty else f" ({parameter.default!r})"
-        yield f"--{key}={str(parameter.annotation).removeprefix('typing.')}{default}"

@@ -10,6 +10,7 @@ from largebatch._errors import UserError
 from largebatch.record import write_atomically
 from largebatch.study.job import WORKPLACE, Place
 
+NO_FILE = Path()
 ARRAY = """\
 #!/bin/bash
 # One task a job. Resources are yours to give: sbatch --cpus-per-task=8 --gpus=1 {name}
@@ -24,13 +25,19 @@ esac
 """
 
 
-def write_commands(places: Sequence[Place], folder: Path) -> tuple[Path, Path]:
-    """Write ``commands.txt``, a line a job, and ``array.sbatch``; return both.
+def write_commands(
+    places: Sequence[Place], folder: Path, file: Path = NO_FILE
+) -> tuple[Path, Path]:
+    """Write a list of commands, a line a job, and a Slurm array of them; return both files.
 
     A command goes on with what its job has left, and may be started again at any time.
 
+    Args:
+        folder: of the study. file: of the list, the array's ends in ``.sbatch``; by default
+            ``commands.txt`` and ``array.sbatch`` in the folder of the jobs.
+
     Raises:
-        UserError: the folder's name does not fit in a line.
+        UserError: the folder's name does not fit in a line, or a file cannot be written.
     """
     if not str(folder.absolute()).isprintable():
         raise UserError(f"--folder {str(folder)!r}: its name does not fit in a line")
@@ -40,8 +47,16 @@ def write_commands(places: Sequence[Place], folder: Path) -> tuple[Path, Path]:
         f"    {number}) exec {line} >> {shlex.quote(str(place.log))} 2>&1 ;;"
         for number, (line, place) in enumerate(zip(lines, places, strict=True), 1)
     ]
-    commands, array = (folder / WORKPLACE / name for name in ("commands.txt", "array.sbatch"))
-    write_atomically(commands, "".join(f"{line}\n" for line in lines))
-    text = ARRAY.format(name=array.name, count=len(lines), cases="\n".join(cases))
-    write_atomically(array, text)
+    if file.name:
+        commands, array = file, file.with_suffix(".sbatch")
+    else:
+        commands, array = (folder / WORKPLACE / name for name in ("commands.txt", "array.sbatch"))
+    if array == commands:
+        raise UserError(f"--commands {file}: the list; the array beside it ends in .sbatch")
+    try:
+        write_atomically(commands, "".join(f"{line}\n" for line in lines))
+        text = ARRAY.format(name=array.name, count=len(lines), cases="\n".join(cases))
+        write_atomically(array, text)
+    except OSError as error:
+        raise UserError(f"--commands {file}: cannot be written ({error.strerror})") from None
     return commands, array

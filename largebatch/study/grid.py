@@ -9,13 +9,13 @@ from statistics import mean, stdev
 from typing import Any
 
 from largebatch._errors import UserError
-from largebatch.record import BenchmarkRecord
+from largebatch.record import BenchmarkRecord, RunDirectory
 from largebatch.study.job import Job
-from largebatch.study.study import Done, Study, studies
-from largebatch.train import parse
+from largebatch.study.study import Done, Study
+from largebatch.tasks import Figure
+from largebatch.train import Outcome, parse
 
 
-@studies.register("grid", "sets of options, each with several seeds: a table of a final figure")
 class GridStudy(Study):
     """Every cell with every seed.
 
@@ -24,12 +24,12 @@ class GridStudy(Study):
         seeds: ``run.seed`` of the runs of a cell.
         base: options of all cells, which a cell's own override.
         figure: of the last validation; None: the one that the task is known by.
-        percent: give it in %.
+        percent: give it in %; None: where people read it so.
         column: head of the names' column.
         name: of the record.
     """
 
-    formula = "mean and standard deviation over seeds of the last validation's {figure}"
+    formula = "mean and standard deviation over seeds of the last validation's {figure}{unit}"
     notes: tuple[str, ...] = ()
 
     def __init__(
@@ -38,12 +38,12 @@ class GridStudy(Study):
         seeds: Sequence[int] = (0, 1, 2),
         base: Sequence[str] = (),
         figure: str | None = None,
-        percent: bool = False,
+        percent: bool | None = None,
         column: str = "cell",
         name: str = "grid",
     ) -> None:
         if not cells or not seeds:
-            raise UserError("study grid: at least one cell and one seed")
+            raise UserError(f"study {name}: at least one cell and one seed")
         self.cells, self.seeds, self.base = cells, seeds, base
         self.figure, self.percent, self.column, self.name = figure, percent, column, name
 
@@ -57,6 +57,7 @@ class GridStudy(Study):
             Job(
                 self.job_name(cell, seed),
                 parse.parse([*self.base, *options, f"--run.seed={seed}"]),
+                may_be_lost=True,
             )
             for cell, options in self.cells.items()
             for seed in self.seeds
@@ -68,29 +69,58 @@ class GridStudy(Study):
 
     def conclude(self, done: Done) -> BenchmarkRecord:
         """Return a row a cell: seeds, mean, standard deviation, all values."""
-        summaries = {
-            cell: [done[self.job_name(cell, seed)].summary or {} for seed in self.seeds]
-            for cell in self.cells
-        }
-        figure = self.figure or next(iter(summaries.values()))[0].get("headline", "loss")
+        known = self.known(done)
+        percent = known.percent if self.percent is None else self.percent
         values = {
-            cell: [value_of(summary, figure, self.percent) for summary in each]
-            for cell, each in summaries.items()
+            cell: [
+                value_of(done[name].summary or {}, known.name, percent)
+                for name in (self.job_name(cell, seed) for seed in self.seeds)
+                if not done[name].lost
+            ]
+            for cell in self.cells
         }
         rows = [
             {
                 self.column: cell,
-                **spread(each, figure, digits=2 if self.percent else 4),
-                **self.further(cell, values),
+                **spread(each, known.name, digits=2 if percent else 4),
+                **self.further(cell, values, known),
             }
             for cell, each in values.items()
         ]
-        formula = self.formula.format(figure=figure)
-        return BenchmarkRecord(self.name, formula, rows, notes=list(self.notes))
+        formula = self.formula.format(figure=known.name, unit=", in %" * percent)
+        lost = [f"{name}: lost: {done[name].lost}" for name in sorted(done) if done[name].lost]
+        details = {"figure": known.name, "percent": percent}
+        return BenchmarkRecord(
+            self.name, formula, rows, notes=[*self.notes, *lost], details=details
+        )
 
-    def further(self, cell: str, values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    def known(self, done: Done) -> Figure:
+        """Return the figure that is compared, as the task of the runs knows it.
+
+        Raises:
+            UserError: no run has come to its end.
+        """
+        outcome = next((each for each in done.values() if each.summary), None)
+        if outcome is None:
+            raise UserError(f"study {self.name}: every run was lost; see FOLDER/jobs/*.log")
+        return known_figure(outcome, self.figure)
+
+    def further(
+        self, cell: str, values: Mapping[str, Sequence[float]], known: Figure
+    ) -> dict[str, Any]:
         """Return what else the row of ``cell`` says, of the values of all cells."""
         return {}
+
+
+def known_figure(outcome: Outcome, name: str | None) -> Figure:
+    """Return a figure of a finished run, as its task knows it; None: its headline."""
+    facts = RunDirectory(outcome.directory).read_task() or {}
+    name = name or (outcome.summary or {}).get("headline", "loss")
+    known = {**facts.get("figures", {})}
+    headline = facts.get("headline", {})
+    if headline.get("name") == name:
+        known[name] = headline
+    return Figure(**known[name]) if name in known else Figure(name)
 
 
 def plain(name: str) -> str:
@@ -115,7 +145,7 @@ def spread(values: Sequence[float], figure: str, digits: int = 2) -> dict[str, A
     """Return mean, standard deviation and every value of one cell's seeds."""
     return {
         "seeds": len(values),
-        figure: round(mean(values), digits),
+        figure: round(mean(values), digits) if values else "lost",
         "sd": round(stdev(values), digits) if len(values) > 1 else None,
         "all": [round(value, digits) for value in values],
     }

@@ -15,7 +15,7 @@ from largebatch.train import Outcome, parse
 from largebatch.train.branch import require_start
 from largebatch.train.config import Config
 from largebatch.train.continuation import differences, without
-from largebatch.train.outcome import finished
+from largebatch.train.outcome import outcome_of
 
 WORKPLACE = "jobs"  # of a study's folder: the configs and outputs of its jobs
 
@@ -32,12 +32,15 @@ class Job:
         config: ``run.dir``, ``run.nproc`` and ``checkpoint.resume`` are the study's to set.
         start: a checkpoint of another job to branch off from, as `Outcome.checkpoint` returns it.
         nproc: local ranks.
+        may_be_lost: whether it is a result that the run has been lost: it diverged, or wants more
+            memory than there is. Otherwise that is a failure of the job.
     """
 
     name: str
     config: Config
     start: Path | None = None
     nproc: int = 1
+    may_be_lost: bool = False
 
     def check(self) -> None:
         """Refuse a name that is no folder's.
@@ -91,8 +94,9 @@ class Place:
                 require_start(self.run, self.job.start)
             except UserError as error:
                 raise UserError(f"job {self.job.name}: {error}") from None
-        summary = self.run.read_summary()
-        return None if summary is None else finished(self.run.path, summary)
+        if self.run.finished() or (self.job.may_be_lost and self.run.read_lost()):
+            return outcome_of(self.run.path)
+        return None
 
     def _require_same(self, wanted: Config, found: Config) -> None:
         different = differences(wanted, found)

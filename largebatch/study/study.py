@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from largebatch._registry import Facts, Registry
 from largebatch.record import BenchmarkRecord
+from largebatch.report.record_page import write_page
 from largebatch.study.job import Job
 from largebatch.train import Outcome
 
@@ -33,6 +35,24 @@ class Study(ABC):
     @abstractmethod
     def conclude(self, done: Done) -> BenchmarkRecord:
         """Return what the runs say, once every job of :meth:`jobs` is done."""
+
+    def says(self, done: Done) -> Iterable[str]:
+        """Return what a person should know before the jobs asked for begin, such as their cost.
+
+        Each line is said once; later ones may follow from results.
+        """
+        return ()
+
+    def draw(self, record: BenchmarkRecord, path: Path) -> bool:
+        """Write a page of what was concluded to ``path``; return whether there is one."""
+        charts = list(self.charts(record))
+        if charts:
+            write_page(path, record, charts, f"study {record.name}")
+        return bool(charts)
+
+    def charts(self, record: BenchmarkRecord) -> Iterable[tuple[str, str, Any]]:
+        """Return (title, note, plotly figure) of what was concluded."""
+        return ()
 
 
 studies: Registry[Callable[..., Study], Facts] = Registry(

@@ -14,6 +14,7 @@ from largebatch.tasks.registry import (
     default_config,
     tasks,
 )
+from largebatch.tasks.regression import Regression
 from largebatch.tasks.stream_rows import StreamRows
 from largebatch.tasks.task import Atom, Task, Votes
 
@@ -24,6 +25,7 @@ __all__ = [
     "Classification",
     "ClassificationConfig",
     "Figure",
+    "Regression",
     "StreamRows",
     "Task",
     "TaskConfig",

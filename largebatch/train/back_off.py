@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from largebatch._errors import RunFailure
+from largebatch._errors import Lost
 from largebatch.schedule import Step
 from largebatch.train.feed import Feed
 from largebatch.train.micro import halved
@@ -14,13 +14,13 @@ def back_off(error: BaseException, step: Step, feed: Feed, stepper: Stepper) -> 
     """Halve the forward passes of the step's phase and forget the step, which is to be taken again.
 
     Raises:
-        RunFailure: their size was not ours to choose, a pass holds one ghost already, or other
+        Lost: their size was not ours to choose, a pass holds one ghost already, or other
             ranks take part.
     """
     micro = feed.micro(step)
     smaller = halved(micro, feed.atoms.size) if step.phase.micro == "auto" else None
     if smaller is None or feed.world.world_size > 1:
-        raise RunFailure(
+        raise Lost(
             f"memory ran out at batch.micro={micro}: set batch.micro to less ({error})"
         ) from error
     say(f"memory ran out: batch.micro {micro} -> {smaller}")

@@ -37,6 +37,7 @@ def begin(
     if not directory.config.exists():
         write_parent(directory, parent)
         directory.write_config(parse.dump(config))
+    directory.write_lost(None)
     if not directory.task.exists():
         directory.write_task(_facts(config, parts.task))
     writer = MetricsWriter(directory.metrics)

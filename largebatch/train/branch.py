@@ -1,7 +1,8 @@
 """A run that begins where another one was: a branch.
 
 It takes the model, the optimizer's state, the averages, the loss scaler and what instruments keep,
-and goes on from the sample it left at, since schedules are functions of samples. Its seconds and
+and goes on from the sample it left at, since schedules are functions of samples. An average with
+another half-life than the parent's begins anew. Its seconds and
 its records are its own, and settings of the optimizer are those of its own config. ``parent.json``
 in its directory says where it comes from.
 """
@@ -15,6 +16,7 @@ import torch
 
 from largebatch._errors import UserError
 from largebatch.optim.state import settings_of
+from largebatch.probes import WeightAverage
 from largebatch.record import RunDirectory, json_text, parse_json, read_file, write_atomically
 from largebatch.train import parse
 from largebatch.train.config import Config, run_name
@@ -42,6 +44,10 @@ def branch(trainer: Trainer, state: dict[str, Any], checkpoint: Path) -> dict[st
     if isinstance(position, dict):  # what it is otherwise is refused below
         own = {key: fresh[key] for key in OWN}
         state = {**state, "position": {**position, **own}}
+    average = trainer.panel.find(WeightAverage)
+    half_life = trainer.config.ema.half_life
+    if average is not None and (parent is None or parent.ema.half_life != half_life):
+        state = {**state, average.name: _begun(average, state.get("model"))}
     optimizer = trainer.parts.engine.optimizer
     if not trainer.parts.engine.flattens and isinstance(state.get("optimizer"), dict):
         state = {**state, "optimizer": _regrouped(state["optimizer"], optimizer)}
@@ -105,6 +111,13 @@ def require_start(directory: RunDirectory, start: Path | None) -> None:
 def is_parent(parent: dict[str, Any], start: Path) -> bool:
     """Whether a run began at ``start``, wherever the folder of both runs has been moved since."""
     return Path(parent["checkpoint"]).parts[-3:] == start.resolve().parts[-3:]
+
+
+def _begun(average: WeightAverage, weights: Any) -> Any:
+    """Return an average that begins at these weights."""
+    if not isinstance(weights, dict):  # said where they are loaded
+        return None
+    return {name: weights[name] for name in average.tensors if name in weights}
 
 
 def _regrouped(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

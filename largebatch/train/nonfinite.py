@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from largebatch._errors import RunFailure, UserError
+from largebatch._errors import Lost, UserError
 from largebatch.data import Batch
 from largebatch.optim.parameters import local
 from largebatch.processes.agreement import agreed, gathered
@@ -124,7 +124,7 @@ class NonFinite:
         """End a run that has gone on for long without a finite step, unless it is to go on.
 
         Raises:
-            RunFailure: on every rank alike.
+            Lost: on every rank alike.
         """
         if self._mode == "ignore" or not self.in_a_row:
             return
@@ -145,7 +145,7 @@ class NonFinite:
                 weights must be, in any mode.
 
         Raises:
-            RunFailure: it may not, and the run is not to go on; on every rank alike.
+            Lost: it may not, and the run is not to go on; on every rank alike.
         """
         name = None if state is None else self.first_of(state)
         name = agreed(name, self._parts.world)
@@ -177,7 +177,7 @@ class NonFinite:
         """Take in the loss of an evaluation; tell lost weights from lost validation data.
 
         Raises:
-            RunFailure: the weights are not finite, and the run is not to go on.
+            Lost: the weights are not finite, and the run is not to go on.
         """
         if math.isfinite(loss):
             return
@@ -221,7 +221,7 @@ class NonFinite:
                 return name
         return None
 
-    def _failure(self, why: str) -> RunFailure:
+    def _failure(self, why: str) -> Lost:
         """Say where it began, by looking after the fact; every rank must call it."""
         begun, remedy = "", ANOTHER_RUN
         scale = self._parts.engine.loss_scale()
@@ -240,7 +240,7 @@ class NonFinite:
                 remedy = f"the loss scale is {scale:.3g} now: {SCALE_REMEDY}"
         mode = f"run.on_nonfinite={self._mode}"
         text = f"{begun}{why} ({mode}); {self._last_good()}; {remedy}"
-        return RunFailure(text if self._parts.world.is_main else "")  # one line, of rank 0
+        return Lost(text if self._parts.world.is_main else "")  # one line, of rank 0
 
     def _seen(self) -> tuple[int, int, str]:
         """Return what this rank sees: a kind, a number to order within it, and its words."""

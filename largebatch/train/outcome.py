@@ -22,6 +22,7 @@ class Outcome:
         finished: whether it has come to its end; if not, the same call goes on.
         samples, steps: how far it is.
         summary: the figures of a finished run, as in summary.json; None of another.
+        lost: why the run cannot go on as it is: it diverged, or ran out of memory; else empty.
     """
 
     directory: Path
@@ -29,6 +30,7 @@ class Outcome:
     samples: int
     steps: int
     summary: dict[str, Any] | None = None
+    lost: str = ""
 
     def checkpoint(self, at: str | Duration) -> Path:
         """Return the checkpoint that ``checkpoint.at`` has kept: a ``start`` for other runs.
@@ -60,7 +62,8 @@ def outcome_of(path: Path) -> Outcome:
     if summary is not None:
         return finished(path, summary)
     name = checkpoint.latest_name(directory.checkpoints)
+    lost = directory.read_lost() or ""
     if name == "none":
-        return Outcome(path, False, 0, 0)
+        return Outcome(path, False, 0, 0, lost=lost)
     position = checkpoint.position_of(directory.checkpoints / name)
-    return Outcome(path, False, position["samples"], position["steps"])
+    return Outcome(path, False, position["samples"], position["steps"], lost=lost)

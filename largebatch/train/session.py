@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from largebatch._errors import RunFailure, UserError
+from largebatch._errors import Lost, RunFailure, UserError
 from largebatch._output import forgive_lost_output
 from largebatch._paths import UserPath
 from largebatch.nn import merged_running_stats
@@ -205,6 +205,10 @@ def _session(
             named.one_rank = True
             announce(named, world)
             raise named from error
+        except Lost as error:
+            if world.is_main:
+                directory.write_lost(str(error))
+            raise
         finally:
             for writer in writers:
                 writer.close()

@@ -8,9 +8,9 @@ import pytest
 
 from largebatch._errors import UserError
 from largebatch.bench import scaling
-from largebatch.bench.page import write_page
 from largebatch.bench.scaling import DDP, EPOCH, OURS, Case, Settings, cases
 from largebatch.record import BenchmarkRecord
+from largebatch.report.record_page import write_page
 
 SETTINGS = Settings("resnet18", image_size=32, seconds=0.01, rounds=1, price=2.0, epochs=10)
 

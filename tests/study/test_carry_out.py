@@ -17,6 +17,7 @@ from largebatch.record import BenchmarkRecord, read_metrics, read_record
 from largebatch.study import Job, Study, carry_out, devices
 from largebatch.study.carry_out import owned
 from largebatch.study.job import Place
+from largebatch.train import Outcome
 from largebatch.train.parse import parse
 
 STUDY = ["three:Three", "--folder"]
@@ -158,6 +159,22 @@ def test_in_this_process(tmp_path: Path, capsys) -> None:
     assert carry_out(One(Job("a", elsewhere)), tmp_path).rows == [{"job": "a"}]
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert carry_out(One(Job("a", parse(CONFIG))), moved).rows == [{"job": "a"}]
+
+
+def test_a_run_that_diverges_can_be_a_result(tmp_path: Path, capsys) -> None:
+    wrong = ["--data.limit=64", "--batch.size=16", "--schedule.length=8ep", "--optim.lr=1e30"]
+    study = One(Job("a", parse(wrong), may_be_lost=True), Job("b", parse(CONFIG)))
+    assert carry_out(study, tmp_path).rows == [{"job": "a"}, {"job": "b"}]
+    assert "a: " in (said := capsys.readouterr().out) and "is not finite" in said
+    before = written(tmp_path / "a")
+    outcomes: dict[str, Outcome] = {}
+    study.conclude = lambda done: outcomes.update(done) or BenchmarkRecord("one", "", [])  # type: ignore[method-assign]
+    carry_out(study, tmp_path)
+    assert "is not finite" in outcomes["a"].lost and not outcomes["a"].finished
+    assert outcomes["b"].lost == "" and outcomes["b"].finished
+    assert written(tmp_path / "a") == before, "only read"
+    with pytest.raises(RunFailure, match=r"1 of 1 jobs failed, first a, which failed"):
+        carry_out(One(Job("a", parse(wrong))), tmp_path)
 
 
 def test_a_stop_before_it_begins(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from largebatch.cli import main
 from largebatch.record import read_record
 from largebatch.study import studies
+from largebatch.study.options import spoken
 
 LONG = "--steps=600"  # as the undisturbed study
 
@@ -67,15 +68,21 @@ def test_the_array(here: Path, capsys) -> None:
         environment |= {"SLURM_ARRAY_TASK_ID": number} if number else {}
         done = subprocess.run(["bash", str(array)], env=environment, capture_output=True, text=True)
         assert done.returncode == 2 and "no job" in done.stderr
+    own = here / "list.txt"
+    arguments = ["study", "three:Three", "--folder", str(folder), "--commands", str(own)]
+    assert main(arguments) == 0
+    assert f"sbatch {own.with_suffix('.sbatch')}" in capsys.readouterr().out
+    assert own.read_text() == (folder / "jobs" / "commands.txt").read_text()
+    assert own.with_suffix(".sbatch").read_text().count("exec") == 2
     assert "does not fit in a line" in refused(
         capsys, "three:Three", "--folder", str(here / "a\nb"), "--commands"
     )
 
 
 @pytest.mark.slow
-def test_a_grid_by_its_name(here: Path, capsys) -> None:
+def test_a_sweep_by_its_name(here: Path, capsys) -> None:
     arguments = [
-        *("study", "grid", "--folder", "runs", "--at-a-time", "2", "--json", "grid.json"),
+        *("study", "sweep", "--folder", "runs", "--at-a-time", "2", "--json", "grid.json"),
         "--cells={small: [--batch.size=32], 'large, too': [--batch.size=64]}",
         *("--seeds=[0, 1]", "--base=[--data.limit=64, --schedule.length=2st]", "--figure=top1"),
     ]
@@ -94,21 +101,22 @@ def test_a_grid_by_its_name(here: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["name one of grid", "package.module:callable"]),
-        (["gird", "--folder", "r"], ["study='gird'", "did you mean 'grid'"]),
-        (["three:Three"], ["--folder"]),
+        ([], ["name one of", "sweep", "package.module:callable"]),
+        (["swep", "--folder", "r"], ["study='swep'", "did you mean 'sweep'"]),
+        (["three:Three", "word"], ["'word'", "written --key=value"]),
         (["three:Three", "--folder", "r", "--step=3"], ["--step", "did you mean 'steps'"]),
-        (["three:Three", "--folder", "r", "--steps", "3"], ["written --key=value"]),
+        (["three:Three", "--folder", "r", "--steps", "3", "4"], ["--steps", "one value, not 2"]),
+        (["three:Three", "--folder", "r", "--commands", "a.sbatch"], ["--commands a.sbatch"]),
         (["three:Three", "--folder", "r", "--steps=many"], ["--steps=many", "a whole number"]),
         (["three:Three", "--folder", "r", "--lr={"], ["--lr", "malformed YAML"]),
         (["three:Three", "--folder", "r", "--at-a-time", "0"], ["--at-a-time 0", "at least 1"]),
         (["three:nothing", "--folder", "r"], ["--folder=VALUE is missing"]),
         (["three:broken", "--folder", "r"], ["no such thing"]),
-        (["three:broken", "--folder", "r", "--many=3"], ["--many=3", "a list"]),
+        (["three:broken", "--folder", "r", "--many=x"], ["--many=[x]", "a list"]),
         (["three:BASE", "--folder", "r"], ["no callable"]),
-        (["grid", "--folder", "r"], ["--cells=VALUE is missing"]),
-        (["grid", "--folder", "r", "--cells={}"], ["at least one cell"]),
-        (["grid", "--folder", "r", "--cells={a: [--optim.lrr=1]}"], ["optim.lrr", "optim.lr"]),
+        (["sweep", "--folder", "r"], ["--over={optim.lr: [0.1, 0.2]}", "--cells="]),
+        (["sweep", "--folder", "r", "--cells={a: []}", "--seeds=[]"], ["at least one cell"]),
+        (["sweep", "--folder", "r", "--cells={a: [--optim.lrr=1]}"], ["optim.lrr", "optim.lr"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(here: Path, capsys, arguments, words) -> None:
@@ -119,7 +127,7 @@ def test_mistakes_are_one_line(here: Path, capsys, arguments, words) -> None:
 def test_the_list(capsys) -> None:
     assert main(["study", "--list"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("grid ") and "--seeds=Sequence[int] ((0, 1, 2))" in printed
+    assert "\nsweep " in f"\n{printed}" and "--seeds=Sequence[int] ((0, 1, 2))" in printed
 
 
 @pytest.mark.parametrize("name", studies.names())
@@ -128,4 +136,4 @@ def test_every_study_is_listed_with_its_options(name: str, capsys) -> None:
     printed = capsys.readouterr().out
     entry = studies.entry(name)
     assert f"\n{name} " in f"\n{printed}" and entry.summary in printed
-    assert all(f"--{key}=" in printed for key in inspect.signature(entry.factory).parameters)
+    assert all(f"--{spoken(k)}=" in printed for k in inspect.signature(entry.factory).parameters)

@@ -153,6 +153,18 @@ def test_a_branch_has_the_settings_of_its_own_config(parent: Outcome, tmp_path: 
     assert group["momentum"] == 0.5 and group["weight_decay"] == 0.01
 
 
+def test_an_average_of_another_half_life_begins_anew(parent: Outcome, tmp_path: Path) -> None:
+    start = parent.checkpoint("2ep")
+    other = config(tmp_path / "other", "--ema.half_life=200sa")
+    kept = config(tmp_path / "kept")
+    for made, anew in ((other, True), (kept, False)):
+        branch = run(made, start=start)
+        lines = read_metrics(branch.directory / "metrics.jsonl")
+        first = next(line for line in lines if line["split"] == "val")
+        assert first["samples"] == 400
+        assert (first["ema_loss"] == first["loss"]) is anew
+
+
 def test_what_instruments_keep_travels(parent: Outcome, tmp_path: Path, monkeypatch) -> None:
     from largebatch.train import session
 

@@ -1,31 +1,46 @@
-"""A benchmark's record as one HTML file that opens offline, in the report's style."""
+"""The record of a benchmark or study as one HTML file that opens offline, in the report's style."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from largebatch import __version__
 from largebatch._errors import UserError
 from largebatch.record import BenchmarkRecord, write_atomically
-from largebatch.report.page import HERE as REPORT
-from largebatch.report.page import plotly_without_addresses
+from largebatch.report.page import HERE, plotly_without_addresses
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-HERE = Path(__file__).parent
 GREY = "#8a8f98"
 
 
+@dataclass(frozen=True)
+class Tile:
+    """One of the cards at the head of a page: a name, its value, and a few lines on it."""
+
+    name: str
+    value: str
+    lines: Sequence[str] = ()
+
+
 def write_page(
-    output: str | Path, record: BenchmarkRecord, charts: Sequence[tuple[str, str, Figure]]
+    output: str | Path,
+    record: BenchmarkRecord,
+    charts: Sequence[tuple[str, str, Figure]],
+    title: str | None = None,
+    tiles: Sequence[Tile] = (),
+    lead: str = "",
 ) -> None:
     """Write the record's charts, table, formulas and notes to ``output``.
 
     Args:
         charts: (title, note, figure) of each.
+        title: of the page; None: the benchmark's name.
+        tiles: what a reader should see first. lead: a paragraph above them.
 
     Raises:
         UserError: ``output`` cannot be written.
@@ -36,16 +51,18 @@ def write_page(
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    page = environment.get_template("page.html.j2").render(
-        title=f"bench {record.name}",
+    page = environment.get_template("record_page.html.j2").render(
+        title=title or f"bench {record.name}",
         heads=list(dict.fromkeys(name for row in record.rows for name in row)),
         rows=record.rows,
+        tiles=tiles,
+        lead=lead,
         charts=[(title, note, Markup(_element(figure))) for title, note, figure in charts],
         formula=record.formula,
         notes=record.notes,
         environment=record.environment,
         version=__version__,
-        style=Markup((REPORT / "page.css").read_text(encoding="utf-8")),
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         plotly=Markup(plotly_without_addresses()),
     )
     try:
@@ -64,7 +81,7 @@ def lines(
     """
     from plotly.graph_objects import Scatter
 
-    figure = _figure(x, "" if percent else y, percent)
+    figure = blank_figure(x, "" if percent else y, percent)
     figure.update_xaxes(tickvals=sorted({row[x] for row in rows}))
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -102,7 +119,7 @@ def bars(
     """Draw a bar for each row, named by its ``x``, of the ``parts`` end to end or side by side."""
     from plotly.graph_objects import Bar
 
-    figure = _figure(x, "", False)
+    figure = blank_figure(x, "", False)
     figure.update_layout(
         barmode="stack" if stacked else "group",
         hovermode="y unified",
@@ -117,7 +134,8 @@ def bars(
     return figure
 
 
-def _figure(x: str, y: str, percent: bool) -> Figure:
+def blank_figure(x: str, y: str, percent: bool = False) -> Figure:
+    """Return a figure without a curve, its axes named, in the report's style."""
     from plotly.graph_objects import Figure
 
     figure = Figure()
@@ -129,7 +147,7 @@ def _figure(x: str, y: str, percent: bool) -> Figure:
         font={"color": GREY, "size": 12},
         margin={"l": 60, "r": 10, "t": 10, "b": 50},
         height=320,
-        legend={"orientation": "h", "y": -0.25},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         hovermode="x unified",
         hoverlabel={"font": {"color": "#222"}},
         xaxis={**axis, "title": {"text": x}, "automargin": True},

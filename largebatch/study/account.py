@@ -1,0 +1,152 @@
+"""How `study critical-batch` tells what it has found: rows, notes, and what its pictures show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from largebatch.study.branches import Branch, Point, noise_of
+from largebatch.study.findings import Findings
+from largebatch.study.overhead import Overhead, limit_of
+from largebatch.study.steps_to_target import figures
+from largebatch.study.study import Done
+
+RESOLVED = 0.05  # overhead whose window is printed
+PROGRESS = 0.002  # of the loss over half a window: with less there is nothing to compare
+
+
+class Account:
+    """Tells of one checkpoint.
+
+    Args:
+        factors: on the run's batch that were tried.
+    """
+
+    def __init__(
+        self, findings: Findings, point: Point, factors: Sequence[int], done: Done
+    ) -> None:
+        self._findings, self._point, self._done = findings, point, done
+        self._size = findings.size
+        self._where = point.name.removeprefix("at-")
+        self._found = findings.overheads(point, factors, done) or []
+        self._plain: list[Overhead] | None = None
+        if findings.key != "loss":
+            self._plain = findings.overheads(point, factors, done, "loss")
+        self.limit = limit_of(self._size, self._found)
+        self.detail = self._detail()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row a batch."""
+        of_plain = {each.batch: each for each in self._plain or ()}
+        for each in self._found:
+            factor = each.batch // self._size
+            yield {
+                "at": self._where,
+                "samples": self._point.samples,
+                "batch": each.batch,
+                "rate": figures(self._findings.rate(self._point, factor, self._done)),
+                "overhead": _percent(each.mean),
+                "bound": "" if each.bound is None else _percent(each.bound),
+                **({"plain": _percent(of_plain[each.batch].mean)} if self._plain else {}),
+                "verdict": "as good" if each.passes else "worse",
+            }
+
+    def notes(self) -> Iterator[str]:
+        """Yield what is found, in words."""
+        point, found, limit, detail = self._point, self._found, self.limit, self.detail
+        where = self._where
+        yield f"{where}: B20 = {limit.text()}"
+        exact = self._findings.exact(point, [each.batch // self._size for each in found])
+        if exact is not None:
+            yield f"{where}: exactly, in expectation, B20 = {exact.text()}"
+        if detail["plain B20"] is not None or self._findings.key != "loss":
+            known = detail["plain B20"]
+            yield f"{where}: by plain losses {'above all' if known is None else f'{known:,.4g}'}"
+        for name, value, low, high in _noise_scales(detail["noise"]):
+            if value is None:
+                yield f"{where}: {name} above {figures(low or 0.0):,} (95%), no more is known"
+                continue
+            ratio = "" if limit.batch is None else f", B20 is {limit.batch / value:.2g} times it"
+            between = ""
+            if low is not None and high is not None:
+                between = f" [{figures(low):,}, {figures(high):,}]"
+            yield f"{where}: {name} {figures(value):,}{between}{ratio}"
+        for curve in detail["curves"][:1]:
+            fallen = 1 - curve["losses"][-1] / curve["losses"][len(curve["losses"]) // 2]
+            if fallen < PROGRESS:
+                yield (
+                    f"{where}: the run's own batch lowers its loss by {fallen:.2%} over half a"
+                    " window: there is next to nothing to compare; a longer --window"
+                )
+        errors = [each.error for each in found if each.error]
+        if errors:
+            error = max(errors)
+            needed = self._findings.branching.window * 1.645 * error / RESOLVED
+            yield (
+                f"{where}: the standard error of an overhead is {error:.1%}; a window of"
+                f" {needed:,.0f} samples would resolve {RESOLVED:.0%}"
+            )
+        elif len(self._findings.seeds) == 1:
+            yield f"{where}: one seed, so nothing is known of errors; --seeds=2"
+
+    def _detail(self) -> dict[str, Any]:
+        """Return what the pictures show."""
+        point, found, done = self._point, self._found, self._done
+        first = Branch(point, 1, 1.0, self._findings.seeds[0])
+        curves = []
+        kept = [each.batch for each in found if math.isfinite(each.mean)]  # others hide the rest
+        for factor in (1, *(batch // self._size for batch in kept)):
+            branch = Branch(point, factor, 1.0, self._findings.seeds[0])
+            curve = (
+                None
+                if self._findings.judge == "anneal"
+                else self._findings.curve(branch, self._findings.key, done)
+            )
+            if curve is not None:
+                curves.append(
+                    {
+                        "batch": factor * self._size,
+                        "samples": curve.samples.tolist(),
+                        "losses": curve.losses.tolist(),
+                    }
+                )
+        of_plain = None if self._plain is None else limit_of(self._size, self._plain)
+        return {
+            "at": self._where,
+            "samples": point.samples,
+            "own": self._size,
+            "batches": [each.batch for each in found],
+            "overheads": [each.mean for each in found],
+            "bounds": [each.bound for each in found],
+            "B20": self.limit.batch,
+            "low": self.limit.low,
+            "high": self.limit.high,
+            "plain B20": None if of_plain is None else of_plain.batch,
+            "curves": curves,
+            "noise": noise_of(done[first.name()].directory),
+        }
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _noise_scales(
+    noise: dict[str, Any],
+) -> Iterator[tuple[str, float | None, float | None, float | None]]:
+    """Yield name, value and interval of the noise scale, and of what an optimizer by layers sees.
+
+    Without a value it is only known to be above the lower end.
+    """
+    for key, low in noise.items():
+        if key.endswith("_low") and not key.endswith("_of_set_low"):
+            name = key.removesuffix("_low")
+            yield name.replace("_", " "), noise.get(name), low, noise.get(f"{name}_high")
+
+
+def _percent(value: float) -> str:
+    return "lost" if math.isinf(value) else f"{value:+.1%}"

@@ -1,0 +1,248 @@
+"""`study critical-batch`: the largest batch worth having at places of a run, by branches.
+
+Merrill et al. 2025 branch a run off at a checkpoint with larger batches and compare losses with a
+tolerance that they call arbitrary. Here branches read the same samples in the same order, are
+judged on averaged or annealed weights (a larger batch lowers the loss of the plain ones at once,
+since noise is forgotten, whatever progress it makes), and the tolerance is Zhang et al.'s 20% of
+samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from largebatch._errors import UserError
+from largebatch._paths import UserPath
+from largebatch.record import BenchmarkRecord, RunDirectory
+from largebatch.schedule import Duration
+from largebatch.study.account import Account, duration
+from largebatch.study.branches import Branch, Branching, Judge, Point
+from largebatch.study.critical_charts import draw_critical
+from largebatch.study.findings import Findings
+from largebatch.study.job import Job
+from largebatch.study.overhead import WINDOWS
+from largebatch.study.settings import Rule, base_config, rule_of
+from largebatch.study.study import Done, Study, studies
+from largebatch.train import checkpoint, parse
+from largebatch.train.named import name_of
+
+FORMULA = """\
+overhead = samples until a branch has the loss that the run's own batch has after a window / window
+  - 1; mean over seeds. bound: one-sided 95%, Student's, the deviation of all batches together
+B20 = batch with an overhead of 20%, in proportion between neighbours; [95%] of overheads drawn
+  anew by their errors. plain: the same of the weights as they are, which flatters large batches
+noise scale = T / |G|^2 of the run's own batch there; if curvature is the same in all directions,
+  B20 is 0.2 times it"""
+MOST_FACTOR = 4096  # at which a doubling search ends
+RATES = {1: (1.0,), 3: (0.71, 1.0, 1.41)}
+FAILURES = 2  # in a row, after which a doubling search ends
+WINDOW = Duration(0.5, "%")  # two seeds and four doublings are 6% of a run then
+AT = ("25%", "50%", "75%")
+
+
+@studies.register(
+    "critical-batch",
+    "branches off a run's checkpoints at multiples of its batch: B20 along the run",
+    "Merrill et al. 2025; Zhang et al. 2024",
+)
+class CriticalBatch(Study):
+    """Branches off kept checkpoints of a run, or of a run that the study makes first.
+
+    Args:
+        run: its directory, with checkpoints kept by ``checkpoint.at``; None: ``base`` makes one.
+        at: where to branch off; unset: at all that the run has kept, or at 25%, 50% and 75%.
+        batches: factors on the run's batch, such as x2 x4; unset: doublings up to two failures.
+        window: what is compared, from each checkpoint on.
+        seeds: each with a data order of its own.
+        rates: of a batch: 1, the rule's; or 3, that times 0.71, 1 and 1.41 as well.
+        scaling: how the rate follows the batch; unset: as the config or the optimizer has it.
+        average: judge averaged weights, with a half-life of an eighth of a window; the default.
+        anneal: judge plain weights after a rate that falls to 0, at twice the cost.
+        raw: judge plain weights as they are.
+        base: settings of the run where there is none.
+    """
+
+    def __init__(
+        self,
+        run: UserPath | None = None,
+        at: Sequence[Duration] = (),
+        batches: Sequence[str] = (),
+        window: Duration = WINDOW,
+        seeds: int = 2,
+        rates: int = 1,
+        scaling: Rule | None = None,
+        average: bool = False,
+        anneal: bool = False,
+        raw: bool = False,
+        base: Sequence[str] = (),
+    ) -> None:
+        if (run is None) == (not base):
+            raise UserError(
+                "study critical-batch: name one of a run's directory, or the training by"
+                " --recipe=NAME, --config=FILE or options of largebatch train"
+            )
+        if average + anneal + raw > 1:
+            raise UserError("study critical-batch: one of --average, --anneal and --raw")
+        if seeds < 1 or rates not in RATES:
+            raise UserError("study critical-batch: --seeds from 1, --rates 1 or 3")
+        self.judge: Judge = "anneal" if anneal else "raw" if raw else "average"
+        self.run = None if run is None else RunDirectory(run)
+        if self.run is None:
+            config = base_config(base, "critical-batch")
+            self.at = list(at) or [Duration.parse(each) for each in AT]
+            config = replace(config, checkpoint=replace(config.checkpoint, at=self.at))
+        else:
+            config = self._of_run(self.run)
+            self.at = list(at)
+        self.rule = rule_of(config, scaling)
+        self.branching = Branching(config, window, self.rule, self.judge)
+        self.config = config
+        self.factors = sorted({_factor(text) for text in batches})
+        self.seeds = range(config.run.seed, config.run.seed + seeds)
+        self.rates = RATES[rates]
+        self.findings = Findings(self.branching, self.seeds, self.rates)
+
+    def _of_run(self, run: RunDirectory) -> Any:
+        if not run.config.exists():
+            raise UserError(f"{run.path}: no run directory; it has no {run.config.name}")
+        config = parse.read_config(run.config)
+        if config.batch.plan:
+            raise UserError(
+                f"{run.path}: batch.plan has batches of its own: branch off a run of one batch"
+            )
+        return config
+
+    # What is asked for.
+
+    def jobs(self, done: Done) -> Iterator[Job]:
+        """Return the run if it is to be made, and the branches as far as results lead."""
+        if self.run is None:
+            yield Job("run", self.config, nproc=self.config.run.nproc)
+            if "run" not in done:
+                return
+        for point in self.points(done):
+            for factor in (1, *self._factors(point, done)):
+                for branch in self._branches(point, factor):
+                    yield self.branching.job(branch)
+
+    def points(self, done: Done) -> list[Point]:
+        """Return the checkpoints to branch off from, in order.
+
+        Raises:
+            UserError: the run has kept none there.
+        """
+        folder = (self.run or RunDirectory(done["run"].directory)).checkpoints
+        kept = checkpoint.named(folder)
+        names = [name_of(each) for each in self.at] or list(kept)
+        for name in names or [""]:
+            if name not in kept:
+                there = ", ".join(kept) or "none"
+                asked = f"--at={name.partition('-')[2]}" if name else "--at"
+                raise UserError(
+                    f"{asked}: {folder} keeps no such checkpoint, but {there};"
+                    " checkpoint.at=[25%, 50%] has a run keep them"
+                )
+        found = [self.branching.point(name, folder / name) for name in names]
+        return sorted(found, key=lambda point: point.samples)
+
+    def _branches(self, point: Point, factor: int) -> Iterator[Branch]:
+        for rate in self.rates if factor > 1 else (1.0,):
+            for seed in self.seeds:
+                yield Branch(point, factor, rate, seed)
+                if self.judge == "anneal":  # it has one loss, so that two lengths make a curve
+                    yield Branch(point, factor, rate, seed, 1 / WINDOWS)
+
+    def _factors(self, point: Point, done: Done) -> list[int]:
+        """Return the factors to try: those given, or doublings until two in a row have failed.
+
+        Of doublings that are not done yet, as many are asked for as will be needed in any case.
+        """
+        if self.factors:
+            return self.factors
+        found, failed, factor = [], 0, 2
+        while failed < FAILURES and factor <= MOST_FACTOR:
+            found.append(factor)
+            tried = self.findings.overheads(point, found, done)
+            passed = tried is not None and any(
+                each.passes for each in tried if each.batch == factor * self.config.batch.size
+            )
+            failed = 0 if passed else failed + 1
+            factor *= 2
+        return found
+
+    def says(self, done: Done) -> Iterator[str]:
+        """Return the cost: of a branch, of a checkpoint and of all, in shares of the run."""
+        window, size = self.branching.window, self.config.batch.size
+        share = WINDOWS * window / self.branching.total
+        one = len(self.seeds) * (1 + 1 / WINDOWS if self.judge == "anneal" else 1)
+        if self.factors:
+            many = one * (1 + len(self.rates) * len(self.factors))
+            what = f"{len(self.factors)} batches"
+        else:
+            many = one * (1 + len(self.rates) * 4)
+            what = "the doublings if x4 passes and x8 does not"
+        yield (
+            f"window {window:,} samples ({window // size} steps of {size}); a branch is"
+            f" {share:.2%} of the run, a checkpoint {many * share:.1%} ({many:.3g} branches:"
+            f" {what}); rate by the rule {self.rule}"
+        )
+        if self.run is None and "run" not in done:
+            return
+        points = self.points(done)
+        summary = self._summary(done)
+        if summary is None:
+            yield f"{len(points)} checkpoints; the run is not finished, so its speed is not known"
+            return
+        seconds = summary["wall_seconds"] * many * share * len(points)
+        yield (
+            f"{len(points)} checkpoints: {many * share * len(points):.1%} of the run, about"
+            f" {duration(seconds)} at its speed, and the starts of {many * len(points):.0f} jobs"
+        )
+
+    def _summary(self, done: Done) -> dict[str, Any] | None:
+        return self.run.read_summary() if self.run is not None else done["run"].summary
+
+    def conclude(self, done: Done) -> BenchmarkRecord:
+        """Return a row a checkpoint and batch; what is found of a checkpoint stands in notes."""
+        rows: list[dict[str, Any]] = []
+        details: list[dict[str, Any]] = []
+        notes: list[str] = []
+        for point in self.points(done):
+            account = Account(self.findings, point, self._factors(point, done), done)
+            details.append(account.detail)
+            rows += account.rows()
+            notes += account.notes()
+        lost = [name for name, outcome in sorted(done.items()) if outcome.lost]
+        notes += [f"{name}: lost: {done[name].lost}" for name in lost]
+        notes.append(self._cost(done))
+        head = {"judge": self.judge, "window": self.branching.window, "total": self.branching.total}
+        return BenchmarkRecord(
+            "critical-batch", FORMULA, rows, notes=notes, details={**head, "points": details}
+        )
+
+    def _cost(self, done: Done) -> str:
+        branches = [outcome for name, outcome in done.items() if name != "run" and outcome.summary]
+        seconds = sum(float((o.summary or {})["wall_seconds"]) for o in branches)
+        points = {point.samples: 0 for point in self.points(done)}
+        samples = 0
+        for outcome in branches:
+            parent = (outcome.summary or {}).get("parent") or {}
+            samples += outcome.samples - int(parent.get("samples", 0))
+        share = samples / self.branching.total
+        return (
+            f"{len(branches)} branches took {share:.1%} of the run,"
+            f" {share / max(1, len(points)):.1%} a checkpoint, in {duration(seconds)}"
+        )
+
+    def charts(self, record: BenchmarkRecord) -> Iterable[tuple[str, str, Any]]:
+        """Draw overheads, curves, and B20 along the run."""
+        return draw_critical(record.details)
+
+
+def _factor(text: str) -> int:
+    number = text.removeprefix("x")
+    if not number.isdigit() or int(number) < 2:
+        raise UserError(f"--batches: {text!r}: factors on the run's batch, such as x2 x4 x8")
+    return int(number)

@@ -1,0 +1,276 @@
+"""`study decision`: which batch on how many GPUs, by what a target needs and what a step takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from largebatch._errors import UserError
+from largebatch._paths import UserPath
+from largebatch.record import BenchmarkRecord, read_record
+from largebatch.report.record_page import Tile, write_page
+from largebatch.schedule import Duration
+from largebatch.study.account import duration
+from largebatch.study.choices import (
+    Choice,
+    Need,
+    choices,
+    fastest_batch,
+    fastest_hours,
+    front,
+    marked,
+)
+from largebatch.study.decision_charts import draw_decision
+from largebatch.study.hyperbola import OVERHEAD
+from largebatch.study.job import Job
+from largebatch.study.steps_to_target import figures
+from largebatch.study.study import Done, Study, studies
+from largebatch.study.timing import StepTime, fit_timing, read_timing
+
+FORMULA = """\
+hours = steps x seconds of a step / 3600; steps = Smin + Emin / batch, from the study of runs
+seconds of a step = batch / (GPUs x rate) + fixed, a line through the timed steps
+cost = hours x GPUs x price of a GPU an hour; kWh = hours x GPUs x watts / 1000
+fewest hours on P GPUs: batch = sqrt(critical batch x fixed x P x rate), hours = (sqrt(Emin / (P
+  rate)) + sqrt(Smin x fixed))^2 / 3600
+statistics, timing: 90% intervals by the errors of the runs' line and of the step's time; run: by
+  both and by how runs scatter, for a run that is still to be made"""
+WITHIN = Duration(10, "%")
+ANY = 1 << 62  # of batches whose time is given and not measured
+
+
+@studies.register(
+    "decision",
+    "hours, cost and energy to the target against batch and GPUs, and three points to choose from",
+)
+class Decision(Study):
+    """Joins the record of a study with the time of steps.
+
+    Args:
+        from_: record of steps-to-target or of critical-batch.
+        scaling: record of ``bench scaling`` or of ``plan``; or ``rate`` and ``fixed`` say it.
+        rate: samples a second of a GPU. fixed: seconds of a step whatever the batch.
+        gpus: numbers to choose from; unset: those that were timed.
+        batches: to choose from; unset: four to a doubling.
+        price: of a GPU an hour; unset: cost is in GPU-hours.
+        watts: that a GPU draws.
+        within: how much more than the cheapest the third point may cost.
+        task: which row of steps-to-target; unset: the only one.
+    """
+
+    def __init__(
+        self,
+        from_: UserPath,
+        scaling: UserPath | None = None,
+        rate: float | None = None,
+        fixed: float = 0.0,
+        gpus: Sequence[int] = (),
+        batches: Sequence[int] = (),
+        price: float | None = None,
+        watts: float | None = None,
+        within: Duration = WITHIN,
+        task: str | None = None,
+    ) -> None:
+        if (scaling is None) == (rate is None):
+            raise UserError("study decision: one of --scaling FILE and --rate SAMPLES_A_SECOND")
+        for name, value in (("rate", rate), ("price", price), ("watts", watts)):
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{name}={value}: a number above 0")
+        if not 0 <= fixed < math.inf:
+            raise UserError(f"--fixed={fixed}: seconds, from 0")
+        if any(each < 1 for each in (*gpus, *batches)):
+            raise UserError("study decision: --gpus and --batches from 1")
+        if within.unit != "%":
+            raise UserError(f"--within={within}: a share, such as 10%")
+        self.need, self.source = read_need(Path(from_), task)
+        self.price, self.watts = price, watts
+        self.within = float(within.value) / 100
+        self.batches = batches
+        if scaling is not None:
+            self.times = fit_timing(read_timing(Path(scaling)), gpus)
+            if gpus:
+                self.times = [each for each in self.times if each.ranks in gpus]
+        else:
+            assert rate is not None
+            self.times = [
+                StepTime(count, rate, fixed, 1, ANY, 0.0) for count in sorted(set(gpus or [1]))
+            ]
+
+    def jobs(self, done: Done) -> Iterator[Job]:
+        """Return none: all was measured before."""
+        return iter(())
+
+    def conclude(self, done: Done) -> BenchmarkRecord:
+        """Return the three points, then the front; all choices are in the details."""
+        found = choices(self.need, self.times, self.batches, self.price, self.watts)
+        points = marked(found, self.within)
+        shown = [*points.items(), *(("front", choice) for choice in front(found))]
+        rows = [self._row(name, choice) for name, choice in shown]
+        notes = list(self._notes())
+        details = {
+            "price": self.price,
+            "watts": self.watts,
+            "points": {name: asdict(choice) for name, choice in points.items()},
+            "front": [asdict(choice) for choice in front(found)],
+            "choices": [asdict(choice) for choice in found],
+        }
+        return BenchmarkRecord("decision", FORMULA, rows, notes=notes, details=details)
+
+    def _row(self, name: str, choice: Choice) -> dict[str, Any]:
+        return {
+            "point": name,
+            "GPUs": choice.ranks,
+            "batch": choice.batch,
+            "hours": figures(choice.hours),
+            "statistics": _interval(choice.statistics),
+            "timing": _interval(choice.timing),
+            "run": _interval(choice.both),
+            "GPU-hours" if self.price is None else "cost": figures(choice.cost),
+            **({} if choice.kilowatt_hours is None else {"kWh": figures(choice.kilowatt_hours)}),
+            "beyond what was measured": "yes" if choice.extrapolated else "no",
+        }
+
+    def _notes(self) -> Iterator[str]:
+        need = self.need
+        critical = f"{figures(need.critical):,}"
+        yield (
+            f"{self.source}: at least {figures(need.samples):,} samples and"
+            f" {figures(need.steps):,} steps, critical batch {critical}, runs at batches"
+            f" {figures(need.least):,} to {figures(need.most):,}"
+        )
+        for time in self.times:
+            batch, hours = fastest_batch(need, time), fastest_hours(need, time)
+            best = (
+                f"fewest hours at batch sqrt({critical} x {time.fixed:.4g} x {time.ranks} x"
+                f" {time.rate:,.4g}) = {figures(batch):,}: {duration(3600 * hours)}"
+                if time.fixed > 0
+                else "nothing is fixed, so that no batch is too small"
+            )
+            timed = "not timed"
+            if time.most:
+                timed = f"timed at {time.least:,} to {time.most:,}"
+            if time.most == ANY:
+                timed = "as given"
+            yield (
+                f"{time.ranks} GPUs: {time.rate:,.4g} samples/s each, {1e3 * time.fixed:.3g} ms a"
+                f" step besides ({timed}); {best}"
+            )
+
+    def draw(self, record: BenchmarkRecord, path: Path) -> bool:
+        """Write the page: three points in words, then the pictures."""
+        details = record.details
+        tiles = [
+            Tile(name, *_words(Choice(**each), self.price))
+            for name, each in details["points"].items()
+        ]
+        lead = (
+            "Each card is a way to train to the same target: how many samples a step takes at once"
+            " (the batch) and on how many GPUs. Larger batches take fewer steps, but beyond the"
+            f" critical batch of about {figures(self.need.critical, 3):,} samples they waste most"
+            " of what they add. Dashed parts of curves were not measured."
+        )
+        write_page(
+            path, record, list(draw_decision(details)), "Which batch, how many GPUs", tiles, lead
+        )
+        return True
+
+
+def read_need(path: Path, task: str | None = None) -> tuple[Need, str]:
+    """Return what a target needs, from the record of a study, and the name of what it is of.
+
+    Of branches, whose runs go to no target, the length of the run stands for it: the run's own
+    batch needs it, and the smallest B20 along the run is a fifth of the critical batch.
+
+    Raises:
+        UserError: the record is another one, or says nothing of a critical batch.
+    """
+    record = read_record(path)
+    if record.name == "steps-to-target":
+        return _of_targets(path, record, task)
+    if record.name == "critical-batch":
+        return _of_branches(path, record)
+    raise UserError(
+        f"--from {path}: a record of {record.name!r}; expected steps-to-target or critical-batch"
+    )
+
+
+def _of_targets(path: Path, record: BenchmarkRecord, task: str | None) -> tuple[Need, str]:
+    tasks = {each["task"]: each for each in record.details.get("tasks", ())}
+    usable = [name for name, each in tasks.items() if each["line"]]
+    if task is not None and task not in tasks:
+        raise UserError(f"--task={task}: {path} has {', '.join(tasks)}")
+    if task is None and len(usable) != 1:
+        raise UserError(
+            f"--from {path}: {len(usable)} tasks with a critical batch"
+            + (f"; name one by --task: {', '.join(usable)}" if usable else "")
+        )
+    name = task or usable[0]
+    each = tasks[name]
+    if not each["line"]:
+        raise UserError(f"--task={name}: its runs were refused: they show no critical batch")
+    unit = np.array([each["samples"], each["samples"]])
+    samples, steps = np.array(each["line"]) * unit
+    return (
+        Need(
+            float(samples),
+            float(steps),
+            np.array(each["covariance"]) * np.outer(unit, unit),
+            each["scatter"],
+            min(each["batches"]),
+            max(each["batches"]),
+        ),
+        name,
+    )
+
+
+def _of_branches(path: Path, record: BenchmarkRecord) -> tuple[Need, str]:
+    details = record.details
+    known = [point for point in details.get("points", ()) if point["B20"] is not None]
+    if not known:
+        raise UserError(f"--from {path}: no B20: all batches that were tried are as good")
+    point = min(known, key=lambda each: float(each["B20"]))
+    own, critical = float(point["own"]), point["B20"] / OVERHEAD
+    low = (point["low"] or point["B20"]) / OVERHEAD
+    high = (point["high"] or point["B20"]) / OVERHEAD
+    samples = details["total"] / (1 + own / critical)
+    error = math.log(high / low) / (2 * 1.96)  # of the logarithm of the critical batch
+    # The run's own need is known: what is not is how it divides into Emin and Smin B.
+    off = samples * own / (own + critical) * error
+    covariance = np.array([[off**2, -(off**2) / own], [-(off**2) / own, (off / own) ** 2]])
+    return (
+        Need(
+            samples,
+            samples / critical,
+            covariance,
+            0.0,
+            own,
+            float(max([own, *point["batches"]])),
+        ),
+        f"branches at {point['at']}",
+    )
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{figures(interval[0], 3)} to {figures(interval[1], 3)}"
+
+
+def _words(choice: Choice, price: float | None) -> tuple[str, list[str]]:
+    """Return the value of a card and its lines."""
+    gpus = f"{choice.ranks} GPU{'s' * (choice.ranks > 1)}"
+    low, high = choice.both
+    cost = f"{choice.cost:,.4g}" + (" GPU-hours" if price is None else " at the price given")
+    lines = [
+        f"{duration(3600 * choice.hours)} to the target, a run {duration(3600 * low)} to"
+        f" {duration(3600 * high)} (90%)",
+        f"costs {cost}",
+    ]
+    if choice.kilowatt_hours is not None:
+        lines.append(f"{choice.kilowatt_hours:,.4g} kWh")
+    if choice.extrapolated:
+        lines.append("beyond what was measured: try it first")
+    return f"batch {choice.batch:,} on {gpus}", lines

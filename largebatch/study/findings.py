@@ -1,0 +1,132 @@
+"""What branches have come to: their overheads, and what is exact where that is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from largebatch._errors import UserError
+from largebatch.study import quadratic
+from largebatch.study.branches import HALF_LIVES, Branch, Branching, Point, curve_of
+from largebatch.study.overhead import (
+    WINDOWS,
+    Curve,
+    Limit,
+    Overhead,
+    limit_of,
+    overhead_of,
+    overheads,
+)
+from largebatch.study.study import Done
+
+
+class Findings:
+    """Reads the branches of a run that are done.
+
+    Args:
+        seeds: of the branches. rates: factors on the rule's rate that a batch was tried at.
+    """
+
+    def __init__(self, branching: Branching, seeds: Sequence[int], rates: Sequence[float]) -> None:
+        self.branching, self.seeds, self.rates = branching, seeds, rates
+        self.config, self.judge = branching.config, branching.judge
+        self.size = branching.config.batch.size
+
+    @property
+    def key(self) -> str:
+        """The figure that branches are judged by."""
+        return "ema_loss" if self.judge == "average" else "loss"
+
+    def curve(self, branch: Branch, key: str, done: Done) -> Curve | None:
+        """Return the curve of a branch, None of one that was lost."""
+        name = branch.name()
+        outcome = done[name]
+        if outcome.lost:
+            return None
+        return curve_of(outcome.directory, branch.point, key)
+
+    def values(
+        self, point: Point, factor: int, rate: float, key: str, done: Done
+    ) -> list[float] | None:
+        """Return the overhead of each seed; None where a branch is not done."""
+        found = []
+        for seed in self.seeds:
+            own, other = Branch(point, 1, 1.0, seed), Branch(point, factor, rate, seed)
+            if self.judge == "anneal":
+                value = self._annealed(own, other, done)
+            elif own.name() not in done or other.name() not in done:
+                value = None
+            else:
+                reference = self.curve(own, key, done)
+                if reference is None:
+                    raise UserError(
+                        f"{own.name()}: the run's own batch diverges at a constant rate:"
+                        f" {done[own.name()].lost}"
+                    )
+                value = overhead_of(self.curve(other, key, done), reference, self.branching.window)
+            if value is None:
+                return None
+            found.append(value)
+        return found
+
+    def _annealed(self, own: Branch, other: Branch, done: Done) -> float | None:
+        """Return the overhead by the last losses of branches of one window and of 1.2."""
+        ends = [replace(each, part=part) for each in (own, other) for part in (1 / WINDOWS, 1.0)]
+        if any(each.name() not in done for each in ends):
+            return None
+        outcomes = [done[each.name()] for each in ends]
+        if any(outcome.lost for outcome in outcomes):
+            return math.inf
+        reference, _, short, long = (float((o.summary or {})["loss"]) for o in outcomes)
+        if not long < short:
+            return math.inf if short > reference else 0.0
+        return (WINDOWS - 1) * (short - reference) / (short - long)
+
+    def overheads(
+        self, point: Point, factors: Sequence[int], done: Done, key: str | None = None
+    ) -> list[Overhead] | None:
+        """Return the overheads of those of the batches that are done, at the best rate of each."""
+        size = self.size
+        values: dict[int, list[float]] = {}
+        for factor in factors:
+            by_rate = {
+                rate: self.values(point, factor, rate, key or self.key, done) for rate in self.rates
+            }
+            if any(each is None for each in by_rate.values()):
+                continue
+            best = min(by_rate, key=lambda rate: sum(by_rate[rate] or ()))
+            values[factor * size] = by_rate[best] or []
+        return overheads(values) if values else None
+
+    def rate(self, point: Point, factor: int, done: Done) -> float:
+        """Return the rate of the best branches of a batch."""
+        totals = {
+            rate: sum(self.values(point, factor, rate, self.key, done) or [math.inf])
+            for rate in self.rates
+        }
+        best = min(totals, key=lambda rate: totals[rate])
+        return self.branching.job(Branch(point, factor, best, self.seeds[0])).config.optim.lr
+
+    def exact(self, point: Point, factors: Sequence[int]) -> Limit | None:
+        """Return the B20 of expected losses, where these are known."""
+        if self.judge == "anneal" or not quadratic.applies(self.config):
+            return None
+        size, window = self.size, self.branching.window
+        _, moments = quadratic.after(quadratic.Moments(), point.samples, size, self.branching.rate)
+        curves = {}
+        for factor in (1, *factors):
+            config = self.branching.job(Branch(point, factor, 1.0, self.seeds[0])).config
+            curves[factor] = quadratic.expected_curve(
+                moments[-1],
+                config.batch.size,
+                config.optim.lr,
+                window,
+                window / HALF_LIVES,
+                self.judge == "average",
+            )
+        own = curves[1]
+        if own is None:
+            return None
+        values = {k * size: [overhead_of(curves[k], own, window)] for k in factors}
+        return limit_of(size, overheads(values))

@@ -1,0 +1,135 @@
+"""A study's own options, as they stand on the command line: what its factory's signature names.
+
+A factory that has an argument ``base`` takes the options of ``largebatch train`` as well: they are
+the settings that all of its runs begin from.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
+
+from largebatch._documents import dump_yaml, read_yaml
+from largebatch._errors import UserError, nearest
+from largebatch._paths import UserPath
+from largebatch.study.study import Study
+from largebatch.train.keys import options
+from largebatch.train.parse import FILES, options_of
+
+BASE = "base"
+FILE = "options"  # of a study, in YAML
+WHERE = "run"  # the argument that a word before all options is
+
+
+def spoken(parameter: str) -> str:
+    """Return an argument's name as an option: ``from_`` is a word that Python keeps to itself."""
+    return parameter.rstrip("_")
+
+
+def read_options(
+    factory: Callable[..., Study], name: str, arguments: Sequence[str]
+) -> dict[str, Any]:
+    """Return a factory's arguments.
+
+    An option is written ``--key=value``, or ``--key value``, and with several values where it takes
+    a list.
+
+    Raises:
+        UserError: an option is unknown, missing or of another type, in one line.
+    """
+    known = {spoken(key): key for key in inspect.signature(factory).parameters}
+    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    given: dict[str, str] = {}
+    base: list[str] = []
+    for option, words in _from_files(_divided(arguments)):
+        key = option.replace("-", "_")
+        if option == "":
+            if WHERE not in known:
+                raise UserError(f"{words[0]!r}: options of a study are written --key=value")
+            if len(words) > 1:
+                raise UserError(f"study {name}: one run, not {' '.join(words)}")
+            given[WHERE] = words[0]
+        elif key in known:
+            given[known[key]] = _text(f"study {name}: --{option}", words, hints.get(known[key]))
+        elif BASE in known and ("." in option or option in FILES):
+            if len(words) != 1:
+                raise UserError(f"--{option}: one value, write --{option}=VALUE")
+            base.append(f"--{option}={words[0]}")
+        else:
+            raise UserError(
+                f"--{option}: study {name} has {', '.join(known) or 'no options'}"
+                f"{' and the options of largebatch train' if BASE in known else ''}"
+                f"{nearest(key, known)}"
+            )
+    values = options_of(factory, given, f"study {name}")
+    if base:
+        values[BASE] = [*values.get(BASE, ()), *base]
+    for key, parameter in inspect.signature(factory).parameters.items():
+        if parameter.default is parameter.empty and key not in values:
+            raise UserError(f"study {name}: --{spoken(key)}=VALUE is missing")
+    return values
+
+
+def described(factory: Callable[..., Study]) -> Iterator[str]:
+    """Yield each option with its type and default."""
+    for key, parameter in inspect.signature(factory).parameters.items():
+        default = "" if parameter.default is parameter.empty else f" ({parameter.default!r})"
+        yield f"--{spoken(key)}={str(parameter.annotation).removeprefix('typing.')}{default}"
+
+
+def _divided(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Return every option with its values; words before all of them under an empty name."""
+    found: list[tuple[str, list[str]]] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument[2:].partition("=")
+            found.append((option, [value] if equals else []))
+        elif found:
+            found[-1][1].append(argument)
+        else:
+            found.append(("", [argument]))
+    return found
+
+
+def as_option(value: Any) -> str:
+    """Return a value as an option of the command line says it."""
+    if isinstance(value, str):
+        return value
+    return dump_yaml(value, in_one_line=True).removesuffix("...\n").strip()
+
+
+def _from_files(options: list[tuple[str, list[str]]]) -> Iterator[tuple[str, list[str]]]:
+    """Put the options that a file of ``--options`` holds in its place."""
+    for option, words in options:
+        if option != FILE:
+            yield option, words
+            continue
+        for word in words:
+            tree = read_yaml(UserPath(word), f"--{FILE} {word}")
+            if not isinstance(tree, dict):
+                raise UserError(f"--{FILE} {word}: a mapping of a study's options to values")
+            for key, value in tree.items():
+                yield str(key), [as_option(value)]
+
+
+def _text(where: str, words: list[str], hint: Any) -> str:
+    """Return values as one of the config's YAML: several, or one of a list, are a list."""
+    kinds = options(hint)
+    item = next((get_args(kind) for kind in kinds if _is_list(kind)), None)
+    if item is None or (len(words) == 1 and words[0].startswith("[")):
+        if not words and bool in kinds:
+            return "true"
+        if len(words) != 1:
+            raise UserError(f"{where}: one value, not {len(words)}")
+        return words[0]
+    if not words:
+        raise UserError(f"{where}: at least one value")
+    texts = item[:1] in ((str,), (UserPath,))  # they may look like anything else
+    return f"[{', '.join(json.dumps(word) if texts else word for word in words)}]"
+
+
+def _is_list(kind: Any) -> bool:
+    origin = get_origin(kind)
+    return inspect.isclass(origin) and issubclass(origin, Sequence)

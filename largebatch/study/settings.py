@@ -1,0 +1,70 @@
+"""The settings that the runs of a study begin from, and how a batch changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from largebatch._errors import UserError
+from largebatch.schedule import scale_lr
+from largebatch.train import parse
+from largebatch.train.config import Config
+
+Rule = Literal["linear", "sqrt", "none"]
+# Adaptive directions have a length that does not depend on the batch: their rate goes by the root.
+BY_ROOT = ("adam", "adamw", "nadam", "radam", "adamax", "adagrad", "rmsprop", "lamb", "muon")
+
+
+def base_config(base: Sequence[str], study: str) -> Config:
+    """Return the config that options of ``largebatch train`` describe.
+
+    Raises:
+        UserError: they are none, or describe a run whose batch changes.
+    """
+    if not base:
+        raise UserError(
+            f"study {study}: name the training by --recipe=NAME, --config=FILE or options of"
+            " largebatch train"
+        )
+    config = parse.parse(base)
+    if config.batch.plan:
+        raise UserError(
+            f"study {study}: batch.plan has batches of its own; the study sets them, leave it out"
+        )
+    return config
+
+
+def rule_of(config: Config, given: Rule | None) -> Rule:
+    """Return how the rate follows the batch: as given, as the config says, or as is usual."""
+    if given is not None:
+        return given
+    if config.optim.scaling != "none":
+        return config.optim.scaling
+    return "sqrt" if config.optim.name.rpartition(":")[2].lower() in BY_ROOT else "linear"
+
+
+def rate_of(config: Config) -> float:
+    """Return the rate at the config's own batch, before any curve."""
+    reference = config.batch.reference or config.batch.size
+    return scale_lr(config.optim.lr, config.batch.size, reference, config.optim.scaling)
+
+
+def at_batch(config: Config, size: int, rule: Rule, factor: float = 1.0) -> Config:
+    """Return the config at another batch, its rate moved by the rule and by a factor of its own."""
+    rate = scale_lr(rate_of(config), size, config.batch.size, rule) * factor
+    return replace(
+        config,
+        batch=replace(config.batch, size=size, reference=None),
+        optim=replace(config.optim, lr=rate, scaling="none"),
+    )
+
+
+def with_seed(config: Config, seed: int) -> Config:
+    """Return the config with another seed."""
+    return replace(config, run=replace(config.run, seed=seed))
+
+
+def times(factor: float) -> str:
+    """Return a factor as it stands in the names of jobs."""
+    return f"x{factor:g}"

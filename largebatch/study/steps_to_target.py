@@ -1,0 +1,309 @@
+"""`study steps-to-target`: what a target costs at each batch, and where that begins to rise.
+
+Shallue et al. 2019, "Measuring the effects of data parallelism": at every batch the rate is tuned
+anew, and the steps to a goal are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from largebatch._errors import UserError
+from largebatch._paths import UserPath
+from largebatch.record import BenchmarkRecord
+from largebatch.study import quadratic
+from largebatch.study.convergence import Cell, Convergence, read_convergence
+from largebatch.study.hyperbola import (
+    OVERHEAD,
+    NoHyperbola,
+    account_of_misfit,
+    fit_line,
+    interpolate,
+)
+from largebatch.study.job import Job
+from largebatch.study.settings import Rule, at_batch, base_config, rule_of, times, with_seed
+from largebatch.study.study import Done, Study, studies
+from largebatch.train.config import Config
+from largebatch.train.prepare import prepare
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+FORMULA = """\
+needed(B) = Emin + Smin B to the target, by weighted least squares over the means of batches
+critical batch = Emin / Smin, low and high its 95% interval (Fieller; variances by Birge's factor)
+scatter = chi squared of the means about the line / degrees of freedom; misfit = its probability
+  by an F test
+B20 = the batch that needs 20% more: 0.2 x critical batch by the line; by interpolation, over the
+  smallest batches' need; the interpolated one counts where the line does not fit (misfit < 0.01)"""
+
+WORTH_TELLING = 0.05  # of need above the least, at the batch that interpolation starts from
+
+
+@studies.register(
+    "steps-to-target",
+    "runs over batches, rates and seeds to a target: the critical batch and B20",
+    "Shallue et al. 2019; McCandlish et al. 2018",
+)
+class StepsToTarget(Study):
+    """Runs to a target at several batches, or published figures of such runs.
+
+    Args:
+        from_: files of figures, in place of runs: MLPerf's reference convergence points (.json) or
+            tables of batch, seed, samples (.csv).
+        without: batches to leave out.
+        batches: of the runs; unset: a quarter of the config's own to 16 times that, in doublings.
+        rates: factors on what the rule says, compared by the first seed at every batch.
+        seeds: runs at each batch.
+        target: figure and value, such as {loss: 0.1}; unset: the config's ``run.target``.
+        scaling: how the rate follows the batch; unset: as the config or the optimizer has it.
+        base: settings of the runs.
+    """
+
+    def __init__(
+        self,
+        from_: Sequence[UserPath] = (),
+        without: Sequence[int] = (),
+        batches: Sequence[int] = (),
+        rates: Sequence[float] = (0.5, 1.0, 2.0),
+        seeds: int = 3,
+        target: dict[str, float] | None = None,
+        scaling: Rule | None = None,
+        base: Sequence[str] = (),
+    ) -> None:
+        self.without = without
+        self.published = list(read_convergence(from_)) if from_ else None
+        if self.published is not None:
+            if base or batches:
+                raise UserError("--from: figures of runs that were made; leave out what makes runs")
+            return
+        config = base_config(base, "steps-to-target")
+        goal = target or config.run.target
+        if not goal:
+            raise UserError("study steps-to-target: --target={FIGURE: VALUE} is missing")
+        if seeds < 1 or not rates or min(rates) <= 0:
+            raise UserError("study steps-to-target: at least one seed, and rates above 0")
+        own = config.batch.size
+        self.batches = sorted(set(batches)) or [max(1, own // 4) * 2**n for n in range(7)]
+        self.rates, self.seeds = sorted(set(rates)), seeds
+        self.config = replace(config, run=replace(config.run, target=dict(goal)))
+        self.rule = rule_of(config, scaling)
+        first = config.run.seed
+        self.numbers = range(first, first + seeds)
+
+    def jobs(self, done: Done) -> Iterator[Job]:
+        """Return every rate with the first seed, and the best of each batch with the others."""
+        if self.published is not None:
+            return
+        for batch in self.batches:
+            for rate in self.rates:
+                yield self._job(batch, rate, self.numbers[0])
+        for batch in self.batches:
+            best = self._best(batch, done)
+            if best is not None:
+                for seed in self.numbers[1:]:
+                    yield self._job(batch, best, seed)
+
+    def says(self, done: Done) -> Iterable[str]:
+        """Return how many runs there will be."""
+        tuning, rest = len(self.batches) * len(self.rates), len(self.batches) * (self.seeds - 1)
+        goal = " and ".join(f"{k} {v:g}" for k, v in (self.config.run.target or {}).items())
+        yield (
+            f"{tuning} runs to {goal} with one seed each, at most {rest} further ones at the best"
+            f" rates; rate by the rule {self.rule}, each run at most {self.config.schedule.length}"
+        )
+
+    def _job(self, batch: int, rate: float, seed: int) -> Job:
+        config: Config = with_seed(at_batch(self.config, batch, self.rule, rate), seed)
+        return Job(f"{batch}-{times(rate)}-seed-{seed}", config, may_be_lost=True)
+
+    def _needed(self, batch: int, rate: float, seed: int, done: Done) -> float | None:
+        """Return the samples to the target, None of a run that never came there."""
+        reached = (done[self._job(batch, rate, seed).name].summary or {}).get("target")
+        return float(reached["samples"]) if reached else None
+
+    def _best(self, batch: int, done: Done) -> float | None:
+        """Return the rate that needed fewest samples with the first seed; None: none is known."""
+        first = self.numbers[0]
+        if any(self._job(batch, rate, first).name not in done for rate in self.rates):
+            return None
+        tried = {rate: self._needed(batch, rate, first, done) for rate in self.rates}
+        came = {rate: value for rate, value in tried.items() if value is not None}
+        return min(came, key=lambda rate: came[rate]) if came else None
+
+    def conclude(self, done: Done) -> BenchmarkRecord:
+        """Return a row a task, or a row of the runs."""
+        if self.published is not None:
+            tasks = [task.without(self.without) for task in self.published]
+        else:
+            tasks = [self._measured(done).without(self.without)]
+        rows, notes, details = [], [], []
+        for task in tasks:
+            row, said, detail = concluded(task)
+            rows.append(row)
+            notes += [f"{task.task}: {line}" for line in said]
+            details.append(detail)
+        return BenchmarkRecord(
+            "steps-to-target", FORMULA, rows, notes=notes, details={"tasks": details}
+        )
+
+    def _measured(self, done: Done) -> Convergence:
+        cells, said = [], []
+        for batch in self.batches:
+            best = self._best(batch, done)
+            if best is None:
+                said.append(f"batch {batch:,}: no rate came to the target with the first seed")
+                continue
+            needed = [self._needed(batch, best, seed, done) for seed in self.numbers]
+            came = tuple(value for value in needed if value is not None)
+            cells.append(Cell(batch, came, len(needed) - len(came)))
+            if len(self.rates) > 1 and best in (self.rates[0], self.rates[-1]):
+                said.append(
+                    f"batch {batch:,}: the best rate, {times(best)} of the rule, is the"
+                    f" {'lowest' if best == self.rates[0] else 'highest'} tried: it may not be the"
+                    " best there is"
+                )
+        said += self._exact(cells, done)
+        lost = [name for name, outcome in sorted(done.items()) if outcome.lost]
+        said += [f"{name}: {done[name].lost}" for name in lost]
+        name = self.config.run.name or f"{self.config.model.name}, {self.config.data.name}"
+        return Convergence(name, tuple(cells), remarks=tuple(said))
+
+    def _exact(self, cells: Sequence[Cell], done: Done) -> Iterator[str]:
+        """Say what the batches need in expectation at the rates found, where that is known."""
+        goal = dict(self.config.run.target or {})
+        if not quadratic.applies(self.config) or set(goal) != {"loss"}:
+            return
+        exact = []
+        for cell in cells:
+            rate = self._best(cell.batch, done)
+            assert rate is not None
+            config = self._job(cell.batch, rate, self.numbers[0]).config
+            schedule = prepare(config, torch.device("cpu")).schedule
+            most = schedule.total_samples
+            needed = quadratic.samples_to(goal["loss"], cell.batch, schedule.lr, most)
+            if needed is not None:
+                exact.append(Cell(cell.batch, (needed,)))
+        if exact:
+            words = ", ".join(f"{cell.batch:,}: {cell.mean:,.4g}" for cell in exact)
+            limit = interpolate(exact).batch
+            known = "above the largest batch" if limit is None else f"{limit:,.4g}"
+            yield f"exactly, in expectation, batches need {words} at these rates; B20 = {known}"
+
+    def charts(self, record: BenchmarkRecord) -> Iterator[tuple[str, str, Any]]:
+        """Draw needed samples against batch, with the line."""
+        for task in record.details["tasks"]:
+            note = f"{task['unit']} to the target; bars: 95% of the mean"
+            yield f"{task['task']}: need against batch", note, _figure(task)
+
+
+def concluded(task: Convergence) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """Return the row of a task, what is to be said of it, and what its picture shows."""
+    task = task.without_outliers()
+    cells, said = task.cells, list(task.remarks)
+    row: dict[str, Any] = {
+        "task": task.task,
+        "batches": len(cells),
+        "runs": sum(len(cell.needed) for cell in cells),
+        "unit": task.unit,
+    }
+    detail: dict[str, Any] = {
+        "task": task.task,
+        "unit": task.unit,
+        "samples": task.samples,
+        "batches": [cell.batch for cell in cells],
+        "means": [cell.mean for cell in cells],
+        "errors": [
+            0.0 if cell.deviation is None else 1.96 * cell.deviation / len(cell.needed) ** 0.5
+            for cell in cells
+        ],
+        "line": None,
+        "B20": None,
+    }
+    try:
+        line = fit_line(cells)
+    except NoHyperbola as reason:
+        said.append(f"refused: {reason}")
+        said += task.standing_out()
+        return {**row, "verdict": "refused"}, said, detail
+    between = interpolate(cells)
+    fits = line.fits
+    if not fits:
+        said.append(f"the line does not fit: {account_of_misfit(cells, line)}")
+    said += task.standing_out()
+    above = cells[0].batch / line.critical
+    if not fits and above > WORTH_TELLING:
+        said.append(
+            f"by the line the smallest batch, {cells[0].batch:,}, already needs {above:.0%} more"
+            " than the least, and the interpolated B20 counts from there"
+        )
+    headline, low, high = (
+        (OVERHEAD * line.critical, OVERHEAD * line.low, OVERHEAD * line.high)
+        if fits or between.batch is None
+        else (between.batch, between.low, between.high)
+    )
+    if not fits and between.batch is None:
+        said.append("no batch needs 20% more than the smallest: B20 is by the line all the same")
+    deviations = [cell.deviation / cell.mean for cell in cells if cell.deviation is not None]
+    detail |= {
+        "line": [line.samples, line.steps],
+        "covariance": line.covariance,
+        "scatter": fmean(deviations) if deviations else 0.0,
+        "B20": headline,
+    }
+    row |= {
+        "critical batch": figures(line.critical),
+        "low": figures(line.low),
+        "high": figures(line.high),
+        "scatter": figures(line.scatter, 3),
+        "misfit": None if line.misfit is None else float(f"{line.misfit:.2g}"),
+        "least steps": figures(line.steps * task.samples),
+        "least need": figures(line.samples),
+        "B20 by line": figures(OVERHEAD * line.critical),
+        "B20 interpolated": None if between.batch is None else figures(between.batch),
+        "B20": figures(headline),
+        "B20 low": None if low is None else figures(low),
+        "B20 high": None if high is None else figures(high),
+        "verdict": "line fits" if fits else "line does not fit",
+    }
+    return row, said, detail
+
+
+def figures(value: float, digits: int = 4) -> float | int:
+    """Return a value with as many significant digits as it deserves."""
+    rounded = float(f"{value:.{digits}g}")
+    return int(rounded) if rounded == int(rounded) and abs(rounded) >= 10 else rounded
+
+
+def _figure(task: dict[str, Any]) -> Figure:
+    from plotly.graph_objects import Scatter
+
+    from largebatch.report.record_page import blank_figure
+
+    figure = blank_figure("batch", task["unit"])
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(type="log", rangemode="normal")
+    bars = {"type": "data", "array": task["errors"], "thickness": 1}
+    points = {"x": task["batches"], "y": task["means"], "error_y": bars}
+    figure.add_trace(Scatter(**points, name="measured", mode="markers"))
+    if task["line"] is not None:
+        intercept, slope = task["line"]
+        low, high = min(task["batches"]), max(task["batches"])
+        x = [low * (high / low) ** (n / 60) for n in range(61)]
+        y = [intercept + slope * each for each in x]
+        figure.add_trace(Scatter(x=x, y=y, name="Emin + Smin B", mode="lines"))
+        figure.add_trace(
+            Scatter(
+                x=[task["B20"]] * 2,
+                y=[min(y), max(y)],
+                name=f"B20 = {figures(task['B20']):,}",
+                mode="lines",
+                line={"dash": "dot"},
+            )
+        )
+    return figure

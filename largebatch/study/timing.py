@@ -1,0 +1,160 @@
+"""How long a step takes, by batch and number of GPUs: fitted to what was measured or planned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from largebatch._errors import UserError
+from largebatch.record import BenchmarkRecord, is_number, read_record
+
+OURS = "largebatch"  # of the contenders of `bench scaling`
+P90 = 1.645  # normal quantile: half of what lies between p5 and p95
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A step that was timed.
+
+    Attributes:
+        ranks: GPUs. batch: of all together. seconds: of a step.
+        error: relative standard deviation of the seconds over windows; 0: not known.
+    """
+
+    ranks: int
+    batch: int
+    seconds: float
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step on one number of GPUs: ``batch / (ranks rate) + fixed``.
+
+    Attributes:
+        rate: samples a second of one GPU, were there nothing else. fixed: seconds of every step.
+        least, most: the smallest and largest batch measured on as many; 0: none.
+        error: relative standard error of the seconds.
+    """
+
+    ranks: int
+    rate: float
+    fixed: float
+    least: int
+    most: int
+    error: float
+
+    def seconds(self, batch: float) -> float:
+        """Return the seconds of a step."""
+        return batch / (self.ranks * self.rate) + self.fixed
+
+    def measured(self, batch: float) -> bool:
+        """Whether the batch lies between measured ones."""
+        return self.least <= batch <= self.most
+
+
+def read_timing(path: Path) -> list[Timed]:
+    """Read a record of ``bench scaling`` or of ``plan``.
+
+    Raises:
+        UserError: it is none.
+    """
+    record = read_record(path)
+    found = list(_measured(record)) or list(_planned(record))
+    if not found:
+        raise UserError(
+            f"--scaling {path}: a record of {record.name!r}; expected one of largebatch bench"
+            " scaling --json or of largebatch plan --json"
+        )
+    return found
+
+
+def fit_timing(timed: Sequence[Timed], ranks: Iterable[int] = ()) -> list[StepTime]:
+    """Return the time of a step on every number of GPUs that was timed, and on further ones.
+
+    On a number with two batches or more it is a line through these, by least squares of relative
+    errors; on others the rate is that of all, and the fixed part that of the nearest number.
+
+    Raises:
+        UserError: all were timed at one batch a GPU, which does not tell one part from the other.
+    """
+    by_ranks: dict[int, list[Timed]] = {}
+    for each in timed:
+        by_ranks.setdefault(each.ranks, []).append(each)
+    lines: dict[int, StepTime] = {}
+    for count, members in sorted(by_ranks.items()):
+        if len({each.batch for each in members}) > 1:
+            lines[count] = _line(count, members)
+    if not lines:
+        raise UserError(
+            "--scaling: a step was timed at one batch for each number of GPUs; time two or more,"
+            " so that what is fixed shows (bench scaling --batches 16 64)"
+        )
+    rate = float(np.median([line.rate for line in lines.values()]))
+    found = []
+    for count in sorted({*by_ranks, *ranks}):
+        if count in lines:
+            found.append(lines[count])
+            continue
+        near = lines[min(lines, key=lambda each: abs(math.log(each / count)))]
+        batches = [each.batch for each in by_ranks.get(count, ())]
+        found.append(
+            StepTime(
+                count,
+                rate,
+                near.fixed,
+                min(batches, default=0),
+                max(batches, default=0),
+                near.error,
+            )
+        )
+    return found
+
+
+def _line(ranks: int, members: Sequence[Timed]) -> StepTime:
+    batches = np.array([each.batch for each in members], dtype=np.float64)
+    seconds = np.array([each.seconds for each in members])
+    design = np.stack([batches, np.ones_like(batches)], axis=1) / seconds[:, None]
+    slope, fixed = np.linalg.lstsq(design, np.ones_like(seconds), rcond=None)[0]
+    if fixed < 0:  # noise: nothing is fixed
+        slope, fixed = 1 / float(np.mean(batches / seconds)), 0.0
+    if slope <= 0:
+        raise UserError(
+            f"--scaling: on {ranks} GPUs a step takes no longer at larger batches: time larger ones"
+        )
+    left = (batches * slope + fixed) / seconds - 1
+    freedom = max(1, len(members) - 2)
+    scatter = math.sqrt(float(np.square(left).sum()) / freedom)
+    noise = float(np.mean([each.error for each in members]))
+    return StepTime(
+        ranks,
+        float(1 / (slope * ranks)),
+        float(fixed),
+        int(batches.min()),
+        int(batches.max()),
+        max(scatter, noise),
+    )
+
+
+def _measured(record: BenchmarkRecord) -> Iterable[Timed]:
+    for row in record.rows:
+        if row.get("contender", OURS) != OURS or not is_number(row.get("images/s")):
+            continue
+        ranks, batch, rate = row["ranks"], row["global batch"], row["images/s"]
+        spread = 0.0
+        if is_number(row.get("p5")) and is_number(row.get("p95")):
+            spread = (row["p95"] - row["p5"]) / (2 * P90 * rate)
+        yield Timed(int(ranks), int(batch), batch / rate, spread)
+
+
+def _planned(record: BenchmarkRecord) -> Iterable[Timed]:
+    rows: list[dict[str, Any]] = [row for row in record.rows if is_number(row.get("step_seconds"))]
+    methods = [row.get("method") for row in rows]
+    for row in rows:
+        if row.get("method") == methods[-1]:  # the best for each message, which is listed last
+            yield Timed(int(row["ranks"]), int(row["global_batch"]), float(row["step_seconds"]))

@@ -1,0 +1,121 @@
+"""`study critical-batch`: branches off a real run, from config to page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from largebatch.cli import main
+from largebatch.record import read_metrics, read_record
+from largebatch.study.critical_batch import CriticalBatch
+from largebatch.study.job import Place
+from largebatch.train import run
+from largebatch.train.parse import parse
+
+RECIPE = ["--recipe=quadratic", "--schedule.length=2048sa", "--checkpoint.at=[25%, 50%]"]
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "parent"
+    run(parse([*RECIPE, f"--run.dir={folder}"]))
+    return folder
+
+
+def test_branches_read_the_same_samples_and_differ_in_what_follows_the_batch(parent: Path) -> None:
+    study = CriticalBatch(run=str(parent), batches=["x4"], seeds=2, scaling="sqrt")
+    jobs = {job.name: job for job in study.jobs({})}
+    assert len(jobs) == 8
+    own = jobs["at-25%-batch-x1-rate-x1-seed-0"].config
+    other = jobs["at-25%-batch-x4-rate-x1-seed-0"].config
+    assert (own.batch.size, other.batch.size) == (4, 16)
+    assert own.optim.lr == pytest.approx(0.2 * 0.75**2, rel=2e-3)  # of the run's curve at a quarter
+    assert other.optim.lr == pytest.approx(2 * own.optim.lr)
+    assert own.run.seed == other.run.seed == 0 and own.schedule.length == other.schedule.length
+    assert own.schedule.curve == "constant" and str(own.ema.half_life) == "1sa"
+    assert [each["name"] for each in own.probes] == ["noise"] and other.probes == []
+    assert jobs["at-25%-batch-x4-rate-x1-seed-1"].config.run.seed == 1
+
+
+def test_the_annealed_ones_hold_their_rate_and_fall_to_zero(parent: Path, tmp_path: Path) -> None:
+    from largebatch.schedule import Duration
+
+    study = CriticalBatch(
+        run=str(parent), at=[Duration.parse("25%")], batches=["x2"], seeds=1, anneal=True,
+        window=Duration.parse("20%"),
+    )  # fmt: skip
+    jobs = {job.name: job for job in study.jobs({})}
+    assert len(jobs) == 4
+    job = jobs["at-25%-batch-x2-rate-x1-seed-0"]
+    run(Place(job, tmp_path).config)
+    lines = read_metrics(tmp_path / job.name / "metrics.jsonl")
+    rates = [(line["samples"], line["lr"]) for line in lines if "lr" in line]
+    rate, start, length = job.config.optim.lr, 512, 492
+    for samples, found in rates:
+        begun = samples - 8  # of the step
+        left = min(1.0, (start + length - begun) / (0.2 * length))
+        assert found == pytest.approx(rate * left, rel=0.02, abs=1e-3 * rate)
+
+
+def test_doublings_go_on_until_two_in_a_row_fail(parent: Path, monkeypatch) -> None:
+    study = CriticalBatch(run=str(parent), seeds=1)
+    (point, _) = study.points({})
+    good: set[int] = set()
+    values = {True: 0.05, False: 0.5}
+    monkeypatch.setattr(
+        study.findings, "values", lambda point, factor, *rest: [values[factor in good]]
+    )
+    assert study._factors(point, {}) == [2, 4]
+    good |= {2, 4}
+    assert study._factors(point, {}) == [2, 4, 8, 16]
+    good |= {16}
+    assert study._factors(point, {}) == [2, 4, 8, 16, 32, 64]
+
+
+def test_the_cost_is_said_before(parent: Path) -> None:
+    study = CriticalBatch(run=str(parent), batches=["x2", "x4"], seeds=2)
+    first, second = study.says({})
+    # 6 branches of 1.2 windows of 0.5%: 3.6% a checkpoint, two of them.
+    assert "a branch is 0.59% of the run, a checkpoint 3.5%" in first
+    assert second.startswith("2 checkpoints: 7.0% of the run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name one of a run's directory, or the training"),
+        (["absent"], "absent: no run directory"),
+        (["RUN", "--at", "30%"], "--at=30%"),
+        (["RUN", "--batches", "x1"], "--batches: 'x1'"),
+        (["RUN", "--window", "1sa"], "less than a step of 4"),
+        (["RUN", "--average", "--raw"], "one of --average, --anneal and --raw"),
+        (["RUN", "--rates", "2"], "--rates 1 or 3"),
+        (["RUN", "--recipe", "quadratic"], "name one of"),
+    ],
+)
+def test_mistakes(parent: Path, tmp_path: Path, capsys, monkeypatch, arguments, words) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(parent) if each == "RUN" else each for each in arguments]
+    assert main(["study", "critical-batch", *arguments]) == 2
+    line = capsys.readouterr().err.rstrip("\n")
+    assert words in line and "\n" not in line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_from_a_run_to_the_page(parent: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["study", "critical-batch", str(parent), "--at", "25%", "--window", "20%"]
+    arguments += ["--batches", "x2", "x16", "--folder", str(tmp_path / "f"), "--at-a-time", "2"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("a checkpoint 144.1%") < printed.index("started")
+    record = read_record(tmp_path / "f" / "record.json")
+    assert [row["batch"] for row in record.rows] == [8, 64]
+    assert "took 144" in record.notes[-1]
+    (point,) = record.details["points"]
+    assert point["samples"] == 512 and len(point["curves"]) >= 2
+    text = (tmp_path / "f" / "report.html").read_text()
+    assert "Overhead against batch" in text and "Branches at 25%" in text
+    assert main(arguments) == 0
+    assert read_record(tmp_path / "f" / "record.json").rows == record.rows
