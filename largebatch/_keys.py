@@ -15,6 +15,9 @@ FREE = {"free": True}
 OF_RANK = {"of_rank": True}
 """It may differ between the ranks of a run: where it lies, what each host affords."""
 
+SETTLED = {"settled": True}
+"""Where it is null a run works it out when it begins, and config.yaml says what it found."""
+
 
 def marked(config: type, mark: Mapping[str, bool]) -> tuple[str, ...]:
     """Return the sections, and the ``section.key``, of a config that carry a mark.

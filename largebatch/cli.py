@@ -143,7 +143,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
-@_verb("bench", "measure a claim: loop, data, norm, optim, sync")
+@_verb("bench", "measure a claim: loop, data, norm, optim, sync, tokens, ...")
 def bench(arguments: Sequence[str]) -> int:
     from largebatch.bench import run
 
@@ -161,16 +161,10 @@ def study(arguments: Sequence[str]) -> int:
 @_verb("plan", "predict step time and scaling on a cluster, from given constants")
 def plan(arguments: Sequence[str]) -> int:
     with _importing():
-        from largebatch.models import ModelConfig, build_model, image_offers
-        from largebatch.nn import NormConfig
+        from largebatch.models import model_of
         from largebatch.plan.command import run
 
-    return run(
-        arguments,
-        lambda name, image, classes: build_model(
-            ModelConfig(name=name), NormConfig(), image_offers(classes, image)
-        ),
-    )
+    return run(arguments, model_of)
 
 
 @_verb("report", "write one report over several runs")

@@ -85,6 +85,15 @@ def _imagenet(options: argparse.Namespace) -> tuple[BenchmarkRecord, Charts]:
     return record, imagenet.charts(record)
 
 
+def _tokens(options: argparse.Namespace) -> BenchmarkRecord:
+    from largebatch.bench import tokens
+
+    settings = tokens.settings_of(
+        _one_model(options, "4x4x128"), options.context, options.vocabulary
+    )
+    return tokens.run(options.batches or [12], settings, options.seconds or 4.0, options.rounds)
+
+
 def _one_model(options: argparse.Namespace, default: str) -> str:
     if len(options.models) > 1:
         raise UserError(f"largebatch bench {options.what}: --models names one model")
@@ -98,6 +107,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "optim": _optim,
     "sync": _sync,
     "imagenet": _imagenet,
+    "tokens": _tokens,
     "scaling": _scaling,
 }
 
@@ -115,7 +125,11 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, help="length of one measurement")
     parser.add_argument("--rounds", type=int, default=7, help="alternating rounds")
     parser.add_argument(
-        "--models", nargs="+", default=[], help="optim: whose tensors; all. imagenet, scaling: one"
+        "--models",
+        nargs="+",
+        default=[],
+        help="optim: whose tensors; all. imagenet, scaling: one. tokens: layers x heads x width of"
+        " a GPT, such as 12x12x768",
     )
     parser.add_argument(
         "--with",
@@ -126,9 +140,14 @@ def run(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--ranks", type=int, nargs="+", help="scaling: 1 2 4")
     parser.add_argument(
-        "--batches", type=int, nargs="+", help="images of a rank's step (imagenet, scaling)"
+        "--batches",
+        type=int,
+        nargs="+",
+        help="images of a rank's step (imagenet, scaling), windows (tokens)",
     )
     parser.add_argument("--image-size", type=int, help="pixels a side (imagenet, scaling)")
+    parser.add_argument("--context", type=int, default=64, help="tokens: of a window; 64")
+    parser.add_argument("--vocabulary", type=int, default=256, help="tokens: that there are; 256")
     parser.add_argument(
         "--price", type=float, default=0.0, help="scaling: of a device an hour, for the costs"
     )
@@ -141,7 +160,7 @@ def run(arguments: Sequence[str]) -> int:
         options = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise UserError(f"largebatch bench: {error}") from None
-    for name in ("seconds", "rounds", "workers", "image_size", "epochs"):
+    for name in ("seconds", "rounds", "workers", "image_size", "epochs", "context", "vocabulary"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             option = name.replace("_", "-")

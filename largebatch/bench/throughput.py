@@ -29,7 +29,8 @@ class Contender:
     """One way to train.
 
     Attributes:
-        step: takes a training step of ``images`` images over all ranks.
+        images: of a step over all ranks; of text, its tokens.
+        step: takes a training step.
         times: where the time of its steps goes, if it is ours.
         model: what it trains.
     """
@@ -134,12 +135,12 @@ def windows(
     return found
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, p5 and p95 of images/s; of few windows the last two are the extremes."""
+def spread(values: Sequence[float], unit: str = "images/s") -> dict[str, float]:
+    """Return median, p5 and p95 of a rate; of few windows the last two are the extremes."""
     ordered = sorted(values)
     last = len(ordered) - 1
     return {
-        "images/s": round(median(ordered), 2),
+        unit: round(median(ordered), 2),
         "p5": round(ordered[round(0.05 * last)], 2),
         "p95": round(ordered[round(0.95 * last)], 2),
     }

@@ -3,9 +3,9 @@
 Importing this package registers every data set that a config can name.
 """
 
-from largebatch.data import arrays, cifar, digits, imagefolder, mnist, quadratic, synthetic
+from largebatch.data import arrays, cifar, digits, imagefolder, mnist, quadratic, synthetic, text
 from largebatch.data.batch import Batch
-from largebatch.data.build import build_source
+from largebatch.data.build import build_source, settled
 from largebatch.data.config import DataConfig
 from largebatch.data.dali import require_dali
 from largebatch.data.feature_batch import FeatureBatch
@@ -18,6 +18,7 @@ from largebatch.data.registry import datasets
 from largebatch.data.request import Request
 from largebatch.data.source import Delivery, Order, Reader, Source
 from largebatch.data.stream_order import StreamOrder
+from largebatch.data.text import TextSource
 from largebatch.data.token_batch import TokenBatch
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Request",
     "Source",
     "StreamOrder",
+    "TextSource",
     "TokenBatch",
     "arrays",
     "build_source",
@@ -46,5 +48,7 @@ __all__ = [
     "mnist",
     "quadratic",
     "require_dali",
+    "settled",
     "synthetic",
+    "text",
 ]

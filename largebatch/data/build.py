@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 from largebatch._errors import UserError
 from largebatch._registry import this_folder_last
@@ -10,6 +11,7 @@ from largebatch.data.config import DataConfig
 from largebatch.data.custom import custom_source
 from largebatch.data.registry import datasets
 from largebatch.data.source import Source, Split
+from largebatch.data.token_store import text_digest
 
 
 def build_source(config: DataConfig, split: Split, num_classes: int | None = None) -> Source:
@@ -42,3 +44,14 @@ def build_source(config: DataConfig, split: Split, num_classes: int | None = Non
     if num_classes is not None:
         source.widen(num_classes, config.name)
     return source
+
+
+def settled(config: DataConfig) -> DataConfig:
+    """Return the section with what it leaves to the data: the hash of a text.
+
+    Raises:
+        UserError: the text is absent.
+    """
+    if not datasets.entry(config.name).facts.text or config.digest is not None:
+        return config
+    return replace(config, digest=text_digest(config))

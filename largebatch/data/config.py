@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from largebatch._errors import UserError
-from largebatch._keys import FREE, OF_RANK
+from largebatch._keys import FREE, OF_RANK, SETTLED
 from largebatch._paths import UserPath
 from largebatch.data.registry import datasets
+
+OF_TEXT = ("tokenizer", "context", "vocabulary", "held_out", "streams", "digest")
+OF_IMAGES = ("image_size", "mixup", "cutmix", "skip_corrupt")
 
 
 @dataclass
@@ -17,11 +20,12 @@ class DataConfig:
 
     name: str = "digits"
     """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, arrays, imagefolder, quadratic,
-    synthetic or
-    package.module:callable (called with "train" or "val", returns a map-style data set)."""
+    synthetic, text, stdlib or package.module:callable (called with "train" or "val", returns a
+    map-style data set)."""
 
     root: UserPath | None = field(default=None, metadata=FREE | OF_RANK)
-    """Folder of the data set (for arrays: the .npz file); digits and synthetic need none."""
+    """Folder of the data set (for arrays: the .npz file; for text: a file or folder); digits,
+    synthetic and stdlib need none."""
 
     skip_corrupt: int = 0
     """How many unreadable images to leave out before the run ends with an error. Of a data set of
@@ -50,7 +54,31 @@ class DataConfig:
 
     limit: int | None = None
     """Train on so many samples: every class gives its share, chosen by a fixed key. Of data sets of
-    your own that is so where they have ``targets`` or ``labels``; of others, any samples."""
+    your own that is so where they have ``targets`` or ``labels``; of others, any samples. Of text:
+    the first windows."""
+
+    tokenizer: Literal["bytes", "characters", "uint16", "uint32"] | UserPath | None = None
+    """Text: what a token is: a byte, a character, a number of a file that is tokenised already, or
+    what a JSON file of Hugging Face's tokenizers says. Null: bytes; of a .bin file uint16."""
+
+    context: int | None = None
+    """Text: tokens that a window holds, each predicted from those before (null: 128)."""
+
+    vocabulary: int | None = None
+    """Text: how many tokens the model knows (null: as many as the tokenizer; of a file of numbers,
+    the largest and one)."""
+
+    held_out: float | None = None
+    """Text: share at the end that is held out for validation (null: 0.1), where there is no
+    validation text of its own (val.txt, val.bin or a folder val)."""
+
+    streams: int | None = None
+    """Text: read so many streams side by side, each on from where the step before it ended, for
+    models with a memory; batch.size is as many. Null: windows in a random order."""
+
+    digest: str | None = field(default=None, metadata=SETTLED)
+    """Text: hash of it and of its tokenizer; null: worked out and kept in config.yaml, so that a
+    run goes on with the same text alone."""
 
     def check(self) -> None:
         """Refuse numbers out of range, and a pipeline that has nothing to decode.
@@ -74,3 +102,19 @@ class DataConfig:
                 f"data.pipeline={self.pipeline} reads image files: data.name={files},"
                 f" not {self.name}"
             )
+        self._check_text()
+
+    def _check_text(self) -> None:
+        """Refuse keys of text out of range or without text, and keys of images with it."""
+        for name in ("context", "streams", "vocabulary"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"data.{name}={value}: must be 1 or more")
+        if self.held_out is not None and not 0 < self.held_out < 1:
+            raise UserError(f"data.held_out={self.held_out}: between 0 and 1")
+        text = datasets.entry(self.name).facts.text
+        for name in OF_TEXT if not text else OF_IMAGES:
+            value = getattr(self, name)
+            if value:
+                kind = "windows of text" if text else "no text"
+                raise UserError(f"data.{name}={value}: data.name={self.name} is {kind}")

@@ -30,7 +30,10 @@ class Stream(IntEnum):
     SPLIT = 5
     PIXELS = 6
     LIMIT = 7
-    FEATURES = 8
+    SHIFT = 8
+    CHOICE = 9
+    REPLACEMENT = 10
+    FEATURES = 11
 
 
 def mix_int(value: int) -> int:

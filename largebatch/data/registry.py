@@ -19,14 +19,18 @@ class DataFacts(Facts):
 
     Attributes:
         image_files: its samples are image files, which any of the pipelines may decode.
+        text: its samples are windows of text, which the keys of text are about.
     """
 
     image_files: bool = False
+    text: bool = False
 
     def words(self) -> Iterator[str]:
         """Yield the facts, a short line each."""
         if self.image_files:
             yield "samples are image files: any data.pipeline decodes them"
+        if self.text:
+            yield "samples are windows of text: data.tokenizer, context, held_out, streams"
 
 
 datasets: Registry[Callable[..., Any], DataFacts] = Registry(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,21 @@ class TokenBatch:
         tokens: int64 (n, tokens of a window) on the device.
         indices, positions: int64 (n,), of the request.
         ghosts: sizes of the ghost batches, which add up to n.
+        counted: bool (n, tokens of a window), which tokens a loss may be about: not a prompt's, nor
+            those that only fill a row; None: all.
+        key: seed and epoch, to which all that a task draws of a sample is keyed.
+        streams: int64 (n,), which stream each window goes on with; None: there are no streams.
+        begins: whether these are the first windows of their streams.
     """
 
     tokens: Tensor
     indices: NDArray[np.int64]
     positions: NDArray[np.int64]
     ghosts: tuple[int, ...]
+    counted: NDArray[np.bool_] | None = None
+    key: tuple[int, int] = (0, 0)
+    streams: NDArray[np.int64] | None = None
+    begins: bool = False
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -36,4 +45,12 @@ class TokenBatch:
         """Return the windows of the first ``ghosts`` ghost batches, as views."""
         kept = self.ghosts[:ghosts]
         n = sum(kept)
-        return TokenBatch(self.tokens[:n], self.indices[:n], self.positions[:n], kept)
+        return replace(
+            self,
+            tokens=self.tokens[:n],
+            indices=self.indices[:n],
+            positions=self.positions[:n],
+            ghosts=kept,
+            counted=None if self.counted is None else self.counted[:n],
+            streams=None if self.streams is None else self.streams[:n],
+        )

@@ -2,17 +2,20 @@
 
 # The order of `largebatch explain` and of error messages is the order of these imports.
 from largebatch.models import (  # noqa: F401
+    bert,
     cifar_resnet,
     digits_cnn,
     f1,
+    gpt,
     linear,
     nf_resnet,
     resnet,
     shallow,
+    transformer_xl,
     vgg,
     wide_resnet,
 )
-from largebatch.models.build import build_model
+from largebatch.models.build import build_model, model_of
 from largebatch.models.config import ModelConfig
 from largebatch.models.init import initialize
 from largebatch.models.registry import image_offers, models
@@ -27,6 +30,7 @@ __all__ = [
     "image_offers",
     "initialize",
     "load_weights",
+    "model_of",
     "models",
     "swapped_in",
     "try_images",

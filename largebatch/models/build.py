@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from largebatch._errors import UserError, raised
 from largebatch._registry import Entry, this_folder_last
-from largebatch.models.config import ModelConfig
+from largebatch.models.config import OPTIONS, ModelConfig
 from largebatch.models.init import initialize
 from largebatch.models.registry import models
 from largebatch.models.trial import check_parameters, image_trial
@@ -67,6 +68,8 @@ def build_model(
                 trial(model, False)  # which draws their values, from the seed
         check_parameters(model, config.name)
         if config.classifier != "learned":
+            if "num_classes" not in offers:
+                raise UserError(f"model.classifier={config.classifier}: the data have no classes")
             model = fix_classifier(model, config.classifier)
         initialize(model, config.init)
     if theirs:
@@ -79,21 +82,66 @@ def build_model(
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
+def model_of(name: str, keys: Mapping[str, Any], offers: Mapping[str, Any]) -> nn.Module:
+    """Build a model by its name and keys of the ``model`` section, with the norms that it has.
+
+    Raises:
+        UserError: there is no such key; see :func:`build_model`.
+    """
+    known = [each.name for each in fields(ModelConfig)]
+    for key in keys:
+        if key not in known:
+            raise UserError(f"model.{key}: no such key; model has {', '.join(known)}")
+    if "vocabulary" in offers and "memory" in signature_of(models.entry(name).factory):
+        offers = {**offers, "streams": 1}
+    return build_model(ModelConfig(name, **keys), NormConfig(), offers)
+
+
+def signature_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the arguments of a factory by name; none of a callable in C that does not say."""
+    try:
+        return inspect.signature(factory).parameters
+    except ValueError:
+        return {}
+
+
+def _check_text(name: str, takes: Mapping[str, Any], offers: Mapping[str, Any]) -> None:
+    """Refuse a model of ours that is not for text, or not for the way in which it is read."""
+
+    def having(key: str) -> str:
+        return ", ".join(each.name for each in models if key in signature_of(each.factory))
+
+    others = "or package.module:callable"
+    if "vocabulary" not in takes:
+        raise UserError(
+            f"model.name={name}: takes no text, which the data are; choose from"
+            f" {having('vocabulary')} {others}"
+        )
+    if "streams" in offers and "memory" not in takes:
+        raise UserError(
+            f"data.streams={offers['streams']}: model.name={name} has no memory; choose from"
+            f" {having('memory')} {others}, or leave data.streams out"
+        )
+    if "streams" not in offers and "memory" in takes:
+        raise UserError(
+            f"model.name={name}: its memory is of streams; set data.streams to batch.size"
+        )
+
+
 def _construct(entry: Entry[Any, Any], config: ModelConfig, offers: Mapping[str, Any]) -> nn.Module:
     """Call the factory with what its signature names, and refuse options that it does not."""
     if inspect.isclass(entry.factory) and not issubclass(entry.factory, nn.Module):
         raise UserError(f"model.name={entry.name}: a class that is no torch.nn.Module")
-    try:
-        parameters = inspect.signature(entry.factory).parameters
-    except ValueError:  # some callables written in C have none
-        parameters = inspect.signature(lambda: None).parameters
+    parameters = signature_of(entry.factory)
+    if "vocabulary" in offers and entry.name in models:
+        _check_text(entry.name, parameters, offers)
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     given = {
         key: value
         for key, value in offers.items()
         if key in parameters or (anything and key == "num_classes")
     }
-    for key, unset in (("residual_gamma", None), ("drop", None), ("drop_path", 0.0)):
+    for key, unset in OPTIONS.items():
         value = getattr(config, key)
         if value == unset:
             continue

@@ -10,6 +10,14 @@ from largebatch._errors import UserError
 from largebatch._keys import OF_RANK
 from largebatch._paths import UserPath
 
+OPTIONS = {
+    "residual_gamma": None,
+    "drop": None,
+    "drop_path": 0.0,
+    **dict.fromkeys(("layers", "heads", "width", "memory", "tied_embeddings")),
+}
+"""Keys that a model takes if its signature names them, and their values where they are not set."""
+
 
 @dataclass
 class ModelConfig:
@@ -38,6 +46,16 @@ class ModelConfig:
     """Probability to drop an activation where the model has dropout; unset: the model's own."""
     drop_path: float = 0.0
     """Probability to drop the last residual block for a sample; in proportion to depth before."""
+    layers: int | None = None
+    """Transformers: number of layers; unset, here and below: the model's own."""
+    heads: int | None = None
+    """Transformers: attention heads of a layer."""
+    width: int | None = None
+    """Transformers: width of the residual stream, a multiple of the heads."""
+    memory: int | None = None
+    """transformer_xl: tokens it remembers (unset: data.context); 0: none."""
+    tied_embeddings: bool | None = None
+    """Transformers: the output layer is the table of embeddings."""
 
     def check(self) -> None:
         """Check what can be known without building the model.
@@ -47,6 +65,10 @@ class ModelConfig:
         """
         if self.num_classes is not None and self.num_classes < 2:
             raise UserError(f"model.num_classes={self.num_classes}: must be at least 2")
+        for key, least in (("layers", 1), ("heads", 1), ("width", 1), ("memory", 0)):
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise UserError(f"model.{key}={value}: must be {least} or more")
         for key in ("drop", "drop_path"):
             value = getattr(self, key)
             if value is not None and not 0.0 <= value < 1.0:

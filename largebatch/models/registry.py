@@ -2,8 +2,9 @@
 
 A factory is called with what its signature names of the data's offers (``num_classes`` and
 ``image_shape`` (channels, height, width) of images, ``vocabulary`` and ``context`` of text) and of
-``residual_gamma``, ``drop`` and ``drop_path``. An option that is set in
-the config and not named there is refused, so a signature says what a model understands.
+``residual_gamma``, ``drop``, ``drop_path`` and the sizes of transformers (``layers``, ``heads``,
+``width``, ``memory``, ``tied_embeddings``). An option that is set in the config and not named there
+is refused, so a signature says what a model understands.
 """
 
 from __future__ import annotations

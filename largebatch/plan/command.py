@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from largebatch.simulate.methods import BEST_GRID, METHODS, Method, automatic, r
 from largebatch.simulate.nccl import NCCL_FORMULAS
 from largebatch.simulate.trace import trace
 
-Build = Callable[[str, tuple[int, int, int], int], nn.Module]
+Build = Callable[[str, dict[str, Any], dict[str, Any]], nn.Module]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,7 +36,8 @@ def run(arguments: Sequence[str], build: Build) -> int:
 
     Args:
         arguments: of the command line.
-        build: makes a model from its name, the images' shape and the number of classes.
+        build: makes a model from its name, its own keys of the ``model`` section and what the data
+            offer.
     """
     options = _parse(arguments)
     if options.explain:
@@ -43,10 +45,11 @@ def run(arguments: Sequence[str], build: Build) -> int:
         return 0
     chip = device(options.device, options.precision)
     cost = _cost(options, chip)
-    image = _image(options.image)
+    name, keys = _model(options.model)
+    shape, offers = _sample(options)
     step = trace(
-        lambda: build(options.model, image, options.classes),
-        image,
+        lambda: build(name, keys, offers),
+        shape,
         DTYPES.get(options.precision, torch.float32),
     )
     cluster = Cluster(
@@ -112,9 +115,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--nodes", type=int, default=16, help="hosts; 16")
     parser.add_argument("--per-node", type=int, default=8, help="ranks of a host; 8")
-    parser.add_argument("--model", default="resnet50", help="as model.name in a config; resnet50")
+    parser.add_argument(
+        "--model",
+        default="resnet50",
+        help="as model.name in a config, with further keys of model behind a colon, such as"
+        " gpt:layers=12,heads=12,width=768; resnet50",
+    )
     parser.add_argument("--image", default="3x224x224", help="channels x height x width")
     parser.add_argument("--classes", type=int, default=1000, help="outputs; 1000")
+    parser.add_argument("--context", type=int, help="of text: tokens of a sample")
+    parser.add_argument("--vocabulary", type=int, default=50257, help="of text: tokens; 50257")
     parser.add_argument("--batch-per-rank", type=int, default=64, help="samples a rank; 64")
     parser.add_argument("--device", default="a100", help="of every rank; a100")
     parser.add_argument("--precision", default="bf16", help="of operators; bf16")
@@ -142,8 +152,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(
             f"largebatch plan: {unknown[0]!r} is no option; largebatch plan --help lists them"
         )
-    for name in ("nodes", "per_node", "batch_per_rank", "cards", "classes"):
-        if not 1 <= getattr(options, name) <= 2**20:
+    counts = ("nodes", "per_node", "batch_per_rank", "cards", "classes", "vocabulary", "context")
+    for name in counts:
+        if getattr(options, name) is not None and not 1 <= getattr(options, name) <= 2**20:
             shown = f"--{name.replace('_', '-')} {getattr(options, name)}"
             raise UserError(f"largebatch plan: {shown}: a whole number from 1 to {2**20}")
     rate = options.images_per_second
@@ -167,6 +178,33 @@ def _bucket_mb(text: str) -> float | None:
     if not 0 < value < float("inf"):
         raise UserError(f"largebatch plan: --bucket-mb {text}: MB above 0, or auto")
     return value
+
+
+def _model(text: str) -> tuple[str, dict[str, Any]]:
+    """Divide NAME:KEY=VALUE,... into the name and the keys; a name may hold a colon itself."""
+    name, _, keys = text.rpartition(":")
+    if "=" not in keys:
+        return text, {}
+    found: dict[str, Any] = {}
+    for each in keys.split(","):
+        key, _, value = each.partition("=")
+        words = {"true": True, "false": False}
+        number = int(value) if value.isdecimal() else words.get(value)
+        if number is None or not key.isidentifier():
+            raise UserError(
+                f"largebatch plan: --model {text}: {each!r} is no KEY=VALUE of a whole number,"
+                " true or false, such as layers=12"
+            )
+        found[key] = number
+    return name, found
+
+
+def _sample(options: argparse.Namespace) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Return the shape of a sample, and what such data offer to a model."""
+    if options.context is not None:
+        return (options.context,), {"vocabulary": options.vocabulary, "context": options.context}
+    image = _image(options.image)
+    return image, {"num_classes": options.classes, "image_shape": image}
 
 
 def _image(text: str) -> tuple[int, int, int]:

@@ -34,6 +34,9 @@ class PhaseConfig:
     second_moment: dict[str, float] | None = None
     """Factors on the optimizer's second moment when the phase begins, by name of the parameter, *
     for all others; batch.control=noise writes them."""
+    warmup: Duration | None = None
+    """From where the phase begins the rate climbs from zero again, in a straight line over so long
+    (You et al. 2020, "re-warm-up" after a change of batch); the first phase has schedule.warmup."""
 
 
 @dataclass
@@ -88,6 +91,8 @@ class BatchConfig:
             _at_least_one(f"{key}.extent", phase.extent)
             if not 0 <= phase.lr_multiplier < float("inf"):
                 raise UserError(f"{key}.lr_multiplier={phase.lr_multiplier}: a number from 0 up")
+            if phase.warmup is not None and index == 0:
+                raise UserError(f"{key}.warmup={phase.warmup}: the first has schedule.warmup")
             if phase.until is None and index + 1 < len(self.plan):
                 raise UserError(f"{key}.until: only the last phase can leave it out")
 

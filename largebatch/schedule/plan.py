@@ -24,6 +24,7 @@ class Phase:
         noise_scale: in samples, which ``optim.scaling=surge`` goes by; None: ``batch.noise_scale``.
         second_moment: factors on the optimizer's second moment at the phase's first step, by name
             of the parameter; ``*`` for those without a name here.
+        warmup: samples from its start over which the rate climbs from zero.
     """
 
     size: int
@@ -33,6 +34,7 @@ class Phase:
     lr_multiplier: float = 1.0
     noise_scale: float | None = None
     second_moment: tuple[tuple[str, float], ...] = ()
+    warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ class BatchPlan:
     def phase_at(self, samples: int) -> Phase:
         """Return the phase of a step that starts after ``samples``."""
         return self.phases[bisect_right(self._ends, samples)]
+
+    def start_of(self, phase: Phase) -> int:
+        """Return the sample at which the first step of a phase starts."""
+        return next(segment.sample for segment in self._segments if segment.phase is phase)
 
     def step_at(self, samples: int) -> Step:
         """Return the step that starts after ``samples``, which lie before the end of the run."""

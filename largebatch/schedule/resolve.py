@@ -108,5 +108,15 @@ def _phases(
             until = stretch(config.until, factor)
             so_far = BatchPlan([*phases, phase], epoch_samples, minimum)
             phase = replace(phase, end=until.samples(Clock(epoch_samples, total, so_far)))
+        if config.warmup is not None and total is not None:
+            climb = stretch(config.warmup, factor)
+            phase = replace(phase, warmup=_warmup(climb, phase.size, epoch_samples, total))
         phases.append(phase)
     return phases
+
+
+def _warmup(duration: Duration, size: int, epoch_samples: int, total: int) -> int:
+    """Return the samples of a phase's warm-up; a step is one of the phase."""
+    if duration.unit == "st":
+        return int(duration.value) * size
+    return duration.samples(Clock(epoch_samples, total))

@@ -128,6 +128,8 @@ class Schedule:
         if samples < self.warmup_samples:
             start = self._warmup_start
             rate = start + (rate - start) * (samples / self.warmup_samples)
+        if phase.warmup:
+            rate *= min(1.0, (samples - self.plan.start_of(phase)) / phase.warmup)
         return rate * phase.lr_multiplier
 
     def peak(self, samples: int) -> float:
@@ -158,6 +160,7 @@ class Schedule:
                 f"phase {index} from sample {start:,}: batch {phase.size}"
                 + (f", extent {phase.extent}" if phase.extent else "")
                 + (f", lr x {phase.lr_multiplier:g}" if phase.lr_multiplier != 1 else "")
+                + (f", warm-up of {phase.warmup:,} samples" if phase.warmup else "")
                 for index, (phase, start) in enumerate(self._starts())
             ]
         return [*lines, *self._never()]

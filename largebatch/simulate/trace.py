@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -75,24 +77,26 @@ class Trace:
         return sum(operator.fixed_bytes + batch * operator.bytes for operator in self.operators)
 
 
-def trace(build: Build, image: Sequence[int], dtype: torch.dtype = torch.float32) -> Trace:
-    """Trace a step of an image classifier.
+def trace(build: Build, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Trace:
+    """Trace a step of an image classifier, or of a language model.
 
     Args:
         build: makes the model; called under ``torch.device("meta")``.
-        image: (channels, height, width).
+        shape: of a sample: (channels, height, width) of an image, (tokens,) of a window of text.
         dtype: of activations and of the weights that operators read.
 
     Raises:
-        UserError: the model cannot take such images.
+        UserError: the model cannot take such samples.
     """
     with torch.device("meta"):
         model = build().to("meta", dtype).train()
     try:
-        few, many = (_run(model, n, image, dtype) for n in (2, 4))
+        few, many = (_run(model, n, shape, dtype) for n in (2, 4))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-        shape = "x".join(map(str, image))
-        raise UserError(f"the model cannot be traced with images of {shape}: {error}") from None
+        what = f"images of {'x'.join(map(str, shape))}"
+        if len(shape) == 1:
+            what = f"windows of {shape[0]} tokens"
+        raise UserError(f"the model cannot be traced with {what}: {error}") from None
     assert [name for name, *_ in few.seen] == [name for name, *_ in many.seen]
     operators = tuple(
         Operator(name, flops / 2, (more - fewer) / 2, 2 * fewer - more)
@@ -127,6 +131,21 @@ class _Watch(TorchDispatchMode):
         return out
 
 
+class _FusedAttention(TorchFunctionMode):
+    """Attention as one operator, as devices do it; the meta device would write out the scores."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (
+            func is scaled_dot_product_attention
+            and len(args) == 3
+            and kwargs.get("attn_mask") is None
+        ):
+            drop, causal = kwargs.get("dropout_p", 0.0), kwargs.get("is_causal", False)
+            return torch.ops.aten._scaled_dot_product_flash_attention(*args, drop, causal)[0]
+        return func(*args, **kwargs)
+
+
 @dataclass(frozen=True)
 class _Run:
     """A step of one batch: its operators, how many are the forward's, when gradients are ready."""
@@ -137,9 +156,10 @@ class _Run:
     kept: int
 
 
-def _run(model: nn.Module, batch: int, image: Sequence[int], dtype: torch.dtype) -> _Run:
-    images = torch.empty(batch, *image, device="meta", dtype=dtype)
-    targets = torch.empty(batch, device="meta", dtype=torch.long)
+def _run(model: nn.Module, batch: int, shape: Sequence[int], dtype: torch.dtype) -> _Run:
+    text = len(shape) == 1
+    inputs = torch.empty(batch, *shape, device="meta", dtype=torch.long if text else dtype)
+    targets = torch.empty(inputs.shape if text else batch, device="meta", dtype=torch.long)
     after: dict[str, int] = {}
     # By identity, since views share them; a reference keeps an address from being used again.
     storages: dict[int, torch.UntypedStorage] = {}
@@ -161,7 +181,10 @@ def _run(model: nn.Module, batch: int, image: Sequence[int], dtype: torch.dtype)
             if parameter.requires_grad
         ]
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
-            loss = nn.functional.cross_entropy(model(images).float(), targets)
+            with _FusedAttention():
+                out = model(inputs)
+            logits = out[0] if isinstance(out, tuple) else out  # of a model with a memory
+            loss = nn.functional.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
         forward = len(watch.seen)
         loss.backward()
     for hook in hooks:

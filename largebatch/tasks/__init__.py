@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from largebatch.tasks.carry import Carry
+from largebatch.tasks.causal_lm import CausalLM, CausalLMConfig
 from largebatch.tasks.classification import Classification, ClassificationConfig
 from largebatch.tasks.config import TaskConfig
 from largebatch.tasks.figure import LOSS, Figure
+from largebatch.tasks.masked_lm import MaskedLM, MaskedLMConfig
 from largebatch.tasks.registry import (
     TaskFacts,
     build_task,
@@ -22,9 +24,13 @@ __all__ = [
     "LOSS",
     "Atom",
     "Carry",
+    "CausalLM",
+    "CausalLMConfig",
     "Classification",
     "ClassificationConfig",
     "Figure",
+    "MaskedLM",
+    "MaskedLMConfig",
     "Regression",
     "StreamRows",
     "Task",

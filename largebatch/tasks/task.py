@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
@@ -51,6 +51,10 @@ class Task(ABC, Generic[B]):
     def atom(self) -> Atom:
         """Return what a step may not divide; it is joined with what the norms ask for."""
         return Atom()
+
+    def offers(self, offers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what models may ask for: what the data offer, and what the task adds."""
+        return dict(offers)
 
     def step_weight(self, samples: int) -> float | None:
         """Return what the loss sum of a step of ``samples`` is divided by.

@@ -16,7 +16,7 @@ from largebatch.tasks import build_task
 from largebatch.train import checkpoint, parse
 from largebatch.train.atoms import make_atoms, share_of
 from largebatch.train.config import Config
-from largebatch.train.evaluate import Evaluator, evaluation_batch
+from largebatch.train.evaluate import Evaluator, evaluation_batch, streams_of
 from largebatch.train.precision import Precision
 from largebatch.train.prepare import make_model
 from largebatch.train.registries import chosen
@@ -56,7 +56,8 @@ def assess(path: Path, root: Path | None = None, allow_imports: bool = False) ->
     micro = config.batch.micro if isinstance(config.batch.micro, int) else None
     share = share_of(max(sizes), make_atoms(config, model, task), world)
     batch = evaluation_batch(micro, share, len(source))
-    evaluator = Evaluator(task, reader, len(source), batch, world, device, precision)
+    streams = streams_of(source)
+    evaluator = Evaluator(task, reader, len(source), batch, world, device, precision, streams)
     sums = evaluator.sums(model).tolist()
     return task.read(sums) | {"count": sums[-1]}
 

@@ -22,7 +22,7 @@ from largebatch.schedule import Schedule
 from largebatch.tasks import Task
 from largebatch.train.atoms import check_span, share_of, with_span
 from largebatch.train.config import Config, engine_terms
-from largebatch.train.evaluate import Evaluator, evaluation_batch
+from largebatch.train.evaluate import Evaluator, evaluation_batch, streams_of
 from largebatch.train.feed import Feed
 from largebatch.train.micro import largest_micro, memory_free
 from largebatch.train.precision import Precision
@@ -147,7 +147,16 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
     fits = min(fitting.values(), default=None)
     micro = config.batch.micro if isinstance(config.batch.micro, int) else fits
     judged = evaluation_batch(micro, largest_share, len(validation))
-    evaluator = Evaluator(task, val_reader, len(validation), judged, world, device, precision)
+    evaluator = Evaluator(
+        task,
+        val_reader,
+        len(validation),
+        judged,
+        world,
+        device,
+        precision,
+        streams_of(validation),
+    )
     return Parts(
         world,
         device,

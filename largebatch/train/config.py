@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from largebatch._keys import FREE, OF_RANK, marked
+from largebatch._keys import FREE, OF_RANK, SETTLED, marked
 from largebatch._paths import UserPath
 from largebatch.data.config import DataConfig
 from largebatch.engine.config import DistributedConfig, Terms
@@ -138,6 +138,9 @@ RANK_KEYS = marked(Config, OF_RANK)
 
 FREE_KEYS = marked(Config, FREE)
 """Keys that may differ between a run and its continuation: they do not shape the trajectory."""
+
+SETTLED_KEYS = marked(Config, SETTLED)
+"""Keys that a run works out when it begins: a config that leaves one out asks for any value."""
 
 
 def run_name(config: Config) -> str:

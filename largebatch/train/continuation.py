@@ -10,7 +10,7 @@ from largebatch._errors import UserError
 from largebatch.record import RunDirectory
 from largebatch.train import checkpoint, parse
 from largebatch.train.branch import is_parent, read_parent
-from largebatch.train.config import FREE_KEYS, Config, run_name
+from largebatch.train.config import FREE_KEYS, SETTLED_KEYS, Config, run_name
 from largebatch.train.progress import say
 
 
@@ -101,7 +101,8 @@ def differences(config: Config, saved: Config) -> dict[str, tuple[Any, Any]]:
     return {
         key: (value, before.get(key))
         for key, value in without(now, FREE_KEYS).items()
-        if key not in before or value != before[key]
+        if not (value is None and key in SETTLED_KEYS)
+        and (key not in before or value != before[key])
     }
 
 

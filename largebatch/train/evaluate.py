@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from largebatch.data import Batch, EpochOrder, Reader, Request
+from largebatch.data import Batch, EpochOrder, Reader, Request, Source, StreamOrder
 from largebatch.processes import World
 from largebatch.tasks import Task
 from largebatch.train.precision import Precision
@@ -41,14 +41,33 @@ def evaluating(model: nn.Module, device: torch.device, precision: Precision) -> 
             generator.set_state(state)
 
 
-def requests(count: int, batch: int, world: World) -> Iterator[Request]:
-    """Split ``count`` samples into this rank's contiguous share, in batches of ``batch``."""
+def requests(
+    count: int, batch: int, world: World, streams: StreamOrder | None = None
+) -> Iterator[Request]:
+    """Split ``count`` samples into this rank's contiguous share, in batches of ``batch``.
+
+    Where the samples are read in ``streams``, a rank's share is of streams, ``batch`` of which are
+    read side by side from their beginning to their end.
+    """
+    if streams is not None:
+        yield from _of_streams(streams, batch, world)
+        return
     order = EpochOrder(count, seed=0, shuffle=False)
     begin = count * world.rank // world.world_size
     end = count * (world.rank + 1) // world.world_size
     for start in range(begin, end, batch):
         stop = min(start + batch, end)
         yield Request(0, order.indices(0, start, stop), np.arange(start, stop))
+
+
+def _of_streams(order: StreamOrder, batch: int, world: World) -> Iterator[Request]:
+    begin = order.streams * world.rank // world.world_size
+    end = order.streams * (world.rank + 1) // world.world_size
+    for first in range(begin, end, batch):
+        stop = min(first + batch, end)
+        for at in range(0, order.n, order.streams):
+            indices = order.indices(0, at + first, at + stop)
+            yield Request(0, indices, np.arange(at + first, at + stop))
 
 
 def evaluation_batch(micro: int | None, share: int, samples: int) -> int:
@@ -62,12 +81,19 @@ def evaluation_batch(micro: int | None, share: int, samples: int) -> int:
     return max(1, min(LARGEST_BATCH, micro or share, samples))
 
 
+def streams_of(source: Source) -> StreamOrder | None:
+    """Return the order in which a source reads streams; None where its samples stand alone."""
+    order = source.order(0)
+    return order if isinstance(order, StreamOrder) else None
+
+
 class Evaluator:
     """Computes the task's sums over the validation set.
 
     Args:
         batch: samples per forward pass.
         precision: number formats of forward passes.
+        streams: the order of the samples, where they are streams.
     """
 
     def __init__(
@@ -79,14 +105,16 @@ class Evaluator:
         world: World,
         device: torch.device,
         precision: Precision,
+        streams: StreamOrder | None = None,
     ) -> None:
         self.task, self.reader, self.count = task, reader, count
+        self.streams = streams
         self.batch, self.world = batch, world
         self.device, self.precision = device, precision
 
     def batches(self) -> Iterator[Batch]:
         """Walk this rank's share of the validation set."""
-        return iter(self.reader.read(requests(self.count, self.batch, self.world)))
+        return iter(self.reader.read(requests(self.count, self.batch, self.world, self.streams)))
 
     def sums(self, model: nn.Module, stopped: object = None) -> Tensor:
         """Return this rank's float64 ``[loss, metrics..., weight]``.
@@ -94,7 +122,7 @@ class Evaluator:
         A true ``stopped`` ends the pass early: the caller then throws the sums of all ranks away.
         """
         total = self.task.no_sums(self.device)
-        with evaluating(model, self.device, self.precision):
+        with evaluating(model, self.device, self.precision), self.task.undisturbed():
             for batch in () if stopped else self.batches():
                 total += self.task.evaluate(model, batch)
                 if stopped:

@@ -57,10 +57,14 @@ def task_kind(section: Mapping[str, Any], imports: bool) -> TaskKind:
 
 @lru_cache(maxsize=8)
 def config_with(task: TaskKind) -> type[Config]:
-    """Return :class:`Config` with the keys of one task in its section ``task``."""
-    section = ("task", task, field(default_factory=task))
+    """Return :class:`Config` with a task's keys in its section ``task``, and with its defaults."""
+    kinds = get_type_hints(Config)
+    defaults: Mapping[str, Mapping[str, Any]] = getattr(task, "defaults", {})
+    sections = [("task", task, field(default_factory=task))]
+    for name, values in defaults.items():
+        sections.append((name, kinds[name], field(default_factory=partial(kinds[name], **values))))
     return make_dataclass(
-        "Config", [section], bases=(Config,), namespace={"__doc__": Config.__doc__}
+        "Config", sections, bases=(Config,), namespace={"__doc__": Config.__doc__}
     )
 
 

@@ -84,8 +84,9 @@ def make_model(
         delivery = Delivery(config.run.seed, first.device, training, first.dtype)
         task.try_model(model, config.model.name, source.example(2, delivery), training)
 
+    offers = task.offers(source.offers())
     return build_model(
-        config.model, config.norm, source.offers(), precision.dtype, config.run.seed, trial
+        config.model, config.norm, offers, precision.dtype, config.run.seed, trial
     ).to(device)
 
 

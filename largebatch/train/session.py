@@ -15,6 +15,7 @@ import torch
 from largebatch._errors import Lost, RunFailure, UserError
 from largebatch._output import forgive_lost_output
 from largebatch._paths import UserPath
+from largebatch.data import settled
 from largebatch.nn import merged_running_stats
 from largebatch.probes import WeightAverage
 from largebatch.processes.agreement import agreed, announce, require_same, together
@@ -101,6 +102,7 @@ def perform(config: Config, start: Path | None = None, stop: StopRequest | None 
         given = replace(config.checkpoint, resume=UserPath(os.path.abspath(start)))
         config = replace(config, checkpoint=given)
     check(config)
+    config = replace(config, data=settled(config.data))
     world = detect()
     die_with_launcher()
     if world.launcher != "alone" and config.run.nproc > 1:

@@ -210,7 +210,8 @@ class Stepper:
 
     def _global_weight(self, passes: list[Pass]) -> float:
         own = sum(self.task.weight(one.batch) for one in passes if not one.part.idle)
+        if self.engine.alone:  # without a wait for the device
+            return max(float(own), 1.0)
         weight = torch.tensor(float(own), dtype=torch.float64, device=self.device)
-        if not self.engine.alone:
-            dist.all_reduce(weight)
+        dist.all_reduce(weight)
         return max(float(weight), 1.0)

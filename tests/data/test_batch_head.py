@@ -28,3 +28,8 @@ def test_of_windows() -> None:
     tokens = torch.arange(55).view(11, 5)
     head = TokenBatch(tokens, *PLACES, GHOSTS).head(1)
     assert (len(head), head.ghosts) == (4, (4,)) and torch.equal(head.tokens, tokens[:4])
+    counted, streams = np.arange(55).reshape(11, 5) % 2 == 0, np.arange(11)
+    whole = TokenBatch(tokens, *PLACES, GHOSTS, counted, (3, 7), streams, True)
+    head = whole.head(2)
+    assert np.array_equal(head.counted, counted[:8]) and np.array_equal(head.streams, streams[:8])
+    assert head.key == (3, 7) and head.begins

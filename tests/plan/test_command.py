@@ -144,3 +144,13 @@ def test_the_page_draws_without_a_word_on_the_console(browser, capsys, tmp_path)
     see = "return document.getElementById('chart-step').data[0].visible"
     assert browser.execute_script(hide + see) is False
     assert browser.get_log("browser") == []
+
+
+def test_a_language_model_by_its_sizes(capsys):
+    sizes = ["--model=gpt:layers=2,heads=2,width=32", "--context=64", "--vocabulary=100"]
+    assert main(["plan", *sizes, "--nodes=2"]) == 0
+    assert "gpt:layers=2,heads=2,width=32 on 2 x 8 a100" in capsys.readouterr().out
+    assert "layers=two" in refused(capsys, "--model=gpt:layers=two", "--context=64")
+    assert "model.depth" in refused(capsys, "--model=gpt:depth=2", "--context=64")
+    assert "takes no text" in refused(capsys, "--context=64")
+    assert "--context 0" in refused(capsys, "--model=gpt", "--context=0")

@@ -130,6 +130,19 @@ def test_phases_carry_batch_rate_and_extent():
     assert "lr x 0.5" in text
 
 
+@pytest.mark.parametrize("warmup", ["10st", "10240sa", "1.024%", "0.2048ep"])
+def test_a_phase_warms_up_again_from_its_first_step(warmup):
+    plan = [phase("10ep", size=1000), phase(size=1024, warmup=duration(warmup))]
+    schedule = build(BatchConfig(plan=plan), 0.1, length="1Msa", curve="constant")
+    begins = schedule.plan.start_of(schedule.plan.phases[1])
+    assert begins == 500_000
+    rates = [schedule.lr(begins + step * 1024) for step in (-1, 0, 1, 5, 10, 11)]
+    assert rates == pytest.approx([0.1, 0.0, 0.01, 0.05, 0.1, 0.1])
+    assert "warm-up of 10,240 samples" in "\n".join(schedule.describe())
+    with pytest.raises(UserError, match=r"batch.plan\[0\].warmup=1ep: .* schedule.warmup"):
+        build(BatchConfig(plan=[phase("1ep", warmup=duration("1ep")), phase()]))
+
+
 def test_smiths_growth_leaves_the_rate_alone_and_grows_the_batch():
     plan = [phase("60ep", size=128), phase("120ep", size=640), phase(size=3200)]
     schedule = build(BatchConfig(plan=plan), length="160ep", curve="constant")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from largebatch._errors import UserError
-from largebatch.models import ModelConfig, build_model, image_offers
+from largebatch.models import ModelConfig, build_model, image_offers, model_of
 from largebatch.nn import NormConfig
 from largebatch.simulate import trace
 
@@ -92,3 +92,28 @@ def test_a_frozen_weight_is_not_exchanged():
 def test_images_that_do_not_fit_are_named():
     with pytest.raises(UserError, match="3x5x5"):
         trace(linear, (3, 5, 5))
+
+
+def test_gpt_2_is_the_one_of_the_literature():
+    """124,439,808 parameters; 2 FLOPs a weight and token, and the scores of fused attention."""
+    layers, width, context, vocabulary = 12, 768, 1024, 50257
+
+    def build():
+        keys = {"layers": layers, "heads": 12, "width": width}
+        return model_of("gpt", keys, {"vocabulary": vocabulary, "context": context})
+
+    found = trace(build, (context,), torch.bfloat16)
+    assert found.elements == 124_439_808
+    forward = sum(operator.flops for operator in found.operators[: found.forward])
+    weights = layers * 12 * width**2 + vocabulary * width
+    scores = layers * 2 * context * width  # of every token with every one, and their mixture
+    assert forward == pytest.approx(context * 2 * (weights + scores), rel=1e-6)
+    # No operator of a sample moves as much as scores of all heads would take.
+    assert max(o.bytes for o in found.operators if "attention" in o.name) < 2 * 12 * context**2
+
+
+def test_a_memory_and_masks_are_traced():
+    def build():
+        return model_of("transformer_xl", {"layers": 2}, {"vocabulary": 9, "context": 16})
+
+    assert trace(build, (16,)).flops() > 0

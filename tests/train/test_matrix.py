@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from largebatch._errors import UserError
-from largebatch.data import DataConfig
-from largebatch.models import ModelConfig, image_offers
+from largebatch.data import DataConfig, datasets
+from largebatch.models import ModelConfig
 from largebatch.nn import NormConfig, norms
 from largebatch.nn.weight_norm import FORMS
 from largebatch.optim import OptimConfig, optimizers
@@ -22,7 +21,7 @@ from largebatch.processes import World
 from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig, curves
-from largebatch.tasks import build_task, config_of, tasks
+from largebatch.tasks import config_of, tasks
 from largebatch.train import checkpoint
 from largebatch.train.build import build
 from largebatch.train.config import Config, EmaConfig, PrecisionConfig, SnapshotConfig
@@ -176,13 +175,47 @@ def test_every_curve_trains_and_resumes(name: str, tmp_path: Path) -> None:
     )
 
 
+def of_task(name: str, **sections: Any) -> Config:
+    """Return a run of a task on its own kind of data, with a model for them."""
+    kind = config_of(name)
+    wanted = kind.defaults  # data and model of its own, where digits are not for it
+    data = DataConfig(limit=320, **wanted.get("data", {}))
+    optim = OptimConfig(lr=0.02)
+    if datasets.entry(data.name).facts.text:
+        data.context, optim = 16, OptimConfig(name="adamw", lr=0.003)
+    model = ModelConfig(**wanted.get("model", {}))
+    return make(**{"task": kind(name), "norm": GHOST, "optim": optim, "data": data,
+                   "model": model, **sections})  # fmt: skip
+
+
 @pytest.mark.parametrize("name", tasks.names())
 def test_every_task_learns_and_resumes(name: str, tmp_path: Path) -> None:
-    config = make(task=config_of(name)(name), norm=GHOST, optim=OptimConfig(lr=0.02))
-    try:
-        build_task(config.task, image_offers(10, (1, 8, 8)))
-    except UserError as error:
-        pytest.skip(f"wants other data than digits: {error}")
+    check_learns_and_resumes(of_task(name), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compute", ["bf16", "fp16", "fp64"])
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_task_in_every_precision(name: str, compute: Any, tmp_path: Path) -> None:
+    precision = PrecisionConfig(compute=compute)
+    check_learns_and_resumes(of_task(name, precision=precision), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_task_compiles(name: str, tmp_path: Path) -> None:
+    plain = of_task(name)
+    expected = advance(trainer_of(plain, tmp_path), 4)
+    compiled = replace(plain, model=replace(plain.model, compile=True))
+    assert advance(trainer_of(compiled, tmp_path), 4) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_streams_with_a_memory_learn_and_resume(compiled: bool, tmp_path: Path) -> None:
+    model = ModelConfig("transformer_xl", layers=2, memory=24, compile=compiled)
+    config = of_task("causal_lm", model=model)
+    config.data.streams = 64
     check_learns_and_resumes(config, tmp_path)
 
 
