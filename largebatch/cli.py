@@ -130,12 +130,19 @@ def evaluate(arguments: Sequence[str]) -> int:
         help="import and call what the run's config names as package.module:callable: a config is "
         "code, so only for runs of people whose code you would run",
     )
+    parser.add_argument(
+        "--dropout",
+        type=int,
+        default=0,
+        metavar="PASSES",
+        help="average so many passes with dropout on, and say how far they differ",
+    )
     options = parser.parse_args(list(arguments))
     with _importing():
         from largebatch.record import json_text
         from largebatch.train.assess import assess
 
-    result = assess(options.run, options.root, options.allow_imports)
+    result = assess(options.run, options.root, options.allow_imports, options.dropout)
     if options.json:
         print(json_text(result))
     else:

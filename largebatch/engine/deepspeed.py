@@ -37,6 +37,7 @@ class DeepSpeed(Engine):
 
     name = "deepspeed"
     lockstep = True  # stage 2 sums gradients in every pass
+    repeats = False  # gradients are the library's, in partitions of its own
 
     def __init__(
         self, model: nn.Module, world: World, config: DistributedConfig, terms: Terms

@@ -35,6 +35,8 @@ class Engine(ABC):
         lockstep: whether every rank must make as many passes, since they exchange messages there.
         own_gradients: whether each rank's own gradients lie in ``grad`` until :meth:`finish`, if
             they are told to stay.
+        repeats: whether a step's passes may be made again without an update: ``grad`` of every
+            parameter holds their sum after :meth:`finish`.
         apart: which parts of a step :meth:`watch_squares` can measure by themselves, if any.
         flattens: whether the optimizer steps flat partitions in place of the model's parameters.
         skip: whether to leave out a step whose loss or gradients are not finite; under fp16 one
@@ -46,6 +48,7 @@ class Engine(ABC):
     name = ""
     lockstep = False
     own_gradients = False
+    repeats = True
     apart: tuple[Apart, ...] = ()
     flattens = False
     skip = False

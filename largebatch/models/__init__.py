@@ -2,15 +2,22 @@
 
 # The order of `largebatch explain` and of error messages is the order of these imports.
 from largebatch.models import (  # noqa: F401
+    adam_cnn,
+    alexnet,
     bert,
     cifar_resnet,
+    densenet,
     digits_cnn,
     f1,
+    f2,
     gpt,
+    keskar_deep,
     linear,
     nf_resnet,
+    nfnet,
     resnet,
     shallow,
+    shufflenet,
     transformer_xl,
     vgg,
     wide_resnet,

@@ -31,6 +31,7 @@ class Squares:
         passes: of this rank in the step measured, without idle ones.
         own: (tensors,) float64, of this rank's part of the sum; known once its passes are over,
             zero where ranks add up within the passes.
+        share: of the step's weight that this rank's passes had: 0-d, float64; known with ``own``.
         parts: (tensors,) float64, over the parts measured apart, summed; known with ``summed``.
         shares: (3,) float64, of those parts the sum of their shares of the step's weight, the sum
             of the shares' squares, and their number.
@@ -60,6 +61,7 @@ class Squares:
         self.own = self.parts = self.summed = torch.zeros(len(self.params), dtype=torch.float64)
         self.shares = torch.zeros(3, dtype=torch.float64)
         self._before: dict[int, Tensor] = {}  # the second copy of the gradients, kept as memory
+        self.share = self.shares[0]
         self.begin()
 
     def begin(self) -> None:
@@ -115,6 +117,7 @@ class Squares:
             self.summed = self.summed / self.copies
         self.parts = self._row(self._apart) if self._apart else self.own
         self.shares = self._shares_of_parts(self.own.device)
+        self.share = sum(self._shares, self.own.new_zeros(()))
         if scale is not None:
             square = scale.double().square()
             self.own, self.summed = self.own / square, self.summed / square

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from largebatch.probes.checksum import ParameterChecksum
+from largebatch.probes.curvature import Curvature
 from largebatch.probes.doubling import Doubling, control_terms
 from largebatch.probes.further import EVALUATION_OFFERS, Run, check_also, evaluations, short_name
 from largebatch.probes.instrument import MOMENTS, Instrument, Moment
 from largebatch.probes.layers import LayerRecord
 from largebatch.probes.listed import Listed, check_list, make
+from largebatch.probes.mc_dropout import DropoutPasses
 from largebatch.probes.noise import NoiseScale
 from largebatch.probes.noise_estimate import NoiseEstimate, estimate_noise
 from largebatch.probes.noise_layers import layerwise_noise_scale
 from largebatch.probes.noise_terms import noise_terms, noise_terms_of
 from largebatch.probes.panel import Panel
+from largebatch.probes.rank_cosine import RankCosine
 from largebatch.probes.registry import OFFERS, build_probes, check_probes, probes
+from largebatch.probes.replay import Forward, Replay, Side
+from largebatch.probes.sharpness import Sharpness
+from largebatch.probes.spectrum import SpectrumRecord
+from largebatch.probes.step_room import StepRoom
+from largebatch.probes.tail_index import TailIndex, tail_index
 from largebatch.probes.weight_average import WeightAverage
 from largebatch.probes.weight_distance import WeightDistance
 
@@ -21,7 +29,10 @@ __all__ = [
     "EVALUATION_OFFERS",
     "MOMENTS",
     "OFFERS",
+    "Curvature",
     "Doubling",
+    "DropoutPasses",
+    "Forward",
     "Instrument",
     "LayerRecord",
     "Listed",
@@ -30,7 +41,14 @@ __all__ = [
     "NoiseScale",
     "Panel",
     "ParameterChecksum",
+    "RankCosine",
+    "Replay",
     "Run",
+    "Sharpness",
+    "Side",
+    "SpectrumRecord",
+    "StepRoom",
+    "TailIndex",
     "WeightAverage",
     "WeightDistance",
     "build_probes",
@@ -46,4 +64,5 @@ __all__ = [
     "noise_terms_of",
     "probes",
     "short_name",
+    "tail_index",
 ]

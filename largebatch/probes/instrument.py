@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from largebatch.data import Batch
 from largebatch.optim.squares import Squares
+from largebatch.probes.replay import Replay
 from largebatch.schedule import Every, Step
 
 MomentName: TypeAlias = Literal["gradients", "exchanged", "stepped", "evaluated", "end"]
@@ -46,6 +47,8 @@ class Moment:
             takes two gradients a step, of the first.
         batch: of this rank's last pass of the step, until the step is over; None if it has none.
         parts: samples of each of this rank's passes of the step, without idle ones.
+        replay: the step's passes once more, for an instrument that says it replays; from
+            ``stepped`` on, until the next step begins.
         left_out: 0-d, not 0 if the step changed nothing since it was not finite; None where steps
             are not left out.
         record: at ``evaluated`` the figures, under the names they have in metrics.jsonl; of rank 0
@@ -63,6 +66,7 @@ class Moment:
     squares: Squares | None = None
     batch: Callable[[], Batch | None] = lambda: None
     parts: tuple[int, ...] = ()
+    replay: Callable[[], Replay | None] = lambda: None
     left_out: Tensor | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,6 +79,8 @@ class Instrument(ABC):
         moment: when it measures, see :data:`MOMENTS`.
         reads_squares: whether it reads :attr:`Moment.squares`, which cost a pass over the gradients
             of each step that it is due at.
+        replays: whether it asks for :attr:`Moment.replay`, so that a rank's batches of a step that
+            it is due at are held in memory to the end of the step.
         resumes: whether the run's results hang on its state, so that a checkpoint without it, or
             with one that is not finite, is none to go on from.
         every: which steps are due; None: each.
@@ -83,6 +89,7 @@ class Instrument(ABC):
     name = ""
     moment: MomentName = "stepped"
     reads_squares = False
+    replays = False
     resumes = False
     every: Every | None = None
 
@@ -101,7 +108,7 @@ class Instrument(ABC):
         return None
 
     def before(self, at: Moment) -> None:  # noqa: B027
-        """Get ready for a step it is due at, if its moment lies in the midst of one.
+        """Get ready for a step it is due at, if its moment lies in the midst of one, or it replays.
 
         It is called before the step's passes, and again where these have to be made once more.
         """

@@ -22,14 +22,16 @@ class Watch:
 
     Attributes:
         holds: whether each rank's gradients have to stay where they are until ``gradients``.
+        replays: whether the step's passes are asked for once more.
 
     Args:
-        due: the instruments that look at the step's gradients.
+        due: the instruments that look at the step's gradients, or replay it.
         found: takes what they find.
     """
 
     def __init__(self, due: list[Instrument], at: Moment, found: Found) -> None:
         self.holds = any(instrument.moment == "gradients" for instrument in due)
+        self.replays = any(instrument.replays for instrument in due)
         self._due, self._at, self._found = due, at, found
 
     def __call__(self, moment: MomentName) -> None:
@@ -47,7 +49,8 @@ class Panel:
         assert len(set(names)) == len(names), f"two instruments of one name: {names}"
         self._at = {name: [i for i in self._all if i.moment == name] for name in MOMENTS}
         self._stepped = self._at["stepped"]
-        self._of_gradients = [i for name in OF_THE_GRADIENTS for i in self._at[name]]
+        watching = [i for name in OF_THE_GRADIENTS for i in self._at[name]]
+        self._watching = watching + [i for i in self._stepped if i.replays]
         self._of_squares = [i for i in self._all if i.reads_squares]
 
     def __iter__(self) -> Iterator[Instrument]:
@@ -76,14 +79,14 @@ class Panel:
             found: takes what the instruments find.
 
         Returns:
-            None if no instrument looks at the step's gradients.
+            None if no instrument looks at the step's gradients or replays it.
         """
         step, number = at.step, at.number
         if at.squares is not None:
             at.squares.wanted = any(i.due(step, number) for i in self._of_squares)
-        if not self._of_gradients:
+        if not self._watching:
             return None
-        due = [i for i in self._of_gradients if i.due(step, number)]
+        due = [i for i in self._watching if i.due(step, number)]
         for instrument in due:
             instrument.before(at)
         return Watch(due, at, found) if due else None

@@ -103,6 +103,19 @@ FACTS = (
         log_steps=True,
         note="‖w − w₀‖ against log steps: a straight line is ultra-slow diffusion (Hoffer 2017)",
     ),
+    Chart(
+        "step_room",
+        "Room of a step",
+        log_axis=True,
+        note="longest multiple of the update that does not raise its batch's loss; below 1: the "
+        "rate is too large, 1 to 3: the curvature limits it, above: the noise does",
+    ),
+    Chart(
+        "curvature_times_rate",
+        "Curvature × rate",
+        note="largest, in the optimizer's coordinates; steps diverge above the dotted line",
+        beside=("curvature_bound", "edge of stability"),
+    ),
     Chart("clip_factor", "Clip factor", note="1: the gradient passed whole"),
     Chart(
         "nonfinite_steps",
@@ -169,6 +182,7 @@ def further_charts(runs: Sequence[Run]) -> list[Chart]:
     """
     figures, present = _figures(runs), _present(runs)
     drawn = {*figures, *(chart.key for chart in FACTS), *(key for key, _ in PHASES)}
+    drawn |= {chart.beside[0] for chart in FACTS if chart.beside}
     drawn |= {key for chart in _noise(present) for key in (chart.key, *chart.band)}
     known = list(by_name([*figures.values(), TOP1, TOP5]).values())
     groups: dict[str, list[Chart]] = {}

@@ -101,7 +101,7 @@
     if (chart.parts.length) return stacked(chart);
     if (chart.ranks) return perRank(chart);
     if (chart.band.length) return [...band(chart), ...values(chart), ...beside(chart)];
-    return values(chart);
+    return chart.beside.length ? [...values(chart), ...beside(chart)] : values(chart);
   }
 
   function values(chart) {

@@ -151,6 +151,10 @@ class ScheduleConfig:
     """cyclical: peaks of equal height, halved from cycle to cycle, or multiplied by gamma."""
     regime: Literal["epochs", "steps"] = "epochs"
     """steps: stretch ep and sa by ceil(batch.size / batch.reference), to keep the updates."""
+    stop: Literal["length", "plateau"] = "length"
+    """plateau: end before the length is over, when the validation loss no longer falls."""
+    patience: Duration = field(default_factory=lambda: Duration(10, "ep"))
+    """stop=plateau: how long the validation loss may set no new low."""
 
     def check(self) -> None:
         """Refuse what cannot be, naming the key.
@@ -172,6 +176,8 @@ class ScheduleConfig:
             raise UserError(f"schedule.cycle_mult={self.cycle_mult}: a number from 1 up")
         if self.cycle is not None and self.cycle.value == 0:
             raise UserError(f"schedule.cycle={self.cycle}: more than 0")
+        if self.patience.value == 0:
+            raise UserError(f"schedule.patience={self.patience}: more than 0")
         takes = curves.entry(self.curve).facts.takes
         if self.milestones and "milestones" not in takes:
             takers = curves.where(lambda facts: "milestones" in facts.takes)

@@ -39,8 +39,13 @@ def rule_of(config: Config, given: Rule | None) -> Rule:
     """Return how the rate follows the batch: as given, as the config says, or as is usual."""
     if given is not None:
         return given
-    if config.optim.scaling != "none":
-        return config.optim.scaling
+    scaling = config.optim.scaling
+    if scaling == "sde" or scaling == "surge":
+        raise UserError(
+            f"study: optim.scaling={scaling}: give the study's --scaling, linear, sqrt or none"
+        )
+    if scaling != "none":
+        return scaling
     return "sqrt" if config.optim.name.rpartition(":")[2].lower() in BY_ROOT else "linear"
 
 

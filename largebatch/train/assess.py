@@ -9,6 +9,7 @@ import torch
 
 from largebatch._errors import UserError
 from largebatch.data import Delivery, build_source
+from largebatch.probes import DropoutPasses
 from largebatch.processes import World
 from largebatch.processes.group import choose_device
 from largebatch.record import RunDirectory
@@ -16,13 +17,15 @@ from largebatch.tasks import build_task
 from largebatch.train import checkpoint, parse
 from largebatch.train.atoms import make_atoms, share_of
 from largebatch.train.config import Config
-from largebatch.train.evaluate import Evaluator, evaluation_batch, streams_of
+from largebatch.train.evaluate import Evaluator, evaluating, evaluation_batch, streams_of
 from largebatch.train.precision import Precision
 from largebatch.train.prepare import make_model
 from largebatch.train.registries import chosen
 
 
-def assess(path: Path, root: Path | None = None, allow_imports: bool = False) -> dict[str, float]:
+def assess(
+    path: Path, root: Path | None = None, allow_imports: bool = False, dropout: int = 0
+) -> dict[str, float]:
     """Return the task's figures and ``count`` over the validation set.
 
     Args:
@@ -31,6 +34,8 @@ def assess(path: Path, root: Path | None = None, allow_imports: bool = False) ->
         root: where the data lie; None: where the run read them.
         allow_imports: whether code that the config names may be imported and called. Somebody's
             run directory is data otherwise: reading it runs nothing of theirs.
+        dropout: so many passes with dropout on are averaged (:class:`DropoutPasses`); 0: one
+            without.
 
     Raises:
         UserError: neither is there, the data are not, the weights are damaged or do not fit, or
@@ -58,6 +63,10 @@ def assess(path: Path, root: Path | None = None, allow_imports: bool = False) ->
     batch = evaluation_batch(micro, share, len(source))
     streams = streams_of(source)
     evaluator = Evaluator(task, reader, len(source), batch, world, device, precision, streams)
+    if dropout:
+        passes = DropoutPasses(task, evaluator, config.run.seed, dropout)
+        with evaluating(model, device, precision):
+            return {**passes(model), "count": float(len(source))}
     sums = evaluator.sums(model).tolist()
     return task.read(sums) | {"count": sums[-1]}
 

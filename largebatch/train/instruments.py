@@ -40,6 +40,7 @@ from largebatch.train.control import build_control
 from largebatch.train.evaluate import evaluating, requests
 from largebatch.train.evaluation import Evaluation, Evaluations, Validation
 from largebatch.train.hardware_lines import HardwareLines
+from largebatch.train.plateau import Plateau
 from largebatch.train.snapshots import Snapshots
 from largebatch.train.target import Target
 from largebatch.train.telemetry import Telemetry
@@ -95,11 +96,19 @@ def build_panel(
         found += together(lambda: build_probes(config.probes, offers, clock), world)
     for figure, value in (config.run.target or {}).items():
         found.append(Target(parts.task, figure, value))
+    if config.schedule.stop == "plateau":
+        found.append(Plateau(config.schedule.patience.samples(clock)))
     for probe in found:
         if probe.moment == "gradients" and not parts.engine.own_gradients:
             raise UserError(
                 f"probes: {probe.name} looks at each rank's gradients, which"
                 f" distributed.engine={config.distributed.engine} keeps to itself; take ddp"
+            )
+        if probe.replays and not parts.engine.repeats:
+            raise UserError(
+                f"probes: {probe.name} takes a step's passes once more, which"
+                f" distributed.engine={config.distributed.engine} gives no gradients of; take ddp"
+                " or fsdp"
             )
     if config.optim.sam_rho is not None and config.optim.sam_scope == "rank":
         for probe in (each for each in found if each.reads_squares):
@@ -224,4 +233,5 @@ def build_moment(
         finish,
         squares,
         lambda: stepper.batch,
+        lambda: stepper.replay,
     )

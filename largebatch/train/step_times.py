@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -47,6 +49,16 @@ class StepTimes:
             mark = time.perf_counter()
         self._marks.append((phase, mark))
         self.activity.doing = phase
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Count nothing of what a block does: it is no part of the run's steps."""
+        marks, doing = self._marks, self.activity.doing
+        self._marks = []
+        try:
+            yield
+        finally:
+            self._marks, self.activity.doing = marks, doing
 
     def take(self) -> Marks:
         """Return the marks of the step."""

@@ -21,12 +21,14 @@ from largebatch.nn import (
     step_end,
 )
 from largebatch.optim import SAM, Clipping
+from largebatch.probes import Forward, Replay
 from largebatch.probes.panel import Watch
 from largebatch.schedule import half_life_factor
 from largebatch.tasks import Task
 from largebatch.train.feed import Pass, Share
 from largebatch.train.held import HeldBuffers
 from largebatch.train.precision import Precision
+from largebatch.train.replay import StepReplay
 from largebatch.train.step_times import StepTimes
 
 DROPOUT = 0x44726F70  # separates the stream of dropout seeds from the data's streams
@@ -50,6 +52,7 @@ class Stepper:
         clip_factor: of the last step, if gradients are clipped by their norm.
         own_sums: of the last step, this rank's part of what :meth:`run` returns.
         batch: of the last pass, for who watches, until the step's update.
+        replay: takes the last step's passes once more, for who watches and asked for it.
     """
 
     def __init__(
@@ -76,11 +79,12 @@ class Stepper:
         self.clip_factor: Tensor | None = None
         self.own_sums: Tensor | None = None
         self.batch: Batch | None = None
+        self.replay: Replay | None = None
         self._buffers = HeldBuffers(model) if engine.may_skip else None
         self.times = StepTimes(device)
         self._none = task.no_sums(device)
         self._asked = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device=device).unbind()
-        self._train = precision.wrap(task.train)
+        self.train: Forward = precision.wrap(task.train)
         self._generator = (
             torch.cuda.default_generators[device.index or 0]
             if device.type == "cuda"
@@ -98,7 +102,7 @@ class Stepper:
                 and with ``exchanged`` before the update.
         """
         self.times.begin()
-        self._memory = {} if self._carry is None else self._carry.rows()
+        self._memory, self.replay = self._rows(), None
         if self._buffers is not None:
             self._buffers.hold()
         if self._half_life is not None:
@@ -106,22 +110,23 @@ class Stepper:
             keep_running(self.model, kept, share.ghosts, len(share.parts))
         weight = None if self.leaves_out else self.task.step_weight(share.step.size)
         passes: Iterable[Pass] = share.passes
-        if weight is None or self.sam is not None:
+        again = watch is not None and watch.replays
+        if weight is None or self.sam is not None or again:
             self.times.enter("data")
             passes = held = list(share.passes)
         if weight is None:
             self.times.enter("communication")
             weight = self._global_weight(held)
         summed = self.sam is None or self.sam.scope == "global"
+        if again:
+            self.replay = StepReplay(self, share, held, weight, self._memory)
         alone = watch if self.sam is None else None
         sums, work = self._pass(share, passes, weight, stop, summed, alone)
         if self.sam is not None:
             self.times.enter("compute")
-            after = {} if self._carry is None else self._carry.rows()
-            self._remember(self._memory)
-            with self.sam.perturbed():
+            # Memory after the step is that of the weights the run has, not of the perturbed ones.
+            with self.memory_of(self._memory), self.sam.perturbed():
                 self._pass(share, held, weight, None, True, watch)
-            self._remember(after)  # that of the weights the run has, not of the perturbed ones
         if work is not None:
             work.wait()
         if watch is not None:
@@ -165,10 +170,8 @@ class Stepper:
             one = next(coming)
             part = one.part
             self.times.enter("compute")
-            self._generator.manual_seed(key(self.seed, DROPOUT, share.step.start, part.start))
             with self.frozen() if part.idle else nullcontext():
-                with ghost_place(part.first_ghost, share.ghosts, one.ghosts, self.ranks):
-                    loss, values = self._train(self.engine.module, one.batch)
+                loss, values = self.forward(share, one)
                 if not part.idle:
                     sums = values if sums is self._none else sums + values.double()
                 if number == count:
@@ -187,6 +190,23 @@ class Stepper:
             self.engine.finish()
         return sums, work
 
+    def forward(self, share: Share, one: Pass, train: Forward | None = None) -> Any:
+        """Take a pass of a step forward, by ``train`` in place of the task's own."""
+        part = one.part
+        self._generator.manual_seed(key(self.seed, DROPOUT, share.step.start, part.start))
+        with ghost_place(part.first_ghost, share.ghosts, one.ghosts, self.ranks):
+            return (train or self.train)(self.engine.module, one.batch)
+
+    @contextmanager
+    def memory_of(self, rows: dict[int, Tensor]) -> Iterator[None]:
+        """Let a block begin with memory as it was, and put back what there is."""
+        after = self._rows()
+        self._remember(rows)
+        try:
+            yield
+        finally:
+            self._remember(after)
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Let a pass that is none of the run's leave statistics and memory as they were."""
@@ -203,6 +223,9 @@ class Stepper:
         discard_step(self.model)
         self._remember(self._memory)
         self.engine.begin()
+
+    def _rows(self) -> dict[int, Tensor]:
+        return {} if self._carry is None else self._carry.rows()
 
     def _remember(self, rows: dict[int, Tensor]) -> None:
         if self._carry is not None:

@@ -9,6 +9,7 @@ from largebatch.models import ModelConfig, build_model, image_offers, initialize
 from largebatch.models.layers import drop_path_rates, stochastic_depth
 from largebatch.nn import FixedClassifier, NormConfig, find_classifier
 
+LARGER = {f"nfnet_f{number}" for number in range(1, 7)}  # made as F0 is
 OFFERS = image_offers(10, (3, 32, 32))
 
 
@@ -103,16 +104,17 @@ def test_init_reaches_the_model_and_spares_the_norms():
 
 
 @pytest.mark.parametrize("kind", ["hadamard", "orthonormal"])
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", [n for n in models.names() if n not in LARGER])
 def test_every_model_takes_a_fixed_classifier(name, kind):
+    offers = image_offers(10, (3, 64, 64))
     with torch.device("meta"):
-        model = build_model(ModelConfig(name=name, classifier=kind), NormConfig(), OFFERS)
+        model = build_model(ModelConfig(name=name, classifier=kind), NormConfig(), offers)
     last = model.get_submodule(find_classifier(model))
     assert isinstance(last, FixedClassifier)
     assert (last.kind, last.num_classes) == (kind, 10)
     learned = sum(p.numel() for p in model.parameters())
     with torch.device("meta"):
-        plain = build_model(ModelConfig(name=name), NormConfig(), OFFERS)
+        plain = build_model(ModelConfig(name=name), NormConfig(), offers)
     saved = sum(p.numel() for p in plain.parameters()) - learned
     assert saved == 10 * last.in_features - 1
 

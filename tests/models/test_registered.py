@@ -9,14 +9,26 @@ from torch import nn
 
 from largebatch._errors import UserError
 from largebatch.models import ModelConfig, build_model, image_offers, models
-from largebatch.nn import GhostBatchNorm, NormConfig, ghost_place, has_batch_norm, step_end
+from largebatch.nn import (
+    GhostBatchNorm,
+    NormConfig,
+    fix_classifier,
+    ghost_place,
+    has_batch_norm,
+    step_end,
+)
 
-SMALLEST = {"digits_cnn": (1, 8, 8), "f1": (1, 28, 28)}
+SMALLEST = {"digits_cnn": (1, 8, 8), "f1": (1, 28, 28), "f2": (1, 1, 360),
+            "alexnet": (3, 64, 64), "alexnet_bn": (3, 64, 64)}  # fmt: skip
 SLOW = {"resnet34", "resnet50", "resnet101", "resnet152", "cifar_resnet32", "cifar_resnet44",
-        "nf_resnet50"}  # fmt: skip
-CLOSED = {"nf_resnet50"}  # whose branches start closed, and have no gradient then
+        "nf_resnet50", "nfnet_f0", "alexnet", "alexnet_bn", "densenet_bc_100_12", "densenet169",
+        "c2", "c4"}  # fmt: skip
+LARGER = {f"nfnet_f{number}" for number in range(1, 7)}  # than memory lets one train; as F0 is
+CLOSED = {"nf_resnet50", "nfnet_f0"}  # whose branches start closed, and have no gradient then
+NORM_FREE = {"alexnet", "adam_cnn", *CLOSED}
+NAMES = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ())
+         for n in models.names() if n not in LARGER]  # fmt: skip
 OF_TEXT = {e.name for e in models if "vocabulary" in inspect.signature(e.factory).parameters}
-NAMES = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in models.names()]
 
 COUNTS = {
     "cifar_resnet56": (855_770, 10),
@@ -28,6 +40,32 @@ COUNTS = {
     "resnet18": (11_689_512, 1000),
     "resnet50": (25_557_032, 1000),
     "nf_resnet50": (25_556_984, 1000),
+    "alexnet": (61_100_840, 1000),
+    "alexnet_bn": (61_110_184, 1000),
+    "densenet_bc_100_12": (800_032, 100),
+    "densenet169": (14_149_480, 1000),
+    "shufflenet_v1": (1_865_728, 1000),
+    "vgg9": (2_789_706, 10),
+    "f2": (2_780_085, 1973),
+    "c2": (14_991_946, 10),
+    "c4": (15_038_116, 100),
+    "adam_cnn": (2_371_266, 10),
+    "nfnet_f0": (71_489_284, 1000),
+    "nfnet_f1": (132_634_256, 1000),
+    "nfnet_f2": (193_779_228, 1000),
+    "nfnet_f3": (254_924_200, 1000),
+    "nfnet_f4": (316_069_172, 1000),
+    "nfnet_f5": (377_214_144, 1000),
+    "nfnet_f6": (438_359_116, 1000),
+}
+
+# Hoffer et al. 2018, "Fix your classifier", table 1: what need not be learned, in percent of all.
+SHARES = {
+    "cifar_resnet56": (0.07, 10),
+    "densenet_bc_100_12": (4.27, 100),
+    "resnet50": (8.01, 1000),
+    "densenet169": (11.76, 1000),
+    "shufflenet_v1": (51.45, 1000),  # 52.56 there, of a network we do not know
 }
 
 
@@ -79,8 +117,8 @@ def test_a_step_lowers_the_loss(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_ghost_norm_everywhere(name):
     if not has_batch_norm(build(name)):
-        # Of ours, that one alone, and transformers, whose norms read one sample.
-        assert name == "nf_resnet50" or name in OF_TEXT or name not in COUNTS
+        # Transformers' norms read one sample.
+        assert name in NORM_FREE or name in OF_TEXT or name not in COUNTS
         pytest.skip("has no norms")
     model = build(name, NormConfig(kind="ghost", ghost_size=4))
     assert not any(type(m) in (nn.BatchNorm1d, nn.BatchNorm2d) for m in model.modules())
@@ -98,6 +136,24 @@ def test_parameter_counts(name, count):
     with torch.device("meta"):
         model = models.entry(name).factory(num_classes=classes)
     assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("name", "share"), SHARES.items())
+def test_shares_of_fixed_classifiers(name, share):
+    percent, classes = share
+    with torch.device("meta"):
+        model = models.entry(name).factory(num_classes=classes)
+        learned = sum(p.numel() for p in model.parameters())
+        fixed = sum(p.numel() for p in fix_classifier(model, "orthonormal").parameters())
+    saved = learned - fixed + 1  # a scale is learned in place of the matrix
+    assert 100 * saved / learned == pytest.approx(percent, abs=0.006)
+
+
+@pytest.mark.parametrize("name", sorted(n for n in models.names() if n.startswith("nfnet")))
+def test_the_published_sizes_of_nfnets(name):
+    """Millions of parameters, to the decimal that the table has."""
+    sizes = [71.5, 132.6, 193.8, 254.9, 316.1, 377.2, 438.4]
+    assert round(COUNTS[name][0] / 1e6, 1) == sizes[int(name[-1])]
 
 
 @pytest.mark.parametrize("entry", list(models), ids=lambda entry: entry.name)

@@ -159,6 +159,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     },
     "hardware": {"telemetry": TelemetryConfig(hardware_every=0.01)},
     "target": {"run": RunConfig(target={"loss": 0.0})},
+    "plateau": {"schedule": ScheduleConfig(length=Duration.parse("2ep"), stop="plateau")},
     **{
         f"looks at {moment}": {"probes": [{"name": "looks:Look", "moment": moment}]}
         for moment in MOMENTS

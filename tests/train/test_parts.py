@@ -162,7 +162,7 @@ def test_a_run_that_meets_the_end_of_memory_goes_on_with_smaller_passes(tmp_path
         )
         config.batch.micro = "auto"
         parts = build(config, World(), CPU)
-        train = parts.stepper._train
+        train = parts.stepper.train
 
         def limited(model, batch, train=train, limit=limit):
             loss = train(model, batch)  # the forward pass has left its traces in the norms
@@ -170,7 +170,7 @@ def test_a_run_that_meets_the_end_of_memory_goes_on_with_smaller_passes(tmp_path
                 raise torch.OutOfMemoryError("out of memory")
             return loss
 
-        parts.stepper._train = limited
+        parts.stepper.train = limited
         directory = RunDirectory(tmp_path / str(limit))
         directory.create()
         trainer = Trainer(config, parts, directory, StopRequest())

@@ -1,0 +1,30 @@
+"""F2, the fully connected network of Keskar et al. 2017 on TIMIT, table 1 and appendix B.
+
+360 inputs (frames of speech), seven hidden layers of 512 with batch norm and ReLU, 1,973 outputs:
+2,780,085 parameters. TIMIT is not free; anything of that shape does, as an image of 1 x 1 x 360.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from largebatch.models.registry import ImageShape, models
+
+
+@models.register(
+    "f2", "360-512x7-1973 perceptron with batch norm, 2.8 M parameters", "Keskar et al. 2017"
+)
+def f2(
+    num_classes: int = 1973, image_shape: ImageShape = (1, 1, 360), drop: float = 0.0
+) -> nn.Module:
+    """Build F2 for inputs of any size (N, C, H, W), flattened; ``drop`` follows each ReLU."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    features = math.prod(image_shape)
+    for _ in range(7):
+        layers += [nn.Linear(features, 512), nn.BatchNorm1d(512), nn.ReLU()]
+        if drop:
+            layers.append(nn.Dropout(drop))
+        features = 512
+    return nn.Sequential(*layers, nn.Linear(features, num_classes))
