@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 
 from largebatch import __version__
@@ -17,6 +19,24 @@ from largebatch._paths import user_path
 from largebatch.processes import detect
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {}
+
+GROUPS = {
+    "start": ("init", "train", "recipes", "explain"),
+    "look at runs": ("eval", "report", "study"),
+    "plan and measure": ("plan", "bench"),
+    "this machine": ("doctor", "completion"),
+}
+"""The verbs as ``largebatch --help`` groups them."""
+
+EXAMPLES = """\
+examples:
+  largebatch train --run.nproc=2            train on digits with two processes
+  largebatch train --help=optim             the keys of a section; --help=all: every key
+  largebatch init -o config.yaml            a config to edit, every key explained
+  largebatch report RUN RUN -o report.html  runs side by side
+  largebatch plan --nodes 8 --device h100   what a cluster would do
+
+largebatch VERB --help says more."""
 
 
 def _verb(name: str, summary: str) -> Callable[[Callable[[Sequence[str]], int]], object]:
@@ -96,10 +116,10 @@ def _complain(message: str, code: int) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<9} {summary}" for name, (_, summary) in VERBS.items()]
-    return "\n".join(
-        ["usage: largebatch VERB [OPTIONS]", "", *lines, "", "largebatch VERB --help says more."]
-    )
+    lines = ["usage: largebatch VERB [OPTIONS]", ""]
+    for group, names in GROUPS.items():
+        lines += [f"{group}:", *(f"  {name:<11} {VERBS[name][1]}" for name in names), ""]
+    return "\n".join([*lines, EXAMPLES])
 
 
 @_verb("train", "train a model; the same command continues an interrupted run")
@@ -110,6 +130,34 @@ def train(arguments: Sequence[str]) -> int:
         from largebatch.train.session import train as run
 
     return run(arguments)
+
+
+@_verb("init", "write a config to edit, every key explained")
+def init(arguments: Sequence[str]) -> int:
+    task, rest = None, list(arguments)
+    if rest and not rest[0].startswith("-"):
+        task, *rest = rest
+    parser = _Parser(
+        prog="largebatch init",
+        usage="largebatch init [TASK] [-o FILE] [--section.key=value ...]",
+        description="Write a config to edit, every key explained, for TASK (as task.name; by default"
+        " classification). Options of largebatch train, such as --recipe NAME, are set in it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=user_path,
+        default=Path("config.yaml"),
+        metavar="FILE",
+        help="the file to write; config.yaml",
+    )
+    options, keys = parser.parse_known_args(rest)
+    with _importing():
+        from largebatch.train.template import init as write
+
+    write(task, keys, options.output)
+    return 0
 
 
 @_verb("eval", "evaluate a run or a checkpoint on its validation set")
@@ -150,7 +198,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
-@_verb("bench", "measure a claim: loop, data, norm, optim, sync, tokens, ...")
+@_verb("bench", "measure a claim beside other code: imagenet, tokens, scaling, optim, norm, ...")
 def bench(arguments: Sequence[str]) -> int:
     from largebatch.bench import run
 
@@ -207,6 +255,31 @@ def explain(arguments: Sequence[str]) -> int:
 
     print(text(options.name))
     return 0
+
+
+@_verb("completion", "print a script that makes a shell complete verbs, keys and names")
+def completion(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="largebatch completion",
+        description='Print the script: eval "$(largebatch completion bash)", or lay it where the'
+        " shell looks for completions.",
+    )
+    parser.add_argument("shell", help="bash or zsh")
+    options = parser.parse_args(list(arguments))
+    with _importing():
+        from largebatch.train.completion import completion as script
+
+    print(script(options.shell, {verb: _options_of(verb) for verb in VERBS}))
+    return 0
+
+
+def _options_of(verb: str) -> list[str]:
+    """Return the options that a verb's help names."""
+    text = StringIO()
+    with redirect_stdout(text), suppress(SystemExit):
+        VERBS[verb][0](["--help"])
+    found = re.findall(r"(?<![\w.-])--[a-z][a-z-]*(?![\w.-])", text.getvalue())
+    return list(dict.fromkeys(found))
 
 
 @_verb("doctor", "say what this machine has and, for what is absent, why")

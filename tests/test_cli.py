@@ -46,7 +46,7 @@ def test_version_and_usage(capsys):
     assert capsys.readouterr().out == f"largebatch {__version__}\n"
     assert main([]) == 0
     usage = capsys.readouterr().out
-    assert all(verb in usage for verb in VERBS)
+    assert all(re.search(rf"^  {verb} +\w", usage, re.MULTILINE) for verb in VERBS)
 
 
 def test_a_wrong_verb_names_the_nearest(capsys):

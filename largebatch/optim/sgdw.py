@@ -27,9 +27,7 @@ class SGDW(SGD):
     and decoupled decay are one, and so are :class:`SGD` and this.
 
     Args:
-        params, lr, momentum, dampening, nesterov, maximize, lr_inside_momentum,
-            momentum_correction, dampen_first_step, master_weights, state_dtype, fused, others: as
-            in :class:`SGD`.
+        params, lr, momentum: as in :class:`SGD`, and so are all arguments not named here.
         weight_decay: l.
 
     Raises:

@@ -1,6 +1,12 @@
 """What a run leaves behind: its directory, its metrics, and the record of a benchmark."""
 
-from largebatch.record.benchmark import BenchmarkRecord, environment, read_record, write_record
+from largebatch.record.benchmark import (
+    BenchmarkRecord,
+    environment,
+    markdown_table,
+    read_record,
+    write_record,
+)
 from largebatch.record.files import NotRegular, open_regular, read_file, write_atomically
 from largebatch.record.json_text import is_number, json_text, parse_json
 from largebatch.record.metrics import SIDE, MetricsWriter, read_metrics
@@ -18,6 +24,7 @@ __all__ = [
     "environment",
     "is_number",
     "json_text",
+    "markdown_table",
     "open_regular",
     "parse_json",
     "read_file",

@@ -50,6 +50,30 @@ class BenchmarkRecord:
         ]
         return "\n".join([self.formula, *lines, *self.notes])
 
+    def markdown(self, columns: Sequence[str] = ()) -> str:
+        """Return the rows as a table in Markdown, with four digits of a fraction.
+
+        Args:
+            columns: the names to show, in this order; by default all.
+        """
+        names = columns or list(dict.fromkeys(name for row in self.rows for name in row))
+        return markdown_table(names, [[row.get(name) for name in names] for row in self.rows])
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table in Markdown; None is an empty cell."""
+    lines = [[str(name) for name in head], ["---"] * len(head)]
+    lines += [[_cell(value) for value in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
+    text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1000 else text
+    return " ".join(text.replace("|", "\\|").split())
+
 
 def environment(command: Sequence[str] | None = None) -> dict[str, Any]:
     """Return hardware, versions, command and date, without names or paths of this machine.

@@ -232,6 +232,6 @@ def build_moment(
         evaluate,
         finish,
         squares,
-        lambda: stepper.batch,
-        lambda: stepper.replay,
+        batch=lambda: stepper.batch,
+        replay=lambda: stepper.replay,
     )

@@ -244,7 +244,7 @@ def _written(arguments: Sequence[str]) -> Iterator[Written]:
         option, equals, text = argument.partition("=")
         value: str | None = text
         if option[2:] in FLAGS:
-            yield Written(argument)
+            yield Written(option if option == "--help" else argument)
             continue
         if not equals:
             value = next(rest, None)

@@ -39,6 +39,7 @@ from largebatch.train.check import check
 from largebatch.train.conclude import conclude
 from largebatch.train.config import RANK_KEYS, Config
 from largebatch.train.continuation import choose_directory, headline, what_is_there, without
+from largebatch.train.help import asked, help_text
 from largebatch.train.outcome import Outcome, finished, outcome_of
 from largebatch.train.prepare import prepare
 from largebatch.train.progress import say
@@ -87,6 +88,10 @@ def train(arguments: Sequence[str]) -> int:
         UserError: bad input, before any rank starts wherever it can be known then.
         RunFailure: the run could not go on.
     """
+    section = asked(arguments)
+    if section not in (None, "all"):
+        print(help_text(section))
+        return 0
     config = parse.parse(arguments)
     forgive_lost_output()
     try:

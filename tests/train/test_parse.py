@@ -9,13 +9,16 @@ import re
 import pytest
 
 import largebatch.models  # noqa: F401
+from largebatch._errors import UserError
 from largebatch.data.registry import datasets
 from largebatch.engine import engines
 from largebatch.nn.registry import norms
 from largebatch.optim.registry import optimizers
 from largebatch.schedule.curve import curves
+from largebatch.train.key_table import MAIN, key_table
 from largebatch.train.keys import known_keys
 from largebatch.train.parse import parse
+from largebatch.train.session import train
 
 CHOICES = {
     "optim.name": optimizers,
@@ -31,7 +34,7 @@ def described() -> dict[str, str]:
     """Return the help of each key, its white space joined."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), pytest.raises(SystemExit) as end:
-        parse(["--help"])
+        parse(["--help=all"])
     assert end.value.code == 0
     words = " ".join(text.getvalue().split())
     words = words[words.index("--config CONFIG") :]  # past the usage line
@@ -52,3 +55,27 @@ def test_every_choice_is_in_its_keys_description(described: dict[str, str], key:
     names = [entry.name for entry in CHOICES[key]]
     absent = [name for name in names if not re.search(rf"\b{name}\b", described[key])]
     assert not absent
+
+
+def test_short_help_is_short_and_a_section_has_all_its_keys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train(["--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) < 100
+    assert all(f"  --{key}" in short for key in MAIN)
+    assert "--optim.dampening" not in short
+    assert max(map(len, short.splitlines())) <= 100
+    assert train(["--help=optim"]) == 0
+    section = capsys.readouterr().out
+    assert all(f"  --{key}" in section for key in known_keys() if key.startswith("optim."))
+    with pytest.raises(UserError, match="did you mean 'optim'"):
+        train(["--help=optm"])
+
+
+def test_every_key_has_its_text_in_the_table() -> None:
+    table = key_table()
+    assert [key.name for key in table] == list(known_keys())
+    assert [key.name for key in table if len(key.text.split()) < 3] == []
+    assert set(MAIN) <= set(known_keys())
+    assert {key.name for key in table if key.is_of_rank} >= {"run.dir", "data.root"}

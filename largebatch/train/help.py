@@ -1,0 +1,73 @@
+"""What `train --help` prints: the keys that a first run is about, or those of one section."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from largebatch._errors import UserError, nearest
+from largebatch.train.key_table import MAIN, Key, key_table, section_texts
+
+USAGE = """\
+usage: largebatch train [--config FILE | --recipe NAME] [--section.key=value ...]
+
+Train; the same command continues an interrupted run.
+
+  --config FILE       YAML; later files and options override it
+  --recipe NAME       a named config; see `largebatch recipes`
+  --print_config      print every key with its value as YAML, and stop
+  --help=SECTION      the keys of one section:
+{sections}
+  --help=all          every key
+"""
+EXAMPLES = """\
+examples:
+  largebatch train --run.nproc=2
+  largebatch train --recipe hoffer-f1-mnist-ghost --data.root=DATA
+  largebatch train --data.name=imagefolder --data.root=DATA --model.name=resnet50 \\
+      --batch.size=8192 --batch.reference=256 --optim.scaling=linear --schedule.length=90ep"""
+
+
+def asked(arguments: Sequence[str]) -> str | None:
+    """Return what the last ``--help`` of a command line asks for; "" where it says no more."""
+    found = [each for each in arguments if each in ("-h", "--help") or each[:7] == "--help="]
+    return found[-1].partition("=")[2] if found else None
+
+
+def help_text(section: str) -> str:
+    """Return the main keys, or with the name of a section its keys.
+
+    Raises:
+        UserError: there is no such section.
+    """
+    keys, about = key_table(), section_texts()
+    sections = list(dict.fromkeys(key.section for key in keys))
+    if not section:
+        usage = USAGE.format(sections=_wrapped(", ".join(sections), 22))
+        rows = _rows(key for name in MAIN for key in keys if key.name == name)
+        return "\n".join([usage, "main keys:", *rows, "", EXAMPLES])
+    if section not in sections:
+        raise UserError(
+            f"--help={section}: choose from all, {', '.join(sections)}{nearest(section, sections)}"
+        )
+    rows = _rows(key for key in keys if key.section == section)
+    return "\n".join([f"{section}: {about.get(section, 'a key by itself')}", *rows])
+
+
+def _rows(keys: Iterable[Key]) -> Iterable[str]:
+    for key in keys:
+        default = "" if key.default in (None, [], {}) else f" [{key.default}]"
+        head = f"  --{key.name}"
+        body = _wrapped(f"{key.text}{default}", 28)
+        yield f"{head:<26}  {body.lstrip()}" if len(head) < 27 else f"{head}\n{body}"
+
+
+def _wrapped(text: str, indent: int) -> str:
+    return textwrap.fill(
+        text,
+        100,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
