@@ -1,10 +1,10 @@
 """What nvcc makes of the CUDA kernels: registers, spills, shared memory, occupancy, inner loops.
 
 No GPU is needed: ``ptxas`` reports the first, the disassembly shows the loop in which a hot kernel
-spends its time. ``results/kernels.json`` holds the figures of the hot kernels, and a test compiles
+spends its time. ``compiled/kernels.json`` holds the figures of the hot kernels, and a test compiles
 them anew and fails when one has got worse (tests/bench/test_kernels.py).
 
-    python benchmarks/kernels.py --json benchmarks/results/kernels.json     # 10 minutes of a core
+    python benchmarks/kernels.py --json benchmarks/compiled/kernels.json     # 10 minutes of a core
     python benchmarks/kernels.py --file optim/cuda.cu --architecture sm_90  # seconds: print these
     python benchmarks/kernels.py --file norm/cuda.cu --list                 # names to choose from
     python benchmarks/kernels.py --hot linear/cuda.cu "shared_kernel<float>" 4

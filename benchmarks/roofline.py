@@ -1,13 +1,13 @@
 """What the CUDA kernels should take on GPUs that were not at hand: a model, never a measurement.
 
 A kernel takes the longest of three times, from what it moves and from what nvcc made of it
-(results/kernels.json, kernels.py):
+(compiled/kernels.json, kernels.py):
 
 - memory: bytes / the bandwidth of a copy;
 - waiting: bytes read / (bytes that a full GPU has asked for at a time / latency of loaded memory);
 - instructions: units of 16 bytes x instructions a unit / 32 / (4 a clock and multiprocessor x 0.8).
 
-    python benchmarks/roofline.py          # writes benchmarks/results/roofline.md
+    python benchmarks/roofline.py          # writes benchmarks/compiled/roofline.md
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RECORDS = Path(__file__).resolve().parent / "compiled"
 COPY = 0.89  # of the bandwidth on paper: an H200 copied at 4.3 of 4.8 TB/s
 LATENCY = 800e-9  # seconds from a load to its value while memory is busy
 ISSUE = 0.8  # of the warp instructions that could be issued
@@ -55,7 +55,7 @@ class Pass:
     """One launch.
 
     Attributes:
-        file, kernel: its place in results/kernels.json.
+        file, kernel: its place in compiled/kernels.json.
         read, written: bytes an element.
         unit: elements of a unit of work.
     """
@@ -238,8 +238,8 @@ def page(record: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kernels", type=Path, default=RESULTS / "kernels.json")
-    parser.add_argument("--out", type=Path, default=RESULTS / "roofline.md")
+    parser.add_argument("--kernels", type=Path, default=RECORDS / "kernels.json")
+    parser.add_argument("--out", type=Path, default=RECORDS / "roofline.md")
     options = parser.parse_args()
     record = json.loads(options.kernels.read_text(encoding="utf-8"))
     options.out.write_text(page(record), encoding="utf-8")

@@ -140,7 +140,7 @@ def init(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="largebatch init",
         usage="largebatch init [TASK] [-o FILE] [--section.key=value ...]",
-        description="Write a config to edit, every key explained, for TASK (as task.name; by default"
+        description="Write a config to edit, every key explained, for TASK (a task.name, by default"
         " classification). Options of largebatch train, such as --recipe NAME, are set in it.",
         allow_abbrev=False,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "benchmarks" / "results" / "kernels.json"
+RECORD = ROOT / "benchmarks" / "compiled" / "kernels.json"
 OPTIMIZERS = ("optim/cuda.cu", "optim/layerwise_cuda.cu")
 
 PTXAS = """\
