@@ -239,9 +239,10 @@ def hot_loop(
     ]
     bodies = [code[first : last + 1] for first, last in inner] or [code]
 
-    def worth(body: list[Instruction]) -> tuple[bool, int, int]:
+    def worth(body: list[Instruction]) -> tuple[bool, int, int, int]:
         whole = sum(each.loads for each in body if each.loads >= 16)
-        return whole > 0 and wide_bytes(body) % bytes_of_unit == 0, whole, -len(body)
+        units = whole > 0 and wide_bytes(body) % bytes_of_unit == 0
+        return units, whole, sum(each.loads for each in body), -len(body)
 
     return max(bodies, key=worth)
 
@@ -267,7 +268,7 @@ def in_flight(body: list[Instruction]) -> int:
 def loop_figures(body: list[Instruction], bytes_of_unit: int) -> dict[str, float]:
     """Return what a loop costs a unit of work."""
     wide = [each for each in body if each.loads >= 8]
-    units = wide_bytes(body) / bytes_of_unit or 1.0
+    units = (wide_bytes(body) or sum(each.loads for each in body)) / bytes_of_unit or 1.0
     narrow = [each for each in body if 0 < each.loads < 8]
     constant = [each for each in body if each.name.split(".")[0] in ("LDC", "LDCU", "ULDC")]
     return {

@@ -176,10 +176,10 @@ static void slabs() {
         const int64_t all = at.samples * at.channels * at.length, table = at.ghosts() * at.channels;
         const auto x = elements(type, all), residual = elements(type, all);
         auto y = x, dx = x, dresidual = x;
-        std::vector<float> statistics(2 * table), sums(2 * table);
-        std::vector<uint8_t> mask(at.mask_rows() * at.mask_row());
+        Array<float> statistics(2 * table), sums(2 * table);
+        const Bytes mask(at.mask_rows() * at.mask_row());
         const auto weight = elements(0, at.channels);
-        std::vector<double> partial(norm_partials(at));
+        const auto partial = Array<double>::scratch(norm_partials(at));
         const auto element = static_cast<NormElement>(type);
         check(launch_norm_forward(
             element,
