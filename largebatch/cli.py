@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import os
 import re
@@ -85,6 +86,13 @@ def _importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        atexit.register(_let_go)
+
+
+def _let_go() -> None:
+    """Let the collector see all again where Triton is: it prints pages about objects that stay."""
+    if "triton" in sys.modules:
+        gc.unfreeze()
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -140,8 +148,8 @@ def init(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="largebatch init",
         usage="largebatch init [TASK] [-o FILE] [--section.key=value ...]",
-        description="Write a config to edit, every key explained, for TASK (a task.name, by default"
-        " classification). Options of largebatch train, such as --recipe NAME, are set in it.",
+        description="Write a config to edit, every key explained, for TASK (classification, ...)."
+        " Options of largebatch train, such as --recipe NAME, are set in it.",
         allow_abbrev=False,
     )
     parser.add_argument(

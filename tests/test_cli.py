@@ -270,6 +270,13 @@ def test_doctor_json(capsys):
     assert json.loads(capsys.readouterr().out)
 
 
+def test_nothing_is_printed_after_the_end() -> None:
+    """Triton, which the trace of a model imports, complains of objects that are not collected."""
+    done = run("plan", "--nodes", "1", "--model", "resnet18", "--image", "3x64x64")
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
 def test_garbage_is_not_looked_for_among_modules_that_stay() -> None:
     """Where the command is a process of its own; in a program's, the collector is the program's."""
     program = (

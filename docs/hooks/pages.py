@@ -18,9 +18,9 @@ from failures import failures_table  # noqa: E402
 from house import house_svg  # noqa: E402
 from reference import API, api_index, api_page, keys_page, verbs_page  # noqa: E402
 
-PLACE = re.compile(r"^\{\{ (source|file|failures)(?:: (\S+))? \}\}$", re.MULTILINE)
-"""Stands in a page for the text of a file, by its path from the root of the repository: bare, or
-as a block; or for the table of injected failures."""
+PLACE = re.compile(r"^\{\{ (file|failures)(?:: (\S+))? \}\}$", re.MULTILINE)
+"""Stands in a page for a file, by its path from the root of the repository, as a code block; or for
+the table of injected failures."""
 
 LANGUAGES = {".py": "python", ".sh": "bash", ".sbatch": "bash", ".yaml": "yaml"}
 
@@ -66,4 +66,4 @@ def _content(kind: str, path: str) -> str:
     if kind == "failures":
         return failures_table()
     text = (ROOT / path).read_text(encoding="utf-8").rstrip()
-    return text if kind == "source" else f"```{LANGUAGES[Path(path).suffix]}\n{text}\n```"
+    return f"```{LANGUAGES[Path(path).suffix]}\n{text}\n```"

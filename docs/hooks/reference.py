@@ -37,8 +37,8 @@ def keys_page() -> str:
         "Keys are written in YAML, or as `--section.key=value` on the command line. "
         "A key is **free** where it may differ between a run and its continuation, and "
         "**of a rank** where it may differ between the ranks of a run. `null` means that nothing "
-        "is set. What a *duration* is: a number with its unit, `90ep` (epochs), `1.28Msa` "
-        "(samples), `500st` (steps) or `5%` of the run.",
+        "is set. A *duration* is a number with its unit: `90ep` (epochs), `1.28Msa` (samples), "
+        "`500st` (steps) or `5%` of the run.",
         f"A first run is about these: {main}.",
     ]
     for section in dict.fromkeys(key.section for key in table):

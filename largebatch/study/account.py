@@ -8,12 +8,12 @@ from typing import Any
 
 from largebatch.study.branches import Branch, Point, noise_of
 from largebatch.study.findings import Findings
-from largebatch.study.overhead import Overhead, limit_of
+from largebatch.study.overhead import Limit, Overhead, limit_of
 from largebatch.study.steps_to_target import figures
 from largebatch.study.study import Done
 
 RESOLVED = 0.05  # overhead whose window is printed
-PROGRESS = 0.002  # of the loss over half a window: with less there is nothing to compare
+FALLING = -0.7  # correlation of loss and samples, above which there is no progress to compare
 
 
 class Account:
@@ -33,7 +33,9 @@ class Account:
         self._plain: list[Overhead] | None = None
         if findings.key != "loss":
             self._plain = findings.overheads(point, factors, done, "loss")
-        self.limit = limit_of(self._size, self._found)
+        self._trend = findings.trend(point, done)
+        self._idle = self._trend is not None and self._trend > FALLING
+        self.limit = Limit(None, None, None) if self._idle else limit_of(self._size, self._found)
         self.detail = self._detail()
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -49,13 +51,20 @@ class Account:
                 "overhead": _percent(each.mean),
                 "bound": "" if each.bound is None else _percent(each.bound),
                 **({"plain": _percent(of_plain[each.batch].mean)} if self._plain else {}),
-                "verdict": "as good" if each.passes else "worse",
+                "verdict": "undecided" if self._idle else "as good" if each.passes else "worse",
             }
 
     def notes(self) -> Iterator[str]:
         """Yield what is found, in words."""
         point, found, limit, detail = self._point, self._found, self.limit, self.detail
         where = self._where
+        if self._idle:
+            yield (
+                f"{where}: undecided: the held-out loss of the run's own batch does not fall"
+                f" steadily (correlation with samples {self._trend:+.2f}, above {FALLING}), so that"
+                " there is nothing to compare; branch off earlier, or take a longer --window"
+            )
+            return
         yield f"{where}: B20 = {limit.text()}"
         exact = self._findings.exact(point, [each.batch // self._size for each in found])
         if exact is not None:
@@ -72,13 +81,6 @@ class Account:
             if low is not None and high is not None:
                 between = f" [{figures(low):,}, {figures(high):,}]"
             yield f"{where}: {name} {figures(value):,}{between}{ratio}"
-        for curve in detail["curves"][:1]:
-            fallen = 1 - curve["losses"][-1] / curve["losses"][len(curve["losses"]) // 2]
-            if fallen < PROGRESS:
-                yield (
-                    f"{where}: the run's own batch lowers its loss by {fallen:.2%} over half a"
-                    " window: there is next to nothing to compare; a longer --window"
-                )
         errors = [each.error for each in found if each.error]
         if errors:
             error = max(errors)
@@ -111,7 +113,7 @@ class Account:
                         "losses": curve.losses.tolist(),
                     }
                 )
-        of_plain = None if self._plain is None else limit_of(self._size, self._plain)
+        of_plain = None if self._plain is None or self._idle else limit_of(self._size, self._plain)
         return {
             "at": self._where,
             "samples": point.samples,

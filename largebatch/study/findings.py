@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from largebatch._errors import UserError
 from largebatch.study import quadratic
 from largebatch.study.branches import HALF_LIVES, Branch, Branching, Point, curve_of
@@ -45,6 +47,20 @@ class Findings:
         if outcome.lost:
             return None
         return curve_of(outcome.directory, branch.point, key)
+
+    def trend(self, point: Point, done: Done) -> float | None:
+        """Return the correlation of the run's own loss with samples: -1 of one that only falls.
+
+        Of the seed where it is highest; None where a branch has one loss alone.
+        """
+        if self.judge == "anneal":
+            return None
+        found = []
+        for seed in self.seeds:
+            curve = self.curve(Branch(point, 1, 1.0, seed), self.key, done)
+            if curve is not None and np.ptp(curve.losses) > 0:
+                found.append(float(np.corrcoef(curve.samples, curve.losses)[0, 1]))
+        return max(found, default=0.0)
 
     def values(
         self, point: Point, factor: int, rate: float, key: str, done: Done

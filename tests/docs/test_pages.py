@@ -94,6 +94,9 @@ def save(block: Any) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_are_well_formed(page: str, folder: Path) -> None:
+    text = pages.with_sources((ROOT / page).read_text(encoding="utf-8"))
+    assert "{{ " not in text, "the name of a file to put there is not understood"
+    assert text.count("\n```") == 2 * len(blocks_in(page)), "a block without language or end"
     for block in blocks_in(page):
         save(block)
         if block.language == "python":

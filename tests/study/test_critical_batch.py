@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from largebatch.cli import main
 from largebatch.record import read_metrics, read_record
+from largebatch.study import account
 from largebatch.study.critical_batch import CriticalBatch
 from largebatch.study.job import Place
-from largebatch.train import run
+from largebatch.study.overhead import Curve
+from largebatch.train import Outcome, run
 from largebatch.train.parse import parse
 
 RECIPE = ["--recipe=quadratic", "--schedule.length=2048sa", "--checkpoint.at=[25%, 50%]"]
@@ -71,6 +74,23 @@ def test_doublings_go_on_until_two_in_a_row_fail(parent: Path, monkeypatch) -> N
     assert study._factors(point, {}) == [2, 4, 8, 16]
     good |= {16}
     assert study._factors(point, {}) == [2, 4, 8, 16, 32, 64]
+
+
+def test_a_run_that_makes_no_progress_is_undecided(parent: Path, monkeypatch) -> None:
+    study = CriticalBatch(run=str(parent), batches=["x2"], seeds=2)
+    point, samples = study.points({})[0], np.arange(1.0, 12.0)
+    falling = Curve(samples, 1 / samples)
+    rising = Curve(samples, 1 + 0.01 * samples)
+    curves = {0: falling, 1: rising}
+    monkeypatch.setattr(study.findings, "curve", lambda branch, *_: curves[branch.seed])
+    monkeypatch.setattr(account, "noise_of", lambda _: {})
+    done = {job.name: Outcome(parent, True, 1, 1, {}) for job in study.jobs({})}
+    told = account.Account(study.findings, point, [2], done)
+    assert {row["verdict"] for row in told.rows()} == {"undecided"}
+    assert told.limit.batch is None and "does not fall steadily" in next(told.notes())
+    curves[1] = falling
+    told = account.Account(study.findings, point, [2], done)
+    assert {row["verdict"] for row in told.rows()} == {"as good"}
 
 
 def test_the_cost_is_said_before(parent: Path) -> None:

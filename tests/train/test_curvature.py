@@ -27,7 +27,12 @@ from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
 from largebatch.train.build import build
-from largebatch.train.config import Config, PrecisionConfig, TelemetryConfig
+from largebatch.train.config import (
+    Config,
+    EvaluateConfig,
+    PrecisionConfig,
+    TelemetryConfig,
+)
 from largebatch.train.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -47,6 +52,11 @@ def plain_net(num_classes, image_shape):
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 26), nn.Tanh(), nn.Linear(26, num_classes)
     )
+
+
+def deep_net(num_classes, image_shape):
+    layers = [nn.Flatten(), nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(24, num_classes))
 
 
 def normed(num_classes, image_shape):
@@ -262,33 +272,24 @@ def test_a_gradient_that_is_not_finite_has_no_curvature(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("optim", "steps", "low", "high"),
-    [
-        (OptimConfig(name="sgd", lr=0.3, momentum=0.0, weight_decay=0.0), 400, 1.8, 2.3),
-        (OptimConfig(name="adam", lr=1e-3, weight_decay=0.0), 600, 30.0, 46.0),
-    ],
-    ids=["gradient descent", "adam"],
-)
-def test_full_batches_train_at_the_edge_of_stability(
-    optim: OptimConfig, steps: int, low: float, high: float, folder: Path
-) -> None:
-    """Cohen et al. 2021, 2022: on the whole set, curvature x rate climbs to 2 (Adam: 38)."""
-    probe = {"name": "curvature", "every": "25st", "products": 6}
+def test_full_batches_train_at_the_edge_of_stability(folder: Path) -> None:
+    """Cohen et al. 2021: on the whole set, curvature x rate climbs to 2 while the loss is high."""
     trainer = trainer_of(
         folder,
-        probe,
-        model=ModelConfig(name="nets:plain_net"),
+        {"name": "curvature", "every": "4st", "products": 6},
+        model=ModelConfig(name="nets:deep_net"),
         data=DataConfig(limit=500, augment="none"),
         batch=BatchConfig(size=500),
-        optim=optim,
-        schedule=ScheduleConfig(length=Duration(steps, "st"), curve="constant"),
+        optim=OptimConfig(name="sgd", lr=0.5, momentum=0.0, weight_decay=0.0),
+        schedule=ScheduleConfig(length=Duration(52, "st"), curve="constant"),
         precision=PrecisionConfig(compute="fp32"),
+        evaluate=EvaluateConfig(every=Duration(1000, "st")),
     )
-    found = []
+    found: list[dict[str, Any]] = []
     assert trainer.run([Kept(found)])
     values = [v["curvature_times_rate"] for v in found if "curvature_times_rate" in v]
-    assert values[0] < low and low <= sorted(values[-6:])[3] <= high, values
+    assert values[0] < 1.5, values
+    assert 1.8 <= values[-1] <= 2.3 and 1.8 <= sorted(values[3:])[len(values[3:]) // 2] <= 2.5
 
 
 class Kept:
