@@ -16,7 +16,14 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from cards import CARDS, card  # noqa: E402
 from failures import failures_table  # noqa: E402
 from house import house_svg  # noqa: E402
-from reference import API, api_index, api_page, keys_page, verbs_page  # noqa: E402
+from reference import (  # noqa: E402
+    API,
+    api_index,
+    api_page,
+    entries_page,
+    keys_page,
+    verbs_page,
+)
 
 PLACE = re.compile(r"^\{\{ (file|failures)(?:: (\S+))? \}\}$", re.MULTILINE)
 """Stands in a page for a file, by its path from the root of the repository, as a code block; or for
@@ -27,7 +34,8 @@ LANGUAGES = {".py": "python", ".sh": "bash", ".sbatch": "bash", ".yaml": "yaml"}
 
 def generated() -> dict[str, str]:
     """Return the text of every page that is made, by its path in the site."""
-    pages = {"reference/keys.md": keys_page(), "reference/verbs.md": verbs_page()}
+    pages = {"reference/keys.md": keys_page(), "reference/entries.md": entries_page()}
+    pages["reference/verbs.md"] = verbs_page()
     pages["reference/api/index.md"] = api_index()
     pages |= {f"reference/api/{room}.md": api_page(room) for room in API}
     pages |= {page: card(source, page) for source, page in CARDS.items()}

@@ -64,6 +64,28 @@ def _key_rows(keys: list[Any]) -> str:
     return "\n".join(lines)
 
 
+def entries_page() -> str:
+    """Return every name that a config can choose, with its paper and its facts."""
+    from largebatch.train.explain import KNOWN
+
+    parts = [
+        f"{HEAD}# Names that a config can choose",
+        "`largebatch explain NAME` prints the same and the documentation of the entry. Where the "
+        "heading says so, `package.module:callable` names one of your own.",
+    ]
+    for registry in KNOWN:
+        own = ", or `package.module:callable`" if registry.importable else ""
+        rows = [
+            (f"`{entry.name}`", entry.summary, entry.source, "; ".join(entry.facts.words()))
+            for entry in registry
+        ]
+        cells = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+        lines = ["| name | what it is | source | facts |", "|---|---|---|---|"]
+        lines += [f"| {row} |" for row in cells]
+        parts += [f"## {registry.key}", f"One of these{own}.", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
 def verbs_page() -> str:
     """Return the help of the command and of every verb, as it prints them."""
     from largebatch.cli import VERBS
@@ -76,6 +98,8 @@ def verbs_page() -> str:
     ]
     for verb in VERBS:
         parts += [f"## {verb}", _block(f"largebatch {verb} --help")]
+        if verb == "study" and printed(["study", "--list"]):
+            parts.append(_block("largebatch study --list"))
     return "\n\n".join(parts) + "\n"
 
 

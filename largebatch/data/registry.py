@@ -20,10 +20,12 @@ class DataFacts(Facts):
     Attributes:
         image_files: its samples are image files, which any of the pipelines may decode.
         text: its samples are windows of text, which the keys of text are about.
+        library: the text is that of Python's own library, wherever that lies.
     """
 
     image_files: bool = False
     text: bool = False
+    library: bool = False
 
     def words(self) -> Iterator[str]:
         """Yield the facts, a short line each."""

@@ -185,7 +185,9 @@ def text(config: DataConfig, split: Split, num_classes: int | None = None) -> Te
 
 
 @datasets.register(
-    "stdlib", "the source text of Python's own library, 256 bytes", facts=DataFacts(text=True)
+    "stdlib",
+    "the source text of Python's own library, 256 bytes",
+    facts=DataFacts(text=True, library=True),
 )
 def stdlib(config: DataConfig, split: Split, num_classes: int | None = None) -> TextSource:
     """Build windows of the modules that lie in the folder of Python's own library.

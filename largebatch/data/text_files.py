@@ -12,6 +12,7 @@ from pathlib import Path
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
 from largebatch.data.files import open_file
+from largebatch.data.registry import datasets
 from largebatch.data.source import required_root
 
 HELD_OUT = 0.1
@@ -85,7 +86,7 @@ def text_files(config: DataConfig, unit: int = 1, characters: bool = False) -> T
     Raises:
         UserError: there is no text, or too little to hold some of it out.
     """
-    if config.name == "stdlib":
+    if datasets.entry(config.name).facts.library:
         folder = Path(sysconfig.get_paths()["stdlib"])
         files = sorted(folder.glob("*.py"))
         if not files:

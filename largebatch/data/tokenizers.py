@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from largebatch._errors import UserError
 from largebatch.data.config import DataConfig
 from largebatch.data.files import read_file
+from largebatch.data.registry import datasets
 from largebatch.data.text_files import Span
 
 Numbers = NDArray[np.unsignedinteger[Any]]
@@ -208,7 +209,7 @@ def narrowest(vocabulary: int) -> type[np.unsignedinteger[Any]]:
 
 
 def _is_bin(config: DataConfig) -> bool:
-    if config.name == "stdlib" or config.root is None:
+    if datasets.entry(config.name).facts.library or config.root is None:
         return False
     root = Path(config.root)
     return root.suffix == ".bin" or (root / "train.bin").is_file()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from largebatch.report.figures import TOP1, TOP5, Figure, by_name, title
+from largebatch.report.log_fit import log_fit
 from largebatch.report.runs import Run
 
 MOST_FURTHER = 100  # charts of further figures: each costs a browser some 20 ms
@@ -167,7 +168,7 @@ def charts_for(runs: Sequence[Run]) -> list[Chart]:
             for name, figure in _figures(runs).items()
             if name in present and name not in facts
         ),
-        *(chart for chart in FACTS if chart.key in present),
+        *(_fitted(chart, runs) for chart in FACTS if chart.key in present),
         *_noise(present),
         *phases,
         *(chart for chart in HARDWARE if chart.key in measured),
@@ -206,6 +207,15 @@ def chart_ids(charts: Iterable[Chart]) -> list[str]:
         plain = re.fullmatch(r"(rank-)?\w+", name, re.ASCII) and name not in ids
         ids.append(name if plain else f"chart-{number}")
     return ids
+
+
+def _fitted(chart: Chart, runs: Sequence[Run]) -> Chart:
+    """Return the chart of the weights' distance with its line in words, of a single run."""
+    if chart.key != "weight_distance" or len(runs) != 1:
+        return chart
+    series = runs[0].series["train"].get(chart.key)
+    fit = log_fit(series["step"], series["value"]) if series else None
+    return replace(chart, note=f"{chart.note}; here {fit.text()}") if fit else chart
 
 
 def _noise(present: Sequence[str]) -> list[Chart]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from largebatch._errors import UserError, nearest
-from largebatch.train.keys import known_keys, options
+from largebatch.tasks import tasks
+from largebatch.train.keys import known_keys, options, task_kind
 from largebatch.train.recipe import recipe_names
 from largebatch.train.registries import REGISTRIES
 
@@ -30,7 +31,7 @@ def completion(shell: str, verbs: Mapping[str, Sequence[str]]) -> str:
     """
     if shell not in SHELLS:
         raise UserError(f"{shell!r}: choose from {', '.join(SHELLS)}{nearest(shell, SHELLS)}")
-    keys = [f"--{key}=" for key in known_keys()]
+    keys = [f"--{key}=" for key in _hints()]
     options_of_verbs = "\n".join(
         _case(verb, [*(keys if verb in WITH_KEYS else ()), *own]) for verb, own in verbs.items()
     )
@@ -49,10 +50,18 @@ def _case(pattern: str, words: Sequence[str]) -> str:
     return f"        {pattern}) words='{lines}' ;;"
 
 
+def _hints() -> dict[str, Any]:
+    """Return the type of every key, those of all tasks among them."""
+    found = dict(known_keys())
+    for entry in tasks:
+        found |= known_keys(task_kind({"name": entry.name}, imports=False))
+    return found
+
+
 def _values() -> Iterator[tuple[str, list[str]]]:
     """Yield the words that a key takes, where they are known."""
     registered = {registry.key: registry.names() for registry in REGISTRIES}
-    for key, hint in known_keys().items():
+    for key, hint in _hints().items():
         words = [
             str(word)
             for each in options(hint)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from largebatch._errors import UserError, nearest
+from largebatch.tasks import config_of, tasks
 from largebatch.train.key_table import MAIN, Key, key_table, section_texts
 
 USAGE = """\
@@ -50,8 +51,17 @@ def help_text(section: str) -> str:
         raise UserError(
             f"--help={section}: choose from all, {', '.join(sections)}{nearest(section, sections)}"
         )
+    if section == "task":
+        return "\n".join(_of_tasks())
     rows = _rows(key for key in keys if key.section == section)
     return "\n".join([f"{section}: {about.get(section, 'a key by itself')}", *rows])
+
+
+def _of_tasks() -> Iterator[str]:
+    """Yield the keys that the section has under each task."""
+    for entry in tasks:
+        yield f"task, with task.name={entry.name}: {entry.summary}"
+        yield from _rows(key for key in key_table(config_of(entry.name)) if key.section == "task")
 
 
 def _rows(keys: Iterable[Key]) -> Iterable[str]:

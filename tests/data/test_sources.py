@@ -27,6 +27,8 @@ NAMES = [
     "arrays",
     "imagefolder",
     "synthetic",
+    "text",
+    "stdlib",
 ]
 
 

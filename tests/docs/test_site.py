@@ -14,6 +14,7 @@ import pytest
 
 import largebatch.train
 from largebatch.cli import VERBS
+from largebatch.train.explain import KNOWN
 from largebatch.train.keys import known_keys
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,12 @@ def test_every_key_is_in_the_reference(made: dict[str, str]) -> None:
         assert row is not None, key
         assert len(row[3].split()) >= 3, key
     assert "| `batch.size` | `256` | a whole number |" in page
+
+
+def test_every_entry_is_in_the_reference(made: dict[str, str]) -> None:
+    for registry in KNOWN:
+        for entry in registry:
+            assert f"| `{entry.name}` | {entry.summary}" in made["reference/entries.md"], entry.name
 
 
 def test_every_verb_is_in_the_reference(made: dict[str, str]) -> None:

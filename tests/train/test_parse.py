@@ -69,6 +69,8 @@ def test_short_help_is_short_and_a_section_has_all_its_keys(
     assert train(["--help=optim"]) == 0
     section = capsys.readouterr().out
     assert all(f"  --{key}" in section for key in known_keys() if key.startswith("optim."))
+    assert train(["--help=task"]) == 0
+    assert "task.name=classification" in capsys.readouterr().out
     with pytest.raises(UserError, match="did you mean 'optim'"):
         train(["--help=optm"])
 
