@@ -2,11 +2,11 @@
 
 No GPU is needed: ``ptxas`` reports the first, the disassembly shows the loop in which a hot kernel
 spends its time. ``compiled/kernels.json`` holds the figures of the hot kernels, and a test compiles
-them anew and fails when one has got worse (tests/bench/test_kernels.py).
+them anew and fails when one has got worse (tests/test_kernels.py).
 
     python benchmarks/kernels.py --json benchmarks/compiled/kernels.json     # 10 minutes of a core
     python benchmarks/kernels.py --file optim/cuda.cu --architecture sm_90  # seconds: print these
-    python benchmarks/kernels.py --file norm/cuda.cu --list                 # names to choose from
+    python benchmarks/kernels.py --file norm/cuda_forward.cu --list         # names to choose from
     python benchmarks/kernels.py --hot linear/cuda.cu "shared_kernel<float>" 4
 
 A run over some files or architectures leaves the others of ``--json`` as they are. nvcc is found
@@ -34,6 +34,18 @@ CSRC = ROOT / "csrc"
 # Hot kernels by file: the name, and the bytes that a thread loads for one unit of work. A unit is
 # what 16 bytes of the parameter or of x hold: 4 float32 or 8 bfloat16 values.
 HOT: dict[str, dict[str, int]] = {
+    # Access 1: channels last, 2: planar. Of a norm's loops the one without a residual, which
+    # backward reads a mask.
+    "norm/cuda_forward.cu": {
+        "sum_rows_kernel<__nv_bfloat16, (Sums)0, (Access)1>": 16,  # moments
+        "normalize_kernel<__nv_bfloat16, (Access)1>": 16,
+        "normalize_kernel<__nv_bfloat16, (Access)2>": 16,
+    },
+    "norm/cuda_backward.cu": {
+        "sum_rows_kernel<__nv_bfloat16, (Sums)3, (Access)1>": 32,  # of L2's gradient
+        "gradient_kernel<__nv_bfloat16, (NormPolicy)0, (Access)1>": 32,
+        "gradient_kernel<__nv_bfloat16, (NormPolicy)1, (Access)1>": 32,  # L1
+    },
     "optim/cuda.cu": {
         "sgd_kernel<float, float, 576>": 48,
         "sgd_kernel<__nv_bfloat16, float, 576>": 80,  # with the master in float32

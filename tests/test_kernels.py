@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "benchmarks" / "compiled" / "kernels.json"
+WAYS = ("forward", "backward")
 OPTIMIZERS = ("optim/cuda.cu", "optim/layerwise_cuda.cu")
 
 PTXAS = """\
@@ -131,6 +132,21 @@ def test_hot_kernels_keep_within_their_bars(record: dict[str, Any]) -> None:
                     assert figures["registers"] <= 64, at
                     assert figures["blocks"] >= 4, at
                     assert figures["narrow_loads"] == figures["constant_loads"] == 0, at
+
+
+def test_norms_keep_within_their_bars(record: dict[str, Any]) -> None:
+    """Instructions a unit of 16 bytes on sm_90: 60, with a mask 90; 24 KB asked for by sums."""
+    forward, backward = (record["kernels"]["sm_90"][f"norm/cuda_{way}.cu"] for way in WAYS)
+    for access in (1, 2):
+        figures = forward[f"normalize_kernel<__nv_bfloat16, (Access){access}>"]
+        assert figures["instructions"] <= 60
+        assert figures["narrow_loads"] == 0  # no coefficient in the loop
+    masked = backward["gradient_kernel<__nv_bfloat16, (NormPolicy)0, (Access)1>"]
+    assert masked["instructions"] <= 90
+    assert masked["narrow_loads"] == 1  # the mask
+    for found in (forward, backward):
+        sums = [figures for name, figures in found.items() if name.startswith("sum_rows")]
+        assert sums and all(each["bytes_in_flight"] >= 24 * 1024 for each in sums)
 
 
 def test_the_page_is_the_records(record: dict[str, Any]) -> None:

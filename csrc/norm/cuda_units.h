@@ -50,13 +50,16 @@ __host__ __device__ __forceinline__ Index<By> index_of(int64_t value) {
 
 template <Access By, typename T>
 __device__ __forceinline__ Unit<T> load_unit(const T* data, Index<By> index, int count) {
-  if constexpr (By != Access::kValues) return reinterpret_cast<const Unit<T>*>(data)[index];
-  Unit<T> unit;
+  if constexpr (By != Access::kValues) {
+    return reinterpret_cast<const Unit<T>*>(data)[index];
+  } else {
+    Unit<T> unit;
 #pragma unroll
-  for (int e = 0; e < kUnit; ++e) {
-    if (e < count) unit.values[e] = data[index + e];
+    for (int e = 0; e < kUnit; ++e) {
+      if (e < count) unit.values[e] = data[index + e];
+    }
+    return unit;
   }
-  return unit;
 }
 
 template <Access By, typename T>
