@@ -163,6 +163,15 @@ def test_lamb_is_modelled_within_its_bar(record: dict[str, Any]) -> None:
         assert took <= 1.5 * 350e6 * 28 / gpu.copy, gpu.name
 
 
+def test_norms_are_modelled_within_their_bars(record: dict[str, Any]) -> None:
+    """ResNet-50's norms at a batch of 256, H200: of 3 + 5 passes; then by slabs."""
+    roofline = load("roofline")
+    gpu = next(each for each in roofline.GPUS if each.name == "H200")
+    full = roofline.norm_bytes(256, 1) * roofline.FULL_BYTES / gpu.copy
+    assert roofline.norm_seconds(256, gpu, record["kernels"]) <= 1.05 * full
+    assert roofline.slab_seconds(256, gpu) <= 0.75 * full
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("file", sorted(load("kernels").HOT))
