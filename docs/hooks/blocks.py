@@ -1,6 +1,7 @@
 """The code blocks of a page, as the tests run them.
 
-A comment before a block says what is special about it:
+`python` blocks run with the default tests, `sh` blocks with the slow ones, page by page from top to
+bottom. A comment before a block says what is special about it:
 
     <!-- slow -->                it runs with the slow tests alone
     <!-- not run: REASON -->     it is only checked: that it compiles, that its keys exist
