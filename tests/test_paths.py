@@ -19,6 +19,7 @@ PATH_KEYS = (
     "run.dir",
     "model.init_from",
     "data.root",
+    "data.tokenizer",
     "distributed.deepspeed_config",
     "checkpoint.resume",
 )

@@ -57,7 +57,9 @@ class DataConfig:
     your own that is so where they have ``targets`` or ``labels``; of others, any samples. Of text:
     the first windows."""
 
-    tokenizer: Literal["bytes", "characters", "uint16", "uint32"] | UserPath | None = None
+    tokenizer: Literal["bytes", "characters", "uint16", "uint32"] | UserPath | None = field(
+        default=None, metadata=OF_RANK
+    )
     """Text: what a token is: a byte, a character, a number of a file that is tokenised already, or
     what a JSON file of Hugging Face's tokenizers says. Null: bytes; of a .bin file uint16."""
 

@@ -18,6 +18,7 @@ from largebatch._errors import RunFailure
 from largebatch.data.config import DataConfig
 from largebatch.data.text_files import Span, TextFiles, text_files
 from largebatch.data.tokenizers import NAMES, Numbers, Tokenizer, build_tokenizer
+from largebatch.record import json_text
 
 VERSION = "1"  # of what lies in the cache
 ABOUT = "about.json"
@@ -102,7 +103,7 @@ def _stored(tokenizer: Tokenizer, config: DataConfig, files: TextFiles) -> Path:
                         for numbers in tokenizer.encode(span):
                             file.write(numbers.astype(tokenizer.dtype, copy=False).tobytes())
             about = {**tokenizer.about(), "vocabulary": tokenizer.vocabulary}
-            (made / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+            (made / ABOUT).write_text(json_text(about), encoding="utf-8")
             with suppress(OSError):  # another rank was quicker
                 made.rename(place)
         except OSError as error:

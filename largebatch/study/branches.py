@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from largebatch._errors import UserError
+from largebatch.engine import engines
 from largebatch.nn import ties_samples
 from largebatch.record import RunDirectory, read_metrics
 from largebatch.schedule import Duration
@@ -89,7 +90,7 @@ class Branching:
         self._schedule = prepared.schedule
         self.measurable = (
             not ties_samples(prepared.model)
-            and config.distributed.engine == "ddp"
+            and engines.entry(config.distributed.engine).facts.own_gradients
             and config.precision.compute != "fp16"
         )
         self.total = self._schedule.total_samples

@@ -7,13 +7,13 @@ the settings that all of its runs begin from.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from largebatch._documents import dump_yaml, read_yaml
 from largebatch._errors import UserError, nearest
 from largebatch._paths import UserPath
+from largebatch.record import json_text
 from largebatch.study.study import Study
 from largebatch.train.keys import options
 from largebatch.train.parse import FILES, options_of
@@ -127,7 +127,7 @@ def _text(where: str, words: list[str], hint: Any) -> str:
     if not words:
         raise UserError(f"{where}: at least one value")
     texts = item[:1] in ((str,), (UserPath,))  # they may look like anything else
-    return f"[{', '.join(json.dumps(word) if texts else word for word in words)}]"
+    return f"[{', '.join(json_text(word) if texts else word for word in words)}]"
 
 
 def _is_list(kind: Any) -> bool:

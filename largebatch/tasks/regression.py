@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from largebatch.data import FeatureBatch
+from largebatch.tasks.config import TaskConfig
 from largebatch.tasks.registry import tasks
 from largebatch.tasks.task import Task
+
+
+@dataclass
+class RegressionConfig(TaskConfig):
+    """Real numbers of rows of features."""
+
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "data": {"name": "quadratic"},
+        "model": {"name": "linear"},
+    }
 
 
 @tasks.register("regression", "half the squared distance to real targets")
@@ -17,6 +32,8 @@ class Regression(Task[FeatureBatch]):
     Args:
         outputs: numbers to predict of a row.
     """
+
+    config = RegressionConfig
 
     def __init__(self, outputs: int) -> None:
         self.outputs = outputs

@@ -27,6 +27,7 @@ NAMES = [
     "arrays",
     "imagefolder",
     "synthetic",
+    "quadratic",
     "text",
     "stdlib",
 ]

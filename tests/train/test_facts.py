@@ -165,6 +165,12 @@ ALLOWED = {
         "nn/convert.py",
         "batch",
     ): "that file registers it: what takes batch norms away gives them back",
+    ("schedule/batch_scaling.py", "linear"): "a rule of the rate as well as a model",
+    ("study/convergence.py", "batch"): "a column of a table as well as a norm",
+    **{
+        ("study/quadratic.py", name): "the one run whose expectation is known"
+        for name in ("quadratic", "linear", "regression", "sgd")
+    },
     ("engine/deepspeed_config.py", "adagrad"): "a type in DeepSpeed's own file as well as a name",
 }
 NO_NAME = "none"  # of many keys a value, of few of them an entry's name

@@ -64,6 +64,15 @@ RANGE: dict[str, list[Any]] = {
     "batch.reference": [0, -256],
     "batch.plan": [[{"size": 0}], [{"size": 8}, {"size": 16}], [{"lr_multiplier": -1.0}],
                    [{"micro": 0}], [{"image_size": -1}], [{"warmup": "5%"}]],
+    "batch.max": [0, -512],
+    "batch.min": [0, -8],
+    "batch.late": ["0ep", "1.5st"],
+    "batch.noise_scale": [0.0, -3.0, *INFINITE],
+    "batch.noise_every": ["0st", "101%"],
+    "batch.noise_half_life": ["0ep", "101%"],
+    "norm.half_life": ["0ep", "101%"],
+    "optim.decay_timescale": ["0ep", "101%"],
+    "schedule.patience": ["0ep", "101%"],
     "norm.kind": ["ghots", "", "batch norm"],
     "norm.ghost_size": [0, -32],
     "norm.sync_ranks": [0, -2],
@@ -372,6 +381,7 @@ def applicable(folder: Path) -> set[tuple[str, str]]:
 
 def test_every_number_has_a_range_or_is_free() -> None:
     free = {"run.dir", "run.name", "run.deterministic", "model.init_from", "model.compile",
+            "batch.noise_source",
             "model.channels_last", "model.tied_embeddings", "data.root", "evaluate.also", "probes",
             "checkpoint.at", "optim.nesterov", "optim.dampen_first_step",
             "optim.lr_inside_momentum", "optim.momentum_correction", "optim.lr_correction",

@@ -180,7 +180,7 @@ def of_task(name: str, **sections: Any) -> Config:
     kind = config_of(name)
     wanted = kind.defaults  # data and model of its own, where digits are not for it
     data = DataConfig(limit=320, **wanted.get("data", {}))
-    optim = OptimConfig(lr=0.02)
+    optim = OptimConfig(lr=0.2 if name == "regression" else 0.02)
     if datasets.entry(data.name).facts.text:
         data.context, optim = 16, OptimConfig(name="adamw", lr=0.003)
     model = ModelConfig(**wanted.get("model", {}))
