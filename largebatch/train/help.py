@@ -25,7 +25,7 @@ EXAMPLES = """\
 examples:
   largebatch train --run.nproc=2
   largebatch train --recipe hoffer-f1-mnist-ghost --data.root=DATA
-  largebatch train --data.name=imagefolder --data.root=DATA --model.name=resnet50 \\
+  largebatch train --data.name=cifar10 --data.root=DATA --model.name=cifar_resnet56 \\
       --batch.size=8192 --batch.reference=256 --optim.scaling=linear --schedule.length=90ep"""
 
 
