@@ -135,6 +135,7 @@ def test_the_other_facts_are_those_of_before() -> None:
 def test_keys_that_may_differ_are_those_of_before() -> None:
     assert set(RANK_KEYS) == {
         *("run.dir", "run.name", "model.init_from", "data.root", "data.workers", "batch.micro"),
+        "data.tokenizer",
         *("telemetry", "distributed.deepspeed_config", "checkpoint.resume"),
     }
     assert set(FREE_KEYS) == {
