@@ -84,6 +84,7 @@ class Doubling(Instrument):
         engine: Any,
         world: World,
         clock: Clock,
+        task: Any,
         every: Every | None = None,
         half_life: str = HALF_LIFE,
     ) -> None:
@@ -93,8 +94,12 @@ class Doubling(Instrument):
         self._direction = direction_of(optimizer, self._params)
         kept = Duration.parse(half_life).samples(clock)
         self.record = NoiseRecord(1, max(kept, 1))
-        self._whole = not ties_samples(model) and not any(
-            isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
+        self._whole = (
+            task.carry() is None
+            and not ties_samples(model)
+            and not any(
+                isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules()
+            )
         )
         self._prefixes: list[list[Tensor]] = []
         self._handle: Any = None

@@ -68,6 +68,7 @@ class NoiseScale(Instrument):
         clock: Clock,
         schedule: Schedule,
         folder: Path,
+        task: Any,
         every: Every | None = None,
         source: str = "auto",
         half_life: str = HALF_LIFE,
@@ -77,7 +78,7 @@ class NoiseScale(Instrument):
         kept = _duration("half_life", half_life).samples(clock)
         self._model, self._optimizer, self._engine = model, optimizer, engine
         self._world, self._clock, self._folder = world, clock, RunDirectory(folder)
-        means = means_of(model, engine, world, schedule)
+        means = means_of(model, engine, world, schedule, task.carry() is not None)
         self.source = means.choose(source)
         usual = SPLIT_EVERY if self.source == "split" else EVERY
         self.every = every or Every(Duration.parse(usual), clock)

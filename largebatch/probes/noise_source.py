@@ -30,12 +30,15 @@ class Means:
     Args:
         engine: of the run; its ``apart`` says what it can measure by itself.
         several: whether a rank makes several passes in some step.
+        remembers: whether samples begin with memory of those before: taken once more, they would
+            begin with another.
     """
 
     model: nn.Module
     engine: Any
     world: World
     several: bool
+    remembers: bool = False
 
     def choose(self, named: str) -> Source:
         """Return the source to take.
@@ -104,6 +107,11 @@ class Means:
             return f"not under distributed.engine={self.engine.name}; take ddp, first or norms"
         if self.engine.scaler is not None:
             return "not under precision.compute=fp16; set batch.micro below batch.size"
+        if self.remembers:
+            return (
+                "a stream's memory would be another the second time; set batch.micro below"
+                " batch.size"
+            )
         if ties_samples(self.model):
             return (
                 "a batch norm ties all samples of a rank's only pass; set norm.kind=ghost, or"
@@ -112,10 +120,12 @@ class Means:
         return None
 
 
-def means_of(model: nn.Module, engine: Any, world: World, schedule: Schedule) -> Means:
+def means_of(
+    model: nn.Module, engine: Any, world: World, schedule: Schedule, remembers: bool
+) -> Means:
     """Return what a run has to measure its noise scale by."""
     phases = schedule.plan.phases
     sizes = [*((phase.size, phase.micro) for phase in phases), (schedule.largest, phases[-1].micro)]
     shares = [(-(-size // world.world_size), micro) for size, micro in sizes]
     several = any(m == "auto" or (m is not None and m < share) for share, m in shares)
-    return Means(model, engine, world, several)
+    return Means(model, engine, world, several, remembers)

@@ -185,6 +185,7 @@ def build_control(
             clock,
             schedule,
             directory.path,
+            parts.task,
             Every(batch.noise_every, clock),
             batch.noise_source,
             str(batch.noise_half_life),

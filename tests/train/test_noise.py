@@ -385,6 +385,14 @@ def test_it_takes_what_the_run_has(
         means.choose("auto")
 
 
+def test_a_pass_that_continues_streams_is_not_split() -> None:
+    model = torch.nn.Linear(2, 2)
+    means = Means(model, DDP, World(), several=False, remembers=True)
+    with pytest.raises(UserError, match=r"source=split: a stream's memory .*; set batch\.micro below"):
+        means.choose("split")
+    assert Means(model, DDP, World(), several=True, remembers=True).choose("auto") == "first"
+
+
 @pytest.mark.slow
 def test_fsdp_measures_the_first_passes(train: Any) -> None:
     """Two ranks, two passes each: the same whole as under ddp, and no other bit of the run."""
