@@ -388,7 +388,9 @@ def test_it_takes_what_the_run_has(
 def test_a_pass_that_continues_streams_is_not_split() -> None:
     model = torch.nn.Linear(2, 2)
     means = Means(model, DDP, World(), several=False, remembers=True)
-    with pytest.raises(UserError, match=r"source=split: a stream's memory .*; set batch\.micro below"):
+    with pytest.raises(
+        UserError, match=r"source=split: a stream's memory .*; set batch\.micro below"
+    ):
         means.choose("split")
     assert Means(model, DDP, World(), several=True, remembers=True).choose("auto") == "first"
 
