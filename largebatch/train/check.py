@@ -58,7 +58,7 @@ def _numbers(config: Config) -> Iterator[str]:
     for figure, value in (run.target or {}).items():
         if not math.isfinite(value):
             yield f"run.target={{{figure}: {value}}}: a finite number"
-    if len(run.target or {"": 0}) != 1:
+    if run.target is not None and len(run.target) != 1:
         yield f"run.target={run.target}: one figure and its value, such as {{loss: 0.3}}"
     scale = config.precision.loss_scale
     if scale != "dynamic" and not (math.isfinite(float(scale)) and float(scale) > 0):
