@@ -10,6 +10,7 @@ import math
 
 from torch import nn
 
+from largebatch.models.layers import perceptron
 from largebatch.models.registry import ImageShape, models
 
 
@@ -20,11 +21,4 @@ def f2(
     num_classes: int = 1973, image_shape: ImageShape = (1, 1, 360), drop: float = 0.0
 ) -> nn.Module:
     """Build F2 for inputs of any size (N, C, H, W), flattened; ``drop`` follows each ReLU."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    features = math.prod(image_shape)
-    for _ in range(7):
-        layers += [nn.Linear(features, 512), nn.BatchNorm1d(512), nn.ReLU()]
-        if drop:
-            layers.append(nn.Dropout(drop))
-        features = 512
-    return nn.Sequential(*layers, nn.Linear(features, num_classes))
+    return perceptron(math.prod(image_shape), 7, num_classes, drop)

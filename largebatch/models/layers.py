@@ -34,3 +34,20 @@ def kaiming_fan_out(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def perceptron(features: int, depth: int, outputs: int, drop: float) -> nn.Sequential:
+    """Build hidden layers of 512: linear, batch norm, ReLU, dropout; then a linear one.
+
+    Args:
+        features: inputs (N, ...) are flattened to so many numbers.
+        depth: number of hidden layers.
+        drop: probability to drop an activation; 0: there is no dropout.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    for _ in range(depth):
+        layers += [nn.Linear(features, 512), nn.BatchNorm1d(512), nn.ReLU()]
+        if drop:
+            layers.append(nn.Dropout(drop))
+        features = 512
+    return nn.Sequential(*layers, nn.Linear(features, outputs))
