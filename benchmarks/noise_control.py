@@ -4,9 +4,10 @@
     python benchmarks/noise_control.py --data=DATA --folder RUNS --json FILE
 
 Every arm of an optimizer has one rate, tuned at the smallest batch, and the same samples: what
-differs is how many steps they make. The best constant batch is the one of the lowest loss; an arm
-is non-inferior where its mean loss is above that by no more than the best one loses when it trains
-on 1/1.2 of the samples, with 95% confidence (one-sided, Welch).
+differs is how many steps they make. The best constant batch is the one of the lowest loss. The
+arms that grow begin there: who has tuned a batch asks how many steps growing it saves. An arm is
+non-inferior where its mean loss is above the best constant's by no more than the best one loses
+when it trains on 1/1.2 of the samples, with 95% confidence (one-sided, Welch).
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class NoiseControl(Study):
 
     Args:
         data: folder of MNIST; none: the digits.
-        smallest: batch that all begin with; the constant ones are it times 1, 2, 4, 8.
+        smallest: of the constant batches, which are it times 1, 2, 4, 8.
+        epochs: length of every run; unset: that of the data set.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class NoiseControl(Study):
         seeds: Sequence[int] = (0, 1, 2, 3, 4),
         smallest: int = 32,
         samples: int = 12000,
+        epochs: float | None = None,
     ) -> None:
         self.task = "digits" if data is None else "mnist"
         self.optimizers, self.seeds = optimizers, seeds
-        self.smallest, self.largest = smallest, 16 * smallest
+        self.smallest = smallest
+        self.length = LENGTH[self.task] if epochs is None else epochs
         self.base = [
             "--norm.kind=group" if data is None else "--norm.kind=ghost",
             "--norm.groups=4" if data is None else f"--norm.ghost_size={smallest // 2}",
@@ -79,16 +83,16 @@ class NoiseControl(Study):
     @cached_property
     def arms(self) -> dict[str, list[str]]:
         """Return the options of every arm by its name."""
-        length = LENGTH[self.task]
-        whole = f"--schedule.length={length:g}ep"
-        grows = [f"--batch.size={self.smallest}", f"--batch.max={self.largest}", whole]
+        whole = f"--schedule.length={self.length:g}ep"
+        short = f"--schedule.length={self.length / 1.2:.4f}ep"
         found = {f"constant {b}": [f"--batch.size={b}", whole] for b in self.constants}
         for batch in self.constants:
-            short = f"--schedule.length={length / 1.2:.4f}ep"
-            found[f"{SHORT}, {batch}"] = [f"--batch.size={batch}", short]
-        found["noise"] = [*grows, "--batch.control=noise", "--batch.noise_every=2st"]
-        found["late"] = [*grows, "--batch.control=late"]
-        found["seesaw"] = [*grows, "--batch.control=seesaw"]
+            begins = f"--batch.size={batch}"
+            grows = [begins, f"--batch.max={16 * batch}", whole]
+            found[f"{SHORT}, {batch}"] = [begins, short]
+            found[f"noise, {batch}"] = [*grows, "--batch.control=noise", "--batch.noise_every=1st"]
+            found[f"late, {batch}"] = [*grows, "--batch.control=late"]
+            found[f"seesaw, {batch}"] = [*grows, "--batch.control=seesaw"]
         return found
 
     def _name(self, optimizer: str, arm: str, seed: int) -> str:
@@ -99,20 +103,17 @@ class NoiseControl(Study):
         rate = RATES[self.task][optimizer]
         options = [*self.base, *OPTIMIZERS[optimizer], *self.arms[arm]]
         options += [f"--optim.lr={rate}", f"--run.seed={seed}"]
-        if arm == "seesaw":  # its own rule; the plan is made of the curve alone
+        if arm.startswith("seesaw"):  # its own rule; the plan is made of the curve alone
             options.append("--optim.scaling=none")
         return Job(self._name(optimizer, arm, seed), parse(options))
 
     def jobs(self, done: Done) -> Iterable[Job]:
-        """Return all arms, but of the short ones only that of the best constant batch."""
+        """Return the constant arms, and once they are done those that begin at the best of them."""
         for optimizer in self.optimizers:
-            for arm in self.arms:
-                if not arm.startswith(SHORT):
-                    yield from (self._job(optimizer, arm, seed) for seed in self.seeds)
             best = self._best(optimizer, done)
-            if best is not None:
-                short = f"{SHORT}, {best}"
-                yield from (self._job(optimizer, short, seed) for seed in self.seeds)
+            for arm in self.arms:
+                if arm.startswith("constant") or arm.endswith(f", {best}"):
+                    yield from (self._job(optimizer, arm, seed) for seed in self.seeds)
 
     def _best(self, optimizer: str, done: Done) -> int | None:
         """Return the constant batch of the lowest loss, once all are done."""
@@ -128,7 +129,7 @@ class NoiseControl(Study):
         """Return a row an optimizer and arm."""
         rows = [row for optimizer in self.optimizers for row in self._rows(optimizer, done)]
         notes = [
-            f"{self.task}, {LENGTH[self.task]:g} epochs, batch {self.smallest} to {self.largest}, "
+            f"{self.task}, {self.length:g} epochs, growing up to 16 times the batch, "
             f"rates {RATES[self.task]} at {self.smallest}, seeds {list(self.seeds)}, fp32"
         ]
         return BenchmarkRecord(f"noise-control-{self.task}", FORMULA, rows, notes=notes)
@@ -143,7 +144,8 @@ class NoiseControl(Study):
         reference, steps = of(f"constant {best}", "loss"), mean(of(f"constant {best}", "steps"))
         margin = mean(of(f"{SHORT}, {best}", "loss")) - mean(reference)
         for arm in self.arms:
-            if arm.startswith(SHORT):
+            ours = arm.startswith("constant") or arm.endswith(f", {best}")
+            if arm.startswith(SHORT) or not ours:
                 continue
             losses = of(arm, "loss")
             worse = mean(losses) - mean(reference)
