@@ -14,6 +14,8 @@ CARDS = {
     "largebatch/nn/WEIGHTS.md": "methods/weights.md",
     "largebatch/engine/README.md": "methods/engines.md",
     "largebatch/probes/README.md": "methods/noise.md",
+    "largebatch/tasks/README.md": "methods/tasks.md",
+    "largebatch/study/README.md": "methods/studies.md",
     "benchmarks/README.md": "records.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
