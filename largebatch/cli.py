@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import atexit
-import gc
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from largebatch import __version__
 from largebatch._errors import RunFailure, UserError, nearest
 from largebatch._output import take_streams
 from largebatch._paths import user_path
+from largebatch._start import loading_torch
 from largebatch.processes import detect
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {}
@@ -71,30 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted", 130)
 
 
-@contextmanager
-def _importing() -> Iterator[None]:
-    """Look for no garbage among torch's modules: not while they load, not later, not at the end.
-
-    They are half a million objects that all stay, and looking through them was a third of a start.
-    """
-    if "torch" in sys.modules:  # a Python program's own: what is garbage there is not ours to say
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-        atexit.register(_let_go)
-
-
-def _let_go() -> None:
-    """Let the collector see all again where Triton is: it prints pages about objects that stay."""
-    if "triton" in sys.modules:
-        gc.unfreeze()
-
-
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -134,7 +109,7 @@ def _usage() -> str:
 def train(arguments: Sequence[str]) -> int:
     # Before torch is loaded: a lost peer is one line of ours, not pages of torch's C++ frames.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    with _importing():
+    with loading_torch():
         from largebatch.train.session import train as run
 
     return run(arguments)
@@ -161,7 +136,7 @@ def init(arguments: Sequence[str]) -> int:
         help="the file to write; config.yaml",
     )
     options, keys = parser.parse_known_args(rest)
-    with _importing():
+    with loading_torch():
         from largebatch.train.template import init as write
 
     write(task, keys, options.output)
@@ -194,7 +169,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         help="average so many passes with dropout on, and say how far they differ",
     )
     options = parser.parse_args(list(arguments))
-    with _importing():
+    with loading_torch():
         from largebatch.record import json_text
         from largebatch.train.assess import assess
 
@@ -215,7 +190,7 @@ def bench(arguments: Sequence[str]) -> int:
 
 @_verb("study", "ask a question of many runs: carry them out and conclude")
 def study(arguments: Sequence[str]) -> int:
-    with _importing():
+    with loading_torch():
         from largebatch.study.command import run
 
     return run(arguments)
@@ -223,7 +198,7 @@ def study(arguments: Sequence[str]) -> int:
 
 @_verb("plan", "predict step time and scaling on a cluster, from given constants")
 def plan(arguments: Sequence[str]) -> int:
-    with _importing():
+    with loading_torch():
         from largebatch.models import model_of
         from largebatch.plan.command import run
 
@@ -274,7 +249,7 @@ def completion(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("shell", help="bash or zsh")
     options = parser.parse_args(list(arguments))
-    with _importing():
+    with loading_torch():
         from largebatch.train.completion import completion as script
 
     print(script(options.shell, {verb: _options_of(verb) for verb in VERBS}))

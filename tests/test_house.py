@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "largebatch"
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("_errors", "_documents", "_paths", "_registry", "_keys", "_cache", "_cores", "_output"),
+        "_start",
         *("_ops", "schedule", "record", "processes"),
     ),
     ("distributed", "report", "doctor"),
@@ -29,7 +30,17 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Floor 0 holds what its own rooms stand on: the mistakes, the registry, what people write, and what
 # of the machine each of them asks.
-GROUND = {"_errors", "_documents", "_paths", "_registry", "_keys", "_cache", "_cores", "_output"}
+GROUND = {
+    "_errors",
+    "_documents",
+    "_paths",
+    "_registry",
+    "_keys",
+    "_cache",
+    "_cores",
+    "_output",
+    "_start",
+}
 
 
 def room_of(path: Path) -> str:
