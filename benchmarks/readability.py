@@ -2,7 +2,8 @@
 
     python benchmarks/readability.py --before COMMIT [--json FILE]
 
-Needs textstat 0.7.4, which counts syllables without a dictionary to download. Code blocks, tables, addresses and inline code are left out: a word of code counts
+Needs textstat 0.7.4, which counts syllables without a dictionary to download. Code blocks, tables,
+addresses and inline code are left out: a word of code counts
 as the one word "code", so that long names make no sentence harder than its structure.
 """
 
