@@ -4,6 +4,7 @@ Needs torch and nothing else.
 """
 
 from largebatch.nn.config import NormConfig
+from largebatch.nn.contrastive_loss import contrastive_loss
 from largebatch.nn.convert import (
     apply_norm,
     check_norm,
@@ -54,6 +55,7 @@ __all__ = [
     "WeightNorm",
     "apply_norm",
     "check_norm",
+    "contrastive_loss",
     "convert_batch_norm",
     "discard_step",
     "find_classifier",
