@@ -104,6 +104,6 @@ class Ranks:
         return torch.cat([part[:n] for part, n in zip(gathered, counts, strict=True)])
 
     def _gathered(self, own: Tensor) -> Tensor:
-        result = own.new_empty((self.size, *own.shape))
-        dist.all_gather_into_tensor(result, own.contiguous(), group=self.group)
-        return result
+        result = own.new_empty(self.size * own.numel())
+        dist.all_gather_into_tensor(result, own.reshape(-1), group=self.group)
+        return result.view(self.size, *own.shape)
