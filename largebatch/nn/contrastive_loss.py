@@ -290,7 +290,9 @@ def _agreed(
     rows = ranks.rows_of([float(z.shape[0]), *(value for _, value in settings)], z.device)
     for rank, row in enumerate(rows):
         if row[0] < 0:
-            raise UserError(f"contrastive_loss: the arguments of rank {rank} of the group: see there")
+            raise UserError(
+                f"contrastive_loss: the arguments of rank {rank} of the group: see there"
+            )
         for (name, _), first, value in zip(settings, rows[0][1:], row[1:], strict=True):
             if first != value:
                 of = f"{first:g} on rank 0 and {value:g} on rank {rank}"
