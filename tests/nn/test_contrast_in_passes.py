@@ -68,7 +68,7 @@ def step(net: Encoder, spans: Sequence[slice], kind: str, group: Any = None) -> 
     options: dict[str, Any] = {"bias": net.bias} if kind == "siglip" else {}
     total = 0.0
     temperature = net.root.square()
-    for loss in contrast_in_passes(net, encode, spans, temperature, group, kind, **options):  # type: ignore[arg-type]
+    for loss in contrast_in_passes(net, encode, spans, temperature, group, kind, **options):
         (loss / PAIRS).backward()
         total += loss.item()
     step_end(net, PAIRS // GHOST)
@@ -83,7 +83,7 @@ def whole(net: Encoder, kind: str) -> float:
     both = views()
     options: dict[str, Any] = {"bias": net.bias} if kind == "siglip" else {}
     a, b = (net(both[side], side) for side in (0, 1))
-    loss = contrastive_loss(a, b, net.root.square(), "alone", kind, **options)  # type: ignore[arg-type]
+    loss = contrastive_loss(a, b, net.root.square(), "alone", kind, **options)
     (loss / PAIRS).backward()
     return loss.item()
 

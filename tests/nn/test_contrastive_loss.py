@@ -110,7 +110,7 @@ def test_gradcheck(kind: str) -> None:
 
     def loss(a: Tensor, b: Tensor, temperature: Tensor, bias: Tensor) -> Tensor:
         options: dict[str, Any] = {"bias": bias} if kind == "siglip" else {}
-        return contrastive_loss(a, b, temperature, kind=kind, tile=2, **options)  # type: ignore[arg-type]
+        return contrastive_loss(a, b, temperature, kind=kind, tile=2, **options)
 
     assert torch.autograd.gradcheck(loss, (a, b, *numbers()))
     with pytest.raises(RuntimeError, match="no second derivative"):
@@ -127,7 +127,7 @@ def test_narrow_types_are_summed_in_float32_and_a_small_temperature_does_not_ove
         inputs = [a.clone().requires_grad_(), b.clone().requires_grad_()]
         exact = [z.double().requires_grad_() for z in (a, b)]
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = contrastive_loss(*inputs, temperature, kind=kind, tile=7)  # type: ignore[arg-type]
+            loss = contrastive_loss(*inputs, temperature, kind=kind, tile=7)
         known = whole_matrix(*exact, torch.tensor(temperature), kind, torch.tensor(0.0))
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss.double(), known, rtol=2e-6, atol=0)
@@ -160,7 +160,7 @@ def test_nothing_is_larger_than_the_embeddings_and_two_tiles(kind: str) -> None:
     count, tile = 120, 15
     a, b = (torch.randn(count, WIDTH, dtype=torch.float64, requires_grad=True) for _ in range(2))
     with Largest() as largest:
-        contrastive_loss(a, b, 0.1, kind=kind, tile=tile).backward()  # type: ignore[arg-type]
+        contrastive_loss(a, b, 0.1, kind=kind, tile=tile).backward()
     assert largest.numbers <= max(count * WIDTH, 2 * tile * tile)
 
 
@@ -248,7 +248,7 @@ def check_messages(rank: int, count: int) -> None:
     rows = 2 * others * count * WIDTH * 4
     for exchange, backward in (("gather", 0), ("ring", rows)):
         messages.clear()
-        loss = contrastive_loss(a, b, 0.1, group, exchange=exchange)  # type: ignore[arg-type]
+        loss = contrastive_loss(a, b, 0.1, group, exchange=exchange)
         assert sent() == rows + others * 7 * 8
         messages.clear()
         loss.backward()
@@ -275,9 +275,9 @@ def check_refusals(rank: int) -> None:
             contrastive_loss(*arguments)
     kind = "ntxent" if rank == 0 else "clip"
     with pytest.raises(UserError, match="kind is ntxent on rank 0 and clip on rank 1"):
-        contrastive_loss(a, b, 0.1, kind=kind)  # type: ignore[arg-type]
+        contrastive_loss(a, b, 0.1, kind=kind)
     alone = contrastive_loss(a, b, 0.1, "alone")
-    torch.testing.assert_close(alone, whole_matrix(a, b, 0.1, "ntxent", 0.0), **EXACT)  # type: ignore[arg-type]
+    torch.testing.assert_close(alone, whole_matrix(a, b, 0.1, "ntxent", 0.0), **EXACT)
 
 
 def rank_main(rank: int, folder: Path, size: int) -> None:
