@@ -79,8 +79,8 @@ def run(
     notes = [
         f"float32, embeddings of {width} numbers, temperature {TEMPERATURE}, on {device.type};"
         f" {rounds} rounds; ranks are gloo ranks with one thread each on {usable_cores()} cores",
-        "whole matrix: torch's own operators on all logits; on several ranks all views are gathered,"
-        " and an all-reduce sums the gradients of all of them, as in solo-learn",
+        "whole matrix: torch's own operators on all logits; over ranks all views are gathered, and"
+        " an all-reduce sums the gradients of all of them, as in solo-learn",
     ]
     return BenchmarkRecord("contrastive", FORMULA, rows, notes=notes)
 
@@ -129,7 +129,7 @@ def _one_rank(
 
 
 def _times(
-    losses: Losses, inputs: list[Tensor], rounds: int, wait: Callable[[], None]
+    losses: Losses, inputs: list[Tensor], rounds: int, wait: Callable[[], object]
 ) -> dict[str, dict[str, float]]:
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     for number in range(rounds + 1):
