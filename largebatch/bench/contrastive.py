@@ -90,19 +90,22 @@ def ours(kind: str, **options: Any) -> peers.Loss:
     size = dist.get_world_size() if dist.is_initialized() else 1
 
     def loss(a: Tensor, b: Tensor) -> Tensor:
-        summed = contrastive_loss(a, b, TEMPERATURE, kind=kind, **options)
+        summed = contrastive_loss(a, b, TEMPERATURE, kind=kind, **options)  # type: ignore[arg-type]
         return summed / (len(a) * size)
 
     return loss
 
 
-def contenders(kind: str) -> tuple[Losses, dict[str, str]]:
+def contenders(kind: str, count: int, device: torch.device) -> tuple[Losses, dict[str, str]]:
     """Return who computes this kind on one rank, and why others do not."""
     losses: Losses = {MATRIX: peers.whole_matrix(kind, TEMPERATURE), OURS: ours(kind)}
     absent = {}
-    for name, make in peers.PEERS.items() if kind == "ntxent" else ():
+    for name, peer in peers.PEERS.items() if kind == "ntxent" else ():
+        if peer.memory(count) > ROOM * _free(device):
+            absent[name] = f"matrices of {peer.memory(count) / 1e9:.0f} GB"
+            continue
         try:
-            losses[name] = make(TEMPERATURE)
+            losses[name] = peer.make(TEMPERATURE)
         except ImportError as error:
             absent[name] = str(error)
     return losses, absent
@@ -118,7 +121,7 @@ def embeddings(count: int, width: int, device: torch.device, seed: int = 0) -> l
 def _one_rank(
     kind: str, count: int, width: int, device: torch.device, rounds: int
 ) -> list[dict[str, Any]]:
-    losses, absent = contenders(kind)
+    losses, absent = contenders(kind, count, device)
     inputs = embeddings(count, width, device)
     case = {"kind": kind, "pairs": count, "ranks": 1}
     rows = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -100,7 +101,23 @@ def metric_learning(temperature: float) -> Loss:
     return loss
 
 
-PEERS: dict[str, Callable[[float], Loss]] = {
-    "lightly's NTXentLoss": lightly,
-    "pytorch-metric-learning's NTXentLoss": metric_learning,
+@dataclass(frozen=True)
+class Peer:
+    """A package's NT-Xent.
+
+    Attributes:
+        make: takes the temperature; an ImportError is the reason why the peer does not run.
+        memory: bytes of its largest matrices, from the number of pairs.
+    """
+
+    make: Callable[[float], Loss]
+    memory: Callable[[int], int]
+
+
+PEERS = {
+    "lightly's NTXentLoss": Peer(lightly, lambda pairs: 3 * 4 * (2 * pairs) ** 2),
+    # Which pair has which negative: one byte, and as a number four, a positive and negative pair.
+    "pytorch-metric-learning's NTXentLoss": Peer(
+        metric_learning, lambda pairs: 5 * 2 * pairs * 2 * pairs * (2 * pairs - 2)
+    ),
 }

@@ -23,7 +23,6 @@ from largebatch.nn.contrast_tiles import Gradients, Side, Sides, Sums, other_til
 SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize has it
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def contrastive_loss(
     z_a: Tensor,
     z_b: Tensor,
@@ -76,8 +75,14 @@ def contrastive_loss(
         UserError: an argument is out of its range, ranks disagree, or there are fewer than 2 pairs;
             on every rank.
     """
-    form = form_of(z_a, z_b, temperature, group, kind, bias, normalize, tile, exchange)
-    return contrast(z_a, z_b, temperature, bias, form)[0]
+
+    def loss() -> Tensor:
+        form = form_of(z_a, z_b, temperature, group, kind, bias, normalize, tile, exchange)
+        return contrast(z_a, z_b, temperature, bias, form)[0]
+
+    if torch.compiler.is_compiling():  # a trace would hold every tile
+        return torch.compiler.disable(loss)()
+    return loss()
 
 
 def contrast(
