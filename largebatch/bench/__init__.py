@@ -53,12 +53,18 @@ def _sync(options: argparse.Namespace) -> BenchmarkRecord:
 def _contrastive(options: argparse.Namespace) -> BenchmarkRecord:
     from largebatch.bench import contrastive
 
+    for kind in options.models:
+        if kind not in contrastive.KINDS:
+            known = ", ".join(contrastive.KINDS)
+            raise UserError(f"largebatch bench contrastive: --models {kind!r}: choose from {known}")
     pairs, ranks = options.batches or [contrastive.PAIRS], options.ranks or [1, 2]
     if min(ranks) < 1 or min(pairs) < 2 * max(ranks):
         raise UserError(
             "largebatch bench contrastive: --batches: at least 2 pairs for each of --ranks"
         )
-    return contrastive.run(options.rounds, pairs, ranks)
+    return contrastive.run(
+        options.rounds, pairs, ranks, kinds=options.models or tuple(contrastive.KINDS)
+    )
 
 
 def _scaling(options: argparse.Namespace) -> tuple[BenchmarkRecord, Charts]:
@@ -141,7 +147,7 @@ def run(arguments: Sequence[str]) -> int:
         nargs="+",
         default=[],
         help="optim: whose tensors; all. imagenet, scaling: one. tokens: layers x heads x width of"
-        " a GPT, such as 12x12x768",
+        " a GPT, such as 12x12x768. contrastive: kinds of losses; all",
     )
     parser.add_argument(
         "--with",

@@ -40,6 +40,8 @@ def test_rows_are_measured() -> None:
     assert large[MATRIX]["peak MB"] > 4 * 4096**2 / 1e6 > large[OURS]["peak MB"] > 0
 
 
-def test_too_few_pairs_are_refused() -> None:
+def test_what_is_no_case_is_refused() -> None:
     with pytest.raises(UserError, match="--batches: at least 2 pairs for each of --ranks"):
         run(["contrastive", "--batches", "3", "--ranks", "2"])
+    with pytest.raises(UserError, match="--models 'simclr': choose from ntxent, clip, siglip"):
+        run(["contrastive", "--models", "simclr"])
