@@ -4,6 +4,7 @@ Needs torch and nothing else.
 """
 
 from largebatch.nn.config import NormConfig
+from largebatch.nn.contrastive_loss import contrastive_loss
 from largebatch.nn.convert import (
     apply_norm,
     check_norm,
@@ -26,7 +27,7 @@ from largebatch.nn.merge import (
     rank_statistics,
 )
 from largebatch.nn.over_ghosts import observable_norms, ties_ranks, ties_samples
-from largebatch.nn.place import ghost_place
+from largebatch.nn.place import ghost_place, ghost_rows
 from largebatch.nn.registry import NormFacts, norms
 from largebatch.nn.running import discard_step, keep_running, step_end
 from largebatch.nn.sample_norm import SampleNorm
@@ -54,6 +55,7 @@ __all__ = [
     "WeightNorm",
     "apply_norm",
     "check_norm",
+    "contrastive_loss",
     "convert_batch_norm",
     "discard_step",
     "find_classifier",
@@ -61,6 +63,7 @@ __all__ = [
     "frozen_statistics",
     "fuse",
     "ghost_place",
+    "ghost_rows",
     "ghost_sizes",
     "has_batch_norm",
     "join_ranks",

@@ -17,6 +17,7 @@ from largebatch.tasks import build_task
 from largebatch.train import checkpoint, parse
 from largebatch.train.atoms import make_atoms, share_of
 from largebatch.train.config import Config
+from largebatch.train.coupling import coupling_of
 from largebatch.train.evaluate import Evaluator, evaluating, evaluation_batch, streams_of
 from largebatch.train.precision import Precision
 from largebatch.train.prepare import make_model
@@ -62,7 +63,9 @@ def assess(
     share = share_of(max(sizes), make_atoms(config, model, task), world)
     batch = evaluation_batch(micro, share, len(source))
     streams = streams_of(source)
-    evaluator = Evaluator(task, reader, len(source), batch, world, device, precision, streams)
+    coupling = coupling_of(task, world, precision, device)
+    judged = (world, device, precision, streams, coupling)
+    evaluator = Evaluator(task, reader, len(source), batch, *judged)
     if dropout:
         passes = DropoutPasses(task, evaluator, config.run.seed, dropout)
         with evaluating(model, device, precision):

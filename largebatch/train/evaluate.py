@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from largebatch.data import Batch, EpochOrder, Reader, Request, Source, StreamOrder
 from largebatch.processes import World
+from largebatch.processes.agreement import gathered
 from largebatch.tasks import Task
+from largebatch.train.coupling import Coupling, Placed
 from largebatch.train.precision import Precision
 
 LARGEST_BATCH = 1024  # more samples in a forward pass are no quicker
@@ -94,6 +96,7 @@ class Evaluator:
         batch: samples per forward pass.
         precision: number formats of forward passes.
         streams: the order of the samples, where they are streams.
+        coupling: works out losses that tie all the samples together.
     """
 
     def __init__(
@@ -106,9 +109,10 @@ class Evaluator:
         device: torch.device,
         precision: Precision,
         streams: StreamOrder | None = None,
+        coupling: Coupling | None = None,
     ) -> None:
         self.task, self.reader, self.count = task, reader, count
-        self.streams = streams
+        self.streams, self._coupling = streams, coupling
         self.batch, self.world = batch, world
         self.device, self.precision = device, precision
 
@@ -121,6 +125,8 @@ class Evaluator:
 
         A true ``stopped`` ends the pass early: the caller then throws the sums of all ranks away.
         """
+        if self._coupling is not None:
+            return self._coupled(model, self._coupling, stopped)
         total = self.task.no_sums(self.device)
         with evaluating(model, self.device, self.precision), self.task.undisturbed():
             for batch in () if stopped else self.batches():
@@ -128,3 +134,14 @@ class Evaluator:
                 if stopped:
                     break
         return total
+
+    def _coupled(self, model: nn.Module, coupling: Coupling, stopped: object) -> Tensor:
+        held: list[Placed] = []
+        with evaluating(model, self.device, self.precision), self.task.undisturbed():
+            for batch in () if stopped else self.batches():
+                held.append((self.task.embed(model, batch), batch.positions))
+                if stopped:
+                    break
+            if any(gathered(bool(stopped), self.world)):
+                return self.task.no_sums(self.device)
+            return coupling.sums(held, self.count)

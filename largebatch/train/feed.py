@@ -44,6 +44,7 @@ class Share:
         step: the step, over all ranks.
         ghosts: of the step, over all ranks.
         parts: this rank's forward passes; none if it has no samples.
+        most: passes of the rank that has most.
         passes: yields each of them with its batch, as soon as that is there.
     """
 
@@ -52,10 +53,12 @@ class Share:
         step: Step,
         ghosts: int,
         parts: tuple[Part, ...],
+        most: int,
         passes: Iterator[Pass],
         hashes: deque[str],
     ) -> None:
         self.step, self.ghosts, self.parts, self.passes = step, ghosts, parts, passes
+        self.most = most
         self._hashes = hashes
 
     def order_hash(self) -> str:
@@ -95,8 +98,11 @@ class Feed:
         own = self.parts_of(step, self.world.rank)
         if not self.lockstep:
             return own
-        # No rank has more passes than the first.
-        return in_step(own, len(self.parts_of(step, 0)), self.atoms.minimum)
+        return in_step(own, self.most(step), self.atoms.minimum)
+
+    def most(self, step: Step) -> int:
+        """Return the passes of the rank that has most: no rank has more than the first."""
+        return len(self.parts_of(step, 0))
 
     def parts_of(self, step: Step, rank: int) -> tuple[Part, ...]:
         """Return the forward passes of a rank, without those that only keep step."""
@@ -129,7 +135,8 @@ class Feed:
             for step in self.plan.steps(samples):
                 parts = self.parts(step)
                 passes = (self._pass(part, next(batches)) for part in parts)
-                yield Share(step, self.ghosts(step), parts, passes, self._hashes)
+                most = self.most(step)
+                yield Share(step, self.ghosts(step), parts, most, passes, self._hashes)
         finally:
             close = getattr(batches, "close", None)
             if close is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from largebatch._errors import UserError
-from largebatch.data import Batch
+from largebatch.data import Batch, Delivery, Source
 from largebatch.data.draws import key
 from largebatch.models import swapped_in
 from largebatch.nn import ghost_place, merged_running_stats
@@ -34,6 +35,7 @@ from largebatch.processes.heartbeat import Heartbeat
 from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import Every
+from largebatch.tasks import Coupled
 from largebatch.train.build import Parts
 from largebatch.train.config import Config
 from largebatch.train.control import build_control
@@ -110,6 +112,13 @@ def build_panel(
                 f" distributed.engine={config.distributed.engine} gives no gradients of; take ddp"
                 " or fsdp"
             )
+    if isinstance(parts.task, Coupled):
+        for probe in found:
+            if probe.moment == "gradients" or probe.reads_squares or probe.replays:
+                raise UserError(
+                    f"probes: {probe.name} takes a step apart, whose samples"
+                    f" task.name={config.task.name} ties together"
+                )
     if config.optim.sam_rho is not None and config.optim.sam_scope == "rank":
         for probe in (each for each in found if each.reads_squares):
             raise UserError(
@@ -156,11 +165,20 @@ def build_evaluations(config: Config, parts: Parts, panel: Panel, stop: StopRequ
 
 
 def _further(config: Config, parts: Parts) -> list[Evaluation]:
+    as_it_is = replace(config.data, augment="none")
+    form = parts.precision.dtype, config.model.channels_last
+    delivery = Delivery(config.run.seed, parts.device, False, *form)
+
+    def plain(source: Source) -> Iterator[Batch]:
+        with source.reader(as_it_is, delivery) as reader:
+            yield from reader.read(requests(len(source), parts.evaluator.batch, parts.world))
+
     offers = {
         "task": parts.task,
         "source": parts.source,
         "validation": parts.validation,
         "evaluator": parts.evaluator,
+        "plain": plain,
         "world": parts.world,
         "device": parts.device,
         "seed": config.run.seed,
