@@ -4,6 +4,7 @@ Needs torch and nothing else.
 """
 
 from largebatch.nn.config import NormConfig
+from largebatch.nn.contrast_in_passes import contrast_in_passes, losses_of_passes
 from largebatch.nn.contrastive_loss import contrastive_loss
 from largebatch.nn.convert import (
     apply_norm,
@@ -55,6 +56,7 @@ __all__ = [
     "WeightNorm",
     "apply_norm",
     "check_norm",
+    "contrast_in_passes",
     "contrastive_loss",
     "convert_batch_norm",
     "discard_step",
@@ -69,6 +71,7 @@ __all__ = [
     "join_ranks",
     "keep_running",
     "load_rank_statistics",
+    "losses_of_passes",
     "merge_running_stats",
     "merged_running_stats",
     "minimum_samples",

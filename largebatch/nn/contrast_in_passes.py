@@ -1,0 +1,166 @@
+"""A contrastive loss over more samples than one forward pass holds, exactly.
+
+Every sample's gradient depends on all embeddings of the step, so each micro-batch goes forward
+twice: without a graph for its embeddings, and again, once their gradients are known, with one (Gao,
+Zhang, Han, Callan, "Scaling deep contrastive learning batch size under memory limited setup", 2021).
+Exact where both passes give the same embeddings: the same draws of dropout, and norms that look at
+the micro-batch as they did before. Ghost batches do, whatever the micro-batches are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from largebatch._errors import UserError
+from largebatch.nn.contrastive_loss import TILE, ContrastKind, Exchange, contrast
+from largebatch.nn.frozen import frozen_statistics
+
+Batch = TypeVar("Batch")
+Pair = tuple[Tensor, Tensor]
+
+
+def contrast_in_passes(
+    model: nn.Module,
+    encode: Callable[[Batch], Pair],
+    batches: Sequence[Batch],
+    temperature: float | Tensor,
+    group: dist.ProcessGroup | Literal["alone"] | None = None,
+    kind: ContrastKind = "ntxent",
+    **options: Any,
+) -> Iterator[Tensor]:
+    """Yield the loss of each micro-batch of this rank's share of a step; call ``backward`` on each.
+
+    Values and gradients add up to those of :func:`largebatch.nn.contrastive_loss` of the whole
+    share: divide each by the step's pairs over all ranks. Call ``backward`` before taking the next
+    one, and the graph of one micro-batch is in memory at a time. Each is scaled alike on all ranks.
+    Running statistics are updated by the second passes alone; the generators of random numbers are
+    put back for them.
+
+        for loss in contrast_in_passes(model, encode, batches, 0.1):
+            (loss / pairs).backward()
+
+    Args:
+        model: whose norms must not count the first passes.
+        encode: takes a micro-batch forward to (z_a, z_b), (m, d) each, on the model's device.
+        batches: of this rank, at least one; one without samples gives (0, d).
+        options: as of :func:`largebatch.nn.contrastive_loss`.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    first, draws = [], []
+    with torch.no_grad(), frozen_statistics(model):
+        for batch in batches:
+            draws.append(_Draws(device))
+            first.append(encode(batch))
+    torch.clear_autocast_cache()  # which holds weights without a graph by now
+    losses = losses_of_passes(first, temperature, group, kind, **options)
+    del first
+    for batch, loss, drawn in zip(batches, losses, draws, strict=True):
+        drawn.again()
+        yield loss(*encode(batch))
+
+
+def losses_of_passes(
+    embeddings: Sequence[Pair],
+    temperature: float | Tensor,
+    group: dist.ProcessGroup | Literal["alone"] | None = None,
+    kind: ContrastKind = "ntxent",
+    *,
+    bias: float | Tensor | None = None,
+    normalize: bool = True,
+    tile: int = TILE,
+    exchange: Exchange | None = None,
+) -> list[PassLoss]:
+    """Return the loss of each pass of this rank, to be called with its embeddings once more.
+
+    For loops of your own: :func:`contrast_in_passes` is made of it. All communication is in here.
+
+    Args:
+        embeddings: (z_a, z_b) of each pass, without a graph; at least one, which may have no row.
+        temperature, bias: their gradient is that of the first pass's loss.
+        group, kind, normalize, tile, exchange: as of :func:`largebatch.nn.contrastive_loss`.
+    """
+    if not embeddings:
+        raise UserError(
+            "contrast_in_passes: no micro-batch: give a rank without samples an empty one"
+        )
+    counts = [a.shape[0] for a, _ in embeddings]
+    whole = [torch.cat([pair[side].detach() for pair in embeddings]) for side in (0, 1)]
+    learned = [value for value in (temperature, bias) if _learned(value)]
+    fresh = {id(value): value.detach().requires_grad_() for value in learned}
+    with torch.enable_grad():
+        leaves = [z.requires_grad_() for z in whole]
+        loss, values = contrast(
+            leaves[0],
+            leaves[1],
+            fresh.get(id(temperature), temperature),
+            group,
+            kind,
+            fresh.get(id(bias), bias),
+            normalize,
+            tile,
+            exchange,
+        )
+        of_a, of_b, *rest = torch.autograd.grad(loss, [*leaves, *fresh.values()])
+    parts = zip(values.split(counts), of_a.split(counts), of_b.split(counts), strict=True)
+    losses = [PassLoss(value.sum(), (a, b)) for value, a, b in parts]
+    losses[0] = PassLoss(losses[0].value, (*losses[0].gradients, *rest), tuple(learned))
+    return losses
+
+
+@dataclass(frozen=True)
+class PassLoss:
+    """The loss of one pass, whose value and gradients are known.
+
+    Attributes:
+        value: 0-d, the sum over the pass's pairs.
+        gradients: of the whole step's loss, for the pass's embeddings and for ``learned``.
+        learned: the temperature and the bias, as far as they ask for a gradient.
+    """
+
+    value: Tensor
+    gradients: tuple[Tensor, ...]
+    learned: tuple[Tensor, ...] = ()
+
+    def __call__(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        """Return the loss with the graph of these embeddings, the first pass's computed again."""
+        for z, gradient in zip((z_a, z_b), self.gradients, strict=False):
+            if z.shape != gradient.shape:
+                shapes = f"{tuple(z.shape)}, in its first {tuple(gradient.shape)}"
+                raise UserError(f"contrast_in_passes: a micro-batch's second pass gave {shapes}")
+        result: Tensor = _Known.apply(self.value, self.gradients, z_a, z_b, *self.learned)
+        return result
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor, ...], *_: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
+        return (None, None, *(gradient * scale for gradient in ctx.saved_tensors))
+
+
+class _Draws:
+    """The state of the generators that a forward pass may draw from."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def again(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+def _learned(value: float | Tensor | None) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
