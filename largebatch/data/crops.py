@@ -11,9 +11,7 @@ _TRIES = 10
 COUNT = 2 * _TRIES + 2  # numbers that a box needs
 
 
-def boxes(
-    numbers: NDArray[np.float64], height: int, width: int, least: float
-) -> NDArray[np.int64]:
+def boxes(numbers: NDArray[np.float64], height: int, width: int, least: float) -> NDArray[np.int64]:
     """Draw the boxes of RandomResizedCrop: int64 (n, 4) of (top, left, height, width).
 
     A share of the area from ``least`` to 1 and an aspect ratio from 3/4 to 4/3 on a log scale;
@@ -37,7 +35,9 @@ def boxes(
     found = fits.any(1)[:, None]
     size = np.where(found, drawn, np.asarray(centred)).astype(np.int64)
     room = np.asarray((height, width)) - size
-    corner = np.where(found, (numbers[:, 2 * _TRIES : COUNT] * (room + 1)).astype(np.int64), room // 2)
+    corner = np.where(
+        found, (numbers[:, 2 * _TRIES : COUNT] * (room + 1)).astype(np.int64), room // 2
+    )
     return np.concatenate((corner, size), 1)
 
 

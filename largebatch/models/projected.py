@@ -29,9 +29,9 @@ class Projected(nn.Module):
         name = find_classifier(encoder)
         last = None if name is None else encoder.get_submodule(name)
         if name is None or not isinstance(last, nn.Linear):
-            kind = "no linear layer" if name is None else f"a {type(last).__name__}"
+            there = "none" if name is None else f"a {type(last).__name__}"
             raise UserError(
-                f"model: a projection head takes the place of the last linear layer; there is {kind}"
+                f"model: the last linear layer gives way to a projection head; there is {there}"
             )
         if name:
             encoder.set_submodule(name, nn.Identity())

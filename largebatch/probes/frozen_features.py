@@ -29,9 +29,7 @@ class FrozenFeatures:
         UserError: the task makes no features.
     """
 
-    def __init__(
-        self, task: Any, source: Any, validation: Any, plain: Plain, world: World
-    ) -> None:
+    def __init__(self, task: Any, source: Any, validation: Any, plain: Plain, world: World) -> None:
         if not hasattr(task, "features"):
             raise UserError("judges the features of an encoder, and the task makes none")
         self._task, self._plain, self._world = task, plain, world

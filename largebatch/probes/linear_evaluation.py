@@ -69,9 +69,9 @@ def fitted(
         search.zero_grad()
         loss = cross_entropy(features @ weight.T + bias, labels)
         loss = loss + decay / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
-        search.step(closure)  # type: ignore[no-untyped-call]
+        search.step(closure)
     return weight.detach(), bias.detach()

@@ -65,21 +65,27 @@ class ContrastiveConfig(TaskConfig):
 class Contrastive(Task[ViewBatch]):
     """Forward, loss and figures of a step of SimCLR.
 
-    The model's last linear layer gives way to a projection head. The loss of a pair is the mean over
-    its two views of -log of the share that the partner has in the softmax of cosines, divided by the
-    temperature, over all other views of the ghost (NT-Xent); a ghost is ``negatives`` images in a
-    row of the step, or all of it. The weight is the number of pairs. Validation contrasts the views
-    of the validation set in the same way.
+    The model's last linear layer gives way to a projection head. The loss of a pair is the mean
+    over its two views of -log of the share that the partner has in the softmax of cosines, divided
+    by the temperature, over all other views of the ghost (NT-Xent); a ghost is ``negatives`` images
+    in a row of the step, or all of it. The weight is the number of pairs. Validation contrasts the
+    views of the validation set in the same way.
 
     Args:
-        views: of the data, which must have two.
+        views: that the data have of each image.
+
+    Raises:
+        UserError: these are not two.
     """
 
     config = ContrastiveConfig
     headline = Figure("knn_top1", percent=True)
 
-    def __init__(self, config: ContrastiveConfig, views: int) -> None:
-        assert views == 2
+    def __init__(self, config: ContrastiveConfig, views: int = 1) -> None:
+        if views != 2:
+            raise UserError(
+                f"task.name={config.name}: contrasts two views of an image; set data.augment=views"
+            )
         self._config = config
 
     @property

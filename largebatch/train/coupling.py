@@ -119,7 +119,7 @@ def tied(walks: Walks, coupling: Coupling, share: Share, passes: Sequence[Pass])
     own = [one.batch for one in passes if not one.part.idle]
     held = [(outputs[id(batch)], batch.positions - share.step.position) for batch in own]
     gradients, total = coupling.gradient(held, share.step.size)
-    found = {}
+    found: dict[int, tuple[Tensor, Tensor]] = {}
     for batch, gradient in zip(own, gradients, strict=True):
         sums = torch.zeros_like(total) if found else total.clone()
         sums[-1] = coupling.weight(batch)

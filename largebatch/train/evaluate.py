@@ -139,7 +139,7 @@ class Evaluator:
         held: list[Placed] = []
         with evaluating(model, self.device, self.precision), self.task.undisturbed():
             for batch in () if stopped else self.batches():
-                held.append((self.task.embed(model, batch), batch.positions))
+                held.append((coupling.task.embed(model, batch), batch.positions))
                 if stopped:
                     break
             if any(gathered(bool(stopped), self.world)):

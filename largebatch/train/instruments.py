@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from largebatch._errors import UserError
-from largebatch.data import Batch, Delivery, Source
+from largebatch.data import Batch
 from largebatch.data.draws import key
 from largebatch.models import swapped_in
 from largebatch.nn import ghost_place, merged_running_stats
@@ -24,9 +23,6 @@ from largebatch.probes import (
     WeightAverage,
     WeightDistance,
     build_probes,
-    check_also,
-    evaluations,
-    make,
     short_name,
 )
 from largebatch.processes import World
@@ -41,6 +37,7 @@ from largebatch.train.config import Config
 from largebatch.train.control import build_control
 from largebatch.train.evaluate import evaluating, requests
 from largebatch.train.evaluation import Evaluation, Evaluations, Validation
+from largebatch.train.further import Judged, further
 from largebatch.train.hardware_lines import HardwareLines
 from largebatch.train.plateau import Plateau
 from largebatch.train.snapshots import Snapshots
@@ -160,40 +157,12 @@ def build_evaluations(config: Config, parts: Parts, panel: Panel, stop: StopRequ
                 "weight", every, lambda _: {n: float(v) for n, v in of_distance.norms().items()}
             )
         )
-    found += together(lambda: _further(config, parts), parts.world) if config.evaluate.also else []
+    judged = Judged(parts.source, parts.validation, parts.task, parts.evaluator)
+    also = config.evaluate.also
+    for one, run in together(lambda: further(config, judged), parts.world) if also else ():
+        each = one.every or every
+        found.append(Evaluation(short_name(one.name), each, _as_evaluated(run, parts)))
     return Evaluations(found, model, parts.world, stop, parts.schedule.clock)
-
-
-def _further(config: Config, parts: Parts) -> list[Evaluation]:
-    as_it_is = replace(config.data, augment="none")
-    form = parts.precision.dtype, config.model.channels_last
-    delivery = Delivery(config.run.seed, parts.device, False, *form)
-
-    def plain(source: Source) -> Iterator[Batch]:
-        with source.reader(as_it_is, delivery) as reader:
-            yield from reader.read(requests(len(source), parts.evaluator.batch, parts.world))
-
-    offers = {
-        "task": parts.task,
-        "source": parts.source,
-        "validation": parts.validation,
-        "evaluator": parts.evaluator,
-        "plain": plain,
-        "world": parts.world,
-        "device": parts.device,
-        "seed": config.run.seed,
-    }
-    found = []
-    for listed in check_also(config.evaluate.also):
-        run = make(evaluations, listed, offers)
-        if not callable(run):
-            raise UserError(
-                f"{listed.where}.name={listed.name!r}: returned a {type(run).__name__}, nothing to"
-                " call with a model"
-            )
-        every = listed.every or config.evaluate.every
-        found.append(Evaluation(short_name(listed.name), every, _as_evaluated(run, parts)))
-    return found
 
 
 def _as_evaluated(run: Run, parts: Parts) -> Run:
