@@ -100,7 +100,7 @@ class ViewReader(Reader):
         """Yield the batch of each request, in order."""
         for batch in self._pipeline.read(requests):
             views = batch.inputs.unflatten(1, (VIEWS, -1))
-            if self._last and views.shape[2] > 1 and len(views):
+            if self._last and len(views):
                 images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
                 views = images.unflatten(0, (-1, VIEWS))
             yield ViewBatch(views, batch.targets, batch.indices, batch.positions, batch.ghosts)
