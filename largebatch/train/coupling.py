@@ -17,7 +17,7 @@ from largebatch.nn import ghost_sizes
 from largebatch.probes import Forward
 from largebatch.processes import World
 from largebatch.tasks import Coupled
-from largebatch.train.feed import Pass, Share
+from largebatch.train.feed import Pass, Share, Spans
 from largebatch.train.precision import Precision
 
 Placed = tuple[Tensor, NDArray[np.int64]]
@@ -38,30 +38,33 @@ class Coupling:
         self._none = task.no_sums(device)
         self._alone, self._dtype, self._device = alone, precision.dtype, device
 
-    def sums(self, held: Sequence[Placed], samples: int) -> Tensor:
+    def sums(self, held: Sequence[Placed], samples: int, spans: Spans | None = None) -> Tensor:
         """Return this rank's float64 ``[loss, figures..., weight]``; every rank must call it.
 
         Args:
             held: this rank's.
             samples: over all ranks.
+            spans: where each rank's samples begin and end, where they lie in a row.
         """
         outputs, places = self._joined(held)
         total = self._none
-        for rows in self._ghosts(places, samples):
-            total = total + self.task.couple(outputs[rows], self._alone)[1].double()
+        for rows, alone in self._ghosts(places, samples, spans):
+            total = total + self.task.couple(outputs[rows], alone)[1].double()
         return total
 
-    def gradient(self, held: Sequence[Placed], samples: int) -> tuple[list[Tensor], Tensor]:
+    def gradient(
+        self, held: Sequence[Placed], samples: int, spans: Spans | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """Return the gradients of the loss sum of all ranks, one of each of ``held``, and the sums.
 
         Every rank must call it.
         """
         outputs, places = self._joined(held)
         found, total = torch.zeros_like(outputs), self._none
-        for rows in self._ghosts(places, samples):
+        for rows, alone in self._ghosts(places, samples, spans):
             own = outputs[rows].requires_grad_()
             with torch.enable_grad():
-                loss, sums = self.task.couple(own, self._alone)
+                loss, sums = self.task.couple(own, alone)
                 found[rows] = torch.autograd.grad(loss, own)[0]
             total = total + sums.double()
         return list(found.split([len(each) for each, _ in held])), total
@@ -72,13 +75,23 @@ class Coupling:
         outputs = torch.cat([each.detach() for each, _ in held])
         return outputs, np.concatenate([places for _, places in held])
 
-    def _ghosts(self, places: NDArray[np.int64], samples: int) -> Iterator[Tensor]:
-        """Yield the rows of each ghost that this rank holds, maybe none."""
+    def _ghosts(
+        self, places: NDArray[np.int64], samples: int, spans: Spans | None
+    ) -> Iterator[tuple[Tensor, bool]]:
+        """Yield this rank's rows of each ghost that it works on, and whether it does so alone.
+
+        A ghost that one rank holds is that rank's; all take part in any other, maybe with none.
+        """
         tied = self.task.tied
         ends = np.cumsum(ghost_sizes(samples, tied.size or samples, tied.minimum))
         ghosts = np.searchsorted(ends, places, side="right")
-        for ghost in range(len(ends)):
-            yield torch.from_numpy(np.flatnonzero(ghosts == ghost)).to(self._device)
+        for ghost, end in enumerate(ends):
+            start = ends[ghost - 1] if ghost else 0
+            holders = [a < end and b > start for a, b in spans or ()]
+            alone = self._alone or sum(holders) == 1
+            rows = np.flatnonzero(ghosts == ghost)
+            if len(rows) or not alone:
+                yield torch.from_numpy(rows).to(self._device), alone
 
 
 def coupling_of(
@@ -118,7 +131,7 @@ def tied(walks: Walks, coupling: Coupling, share: Share, passes: Sequence[Pass])
                 outputs[id(one.batch)] = walks.forward(share, one, coupling.embed)
     own = [one.batch for one in passes if not one.part.idle]
     held = [(outputs[id(batch)], batch.positions - share.step.position) for batch in own]
-    gradients, total = coupling.gradient(held, share.step.size)
+    gradients, total = coupling.gradient(held, share.step.size, share.spans())
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for batch, gradient in zip(own, gradients, strict=True):
         sums = torch.zeros_like(total) if found else total.clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from largebatch.processes import World
 from largebatch.processes.agreement import gathered
 from largebatch.tasks import Task
 from largebatch.train.coupling import Coupling, Placed
+from largebatch.train.feed import Spans
 from largebatch.train.precision import Precision
 
 LARGEST_BATCH = 1024  # more samples in a forward pass are no quicker
@@ -55,11 +57,16 @@ def requests(
         yield from _of_streams(streams, batch, world)
         return
     order = EpochOrder(count, seed=0, shuffle=False)
-    begin = count * world.rank // world.world_size
-    end = count * (world.rank + 1) // world.world_size
+    begin, end = spans_of(count, world)[world.rank]
     for start in range(begin, end, batch):
         stop = min(start + batch, end)
         yield Request(0, order.indices(0, start, stop), np.arange(start, stop))
+
+
+def spans_of(count: int, world: World) -> Spans:
+    """Return where each rank's share of ``count`` samples begins and ends."""
+    ends = [count * rank // world.world_size for rank in range(world.world_size + 1)]
+    return tuple(pairwise(ends))
 
 
 def _of_streams(order: StreamOrder, batch: int, world: World) -> Iterator[Request]:
@@ -144,4 +151,4 @@ class Evaluator:
                     break
             if any(gathered(bool(stopped), self.world)):
                 return self.task.no_sums(self.device)
-            return coupling.sums(held, self.count)
+            return coupling.sums(held, self.count, spans_of(self.count, self.world))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,8 @@ from largebatch.train.share import (
     share,
     share_over_ranks,
 )
+
+Spans: TypeAlias = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Share:
         ghosts: of the step, over all ranks.
         parts: this rank's forward passes; none if it has no samples.
         most: passes of the rank that has most.
+        spans: returns where each rank's samples of the step begin and end; None where ranks hold
+            ghosts together.
         passes: yields each of them with its batch, as soon as that is there.
     """
 
@@ -54,11 +60,12 @@ class Share:
         ghosts: int,
         parts: tuple[Part, ...],
         most: int,
+        spans: Callable[[], Spans | None],
         passes: Iterator[Pass],
         hashes: deque[str],
     ) -> None:
         self.step, self.ghosts, self.parts, self.passes = step, ghosts, parts, passes
-        self.most = most
+        self.most, self.spans = most, spans
         self._hashes = hashes
 
     def order_hash(self) -> str:
@@ -112,6 +119,13 @@ class Feed:
             return share_over_ranks(step.size, size, atoms.span, *place)
         return share(step.size, size, self.micro(step), *place)
 
+    def spans(self, step: Step) -> Spans | None:
+        """Return where each rank's samples begin and end; None where they are not in a row."""
+        if self.atoms.span:
+            return None
+        shares = (self.parts_of(step, rank) for rank in range(self.world.world_size))
+        return tuple((parts[0].start, parts[-1].stop) if parts else (0, 0) for parts in shares)
+
     def ghosts(self, step: Step) -> int:
         """Return the number of ghosts of ``step`` over all ranks."""
         return ghost_count(step.size, self._ghost_size(step), self.atoms.minimum)
@@ -136,7 +150,8 @@ class Feed:
                 parts = self.parts(step)
                 passes = (self._pass(part, next(batches)) for part in parts)
                 most = self.most(step)
-                yield Share(step, self.ghosts(step), parts, most, passes, self._hashes)
+                spans = partial(self.spans, step)
+                yield Share(step, self.ghosts(step), parts, most, spans, passes, self._hashes)
         finally:
             close = getattr(batches, "close", None)
             if close is not None:
