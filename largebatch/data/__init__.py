@@ -20,6 +20,8 @@ from largebatch.data.source import Delivery, Order, Reader, Source
 from largebatch.data.stream_order import StreamOrder
 from largebatch.data.text import TextSource
 from largebatch.data.token_batch import TokenBatch
+from largebatch.data.view_batch import ViewBatch
+from largebatch.data.views import ViewSource
 
 __all__ = [
     "Batch",
@@ -39,6 +41,8 @@ __all__ = [
     "StreamOrder",
     "TextSource",
     "TokenBatch",
+    "ViewBatch",
+    "ViewSource",
     "arrays",
     "build_source",
     "cifar",

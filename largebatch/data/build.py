@@ -12,6 +12,7 @@ from largebatch.data.custom import custom_source
 from largebatch.data.registry import datasets
 from largebatch.data.source import Source, Split
 from largebatch.data.token_store import text_digest
+from largebatch.data.views import ViewSource
 
 
 def build_source(config: DataConfig, split: Split, num_classes: int | None = None) -> Source:
@@ -43,7 +44,7 @@ def build_source(config: DataConfig, split: Split, num_classes: int | None = Non
             source = custom_source(entry.factory, config, split, num_classes)
     if num_classes is not None:
         source.widen(num_classes, config.name)
-    return source
+    return ViewSource(source, config) if config.augment == "views" else source
 
 
 def settled(config: DataConfig) -> DataConfig:

@@ -12,6 +12,7 @@ from largebatch.data.registry import datasets
 
 OF_TEXT = ("tokenizer", "context", "vocabulary", "held_out", "streams", "digest")
 OF_IMAGES = ("image_size", "mixup", "cutmix", "skip_corrupt")
+OF_VIEWS = ("least_area", "jitter", "blur")
 
 
 @dataclass
@@ -42,9 +43,20 @@ class DataConfig:
     image_size: int | None = None
     """Side of the square images fed to the model, in pixels (None: the data set's own)."""
 
-    augment: Literal["none", "standard"] = "standard"
+    augment: Literal["none", "standard", "views"] = "standard"
     """standard: random crop and flip for photographs (CIFAR: padded by 4 pixels; imagefolder:
-    random resized crop), nothing for digits; none: no randomness in the pixels."""
+    random resized crop), nothing for digits; none: no randomness in the pixels; views: two views of
+    each image by SimCLR's random resized crop, flip (not of digits) and colour distortion."""
+
+    least_area: float = 0.08
+    """Views: least share of an image's area that a crop shows."""
+
+    jitter: float = 0.5
+    """Views: strength s of the colour distortion (SimCLR: 0.5 for CIFAR, 1 for ImageNet); 0: none,
+    and no greys."""
+
+    blur: bool = False
+    """Views: blur half of them (SimCLR: for ImageNet, not for CIFAR)."""
 
     mixup: float = 0.0
     """Parameter alpha of mixup's Beta(alpha, alpha); 0 turns it off."""
@@ -104,7 +116,27 @@ class DataConfig:
                 f"data.pipeline={self.pipeline} reads image files: data.name={files},"
                 f" not {self.name}"
             )
+        self._check_views()
         self._check_text()
+
+    def _check_views(self) -> None:
+        """Refuse keys of views out of range or without views, and what views cannot be had with."""
+        if not 0 < self.least_area <= 1:
+            raise UserError(f"data.least_area={self.least_area}: above 0, at most 1")
+        if not 0 <= self.jitter <= 2:
+            raise UserError(f"data.jitter={self.jitter}: from 0 to 2")
+        if self.augment == "views":
+            for name, without in (("mixup", 0), ("cutmix", 0), ("pipeline", "torchvision")):
+                value = getattr(self, name)
+                if value != without:
+                    raise UserError(
+                        f"data.{name}={value}: data.augment=views goes with {name}={without} alone"
+                    )
+            return
+        for name in OF_VIEWS:
+            value, unset = getattr(self, name), getattr(DataConfig, name)
+            if value != unset:
+                raise UserError(f"data.{name}={value}: is of data.augment=views alone")
 
     def _check_text(self) -> None:
         """Refuse keys of text out of range or without text, and keys of images with it."""

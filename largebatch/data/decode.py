@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,12 +113,17 @@ def training_view(height: int, width: int, size: int, crop: SampleDraws, flip: S
         flip: draws for the mirroring.
     """
     box = random_box(crop, height, width)
+    return box_view(box, size, flip.uniform() < 0.5)
+
+
+def box_view(box: Iterable[int], size: int, flip: bool = False) -> View:
+    """Return the view of a box resized to a square, decoded no larger than that needs."""
+    top, left, rows, columns = map(int, box)
     factor = 1
-    while factor < 8 and min(box[2:]) >= 2 * factor * size:
+    while factor < 8 and min(rows, columns) >= 2 * factor * size:
         factor *= 2
-    top, left, rows, columns = (edge // factor * factor for edge in box)
-    mirrored = flip.uniform() < 0.5
-    return View((top, left, rows, columns), factor, (size, size), (0, 0), size, mirrored)
+    top, left, rows, columns = (edge // factor * factor for edge in (top, left, rows, columns))
+    return View((top, left, rows, columns), factor, (size, size), (0, 0), size, flip)
 
 
 def evaluation_view(height: int, width: int, size: int) -> View:

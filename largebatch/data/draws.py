@@ -34,6 +34,7 @@ class Stream(IntEnum):
     CHOICE = 9
     REPLACEMENT = 10
     FEATURES = 11
+    VIEWS = 12
 
 
 def mix_int(value: int) -> int:

@@ -24,7 +24,11 @@ class ImageSource(Source):
         image_shape: (channels, height, width) of the images as the model receives them.
         scale: factor from stored pixels to the range of mean and std (1/255 for uint8 images).
         mean, std: per channel, of the scaled pixels; the model receives (x * scale - mean) / std.
+        mirrors: whether a mirrored image shows the same thing, as a photograph does and a digit
+            does not.
     """
+
+    mirrors = True
 
     def __init__(
         self,

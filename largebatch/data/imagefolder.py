@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from largebatch.data.decode import (
     Photograph,
     UnreadableImage,
     View,
+    box_view,
     evaluation_view,
     training_view,
 )
@@ -25,7 +27,7 @@ from largebatch.data.files import printable
 from largebatch.data.limit import limited
 from largebatch.data.pieces import PieceReader
 from largebatch.data.registry import DataFacts, datasets
-from largebatch.data.sample_source import SampleSource, default_workers
+from largebatch.data.sample_source import Boxes, SampleSource, default_workers
 from largebatch.data.scan import find_classes, find_images
 from largebatch.data.source import Delivery, Split, UnreadableSample, required_root
 
@@ -72,6 +74,19 @@ class FileSource(SampleSource):
         except UnreadableImage as error:
             raise UnreadableSample(path, error) from None
         return pixels, self.label(index)
+
+    def crops(
+        self, index: int, epoch: int, seed: int, image_size: int | None, boxes: Boxes
+    ) -> tuple[Tensor, int]:
+        """Read boxes of one image, which is decoded for each as far as that needs."""
+        path, size = self.path(index), image_size or self.size
+        try:
+            image = Photograph.read(path)
+            views = [box_view(box, size) for box in boxes(image.height, image.width)]
+            images = torch.stack([image.show(view) for view in views])
+        except UnreadableImage as error:
+            raise UnreadableSample(path, error) from None
+        return images, self.label(index)
 
     def label(self, index: int) -> int:
         """Return the class of one image."""

@@ -47,7 +47,7 @@ class ArraySource(ImageSource):
         shape = (channels, image_size or height, image_size or width)
         super().__init__(num_classes, shape, mean, std, scale)
         self.images, self.labels = images, labels
-        self.crop_and_flip = crop_and_flip
+        self.crop_and_flip = self.mirrors = crop_and_flip
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from largebatch._cores import usable_cores
 from largebatch.data.config import DataConfig
+from largebatch.data.crops import resized
 from largebatch.data.image_source import ImageSource
 from largebatch.data.pieces import PieceReader
 from largebatch.data.source import Delivery
@@ -16,6 +21,9 @@ from largebatch.data.workers import WorkerReader
 from largebatch.processes.environment import detect
 
 _MOST_WORKERS = 16
+
+Boxes: TypeAlias = Callable[[int, int], NDArray[np.int64]]
+"""Draws boxes of an image of (height, width): int64 (n, 4) of (top, left, height, width)."""
 
 
 class SampleSource(ImageSource):
@@ -47,6 +55,24 @@ class SampleSource(ImageSource):
             UnreadableSample: the sample cannot be read.
             UserError: it is not what it should be.
         """
+
+    def crops(
+        self, index: int, epoch: int, seed: int, image_size: int | None, boxes: Boxes
+    ) -> tuple[Tensor, int]:
+        """Read one sample's boxes, each resized to the size of an image: (n, channels, ...).
+
+        Args:
+            index, epoch, seed, image_size: as of :meth:`load`.
+            boxes: draws them, once the size of the image is known.
+
+        Raises:
+            UnreadableSample, UserError: as of :meth:`load`.
+        """
+        image, label = self.load(index, epoch, seed, image_size, augment=False)
+        height, width = image.shape[1:]
+        drawn = torch.from_numpy(boxes(height, width))
+        images = image.float().expand(len(drawn), *image.shape)
+        return resized(images, drawn, (height, width)), label
 
     def pieces(self, config: DataConfig, delivery: Delivery) -> PieceReader:
         """Return the workers that read the images."""

@@ -25,6 +25,7 @@ from largebatch.models import (  # noqa: F401
 from largebatch.models.build import build_model, model_of
 from largebatch.models.config import ModelConfig
 from largebatch.models.init import initialize
+from largebatch.models.projected import Projected
 from largebatch.models.registry import image_offers, models
 from largebatch.models.swapped import swapped_in
 from largebatch.models.trial import as_before, try_images, try_training
@@ -32,6 +33,7 @@ from largebatch.models.weights import load_weights
 
 __all__ = [
     "ModelConfig",
+    "Projected",
     "as_before",
     "build_model",
     "image_offers",

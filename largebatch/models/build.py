@@ -32,6 +32,7 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     seed: int | None = None,
     trial: Trial | None = None,
+    complete: Callable[[nn.Module], nn.Module] | None = None,
 ) -> nn.Module:
     """Build the model that ``config`` names, with the norms that ``norm`` asks for.
 
@@ -47,6 +48,7 @@ def build_model(
             from torch's generator.
         trial: tries models that are not ours, and those that take their shapes from a first
             forward pass; None: by blank images, where the data are images.
+        complete: returns the model with what is added to it, such as a head.
 
     Raises:
         UserError: the model does not exist, does not fit the images, or lacks an option that is
@@ -71,6 +73,8 @@ def build_model(
             if "num_classes" not in offers:
                 raise UserError(f"model.classifier={config.classifier}: the data have no classes")
             model = fix_classifier(model, config.classifier)
+        if complete is not None:
+            model = complete(model)
         initialize(model, config.init)
     if theirs:
         with searching():

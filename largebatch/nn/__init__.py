@@ -28,7 +28,7 @@ from largebatch.nn.merge import (
     rank_statistics,
 )
 from largebatch.nn.over_ghosts import observable_norms, ties_ranks, ties_samples
-from largebatch.nn.place import ghost_place
+from largebatch.nn.place import ghost_place, ghost_rows
 from largebatch.nn.registry import NormFacts, norms
 from largebatch.nn.running import discard_step, keep_running, step_end
 from largebatch.nn.sample_norm import SampleNorm
@@ -65,6 +65,7 @@ __all__ = [
     "frozen_statistics",
     "fuse",
     "ghost_place",
+    "ghost_rows",
     "ghost_sizes",
     "has_batch_norm",
     "join_ranks",

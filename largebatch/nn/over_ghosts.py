@@ -163,9 +163,9 @@ class OverGhosts(RunningStatistics):
         if place is None or sizes is None or place.samples != x.shape[0]:
             size, full = self._ghosts(x)
             return self._normalize(x, residual, fused, size, full)
-        size = self.ghost_size or sizes[0]
         last = len(sizes) - 1
-        if place.even and (last == 0 or sizes[0] == size):
+        size = sizes[0] if last else self.ghost_size or sizes[0]
+        if place.even:
             return self._normalize(x, residual, fused, size, last + (sizes[last] == size))
         # Samples that could not be read have left gaps: ghosts of any sizes, one by one.
         parts = x.split(sizes)

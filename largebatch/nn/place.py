@@ -7,7 +7,7 @@ the weight in the running statistics that it has when one process takes the whol
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -60,6 +60,30 @@ class ghost_place:
     def __enter__(self) -> None:
         global _current
         self._before, _current = _current, self._place
+
+    def __exit__(self, *raised: object) -> None:
+        global _current
+        _current = self._before
+
+
+class ghost_rows:
+    """Tell the norms that each sample of the forwards inside has several rows, side by side.
+
+    Ghosts stay what they are in samples: two views of an image are in one ghost.
+
+    Args:
+        rows: of a sample.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+
+    def __enter__(self) -> None:
+        global _current
+        self._before, place = _current, _current
+        if place is not None and place.sizes is not None:
+            sizes = tuple(self._rows * size for size in place.sizes)
+            _current = replace(place, sizes=sizes, samples=self._rows * place.samples)
 
     def __exit__(self, *raised: object) -> None:
         global _current

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from largebatch.probes import knn, linear_evaluation  # noqa: F401
 from largebatch.probes.checksum import ParameterChecksum
 from largebatch.probes.curvature import Curvature
 from largebatch.probes.doubling import Doubling, control_terms

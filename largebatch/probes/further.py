@@ -25,6 +25,7 @@ EVALUATION_OFFERS: dict[str, str] = {
     "source": "the training data",
     "validation": "the validation data",
     "evaluator": "walks the validation data",
+    "plain": "walks this rank's share of either as it is, without augmentation",
     "world": "the ranks",
     "device": "of this rank",
     "seed": "of the run",

@@ -74,6 +74,11 @@ class NoiseScale(Instrument):
         half_life: str = HALF_LIFE,
         layers: str = LAYERS,
     ) -> None:
+        if hasattr(task, "couple"):
+            raise UserError(
+                "noise: the task's loss ties the samples of a step together, whose gradient is no"
+                " mean over independent parts"
+            )
         self._line_samples = max(1, _duration("layers", layers).samples(clock))
         kept = _duration("half_life", half_life).samples(clock)
         self._model, self._optimizer, self._engine = model, optimizer, engine

@@ -6,6 +6,8 @@ from largebatch.tasks.carry import Carry
 from largebatch.tasks.causal_lm import CausalLM, CausalLMConfig
 from largebatch.tasks.classification import Classification, ClassificationConfig
 from largebatch.tasks.config import TaskConfig
+from largebatch.tasks.contrastive import Contrastive, ContrastiveConfig
+from largebatch.tasks.coupled import Coupled
 from largebatch.tasks.figure import LOSS, Figure
 from largebatch.tasks.masked_lm import MaskedLM, MaskedLMConfig
 from largebatch.tasks.registry import (
@@ -28,6 +30,9 @@ __all__ = [
     "CausalLMConfig",
     "Classification",
     "ClassificationConfig",
+    "Contrastive",
+    "ContrastiveConfig",
+    "Coupled",
     "Figure",
     "MaskedLM",
     "MaskedLMConfig",

@@ -101,6 +101,8 @@ def build_task(config: TaskConfig, offers: Mapping[str, Any]) -> Task[Any]:
         given = named_by(factory, {"config": config, **offers})
     except UserError as error:
         raise UserError(f"{where}: these data are not for it: {error}") from None
+    if "views" in offers and "views" not in given:
+        raise UserError(f"data.augment=views: {where} takes images as they are")
     try:
         with this_folder_last() if theirs else nullcontext():
             task = factory(**given)

@@ -56,6 +56,10 @@ class Task(ABC, Generic[B]):
         """Return what models may ask for: what the data offer, and what the task adds."""
         return dict(offers)
 
+    def complete(self, model: nn.Module) -> nn.Module:
+        """Return a model that was just made with what the task adds to it, such as a head."""
+        return model
+
     def step_weight(self, samples: int) -> float | None:
         """Return what the loss sum of a step of ``samples`` is divided by.
 

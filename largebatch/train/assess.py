@@ -9,7 +9,7 @@ import torch
 
 from largebatch._errors import UserError
 from largebatch.data import Delivery, build_source
-from largebatch.probes import DropoutPasses
+from largebatch.probes import DropoutPasses, evaluations, short_name
 from largebatch.processes import World
 from largebatch.processes.group import choose_device
 from largebatch.record import RunDirectory
@@ -17,7 +17,9 @@ from largebatch.tasks import build_task
 from largebatch.train import checkpoint, parse
 from largebatch.train.atoms import make_atoms, share_of
 from largebatch.train.config import Config
+from largebatch.train.coupling import coupling_of
 from largebatch.train.evaluate import Evaluator, evaluating, evaluation_batch, streams_of
+from largebatch.train.further import Judged, further
 from largebatch.train.precision import Precision
 from largebatch.train.prepare import make_model
 from largebatch.train.registries import chosen
@@ -26,7 +28,7 @@ from largebatch.train.registries import chosen
 def assess(
     path: Path, root: Path | None = None, allow_imports: bool = False, dropout: int = 0
 ) -> dict[str, float]:
-    """Return the task's figures and ``count`` over the validation set.
+    """Return the figures of ``evaluate.also`` and the task's, and ``count``, over validation.
 
     Args:
         path: a run directory (its final weights, else its newest checkpoint) or a checkpoint of
@@ -62,13 +64,25 @@ def assess(
     share = share_of(max(sizes), make_atoms(config, model, task), world)
     batch = evaluation_batch(micro, share, len(source))
     streams = streams_of(source)
-    evaluator = Evaluator(task, reader, len(source), batch, world, device, precision, streams)
+    coupling = coupling_of(task, world, precision, device)
+    judged = (world, device, precision, streams, coupling)
+    evaluator = Evaluator(task, reader, len(source), batch, *judged)
     if dropout:
         passes = DropoutPasses(task, evaluator, config.run.seed, dropout)
         with evaluating(model, device, precision):
             return {**passes(model), "count": float(len(source))}
     sums = evaluator.sums(model).tolist()
-    return task.read(sums) | {"count": sums[-1]}
+    figures = task.read(sums) | {"count": sums[-1]}
+    own = [each for each in config.evaluate.also if not evaluations.imports(each["name"])]
+    if not allow_imports:
+        config = replace(config, evaluate=replace(config.evaluate, also=own))
+    if config.evaluate.also:
+        train = build_source(config.data, "train", config.model.num_classes)
+        for listed, run in further(config, Judged(train, source, task, evaluator)):
+            with evaluating(model, device, precision):
+                found = run(model)
+            figures |= {f"{short_name(listed.name)}_{key}": float(v) for key, v in found.items()}
+    return figures
 
 
 def _config(directory: RunDirectory, root: Path | None, allow_imports: bool) -> Config:

@@ -22,6 +22,7 @@ from largebatch.schedule import Schedule
 from largebatch.tasks import Task
 from largebatch.train.atoms import check_span, share_of, with_span
 from largebatch.train.config import Config, engine_terms
+from largebatch.train.coupling import coupling_of
 from largebatch.train.evaluate import Evaluator, evaluation_batch, streams_of
 from largebatch.train.feed import Feed
 from largebatch.train.micro import largest_micro, memory_free
@@ -130,6 +131,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         engine.lockstep,
     )
     half_life = config.norm.half_life
+    coupling = coupling_of(task, world, precision, device)
     stepper = Stepper(
         model,
         task,
@@ -142,6 +144,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         leaves_out=config.data.skip_corrupt > 0,
         ranks=ranks,
         half_life=None if half_life is None else half_life.samples(schedule.clock),
+        coupling=coupling,
     )
     carry = task.carry()
     fits = min(fitting.values(), default=None)
@@ -156,6 +159,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         device,
         precision,
         streams_of(validation),
+        coupling,
     )
     return Parts(
         world,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from largebatch import _ops
 from largebatch.record import RunDirectory
+from largebatch.tasks import LOSS
 from largebatch.train import checkpoint
 from largebatch.train.branch import read_parent
 from largebatch.train.config import Config, run_name
@@ -41,9 +42,10 @@ def conclude(
         averaged = {**weights, **averaged}
         checkpoint.save_weights(directory.path / "weights_ema.safetensors", averaged)
     last = position.last or {}
+    headline = parts.task.headline if parts.task.headline.name in last else LOSS
     summary = {
         "name": run_name(config),
-        "headline": parts.task.headline.name,
+        "headline": headline.name,
         **{k: v for k, v in last.items() if k not in ("split", "samples", "step", "epoch")},
         "samples": position.samples,
         "steps": position.steps,
@@ -68,8 +70,6 @@ def conclude(
     from largebatch.report import write_report  # at the end: no start waits for its import
 
     write_report([directory.path], directory.report)
-    headline = parts.task.headline
-    known = headline.name in last
-    figure = headline.text(last[headline.name]) if known else "no validation"
+    figure = headline.text(last[headline.name]) if headline.name in last else "no validation"
     say(f"finished: {figure} after {position.samples:,} samples in {position.seconds:.1f} s")
     say(f"report: {directory.report}")

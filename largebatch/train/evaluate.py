@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 from largebatch.data import Batch, EpochOrder, Reader, Request, Source, StreamOrder
 from largebatch.processes import World
+from largebatch.processes.agreement import gathered
 from largebatch.tasks import Task
+from largebatch.train.coupling import Coupling, Placed
+from largebatch.train.feed import Spans
 from largebatch.train.precision import Precision
 
 LARGEST_BATCH = 1024  # more samples in a forward pass are no quicker
@@ -53,11 +57,16 @@ def requests(
         yield from _of_streams(streams, batch, world)
         return
     order = EpochOrder(count, seed=0, shuffle=False)
-    begin = count * world.rank // world.world_size
-    end = count * (world.rank + 1) // world.world_size
+    begin, end = spans_of(count, world)[world.rank]
     for start in range(begin, end, batch):
         stop = min(start + batch, end)
         yield Request(0, order.indices(0, start, stop), np.arange(start, stop))
+
+
+def spans_of(count: int, world: World) -> Spans:
+    """Return where each rank's share of ``count`` samples begins and ends."""
+    ends = [count * rank // world.world_size for rank in range(world.world_size + 1)]
+    return tuple(pairwise(ends))
 
 
 def _of_streams(order: StreamOrder, batch: int, world: World) -> Iterator[Request]:
@@ -94,6 +103,7 @@ class Evaluator:
         batch: samples per forward pass.
         precision: number formats of forward passes.
         streams: the order of the samples, where they are streams.
+        coupling: works out losses that tie all the samples together.
     """
 
     def __init__(
@@ -106,9 +116,10 @@ class Evaluator:
         device: torch.device,
         precision: Precision,
         streams: StreamOrder | None = None,
+        coupling: Coupling | None = None,
     ) -> None:
         self.task, self.reader, self.count = task, reader, count
-        self.streams = streams
+        self.streams, self._coupling = streams, coupling
         self.batch, self.world = batch, world
         self.device, self.precision = device, precision
 
@@ -121,6 +132,8 @@ class Evaluator:
 
         A true ``stopped`` ends the pass early: the caller then throws the sums of all ranks away.
         """
+        if self._coupling is not None:
+            return self._coupled(model, self._coupling, stopped)
         total = self.task.no_sums(self.device)
         with evaluating(model, self.device, self.precision), self.task.undisturbed():
             for batch in () if stopped else self.batches():
@@ -128,3 +141,14 @@ class Evaluator:
                 if stopped:
                     break
         return total
+
+    def _coupled(self, model: nn.Module, coupling: Coupling, stopped: object) -> Tensor:
+        held: list[Placed] = []
+        with evaluating(model, self.device, self.precision), self.task.undisturbed():
+            for batch in () if stopped else self.batches():
+                held.append((coupling.task.embed(model, batch), batch.positions))
+                if stopped:
+                    break
+            if any(gathered(bool(stopped), self.world)):
+                return self.task.no_sums(self.device)
+            return coupling.sums(held, self.count, spans_of(self.count, self.world))

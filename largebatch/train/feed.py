@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,8 @@ from largebatch.train.share import (
     share,
     share_over_ranks,
 )
+
+Spans: TypeAlias = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Share:
         step: the step, over all ranks.
         ghosts: of the step, over all ranks.
         parts: this rank's forward passes; none if it has no samples.
+        most: passes of the rank that has most.
+        spans: returns where each rank's samples of the step begin and end; None where ranks hold
+            ghosts together.
         passes: yields each of them with its batch, as soon as that is there.
     """
 
@@ -52,10 +59,13 @@ class Share:
         step: Step,
         ghosts: int,
         parts: tuple[Part, ...],
+        most: int,
+        spans: Callable[[], Spans | None],
         passes: Iterator[Pass],
         hashes: deque[str],
     ) -> None:
         self.step, self.ghosts, self.parts, self.passes = step, ghosts, parts, passes
+        self.most, self.spans = most, spans
         self._hashes = hashes
 
     def order_hash(self) -> str:
@@ -95,8 +105,11 @@ class Feed:
         own = self.parts_of(step, self.world.rank)
         if not self.lockstep:
             return own
-        # No rank has more passes than the first.
-        return in_step(own, len(self.parts_of(step, 0)), self.atoms.minimum)
+        return in_step(own, self.most(step), self.atoms.minimum)
+
+    def most(self, step: Step) -> int:
+        """Return the passes of the rank that has most: no rank has more than the first."""
+        return len(self.parts_of(step, 0))
 
     def parts_of(self, step: Step, rank: int) -> tuple[Part, ...]:
         """Return the forward passes of a rank, without those that only keep step."""
@@ -105,6 +118,13 @@ class Feed:
         if atoms.span:
             return share_over_ranks(step.size, size, atoms.span, *place)
         return share(step.size, size, self.micro(step), *place)
+
+    def spans(self, step: Step) -> Spans | None:
+        """Return where each rank's samples begin and end; None where they are not in a row."""
+        if self.atoms.span:
+            return None
+        shares = (self.parts_of(step, rank) for rank in range(self.world.world_size))
+        return tuple((parts[0].start, parts[-1].stop) if parts else (0, 0) for parts in shares)
 
     def ghosts(self, step: Step) -> int:
         """Return the number of ghosts of ``step`` over all ranks."""
@@ -129,7 +149,9 @@ class Feed:
             for step in self.plan.steps(samples):
                 parts = self.parts(step)
                 passes = (self._pass(part, next(batches)) for part in parts)
-                yield Share(step, self.ghosts(step), parts, passes, self._hashes)
+                most = self.most(step)
+                spans = partial(self.spans, step)
+                yield Share(step, self.ghosts(step), parts, most, spans, passes, self._hashes)
         finally:
             close = getattr(batches, "close", None)
             if close is not None:

@@ -23,9 +23,6 @@ from largebatch.probes import (
     WeightAverage,
     WeightDistance,
     build_probes,
-    check_also,
-    evaluations,
-    make,
     short_name,
 )
 from largebatch.processes import World
@@ -34,11 +31,13 @@ from largebatch.processes.heartbeat import Heartbeat
 from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import Every
+from largebatch.tasks import Coupled
 from largebatch.train.build import Parts
 from largebatch.train.config import Config
 from largebatch.train.control import build_control
 from largebatch.train.evaluate import evaluating, requests
 from largebatch.train.evaluation import Evaluation, Evaluations, Validation
+from largebatch.train.further import Judged, further
 from largebatch.train.hardware_lines import HardwareLines
 from largebatch.train.plateau import Plateau
 from largebatch.train.snapshots import Snapshots
@@ -110,6 +109,13 @@ def build_panel(
                 f" distributed.engine={config.distributed.engine} gives no gradients of; take ddp"
                 " or fsdp"
             )
+    if isinstance(parts.task, Coupled):
+        for probe in found:
+            if probe.moment == "gradients" or probe.reads_squares or probe.replays:
+                raise UserError(
+                    f"probes: {probe.name} takes a step apart, whose samples"
+                    f" task.name={config.task.name} ties together"
+                )
     if config.optim.sam_rho is not None and config.optim.sam_scope == "rank":
         for probe in (each for each in found if each.reads_squares):
             raise UserError(
@@ -151,31 +157,12 @@ def build_evaluations(config: Config, parts: Parts, panel: Panel, stop: StopRequ
                 "weight", every, lambda _: {n: float(v) for n, v in of_distance.norms().items()}
             )
         )
-    found += together(lambda: _further(config, parts), parts.world) if config.evaluate.also else []
+    judged = Judged(parts.source, parts.validation, parts.task, parts.evaluator)
+    also = config.evaluate.also
+    for one, run in together(lambda: further(config, judged), parts.world) if also else ():
+        each = one.every or every
+        found.append(Evaluation(short_name(one.name), each, _as_evaluated(run, parts)))
     return Evaluations(found, model, parts.world, stop, parts.schedule.clock)
-
-
-def _further(config: Config, parts: Parts) -> list[Evaluation]:
-    offers = {
-        "task": parts.task,
-        "source": parts.source,
-        "validation": parts.validation,
-        "evaluator": parts.evaluator,
-        "world": parts.world,
-        "device": parts.device,
-        "seed": config.run.seed,
-    }
-    found = []
-    for listed in check_also(config.evaluate.also):
-        run = make(evaluations, listed, offers)
-        if not callable(run):
-            raise UserError(
-                f"{listed.where}.name={listed.name!r}: returned a {type(run).__name__}, nothing to"
-                " call with a model"
-            )
-        every = listed.every or config.evaluate.every
-        found.append(Evaluation(short_name(listed.name), every, _as_evaluated(run, parts)))
-    return found
 
 
 def _as_evaluated(run: Run, parts: Parts) -> Run:

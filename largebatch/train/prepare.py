@@ -13,7 +13,7 @@ from largebatch.data import Delivery, Source, StreamOrder, build_source
 from largebatch.models import build_model
 from largebatch.optim import rate_rule
 from largebatch.schedule import Schedule
-from largebatch.tasks import Task, Votes, build_task
+from largebatch.tasks import Coupled, Task, Votes, build_task
 from largebatch.train.atoms import Atoms, make_atoms
 from largebatch.train.averages import require_memory
 from largebatch.train.config import Config
@@ -49,6 +49,11 @@ def prepare(config: Config, device: torch.device) -> Prepared:
         raise UserError(
             f"snapshot.cycles={config.snapshot.cycles}: the members vote, which"
             f" task.name={config.task.name} has no votes for"
+        )
+    if config.optim.sam_scope == "rank" and config.optim.sam_rho and isinstance(task, Coupled):
+        raise UserError(
+            f"optim.sam_scope=rank: task.name={config.task.name} ties the samples of all ranks"
+            " together; take sam_scope=global"
         )
     model = make_model(config, source, task, precision, device)
     atoms = make_atoms(config, model, task)
@@ -86,7 +91,13 @@ def make_model(
 
     offers = task.offers(source.offers())
     return build_model(
-        config.model, config.norm, offers, precision.dtype, config.run.seed, trial
+        config.model,
+        config.norm,
+        offers,
+        precision.dtype,
+        config.run.seed,
+        trial,
+        task.complete,
     ).to(device)
 
 

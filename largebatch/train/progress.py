@@ -93,7 +93,7 @@ class Progress:
     def _figures(self, record: dict[str, Any]) -> Iterator[str]:
         """Yield headline, loss, other figures of the task, and the headline of other weights."""
         headline, figures = self.task.headline, self.task.figures
-        if headline.name != LOSS.name:
+        if headline.name != LOSS.name and headline.name in record:
             yield f"val {headline.text(record[headline.name])}"
             yield LOSS.text(record["loss"], 4)
         else:

@@ -25,6 +25,7 @@ from largebatch.probes import Forward, Replay
 from largebatch.probes.panel import Watch
 from largebatch.schedule import half_life_factor
 from largebatch.tasks import Task
+from largebatch.train.coupling import Coupling, tied
 from largebatch.train.feed import Pass, Share
 from largebatch.train.held import HeldBuffers
 from largebatch.train.precision import Precision
@@ -47,6 +48,8 @@ class Stepper:
             know a step's weight.
         ranks: process group whose ranks hold a ghost together; None: a ghost is one rank's.
         half_life: of the norms' running statistics, in samples; None: they have a momentum.
+        coupling: works out losses that tie the samples of a step together; its passes are held in
+            memory.
 
     Attributes:
         clip_factor: of the last step, if gradients are clipped by their norm.
@@ -68,12 +71,13 @@ class Stepper:
         leaves_out: bool = False,
         ranks: Any = None,
         half_life: float | None = None,
+        coupling: Coupling | None = None,
     ) -> None:
         self.model, self.task, self.engine = model, task, engine
         self.precision, self.device = precision, device
         self.clip, self.sam = clip, sam
         self.seed, self.leaves_out, self.ranks = seed, leaves_out, ranks
-        self._half_life = half_life
+        self._half_life, self._coupling = half_life, coupling
         self._carry = task.carry()
         self._memory: dict[int, Tensor] = {}
         self.clip_factor: Tensor | None = None
@@ -111,7 +115,7 @@ class Stepper:
         weight = None if self.leaves_out else self.task.step_weight(share.step.size)
         passes: Iterable[Pass] = share.passes
         again = watch is not None and watch.replays
-        if weight is None or self.sam is not None or again:
+        if weight is None or self.sam is not None or again or self._coupling is not None:
             self.times.enter("data")
             passes = held = list(share.passes)
         if weight is None:
@@ -160,7 +164,10 @@ class Stepper:
         """
         self.times.enter("compute")
         self.engine.begin()
-        sums, work = self._none, None
+        sums, work, train = self._none, None, None
+        if self._coupling is not None:
+            passes = list(passes)
+            train = tied(self, self._coupling, share, passes)
         count, coming = len(share.parts), iter(passes)
         squares = self.engine.squares
         if not count and stop is not None:
@@ -171,7 +178,7 @@ class Stepper:
             part = one.part
             self.times.enter("compute")
             with self.frozen() if part.idle else nullcontext():
-                loss, values = self.forward(share, one)
+                loss, values = self.forward(share, one, train)
                 if not part.idle:
                     sums = values if sums is self._none else sums + values.double()
                 if number == count:
