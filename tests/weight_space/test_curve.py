@@ -33,10 +33,14 @@ def curve_between(coefficients=bezier, bends: int = 3) -> Curve:
 
 
 def test_it_begins_as_the_line_and_is_called_as_the_network() -> None:
-    curve = curve_between().eval()
+    curve = curve_between()
     x = torch.randn(8, 3, dtype=torch.float64)
     for curve.at, end in ((0.0, network(1)), (1.0, network(2))):
-        assert torch.equal(curve(x), end.eval()(x))
+        assert torch.equal(curve(x), end(x))
+    before = [buffer.clone() for buffer in curve.buffers()]
+    curve.eval()
+    assert torch.equal(curve(x), network(2)(x))  # by the batch, and nothing is recorded
+    assert all(map(torch.equal, curve.buffers(), before)) and not curve.bends[1].training
     line = [
         torch.lerp(a, b, 0.5)
         for a, b in zip(network(1).parameters(), network(2).parameters(), strict=True)
