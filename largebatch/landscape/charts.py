@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from largebatch.landscape.points import number
 from largebatch.record import BenchmarkRecord
+from largebatch.report.figures import Figure
 from largebatch.report.record_page import GREY, Tile, blank_figure, write_page
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure as Drawing
 
 WIDE = 20.0  # from this ratio on, losses are drawn by their logarithm
 COLOURS = "Viridis"
@@ -35,10 +36,11 @@ def write_landscape(path: Path, record: BenchmarkRecord) -> None:
 
 
 def _tiles(record: BenchmarkRecord) -> list[Tile]:
-    headline = record.details["headline"]["name"]
+    headline = Figure(**record.details["headline"])
     tiles = []
     for run in record.details["runs"]:
-        lines = [f"{headline} {_text(run[headline])}"] if headline in run else []
+        told = headline.name != "loss" and run[headline.name] is not None
+        lines = [f"{headline.label} {headline.text(run[headline.name])}"] if told else []
         tiles.append(Tile(f"loss of {run['name']}", _text(run["loss"]), lines))
     for row in record.rows:
         if "barrier" in row:
@@ -47,20 +49,20 @@ def _tiles(record: BenchmarkRecord) -> list[Tile]:
     return tiles
 
 
-def _charts(details: dict[str, Any]) -> Iterator[tuple[str, str, Figure]]:
-    pictures, headline = details["pictures"], details["headline"]
+def _charts(details: dict[str, Any]) -> Iterator[tuple[str, str, Drawing]]:
+    pictures, headline = details["pictures"], Figure(**details["headline"])
     if len(details["runs"]) == 2:
         yield "Loss along the paths", "t = 0: the first run, 1: the second", _paths(pictures)
-        if headline["name"] != "loss":
-            figure = _paths(pictures, headline["name"], headline["percent"])
-            yield f"{headline['name']} along the paths", "at the same points", figure
+        if headline.name != "loss":
+            figure = _paths(pictures, headline.name, headline.percent)
+            yield f"{headline.title} along the paths", "at the same points", figure
         return
     if "line" in pictures:
         note = "at multiples of a filter-normalised direction; 0: the run"
         yield "Loss along a line", note, _line(pictures["line"])
-        if headline["name"] != "loss":
-            figure = _line(pictures["line"], headline["name"], headline["percent"])
-            yield f"{headline['name']} along the line", "at the same points", figure
+        if headline.name != "loss":
+            figure = _line(pictures["line"], headline.name, headline.percent)
+            yield f"{headline.title} along the line", "at the same points", figure
     if "plane" in pictures:
         wide = _wide([number(point["loss"]) for point in pictures["plane"]])
         note = "lines of equal loss, by its logarithm" if wide else "lines of equal loss"
@@ -77,7 +79,7 @@ def _charts(details: dict[str, Any]) -> Iterator[tuple[str, str, Figure]]:
         yield "Smoothed loss along the line", note, _smooth(pictures["smooth"])
 
 
-def _line(points: Sequence[Point], key: str = "loss", percent: bool = False) -> Figure:
+def _line(points: Sequence[Point], key: str = "loss", percent: bool = False) -> Drawing:
     from plotly.graph_objects import Scatter
 
     figure = blank_figure("multiple of the direction", key, percent)
@@ -87,7 +89,7 @@ def _line(points: Sequence[Point], key: str = "loss", percent: bool = False) -> 
     return figure
 
 
-def _paths(pictures: dict[str, list[Point]], key: str = "loss", percent: bool = False) -> Figure:
+def _paths(pictures: dict[str, list[Point]], key: str = "loss", percent: bool = False) -> Drawing:
     from plotly.graph_objects import Scatter
 
     figure, every = blank_figure("t", key, percent), []
@@ -99,7 +101,7 @@ def _paths(pictures: dict[str, list[Point]], key: str = "loss", percent: bool = 
     return figure
 
 
-def _smooth(points: Sequence[Point]) -> Figure:
+def _smooth(points: Sequence[Point]) -> Drawing:
     from plotly.graph_objects import Scatter
 
     figure = blank_figure("multiple of the direction", "loss")
@@ -119,7 +121,7 @@ def _smooth(points: Sequence[Point]) -> Figure:
     return figure
 
 
-def _contour(points: Sequence[Point]) -> Figure:
+def _contour(points: Sequence[Point]) -> Drawing:
     from plotly.graph_objects import Contour, Scatter
 
     x, y, height, name = _grid(points)
@@ -151,7 +153,7 @@ def _contour(points: Sequence[Point]) -> Figure:
     return figure
 
 
-def _surface(points: Sequence[Point]) -> Figure:
+def _surface(points: Sequence[Point]) -> Drawing:
     from plotly.graph_objects import Surface
 
     x, y, height, name = _grid(points)
@@ -171,6 +173,7 @@ def _surface(points: Sequence[Point]) -> Figure:
         height=400,
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
         scene={
+            "camera": {"eye": {"x": 1.5, "y": 1.5, "z": 1.0}},
             "xaxis": {**axis, "title": {"text": "first"}},
             "yaxis": {**axis, "title": {"text": "second"}},
             "zaxis": {**axis, "title": {"text": name}},
@@ -205,7 +208,7 @@ def _wide(losses: Sequence[float | None]) -> bool:
     return bool(known) and min(known) > 0 and max(known) > WIDE * min(known)
 
 
-def _scale(figure: Figure, values: Sequence[float | None], key: str) -> None:
+def _scale(figure: Drawing, values: Sequence[float | None], key: str) -> None:
     if key == "loss" and _wide(values):
         figure.update_yaxes(type="log", rangemode="normal")
 

@@ -13,12 +13,15 @@ from largebatch.record import BenchmarkRecord
 from largebatch.weight_space import loss_barrier
 
 FORMULA = {
-    1: "loss(w + a d): mean over the samples, at a multiple of a Gaussian direction d whose filters"
-    " have the lengths of the network's, d_f |w_f| / |d_f| (Li et al. 2018); smooth: mean over"
-    " noise n of loss(w + a d + width n), n filter-normalised too, +n and -n",
-    2: "barrier: max over t of loss(w(t)) - ((1 - t) loss(w(0)) + t loss(w(1))), over the points;"
-    " line: (1 - t) w1 + t w2; bezier, of three bends: (1 - t)^2 w1 + 2 t (1 - t) b + t^2 w2;"
-    " polychain: a line from bend to bend (Garipov et al. 2018)",
+    1: """\
+loss(w + a d): mean over the samples, at a multiple a of a Gaussian direction d, filter by filter
+d_f |w_f| / |d_f| (Li et al. 2018)
+smooth: mean over noise n of loss(w + a d + width n), n filter-normalised too, both +n and -n""",
+    2: """\
+barrier: max over t of loss(w(t)) - ((1 - t) loss(w(0)) + t loss(w(1))), over the points
+line: (1 - t) w1 + t w2
+bezier, of three bends: (1 - t)^2 w1 + 2 t (1 - t) b + t^2 w2
+polychain: a line from bend to bend (Garipov et al. 2018)""",
 }
 WORDS = {
     "as-trained": "running statistics of batch norms are the run's at every point",
@@ -44,8 +47,9 @@ def conclude(
     ]
     notes = [
         f"{judge.count:,} samples of {settings.split}, seed {settings.seed}",
-        WORDS[settings.statistics].format(f"{settings.statistics_samples:,}"),
     ]
+    if networks.statistics[0]:
+        notes.append(WORDS[settings.statistics].format(f"{judge.statistics_count:,}"))
     if len(settings.runs) == 1:
         still = "stay" if settings.one_dimensional == "zero" else "are moved along themselves"
         notes.append(f"biases and parameters of norms {still}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -24,6 +23,9 @@ from largebatch.weight_space import Weights, norm_statistics, recompute_statisti
 class Judge:
     """Evaluates weights: every sample once over all ranks, whatever their number.
 
+    Attributes:
+        count: samples of an evaluation. statistics_count: those that statistics are recomputed of.
+
     Raises:
         UserError: ``--samples`` of data that are streams.
     """
@@ -40,9 +42,10 @@ class Judge:
             self.count = settings.samples
             order = EpochOrder(len(source), settings.seed)
         self._evaluator = run.evaluator(source, world, self.count, order)
-        self._statistics = None
+        self._statistics, self.statistics_count = None, 0
         if settings.statistics == "recomputed" and norm_statistics(run.model):
             self._statistics = StatisticsBatches(settings, networks, world)
+            self.statistics_count = self._statistics.count
 
     @torch.no_grad()
     def __call__(self, weights: Weights) -> dict[str, float]:
@@ -82,6 +85,7 @@ class StatisticsBatches:
         ghost = config.norm.ghost_size or 1
         self.size = max(size // ghost * ghost, min(ghost, len(source)))
         batches = max(1, count // self.size)
+        self.count = batches * self.size
         self._mine = range(
             batches * world.rank // world.world_size, batches * (world.rank + 1) // world.world_size
         )
@@ -99,8 +103,3 @@ class StatisticsBatches:
                 yield Request(0, self._order.indices(0, start, stop), np.arange(start, stop))
 
         return iter(self._reader.read(requests()))
-
-
-def loss_of(figures: Mapping[str, Any]) -> float:
-    """Return the loss of a point."""
-    return float(figures["loss"])

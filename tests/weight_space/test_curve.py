@@ -91,7 +91,7 @@ def test_training_lowers_the_barrier_and_keeps_the_ends() -> None:
     start, end = weights_of(first), weights_of(last)
     curve = Curve(first, start, end, seed=3)
     optimizer = SGD([p for p in curve.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
-    path = train_curve(curve, range(400), lambda model, _: model(), optimizer)
+    path = train_curve(curve, range(120), lambda model, _: model(), optimizer)
     assert torch.equal(path(0.0)["w"], start["w"]) and torch.equal(path(1.0)["w"], end["w"])
     places = torch.linspace(0, 1, 21, dtype=torch.float64).tolist()
 
