@@ -19,9 +19,9 @@ from largebatch.record import read_record
 
 pytestmark = pytest.mark.slow
 
-TRAIN = ["--data.limit=320", "--batch.size=32", "--schedule.length=8ep", "--optim.lr=0.05"]
+TRAIN = ["--data.limit=320", "--batch.size=32", "--schedule.length=10ep", "--optim.lr=0.05"]
 TRAIN += ["--norm.kind=ghost", "--norm.ghost_size=8", "--precision.compute=fp64"]
-TRAIN += ["--telemetry.hardware_every=0", "--model.name=c1"]
+TRAIN += ["--telemetry.hardware_every=0", "--model.name=digits_cnn"]
 PATHS = ["--points=11", "--length=4ep", "--norm-samples=96", "--pictures", "line", "bezier"]
 
 
