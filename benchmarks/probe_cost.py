@@ -36,10 +36,10 @@ from largebatch.train.trainer import Trainer
 BETWEEN = 4  # steps from a measurement to the next
 FORMULA = (
     "CPU ms of a step: user and system time; measurement = median over measured steps of (step with"
-    " the probe - median of its other steps), in steps = / median step without the probe; cost = "
-    "measurement in steps / default distance; the first, which may be longer, is left out; other steps"
-    " = median over pairs of (step with the probe that measures nothing / step without) - 1, whose"
-    " error is about 1 / sqrt(pairs) of what steps differ by; goal: 2%"
+    " the probe - median of its other steps), in steps = / median step without the probe; cost ="
+    " measurement in steps / default distance; the first, which may be longer, is left out; other"
+    " steps = median over pairs of (step with the probe that measures nothing / step without) - 1,"
+    " whose error is about 1 / sqrt(pairs) of what steps differ by; goal: 2%"
 )
 
 
