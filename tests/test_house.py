@@ -20,9 +20,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("distributed", "report", "doctor"),
     ("nn", "simulate"),
     ("models", "optim", "data"),
-    ("engine", "tasks", "probes"),
+    ("engine", "tasks", "probes", "weight_space"),
     ("train",),
-    ("study", "bench", "lab", "plan"),
+    ("study", "bench", "lab", "landscape", "plan"),
     ("cli", "recipes"),
     ("__main__",),
 )

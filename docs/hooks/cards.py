@@ -17,6 +17,7 @@ CARDS = {
     "largebatch/probes/README.md": "methods/noise.md",
     "largebatch/tasks/README.md": "methods/tasks.md",
     "largebatch/study/README.md": "methods/studies.md",
+    "largebatch/landscape/README.md": "methods/landscapes.md",
     "benchmarks/README.md": "records.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",

@@ -24,7 +24,7 @@ from largebatch.bench import contrastive_peers as peers
 from largebatch.bench.messages import BACKEND, messages, register
 from largebatch.nn import contrastive_loss
 from largebatch.nn.contrast_arguments import TILES
-from largebatch.nn.contrast_tiles import KINDS
+from largebatch.nn.contrast_tiles import KINDS as KINDS
 from largebatch.processes import World
 from largebatch.processes.group import choose_device
 from largebatch.record import BenchmarkRecord, json_text

@@ -19,6 +19,7 @@ from largebatch.nn.frozen import frozen_statistics
 from largebatch.nn.fuse import fuse, unfuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
+from largebatch.nn.hidden_mixing import hidden_mixing, mix_blocks
 from largebatch.nn.l1_batch_norm import L1BatchNorm
 from largebatch.nn.linf_batch_norm import LInfBatchNorm
 from largebatch.nn.merge import (
@@ -28,7 +29,7 @@ from largebatch.nn.merge import (
     rank_statistics,
 )
 from largebatch.nn.over_ghosts import observable_norms, ties_ranks, ties_samples
-from largebatch.nn.place import ghost_place, ghost_rows
+from largebatch.nn.place import current_place, ghost_place, ghost_rows
 from largebatch.nn.registry import NormFacts, norms
 from largebatch.nn.running import discard_step, keep_running, step_end
 from largebatch.nn.sample_norm import SampleNorm
@@ -59,6 +60,7 @@ __all__ = [
     "contrast_in_passes",
     "contrastive_loss",
     "convert_batch_norm",
+    "current_place",
     "discard_step",
     "find_classifier",
     "fix_classifier",
@@ -68,6 +70,7 @@ __all__ = [
     "ghost_rows",
     "ghost_sizes",
     "has_batch_norm",
+    "hidden_mixing",
     "join_ranks",
     "keep_running",
     "load_rank_statistics",
@@ -75,6 +78,7 @@ __all__ = [
     "merge_running_stats",
     "merged_running_stats",
     "minimum_samples",
+    "mix_blocks",
     "normalize_weights",
     "norms",
     "observable_norms",
