@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from largebatch.lab import (  # noqa: F401
     implicit_bias,
+    jam_ensembles,
+    jam_generalization,
+    jamming,
+    mean_field,
+    noisy_gd,
+    tail_alpha,
 )
 from largebatch.lab.experiment import (
     Check,
