@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from largebatch.lab import (  # noqa: F401
+    early_stopping,
+    gd_vs_sgd,
     implicit_bias,
     jam_ensembles,
     jam_generalization,
     jamming,
+    lr_over_batch,
     mean_field,
+    no_budget,
     noisy_gd,
+    smith_noise_scale,
     tail_alpha,
+    ultra_slow,
 )
 from largebatch.lab.experiment import (
     Check,

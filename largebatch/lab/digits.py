@@ -1,12 +1,15 @@
-"""The handwritten digits as plain tensors, divided anew for each seed."""
+"""The handwritten digits as plain tensors, divided anew for each seed, and perceptrons for them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from largebatch.data import DataConfig
 from largebatch.data.build import build_source
@@ -39,3 +42,35 @@ def _all() -> tuple[Tensor, Tensor]:
         images.append((source.images.flatten(1) * source.scale - source.mean[0]) / source.std[0])
         labels.append(source.labels)
     return torch.cat(images), torch.cat(labels)
+
+
+def perceptron(*hidden: int, seed: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """Return linear layers with ReLU between them, for 64 pixels and 10 classes."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise((64, *hidden, 10)):
+        layers += [nn.Linear(inputs, outputs, dtype=dtype), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Yield the rows of batches without end, every epoch in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=generator).split(size)
+
+
+def step(model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    """Take a step down the cross-entropy of a batch; return the loss before it."""
+    loss = nn.functional.cross_entropy(model(x), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+@torch.no_grad()
+def judged(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, int]:
+    """Return the mean cross-entropy and the number of mistakes."""
+    outputs = model(x)
+    return float(nn.functional.cross_entropy(outputs, y)), int((outputs.argmax(1) != y).sum())

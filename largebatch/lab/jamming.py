@@ -115,6 +115,11 @@ class Scanned(NamedTuple):
     losses: Tensor
     outputs: Tensor
 
+    @property
+    def fits(self) -> bool:
+        """Whether half of the networks meet all constraints, or more."""
+        return bool((self.broken == 0).float().mean() >= 0.5)
+
 
 def scan(
     shapes: Sequence[tuple[int, int]],
@@ -124,23 +129,31 @@ def scan(
     seed: int,
     held_out: Data | None = None,
     loss: Callable[[Tensor], Tensor] = hinge,
+    downwards: bool = False,
 ) -> list[Scanned]:
-    """Train ``count`` networks of each shape on the same data."""
-    rows = []
+    """Train ``count`` networks of each shape on the same data; return them in order of N.
+
+    Args:
+        downwards: begin with the largest, and end after two shapes in a row that do not fit.
+    """
+    shapes = shapes[::-1] if downwards else shapes
+    rows: list[Scanned] = []
     for shape in shapes:
         nets = Nets(shape, count, seed)
         margins, losses = train(nets, data, steps, loss)
         with torch.no_grad():
             outputs = nets((held_out or data).x)
         rows.append(Scanned(nets.size, (margins < 1).sum(1), losses, outputs))
-    return rows
+        if downwards and len(rows) > 1 and not any(each.fits for each in rows[-2:]):
+            break
+    return rows[::-1] if downwards else rows
 
 
 def threshold(scanned: Sequence[Scanned]) -> int | None:
-    """Return N*: the least N from which on half of the networks meet all constraints, or more."""
+    """Return N*: the least N that fits, and all larger ones with it."""
     found = None
     for each in reversed(scanned):
-        if (each.broken == 0).float().mean() < 0.5:
+        if not each.fits:
             break
         found = each.size
     return found
@@ -157,13 +170,14 @@ class Jamming(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Look for N* of random labels; then for that of the logistic loss at one P."""
-        counts = scale.pick((48, 96, 192), (64, 128, 256, 512))
-        steps, nets, between = scale.pick((600, 3, (0,)), (3000, 4, (0, 1)))
+        counts = scale.pick((64, 128, 256), (64, 128, 256, 512))
+        steps, nets, between = scale.pick((700, 3, (0,)), (3000, 4, (0, 1)))
         rows, curves, points = [], [], []
         zero = True
         for seed in scale.seeds:
             for count in counts:
-                scanned = scan(_shapes(count, between), random_data(count, seed), nets, steps, seed)
+                shapes, data = _shapes(count, between), random_data(count, seed)
+                scanned = scan(shapes, data, nets, steps, seed, downwards=True)
                 zero &= all(bool(((s.losses == 0) == (s.broken == 0)).all()) for s in scanned)
                 critical = threshold(scanned)
                 below = [s for s in scanned if critical is None or s.size < critical]

@@ -21,7 +21,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
-from largebatch.lab.pictures import Series, over_seeds, lines, scatter
+from largebatch.lab.pictures import Series, lines, over_seeds, scatter
 from largebatch.report.log_fit import straight_line
 
 INPUTS, SAMPLES, RATE = 5, 64, 2.0
@@ -129,12 +129,32 @@ class MeanField(Experiment):
             curves.append(over_seeds(f"N = {count}", at, runs))
             rows.append({"N": count, "loss of gradient descent at the end": spread(flow[-1])})
         checks = [
-            Check("mean squared distance of SGD and GD ~ N^b", "b = -1", f"b = {slope:.2f} ± {error:.2f}", abs(slope + 1) < max(0.25, 2 * error)),
-            Check("mean of the steps of single samples less the step of all", "0", f"{whole:.1e}", whole < 1e-12, True),
-            Check("loss at the end, widest over narrowest", "at most 1: N large enough, a global minimum", spread([a / b for a, b in zip(flow[-1], flow[0], strict=True)]), agreed(a <= b for a, b in zip(flow[-1], flow[0], strict=True))),
+            Check(
+                "mean squared distance of SGD and GD ~ N^b",
+                "b = -1",
+                f"b = {slope:.2f} ± {error:.2f}",
+                abs(slope + 1) < max(0.25, 2 * error),
+            ),
+            Check(
+                "mean of the steps of single samples less the step of all",
+                "0",
+                f"{whole:.1e}",
+                whole < 1e-12,
+                True,
+            ),
+            Check(
+                "loss at the end, widest over narrowest",
+                "at most 1: N large enough, a global minimum",
+                spread([a / b for a, b in zip(flow[-1], flow[0], strict=True)]),
+                agreed(a <= b for a, b in zip(flow[-1], flow[0], strict=True)),
+            ),
         ]
         charts = [
-            ("SGD against gradient descent", "mean square over the samples' outputs and seeds", scatter("N", "squared distance", [Series("seeds' mean", widths, mean)], "xy")),
+            (
+                "SGD against gradient descent",
+                "mean square over the samples' outputs and seeds",
+                scatter("N", "squared distance", [Series("seeds' mean", widths, mean)], "xy"),
+            ),
             ("Gradient flow", "range over seeds", lines("time", "loss", curves, "y")),
         ]
         return Findings(checks, rows, charts, [f"time {time:g}; the loss is followed to {long:g}"])

@@ -115,8 +115,18 @@ class NoisyDescent(Experiment):
             rows.append({"temperature": temperature, "escaped": spread(ends[temperature])})
         noisy = [max(ends[t][k] for t in ends) for k in range(len(scale.seeds))]
         checks += [
-            Check("escapes without noise", "none", spread(ends[0.0]), agreed(s == 0 for s in ends[0.0])),
-            Check("escapes with cooled noise", "usually", spread(noisy), agreed(s > 0.5 for s in noisy)),
+            Check(
+                "escapes without noise",
+                "none",
+                spread(ends[0.0]),
+                agreed(s == 0 for s in ends[0.0]),
+            ),
+            Check(
+                "escapes with cooled noise",
+                "usually",
+                spread(noisy),
+                agreed(s > 0.5 for s in noisy),
+            ),
         ]
         chart = lines("step", "", curves, percent=True)
         note = "share of chains in the deeper well, all started in the shallower; first seed"

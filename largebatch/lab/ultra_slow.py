@@ -1,0 +1,195 @@
+"""Ultra-slow diffusion: in a potential whose deviations grow as d^g, ln(time) does as well.
+
+Hoffer, Hubara, Soudry 2017, section 4; Marinari et al. 1983; Sinai 1982 for g = 1/2. A walk over a
+line hops from i to i + 1 at the rate exp(-(V' - V) / 2). Its mean time to a distance d is known for
+every potential, so times far beyond any simulation are at hand.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from largebatch.lab.digits import batches, digits, judged, perceptron, step
+from largebatch.lab.experiment import (
+    Check,
+    Experiment,
+    Findings,
+    Scale,
+    agreed,
+    experiments,
+    spread,
+)
+from largebatch.lab.pictures import Series, lines
+from largebatch.optim import SGD
+from largebatch.report.log_fit import log_fit, straight_line
+
+Floats: TypeAlias = NDArray[np.float64]
+EXPONENTS = (0.5, 0.75, 0.9)
+HEIGHT = 30.0  # standard deviation of V after one site
+
+
+def potentials(exponent: float, count: int, length: int, rng: np.random.Generator) -> Floats:
+    """Draw fractional Brownian paths (count, length + 1) from 0 (Davies and Harte 1987)."""
+    lag = np.arange(length + 1.0)
+    power = 2 * exponent
+    covariance = (np.abs(lag + 1) ** power + np.abs(lag - 1) ** power) / 2 - lag**power
+    spectrum = np.fft.rfft(np.concatenate((covariance, covariance[-2:0:-1]))).clip(min=0)
+    shape = (count, len(spectrum))
+    noise = rng.normal(size=shape) + 1j * rng.normal(size=shape)
+    noise[:, [0, -1]] = noise[:, [0, -1]].real * math.sqrt(2)
+    steps = np.fft.irfft(noise * np.sqrt(spectrum * length), axis=1)[:, :length]
+    return np.concatenate((np.zeros((count, 1)), np.cumsum(steps, axis=1)), axis=1)
+
+
+def log_times(potential: Floats) -> Floats:
+    """Return ln of the mean time from 0 to each distance 1, 2, ...; walls stand at 0.
+
+    T(d) = sum over j < d, i <= j of exp((V_j + V_(j+1)) / 2 - V_i): (paths, length).
+    """
+    inside = np.logaddexp.accumulate(-potential[:, :-1], axis=1)
+    return np.logaddexp.accumulate((potential[:, :-1] + potential[:, 1:]) / 2 + inside, axis=1)
+
+
+def walk(potential: Floats, walkers: int, rng: np.random.Generator) -> Floats:
+    """Return the times at which walkers reach the end of one potential, hop by hop."""
+    up = np.append(np.exp(-(potential[1:] - potential[:-1]) / 2), 0)
+    down = np.append(0, np.exp((potential[1:] - potential[:-1]) / 2))
+    place, time = np.zeros(walkers, dtype=int), np.zeros(walkers)
+    while len(on := np.flatnonzero(place < len(potential) - 1)):
+        at = place[on]
+        total = up[at] + down[at]
+        time[on] += rng.exponential(size=len(on)) / total
+        place[on] += np.where(rng.uniform(size=len(on)) * total < up[at], 1, -1)
+    return time
+
+
+@experiments.register("ultra-slow")
+class UltraSlow(Experiment):
+    """The law in random potentials; then loss against distance, and distance against time."""
+
+    lecture = "Train longer, generalize better (Hoffer, Hubara, Soudry)"
+    claim = "std ~ |w - w(0)|^g; time to pass the tallest barrier t ~ exp(d^g): d ~ log^(1/g) t"
+    source = "Hoffer et al. 2017, section 4; Marinari et al. 1983"
+    minutes = 1.0
+
+    def measure(self, scale: Scale) -> Findings:
+        """Recover g from times; compare one potential's times with walkers; then look at digits."""
+        rng = np.random.default_rng(0)
+        paths, length = scale.pick(320, 3200), scale.pick(2**12, 2**14)
+        at = np.unique(np.geomspace(2**5, length, 24).astype(int)) - 1
+        rows, checks, curves = [], [], []
+        for exponent in EXPONENTS:
+            means = []
+            for _ in range(8):
+                drawn = HEIGHT * potentials(exponent, paths // 8, length, rng)
+                means.append(log_times(drawn)[:, at].mean(0))
+            fits = [straight_line(np.log(at + 1.0).tolist(), np.log(m).tolist())[0] for m in means]
+            fit, error = float(np.mean(fits)), float(np.std(fits, ddof=1)) / math.sqrt(8)
+            rows.append(
+                {
+                    "g": exponent,
+                    "fit": round(fit, 4),
+                    "SE": round(error, 4),
+                    "1/g": round(1 / fit, 3),
+                }
+            )
+            checks.append(
+                Check(
+                    f"d ~ (ln t)^a in a potential of g = {exponent}",
+                    f"a = {1 / exponent:.3f}",
+                    f"a = {1 / fit:.3f} ± {error / fit**2:.3f}",
+                    abs(fit - exponent) < 3 * error,
+                    True,
+                )
+            )
+            mean = np.mean(means, axis=0).tolist()
+            curves.append(Series(f"g = {exponent}", mean, (at + 1.0).tolist()))
+        checks.append(_walked(scale.pick(2000, 20000), rng))
+        slopes, fitted, charted = [], [], []
+        for seed in scale.seeds:
+            slopes.append(_rise(seed))
+            steps, distances = _distances(seed, scale.pick(1500, 20000))
+            found = log_fit(steps, distances)
+            assert found is not None
+            fitted.append(found)
+            charted.append(Series(f"seed {seed}", steps, distances))
+            rows.append(
+                {"digits, seed": seed, "g of the loss": slopes[-1], "log fit": found.text()}
+            )
+        checks += [
+            Check(
+                "digits: std of the loss ~ distance^g from the start",
+                "g = 1, so that d ~ log t",
+                f"g = {spread(slopes)}",
+                agreed(0.75 < g < 1.25 for g in slopes),
+            ),
+            Check(
+                "digits, high rate: R² of distance = a + b ln t",
+                "above .95",
+                spread([fit.r2 for fit in fitted], 4),
+                agreed(fit.r2 > 0.95 for fit in fitted),
+            ),
+        ]
+        charts = [
+            (
+                "Distance in random potentials",
+                "dashes none: mean of ln T",
+                lines("mean ln t", "d", curves, "xy"),
+            ),
+            (
+                "Weight distance on digits",
+                "a straight line: log t",
+                lines("step", "|w - w(0)|", charted, "x"),
+            ),
+        ]
+        return Findings(checks, rows, charts)
+
+
+def _walked(walkers: int, rng: np.random.Generator) -> Check:
+    potential = 1.5 * potentials(0.5, 1, 12, rng)
+    times, mean = walk(potential[0], walkers, rng), math.exp(log_times(potential)[0, -1])
+    error = float(times.std()) / math.sqrt(walkers)
+    measured = f"{times.mean():.4g} ± {error:.2g}"
+    holds = bool(abs(times.mean() - mean) < 4 * error)
+    return Check("mean time of walkers over one potential", f"{mean:.4g}", measured, holds, True)
+
+
+def _rise(seed: int) -> float:
+    """Return the power of the distance that the spread of the loss grows with, over directions."""
+    data, model = digits(300, seed), perceptron(64, seed=seed)
+    parameters = list(model.parameters())
+    start = torch.nn.utils.parameters_to_vector(parameters).detach()
+    at = (0.5, 1.0, 2.0, 4.0, 8.0)
+    rises = []
+    for _ in range(50):
+        way = torch.randn_like(start)
+        row = []
+        for distance in (0.0, *at):
+            moved = start + distance * way / way.norm()
+            torch.nn.utils.vector_to_parameters(moved, parameters)
+            row.append(judged(model, data.x, data.y)[0])
+        rises.append([(value - row[0]) ** 2 for value in row[1:]])
+    spreads = [math.sqrt(sum(column) / len(column)) for column in zip(*rises, strict=True)]
+    return straight_line([math.log(d) for d in at], [math.log(s) for s in spreads])[0]
+
+
+def _distances(seed: int, steps: int) -> tuple[list[float], list[float]]:
+    """Return steps and distances from the start under SGD at a high rate, batch 32."""
+    data, model = digits(1000, seed), perceptron(64, seed=seed)
+    optimizer, order = SGD(model.parameters(), lr=0.1, momentum=0.9), batches(1000, 32, seed)
+    parameters = list(model.parameters())
+    start = torch.nn.utils.parameters_to_vector(parameters).detach().clone()
+    points = {round(10 ** (k / 10)) for k in range(int(10 * math.log10(steps)) + 1)}
+    found = []
+    for number in range(1, steps + 1):
+        rows = next(order)
+        step(model, optimizer, data.x[rows], data.y[rows])
+        if number in points:
+            now = torch.nn.utils.parameters_to_vector(parameters).detach()
+            found.append((float(number), float((now - start).norm())))
+    return [s for s, _ in found], [d for _, d in found]
