@@ -44,13 +44,17 @@ def _all() -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-def perceptron(*hidden: int, seed: int, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    """Return linear layers with ReLU between them, for 64 pixels and 10 classes."""
+def perceptron(
+    *hidden: int, seed: int, norm: bool = False, dtype: torch.dtype = torch.float32
+) -> nn.Sequential:
+    """Return linear layers with ReLU between them, after batch norm or without."""
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise((64, *hidden, 10)):
-        layers += [nn.Linear(inputs, outputs, dtype=dtype), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    for inputs, outputs in pairwise((64, *hidden)):
+        layers.append(nn.Linear(inputs, outputs, dtype=dtype))
+        layers += [nn.BatchNorm1d(outputs, dtype=dtype)] if norm else []
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers, nn.Linear(hidden[-1], 10, dtype=dtype))
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[Tensor]:

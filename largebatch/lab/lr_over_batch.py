@@ -37,6 +37,7 @@ def top_eigenvalue(model: nn.Module, data: Digits, products: int = 20) -> float:
         [g.flatten() for g in torch.autograd.grad(loss, parameters, create_graph=True)]
     )
 
+    @torch.enable_grad()
     def product(vector: Tensor) -> Tensor:
         return space.flat(torch.autograd.grad(slope @ vector, parameters, retain_graph=True))
 

@@ -88,46 +88,28 @@ class MeanField(Experiment):
     def measure(self, scale: Scale) -> Findings:
         """Fit a power of N to the mean squared distance; follow the loss far beyond for flow."""
         widths = scale.pick((32, 64, 128, 256), (32, 64, 128, 256, 512, 1024))
-        time, repeats = scale.pick(6.0, 10.0), scale.pick(2, 4)
-        rows, points, slopes = [], [], []
-        whole = 0.0
+        time, long = scale.pick((6.0, 400.0), (10.0, 4000.0))
+        rows, points = [], []
         for seed in scale.seeds:
+            x, _ = problem(seed)
             gaps = []
             for count in widths:
-                x, _ = problem(seed)
-                outputs = descend(count, seed, time, 1 / count)(x)
-                gaps.append(float((sample(count, seed, time)(x) - outputs).square().mean()))
+                flow = descend(count, seed, time, 1 / count)(x)
+                gaps.append(float((sample(count, seed, time)(x) - flow).square().mean()))
                 rows.append({"seed": seed, "N": count, "squared distance": f"{gaps[-1]:.3e}"})
             points.append(gaps)
-        logs = [math.log(count) for count in widths]
         mean = [sum(column) / len(column) for column in zip(*points, strict=True)]
-        slope, _, error, _ = straight_line(logs, [math.log(gap) for gap in mean])
-        x, y = problem(0)
-        one, all_at_once = Particles(32, 0), Particles(32, 0)
-        one.step(x, y, 0.1)
-        parts = [Particles(32, 0) for _ in range(SAMPLES)]
-        for row, part in enumerate(parts):
-            part.step(x[row : row + 1], y[row : row + 1], 0.1)
-        average = torch.stack([part.w for part in parts]).mean(0)
-        whole = float((average - one.w).abs().max())
-        del all_at_once, repeats, slopes
-        flow, curves = [], []
-        long = scale.pick(400.0, 4000.0)
-        for count in widths[:: max(1, len(widths) // 3)]:
-            runs = []
-            for seed in scale.seeds:
-                x, y = problem(seed)
-                units = Particles(count, seed)
-                losses = []
-                for number in range(round(long * 2)):
-                    if number % max(1, round(long / 50)) == 0:
-                        losses.append(float((units(x) - y).square().mean() / 2))
-                    units.step(x, y, RATE / 2)
-                runs.append(losses)
-            flow.append([run[-1] for run in runs])
-            at = [k * max(1, round(long / 50)) / 2 for k in range(len(runs[0]))]
+        logs = [[math.log(value) for value in each] for each in (widths, mean)]
+        slope, _, error, _ = straight_line(*logs)
+        whole = _difference()
+        curves, ends = [], []
+        for count in (widths[0], widths[-1]):
+            runs = [_losses(count, seed, long) for seed in scale.seeds]
+            ends.append([run[-1] for run in runs])
+            at = [k * long / len(runs[0]) for k in range(len(runs[0]))]
             curves.append(over_seeds(f"N = {count}", at, runs))
-            rows.append({"N": count, "loss of gradient descent at the end": spread(flow[-1])})
+            rows.append({"N": count, "loss at the end": spread(ends[-1])})
+        narrow, wide = ends
         checks = [
             Check(
                 "mean squared distance of SGD and GD ~ N^b",
@@ -145,8 +127,8 @@ class MeanField(Experiment):
             Check(
                 "loss at the end, widest over narrowest",
                 "at most 1: N large enough, a global minimum",
-                spread([a / b for a, b in zip(flow[-1], flow[0], strict=True)]),
-                agreed(a <= b for a, b in zip(flow[-1], flow[0], strict=True)),
+                spread([a / b for a, b in zip(wide, narrow, strict=True)]),
+                agreed(a <= b for a, b in zip(wide, narrow, strict=True)),
             ),
         ]
         charts = [
@@ -158,3 +140,26 @@ class MeanField(Experiment):
             ("Gradient flow", "range over seeds", lines("time", "loss", curves, "y")),
         ]
         return Findings(checks, rows, charts, [f"time {time:g}; the loss is followed to {long:g}"])
+
+
+def _losses(count: int, seed: int, time: float) -> list[float]:
+    """Return the loss of gradient descent, 50 times on its way."""
+    x, y = problem(seed)
+    units, losses = Particles(count, seed), []
+    for _ in range(50):
+        losses.append(float((units(x) - y).square().mean() / 2))
+        for _ in range(round(2 * time / 50)):
+            units.step(x, y, RATE / 2)
+    return losses
+
+
+def _difference() -> float:
+    """Return the largest entry of the mean step of single samples less the step of all."""
+    x, y = problem(0)
+    every = [(x[row : row + 1], y[row : row + 1]) for row in range(SAMPLES)]
+    moved = []
+    for part in [*every, (x, y)]:
+        units = Particles(32, 0)
+        units.step(*part, 0.1)
+        moved.append(units.w)
+    return float((torch.stack(moved[:-1]).mean(0) - moved[-1]).abs().max())

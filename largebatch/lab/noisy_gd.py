@@ -83,7 +83,12 @@ class NoisyDescent(Experiment):
             found = stationary(size, chains, max(steps, 2), 0)
             error = theory * math.sqrt(2 / chains)
             rows.append(
-                {"e h": size, "variance": round(found, 5), "formula": round(theory, 5), "SE": error}
+                {
+                    "e h": size,
+                    "variance": round(found, 5),
+                    "formula": round(theory, 5),
+                    "SE": round(error, 5),
+                }
             )
             checks.append(
                 Check(

@@ -80,8 +80,8 @@ class UltraSlow(Experiment):
     def measure(self, scale: Scale) -> Findings:
         """Recover g from times; compare one potential's times with walkers; then look at digits."""
         rng = np.random.default_rng(0)
-        paths, length = scale.pick(320, 3200), scale.pick(2**12, 2**14)
-        at = np.unique(np.geomspace(2**5, length, 24).astype(int)) - 1
+        paths, length = scale.pick(160, 1600), scale.pick(2**13, 2**16)
+        at = np.unique(np.geomspace(scale.pick(2**8, 2**10), length, 24).astype(int)) - 1
         rows, checks, curves = [], [], []
         for exponent in EXPONENTS:
             means = []
@@ -119,7 +119,11 @@ class UltraSlow(Experiment):
             fitted.append(found)
             charted.append(Series(f"seed {seed}", steps, distances))
             rows.append(
-                {"digits, seed": seed, "g of the loss": slopes[-1], "log fit": found.text()}
+                {
+                    "digits, seed": seed,
+                    "g of the loss": round(slopes[-1], 3),
+                    "log fit": found.text(),
+                }
             )
         checks += [
             Check(
@@ -138,7 +142,7 @@ class UltraSlow(Experiment):
         charts = [
             (
                 "Distance in random potentials",
-                "dashes none: mean of ln T",
+                "against the mean of ln T over potentials",
                 lines("mean ln t", "d", curves, "xy"),
             ),
             (
@@ -161,7 +165,7 @@ def _walked(walkers: int, rng: np.random.Generator) -> Check:
 
 def _rise(seed: int) -> float:
     """Return the power of the distance that the spread of the loss grows with, over directions."""
-    data, model = digits(300, seed), perceptron(64, seed=seed)
+    data, model = digits(300, seed), perceptron(64, 64, 64, seed=seed, norm=True)
     parameters = list(model.parameters())
     start = torch.nn.utils.parameters_to_vector(parameters).detach()
     at = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -180,7 +184,7 @@ def _rise(seed: int) -> float:
 
 def _distances(seed: int, steps: int) -> tuple[list[float], list[float]]:
     """Return steps and distances from the start under SGD at a high rate, batch 32."""
-    data, model = digits(1000, seed), perceptron(64, seed=seed)
+    data, model = digits(1000, seed), perceptron(64, 64, 64, seed=seed, norm=True)
     optimizer, order = SGD(model.parameters(), lr=0.1, momentum=0.9), batches(1000, 32, seed)
     parameters = list(model.parameters())
     start = torch.nn.utils.parameters_to_vector(parameters).detach().clone()
