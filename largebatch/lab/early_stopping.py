@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 
-from largebatch.lab.digits import digits, judged, perceptron, step
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -21,6 +20,7 @@ from largebatch.lab.experiment import (
     spread,
 )
 from largebatch.lab.implicit_bias import POINTS, RATE, descend
+from largebatch.lab.perceptrons import digits, judged, perceptron, step
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.optim import SGD
 

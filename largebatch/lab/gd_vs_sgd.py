@@ -11,7 +11,6 @@ from itertools import islice
 import torch
 from torch import nn
 
-from largebatch.lab.digits import Digits, batches, digits, judged, perceptron, step
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -20,6 +19,7 @@ from largebatch.lab.experiment import (
     agreed,
     experiments,
 )
+from largebatch.lab.perceptrons import Digits, batches, digits, judged, perceptron, step
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.optim import SGD
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from largebatch.lab.digits import digits
 from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments, spread
+from largebatch.lab.perceptrons import digits
 from largebatch.lab.pictures import Series, lines, scatter
 from largebatch.report.log_fit import straight_line
 

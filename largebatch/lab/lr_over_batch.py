@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from largebatch.lab.digits import Digits, batches, digits, perceptron, step
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -19,12 +18,13 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.perceptrons import Digits, batches, digits, perceptron, step
 from largebatch.lab.pictures import Series, lines
 from largebatch.optim import SGD
 from largebatch.probes.lanczos import lanczos
 from largebatch.probes.parameter_space import ParameterSpace
 
-SETTINGS = ((0.01, 16), (0.02, 32), (0.04, 64), (0.04, 16), (0.08, 32), (0.16, 64))
+SETTINGS = ((0.02, 16), (0.04, 32), (0.08, 64), (0.08, 16), (0.16, 32), (0.32, 64))
 TRAIN = 512
 
 
@@ -70,7 +70,7 @@ class RateOverBatch(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Compare largest eigenvalues after equally many epochs."""
-        epochs = scale.pick(12, 100)
+        epochs = scale.pick(20, 100)
         tops: dict[tuple[float, int], list[float]] = {}
         rows = []
         for rate, size in SETTINGS:

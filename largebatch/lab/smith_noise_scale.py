@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from largebatch.lab.digits import batches, digits, judged, perceptron, step
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -22,6 +21,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.perceptrons import batches, digits, judged, perceptron, step
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.optim import SGD
 

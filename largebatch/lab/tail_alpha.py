@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -22,6 +21,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.perceptrons import digits
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.optim import SGD
 from largebatch.probes import tail_index

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from largebatch.lab.digits import batches, digits, judged, perceptron, step
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -24,6 +23,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.perceptrons import batches, digits, judged, perceptron, step
 from largebatch.lab.pictures import Series, lines
 from largebatch.optim import SGD
 from largebatch.report.log_fit import log_fit, straight_line

@@ -85,6 +85,23 @@ def test_the_picture_of_the_gap_is_up_to_date() -> None:
     assert gap.PICTURE.read_text(encoding="utf-8") == gap.gap_svg(), "python docs/hooks/gap.py"
 
 
+def test_the_tables_of_experiments_come_from_their_record(
+    hooks: ModuleType, tmp_path: Path
+) -> None:
+    from largebatch.lab.everything import summary_of
+    from largebatch.lab.perform import perform
+    from largebatch.record import write_record
+
+    assert "{{ lab }}" in (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
+    record = perform("noisy-gd", quick=True)[1]
+    write_record(tmp_path / "lab.json", summary_of([record]))
+    tables = hooks.lab_tables(tmp_path / "lab.json")
+    assert "| [noisy-gd](#lab-noisy-gd) | " in tables
+    assert "### noisy-gd { #lab-noisy-gd }" in tables
+    assert all(f"| {each['what']} | " in tables for each in record.details["checks"])
+    assert "largebatch lab --all" in hooks.lab_tables(tmp_path / "absent.json")
+
+
 @pytest.mark.slow
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     if importlib.util.find_spec("mkdocs") is None:
