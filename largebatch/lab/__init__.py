@@ -8,7 +8,7 @@ from largebatch.lab import (  # noqa: F401
     implicit_bias,
     jam_ensembles,
     jam_generalization,
-    jamming,
+    jam_threshold,
     lr_over_batch,
     mean_field,
     no_budget,

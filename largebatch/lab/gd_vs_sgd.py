@@ -40,7 +40,7 @@ class DescentAndSgd(Experiment):
     def measure(self, scale: Scale) -> Findings:
         """Count mistakes on what is held out when both have a training loss of 0.02."""
         train, widths = scale.pick(400, 600), scale.pick((8, 32, 128), (8, 32, 128, 600))
-        rows = []
+        rows, sizes = [], {}
         mistakes: dict[tuple[str, int], list[int]] = {}
         for width in widths:
             for seed in scale.seeds:
@@ -48,6 +48,7 @@ class DescentAndSgd(Experiment):
                 for name, size in (("SGD", BATCH), ("GD", train)):
                     steps, found, parameters = _trained(data, width, size, RATES[name], seed)
                     mistakes.setdefault((name, width), []).append(found)
+                    sizes[width] = parameters
                     rows.append(
                         {
                             "N": parameters,
@@ -101,7 +102,7 @@ class DescentAndSgd(Experiment):
         curves = [
             over_seeds(
                 name,
-                [row["N"] for row in rows if row["by"] == name and row["seed"] == 0],
+                [sizes[width] for width in widths],
                 [
                     [mistakes[name, width][k] / held_out for width in widths]
                     for k in range(len(scale.seeds))

@@ -14,10 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments, spread
 from largebatch.lab.perceptrons import digits
-from largebatch.lab.pictures import Series, lines, scatter
-from largebatch.report.log_fit import straight_line
 
 INPUTS = 10
 RATE = 0.03
@@ -157,92 +154,3 @@ def threshold(scanned: Sequence[Scanned]) -> int | None:
             break
         found = each.size
     return found
-
-
-@experiments.register("jam-N*")
-class Jamming(Experiment):
-    """Scans N for several P: two kinds of shapes, so that N goes in steps of some ten."""
-
-    lecture = "An overview of empirical studies in NNs (Sagun)"
-    claim = "N*: critical number of parameters that fits D_train"
-    source = "Spigler, Geiger et al. 2018, arXiv:1810.09665, section 3; Geiger et al. 2018"
-    minutes = 3.0
-
-    def measure(self, scale: Scale) -> Findings:
-        """Look for N* of random labels; then for that of the logistic loss at one P."""
-        counts = scale.pick((64, 128, 256), (64, 128, 256, 512))
-        steps, nets, between = scale.pick((700, 3, (0,)), (3000, 4, (0, 1)))
-        rows, curves, points = [], [], []
-        zero = True
-        for seed in scale.seeds:
-            for count in counts:
-                shapes, data = _shapes(count, between), random_data(count, seed)
-                scanned = scan(shapes, data, nets, steps, seed, downwards=True)
-                zero &= all(bool(((s.losses == 0) == (s.broken == 0)).all()) for s in scanned)
-                critical = threshold(scanned)
-                below = [s for s in scanned if critical is None or s.size < critical]
-                jump = float(below[-1].broken.max()) / below[-1].size if below else math.nan
-                row = {"P": count, "seed": seed, "N*": critical, "broken / N just below": jump}
-                rows.append(row)
-                if critical is not None:
-                    points.append((count, critical))
-                if seed == scale.seeds[0]:
-                    sizes = [s.size / count for s in scanned]
-                    shares = [float(s.broken.float().mean()) / s.size for s in scanned]
-                    curves.append(Series(f"P = {count}", sizes, shares, mode="lines+markers"))
-        logs = [[math.log(value) for value in each] for each in zip(*points, strict=True)]
-        exponent, _, error, _ = straight_line(*logs)
-        per, offset, _, r2 = straight_line(*zip(*points, strict=True))
-        data = random_data(counts[0], scale.seeds[0])
-        soft = scan(_shapes(counts[0], between), data, nets, steps, 0, loss=_logistic)
-        checks = [
-            Check(
-                "N* ~ P^a",
-                "a = 1: N* linear in P",
-                f"a = {exponent:.2f} ± {error:.2f}; N* = {offset:.0f} + {per:.2f} P, R² {r2:.3f}",
-                0.75 < exponent < 1.25 and r2 > 0.95,
-            ),
-            Check(
-                "constraints broken just below N*, of N",
-                "a jump from 0, of order 1",
-                spread([row["broken / N just below"] for row in rows]),
-                None
-                if len(points) < len(rows)
-                else all(row["broken / N just below"] > 0.05 for row in rows),
-            ),
-            Check(
-                "loss 0 where no constraint is broken, and only there",
-                "always",
-                str(zero),
-                zero,
-                True,
-            ),
-            Check(
-                f"least logistic loss over all N, P = {counts[0]}",
-                "above 0: it jams nowhere",
-                f"{min(float(s.losses.min()) for s in soft):.2g}",
-                all(bool((s.losses > 0).all()) for s in soft),
-                True,
-            ),
-        ]
-        found = [Series("N*", *zip(*points, strict=True))]
-        charts = [
-            ("N* against P", "each seed's; dashed: a power", scatter("P", "N*", found, "xy")),
-            (
-                "Broken constraints",
-                "mean over networks, of N, first seed",
-                lines("N / P", "broken / N", curves),
-            ),
-        ]
-        return Findings(checks, rows, charts, [f"{nets} networks a shape, {steps} steps at most"])
-
-
-def _shapes(count: int, between: Sequence[int]) -> list[tuple[int, int]]:
-    """Return shapes with N about P/2, in order of N; the second layer is wider by ``between``."""
-    every = [(h, h + more) for h in range(1, 40) for more in between]
-    sizes = {shape: Nets(shape, 1, 0).size for shape in every}
-    return [shape for shape in every if 0.3 * count < sizes[shape] < 1.1 * count]
-
-
-def _logistic(margins: Tensor) -> Tensor:
-    return torch.nn.functional.softplus(-margins)

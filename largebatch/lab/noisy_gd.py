@@ -75,7 +75,8 @@ class NoisyDescent(Experiment):
     def measure(self, scale: Scale) -> Findings:
         """Compare variances with e^2 s^2 / (1 - (1 - e h)^2), h = 1."""
         chains = scale.pick(100_000, 1_000_000)
-        rows, checks = [], []
+        rows: list[dict[str, float | str]] = []
+        checks = []
         for size in SIZES:
             theory = size**2 * SIGMA**2 / (1 - (1 - size) ** 2)
             # |1 - e h|^steps < 1e-5 of the start is left

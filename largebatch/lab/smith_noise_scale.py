@@ -78,7 +78,8 @@ class SmithNoiseScale(Experiment):
     def measure(self, scale: Scale) -> Findings:
         """Run long enough that a thousandth of the start's transient is left."""
         chains, steps = scale.pick((5000, 500), (50000, 2000))
-        rows, checks, heights = [], [], {}
+        rows, checks = [], []
+        heights: dict[float, list[float]] = {}
         for at in QUADRATIC:
             found, theory = variance(at, chains, steps), formula(at)
             error = theory * math.sqrt(2 / chains)

@@ -1,18 +1,15 @@
 """Ultra-slow diffusion: in a potential whose deviations grow as d^g, ln(time) does as well.
 
-Hoffer, Hubara, Soudry 2017, section 4; Marinari et al. 1983; Sinai 1982 for g = 1/2. A walk over a
-line hops from i to i + 1 at the rate exp(-(V' - V) / 2). Its mean time to a distance d is known for
-every potential, so times far beyond any simulation are at hand.
+Hoffer, Hubara, Soudry 2017, section 4, take the loss for such a potential: first the law itself in
+one dimension, then what it needs of a network.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from largebatch.lab.experiment import (
     Check,
@@ -25,47 +22,12 @@ from largebatch.lab.experiment import (
 )
 from largebatch.lab.perceptrons import batches, digits, judged, perceptron, step
 from largebatch.lab.pictures import Series, lines
+from largebatch.lab.random_potential import log_times, potentials, walk
 from largebatch.optim import SGD
 from largebatch.report.log_fit import log_fit, straight_line
 
-Floats: TypeAlias = NDArray[np.float64]
 EXPONENTS = (0.5, 0.75, 0.9)
 HEIGHT = 30.0  # standard deviation of V after one site
-
-
-def potentials(exponent: float, count: int, length: int, rng: np.random.Generator) -> Floats:
-    """Draw fractional Brownian paths (count, length + 1) from 0 (Davies and Harte 1987)."""
-    lag = np.arange(length + 1.0)
-    power = 2 * exponent
-    covariance = (np.abs(lag + 1) ** power + np.abs(lag - 1) ** power) / 2 - lag**power
-    spectrum = np.fft.rfft(np.concatenate((covariance, covariance[-2:0:-1]))).clip(min=0)
-    shape = (count, len(spectrum))
-    noise = rng.normal(size=shape) + 1j * rng.normal(size=shape)
-    noise[:, [0, -1]] = noise[:, [0, -1]].real * math.sqrt(2)
-    steps = np.fft.irfft(noise * np.sqrt(spectrum * length), axis=1)[:, :length]
-    return np.concatenate((np.zeros((count, 1)), np.cumsum(steps, axis=1)), axis=1)
-
-
-def log_times(potential: Floats) -> Floats:
-    """Return ln of the mean time from 0 to each distance 1, 2, ...; walls stand at 0.
-
-    T(d) = sum over j < d, i <= j of exp((V_j + V_(j+1)) / 2 - V_i): (paths, length).
-    """
-    inside = np.logaddexp.accumulate(-potential[:, :-1], axis=1)
-    return np.logaddexp.accumulate((potential[:, :-1] + potential[:, 1:]) / 2 + inside, axis=1)
-
-
-def walk(potential: Floats, walkers: int, rng: np.random.Generator) -> Floats:
-    """Return the times at which walkers reach the end of one potential, hop by hop."""
-    up = np.append(np.exp(-(potential[1:] - potential[:-1]) / 2), 0)
-    down = np.append(0, np.exp((potential[1:] - potential[:-1]) / 2))
-    place, time = np.zeros(walkers, dtype=int), np.zeros(walkers)
-    while len(on := np.flatnonzero(place < len(potential) - 1)):
-        at = place[on]
-        total = up[at] + down[at]
-        time[on] += rng.exponential(size=len(on)) / total
-        place[on] += np.where(rng.uniform(size=len(on)) * total < up[at], 1, -1)
-    return time
 
 
 @experiments.register("ultra-slow")
@@ -82,7 +44,8 @@ class UltraSlow(Experiment):
         rng = np.random.default_rng(0)
         paths, length = scale.pick(160, 1600), scale.pick(2**13, 2**16)
         at = np.unique(np.geomspace(scale.pick(2**8, 2**10), length, 24).astype(int)) - 1
-        rows, checks, curves = [], [], []
+        rows: list[dict[str, float | str]] = []
+        checks, curves = [], []
         for exponent in EXPONENTS:
             means = []
             for _ in range(8):
