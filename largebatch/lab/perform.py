@@ -110,13 +110,13 @@ def listed(record: BenchmarkRecord) -> dict[str, Any]:
     held = sum(check["holds"] is True for check in details["checks"])
     return {
         "experiment": details["experiment"],
-        "lecture": details["lecture"],
-        "claim": details["claim"],
+        "verdict": details["verdict"],
         "figure": first["what"],
         "claimed": first["claimed"],
         "measured": first["measured"],
         "checks that hold": f"{held} of {len(details['checks'])}",
         "seeds": details["seeds"],
         "minutes": details["minutes"],
-        "verdict": details["verdict"],
+        "lecture": details["lecture"],
+        "claim": details["claim"],
     }
