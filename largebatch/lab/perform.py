@@ -47,7 +47,7 @@ def perform(name: str, quick: bool, seeds: int | None = None) -> tuple[Findings,
         raise UserError(f"lab {name}: {type(experiment).__name__} is no largebatch.lab.Experiment")
     scale = Scale(quick, seeds_of(factory, quick, seeds))
     began = time.monotonic()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         findings = experiment.measure(scale)
     details = {
