@@ -109,9 +109,8 @@ def heat(
 
 def scatter(x: str, y: str, series: Sequence[Series], log: str = "", fit: bool = True) -> Drawing:
     """Draw points, and through each series of three or more the straight line of its axes."""
-    drawn: list[Series] = []
+    drawn = [Series(each.name, each.x, each.y, mode="markers") for each in series]
     for each in series:
-        drawn.append(Series(each.name, each.x, each.y, mode="markers"))
         if not fit or len(each.x) < 3:
             continue
         across = [ln(a) if "x" in log else a for a in each.x]
