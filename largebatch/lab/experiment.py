@@ -111,6 +111,6 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     """Return the mean with the range: "0.554 (0.551 to 0.556)"; "none" of no values."""
     if not values:
         return "none"
-    mean = f"{sum(values) / len(values):.{digits}g}"
-    low, high = (f"{end:.{digits}g}" for end in (min(values), max(values)))
+    figures = (sum(values) / len(values), min(values), max(values))
+    mean, low, high = (f"{round(figure, 12):.{digits}g}" for figure in figures)
     return mean if low == high else f"{mean} ({low} to {high})"

@@ -97,7 +97,7 @@ class ImplicitBias(Experiment):
     lecture = "Rethinking Common Practices in Deep Learning (Hoffer)"
     claim = "w(t) = w_hat log t + rho(t), rho bounded: slow convergence to the max-margin solution"
     source = "Soudry et al. 2018, theorem 1"
-    minutes = 0.5
+    minutes = 0.2
 
     def measure(self, scale: Scale) -> Findings:
         """Compare with the limits; a tolerance is ten times what the theory leaves at that t."""

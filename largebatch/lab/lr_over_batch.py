@@ -66,7 +66,7 @@ class RateOverBatch(Experiment):
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "w' = w - e g + (e / sqrt(S)) noise: LB -> sharp, SB -> wide, through e / S"
     source = "Jastrzebski et al. 2018"
-    minutes = 2.0
+    minutes = 0.3
 
     def measure(self, scale: Scale) -> Findings:
         """Compare largest eigenvalues after equally many epochs."""
@@ -135,5 +135,6 @@ class RateOverBatch(Experiment):
             for group in (low, high)
         ]
         chart = lines("batch", "largest eigenvalue", curves, "xy")
-        title = "Curvature at the end"
-        return Findings(checks, rows, [(title, "mean and range over seeds", chart)])
+        charts = [("Curvature at the end", "mean and range over seeds", chart)]
+        note = f"{epochs} epochs each; larger steps end at a lower loss, which has less curvature"
+        return Findings(checks, rows, charts, [note])

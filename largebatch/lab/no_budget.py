@@ -89,8 +89,8 @@ class NoBudget(Experiment):
     lecture = "Train longer, generalize better (Hoffer, Hubara, Soudry)"
     claim = "The gap persisted without any budget, until the loss function ceased to improve"
     source = "Keskar et al. 2017; Hoffer et al. 2017"
-    minutes = 2.0
-    seeds = 5
+    minutes = 0.6
+    seeds = 10
 
     def measure(self, scale: Scale) -> Findings:
         """Compare validation accuracies, seed by seed."""
