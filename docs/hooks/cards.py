@@ -18,6 +18,7 @@ CARDS = {
     "largebatch/tasks/README.md": "methods/tasks.md",
     "largebatch/study/README.md": "methods/studies.md",
     "largebatch/landscape/README.md": "methods/landscapes.md",
+    "largebatch/lab/README.md": "methods/lab.md",
     "benchmarks/README.md": "records.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
