@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from largebatch.lab.descent import descend, digits, network
 from largebatch.lab.experiment import (
     Check,
+    Drawing,
     Experiment,
     Findings,
     Scale,
@@ -95,7 +96,7 @@ class DensityOfTheHessian(Experiment):
         return found
 
 
-def _chart(when: str, values: Tensor, seen: Spectrum) -> tuple[str, str, object]:
+def _chart(when: str, values: Tensor, seen: Spectrum) -> tuple[str, str, Drawing]:
     top = float(values[-1])
     at, width = torch.linspace(-0.1 * top, 1.05 * top, 400, dtype=torch.float64), 0.01 * top
     curves = [

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments
+from largebatch.lab.experiment import Check, Drawing, Experiment, Findings, Scale, experiments
+from largebatch.lab.pictures import Series, heat, lines
 from largebatch.optim import SGD
 
 Make = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -62,7 +64,7 @@ def path(loss: Callable[[Tensor], Tensor], start: list[float], make: Make, steps
     return torch.stack(visited)
 
 
-def cycle() -> np.ndarray:
+def cycle() -> NDArray[np.float64]:
     """Return the three points that heavy ball visits in turn: two below 1 and one above 2.
 
     x'' = x' - rate gradient(x') + momentum (x' - x), where the gradient is 25 x, of the last point
@@ -89,7 +91,8 @@ class OptimizerPaths(Experiment):
     seeds = 1
 
     def measure(self, scale: Scale) -> Findings:
-        found = Findings()
+        """Take the three pictures."""
+        found = Findings([], [])
         steps = scale.pick(400, 2000)
         self._circle(found, steps)
         self._saddle(found, steps)
@@ -107,21 +110,20 @@ class OptimizerPaths(Experiment):
             Check("Nesterov's momentum on the same function", "converges to 0",
                   f"|x| = {abs(float(nesterov[-1])):.1e}", abs(float(nesterov[-1])) < 1e-9, exact=True),
         ]  # fmt: skip
-        figure = go.Figure()
-        for name, points in (("heavy ball", ball), ("Nesterov", nesterov)):
-            figure.add_scatter(y=points[:60].tolist(), name=name, mode="lines+markers")
-        figure.update_layout(xaxis_title="step", yaxis_title="x")
+        drawing = lines("step", "x", [
+            Series(name, range(60), points[:60].tolist(), mode="lines+markers")
+            for name, points in (("heavy ball", ball), ("Nesterov", nesterov))
+        ])  # fmt: skip
         note = f"from {START}, with the rates that are best for quadratics of these curvatures"
-        found.charts.append(("Momentum on a convex function", note, figure))
+        found.charts.append(("Momentum on a convex function", note, drawing))
 
     def _saddle(self, found: Findings, steps: int) -> None:
-        figure, left = _contours(saddle, (-1.2, 1.2), (-1.2, 1.2)), dict[str, float]()
+        paths, left = dict[str, Tensor](), dict[str, float]()
         for name, make in SADDLE.items():
             points = path(saddle, [1.0, 1e-3], make, steps)
             outside = torch.nonzero(points[:, 1].abs() > 1).flatten()
             left[name] = float(outside[0]) if len(outside) else float("inf")
-            shown = points[: int(min(left[name], steps)) + 1]
-            figure.add_scatter(x=shown[:, 0].tolist(), y=shown[:, 1].tolist(), name=name)
+            paths[name] = points[: int(min(left[name], steps)) + 1]
             found.rows.append({"task": "saddle", "optimizer": name, "steps": left[name]})
         first, plain = sorted(left, key=left.__getitem__)[:2], ("SGD", "momentum", "Nesterov")
         found.checks += [
@@ -134,30 +136,35 @@ class OptimizerPaths(Experiment):
         note = (
             "from (1, 0.001); rate 0.01, Adadelta's 1; as far as the first step out of the square"
         )
-        found.charts.append(("Leaving a saddle", note, figure))
+        found.charts.append(("Leaving a saddle", note, over(saddle, paths)))
 
     def _valley(self, found: Findings) -> None:
-        figure, needed = _contours(valley, (-1.2, 1.2), (-1.2, 1.2)), dict[str, int]()
+        paths, needed = dict[str, Tensor](), dict[str, int]()
         for name, make in VALLEY.items():
             points = path(valley, [1.0, 1.0], make, 1000)
             far = torch.nonzero(points.norm(dim=1) > 1e-6).flatten()
             needed[name] = int(far[-1]) + 1
-            figure.add_scatter(x=points[:, 0].tolist(), y=points[:, 1].tolist(), name=name)
+            paths[name] = points[: needed[name]]
             found.rows.append({"task": "valley", "optimizer": name, "steps": needed[name]})
         found.checks.append(
             Check("steps to 1e-6 in a valley, momentum against none", "fewer",
                   f"{needed['momentum']} against {needed['SGD']}",
                   needed["momentum"] < needed["SGD"])
         )  # fmt: skip
-        found.charts.append(("Along a valley", "curvatures 1 and 100", figure))
+        found.charts.append(("Along a valley", "curvatures 1 and 100", over(valley, paths)))
 
 
-def _contours(
-    loss: Callable[[Tensor], Tensor], x: tuple[float, float], y: tuple[float, float]
-) -> go.Figure:
-    across, up = torch.linspace(*x, 41), torch.linspace(*y, 41)
-    values = [[float(loss(torch.stack((a, b)))) for a in across] for b in up]
-    figure = go.Figure(
-        go.Contour(x=across.tolist(), y=up.tolist(), z=values, showscale=False, ncontours=20)
-    )
-    return figure.update_layout(xaxis_range=x, yaxis_range=y)
+def over(loss: Callable[[Tensor], Tensor], paths: dict[str, Tensor]) -> Drawing:
+    """Draw paths over a function of two coordinates."""
+    at = torch.linspace(-1.2, 1.2, 49, dtype=torch.float64)
+    values = [[float(loss(torch.stack((x, y)))) for x in at] for y in at]
+    below = heat("x", "y", at.tolist(), at.tolist(), values, unit="loss")
+    above = lines("x", "y", [
+        Series(name, points[:, 0].tolist(), points[:, 1].tolist(), mode="lines+markers")
+        for name, points in paths.items()
+    ])  # fmt: skip
+
+    def draw() -> Any:
+        return below().add_traces(above().data).update_layout(legend={"orientation": "h"})
+
+    return draw

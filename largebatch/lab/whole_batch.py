@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from largebatch.data import DataConfig, build_source
-from largebatch.data.memory import ArraySource
-from largebatch.data.source import Split
+from largebatch.nn import frozen_statistics
 from largebatch.probes import Forward, Replay, Side
+from largebatch.weight_space import Loss, Weights
 
 Samples = tuple[Tensor, Tensor]
 """Inputs, normalised, and targets."""
@@ -39,7 +38,7 @@ class WholeBatch(Replay):
 
     def visit(self, forward: Forward) -> Tensor:
         """Return the loss sum."""
-        with torch.no_grad():
+        with torch.no_grad(), frozen_statistics(self._model):
             return forward(self._model, self._samples)[0].double()
 
     def loss(self) -> Tensor:
@@ -52,7 +51,7 @@ class WholeBatch(Replay):
         found = [torch.zeros_like(p) for p in params]
         for move, factor in sides or ((lambda: None, 1.0),):
             move()
-            with torch.enable_grad():
+            with torch.enable_grad(), frozen_statistics(self._model):
                 total, _ = (forward or self.train)(self._model, self._samples)
                 grads = torch.autograd.grad(total, params)
             torch._foreach_add_(found, grads, alpha=factor / len(self._samples[1]))
@@ -73,3 +72,16 @@ def dense_hessian(model: nn.Module, samples: Samples, loss: LossOf = cross_entro
     flat = torch.cat([p.detach().reshape(-1) for p in params.values()])
     matrix: Tensor = torch.func.jacrev(torch.func.grad(of), chunk_size=128)(flat)
     return (matrix + matrix.T) / 2
+
+
+def loss_of(model: nn.Module, samples: Samples, loss: LossOf = cross_entropy) -> Loss:
+    """Return the mean loss as a function of weights, in the mode that the model is in."""
+    inputs, targets = samples
+
+    @torch.no_grad()
+    def of(weights: Weights) -> float:
+        with frozen_statistics(model):
+            outputs = torch.func.functional_call(model, dict(weights), (inputs,))
+        return float(loss(outputs, targets))
+
+    return of
