@@ -26,7 +26,7 @@ from largebatch.optim import SGD
 from largebatch.probes.parameter_space import ParameterSpace
 from largebatch.probes.sharpness import box_of, sharpness
 
-ALPHAS = (1.0, 2.0, 4.0, 8.0, 16.0)
+ALPHAS = (1.0, 3.0, 5.0, 10.0)
 
 
 def factors(model: nn.Sequential, alpha: float) -> Tensor:
