@@ -2,16 +2,15 @@
 
 Xing et al. 2018, "A walk with SGD": the loss is convex between consecutive iterates, which bounce
 above a valley's floor. Baity-Jesi et al. 2018: the displacement between two times. Draxler et al.
-2018: a path of least loss between solutions, by the string method here (E, Ren, Vanden-Eijnden
-2007; theirs is AutoNEB). Freeman and Bruna 2017: barriers fall with the number of weights.
+2018: a path of least loss between solutions, here by the string method. Freeman and Bruna 2017:
+barriers fall with the number of weights.
 """
 
 from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from largebatch.lab.descent import digits, network
@@ -26,46 +25,14 @@ from largebatch.lab.experiment import (
 )
 from largebatch.lab.mode_connectivity import PLACES, batches, solution
 from largebatch.lab.pictures import Series, lines, scatter
-from largebatch.lab.whole_batch import Samples, WholeBatch, loss_of
+from largebatch.lab.string_method import string
+from largebatch.lab.whole_batch import Samples, loss_of
 from largebatch.optim import SGD
 from largebatch.probes.parameter_space import ParameterSpace
 from largebatch.weight_space import WeightPath, loss_barrier, path_losses, polychain
 
 BATCH, RATE = 32, 0.1
 INSIDE = [k / 8 for k in range(9)]
-
-
-def string(
-    model: nn.Module, first: Tensor, last: Tensor, samples: Samples, rounds: int, beads: int = 9
-) -> list[Tensor]:
-    """Return beads of a path between two solutions that has relaxed towards one of least loss.
-
-    Every round moves the beads down the loss, without the part along the path, and puts them at
-    equal distances again.
-    """
-    space, replay = ParameterSpace(model), WholeBatch(model, samples)
-    points = [torch.lerp(first, last, k / (beads - 1)) for k in range(beads)]
-    for number in range(rounds):
-        rate = 0.5 * (1 - number / rounds)
-        moved = [first]
-        for before, point, after in zip(points, points[1:], points[2:], strict=False):
-            space.set(point)
-            gradient = space.flat(replay.gradient())
-            along = (after - before) / (after - before).norm()
-            moved.append(point - rate * (gradient - along * (along @ gradient)))
-        points = _spaced([*moved, last])
-    return points
-
-
-def _spaced(points: list[Tensor]) -> list[Tensor]:
-    steps = [float((b - a).norm()) for a, b in zip(points, points[1:], strict=False)]
-    total, found = sum(steps), [points[0]]
-    for number in range(1, len(points) - 1):
-        left, k = total * number / (len(points) - 1), 0
-        while left > steps[k]:
-            left, k = left - steps[k], k + 1
-        found.append(torch.lerp(points[k], points[k + 1], left / steps[k]))
-    return [*found, points[-1]]
 
 
 @experiments.register("barrier-sgd")
@@ -96,7 +63,7 @@ class BarriersOfSGD(Experiment):
             for number, batch in enumerate(batches(samples, BATCH, steps, seed), 1):
                 before = _named(space)
                 optimizer.zero_grad()
-                cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+                cross_entropy(model(batch[0]), batch[1]).backward()
                 optimizer.step()
                 kept[number] = space.weights()
                 if number % (steps // looks) == 0:
@@ -107,8 +74,8 @@ class BarriersOfSGD(Experiment):
                                  min(on[1:-1]) < min(on[0], on[-1]) - tiny))  # fmt: skip
             for column, total in enumerate((flat, convex, bounced)):
                 total.append(sum(row[column] for row in seen) / looks)
-            found.rows.append({"seed": seed, "steps without a barrier": flat[-1],
-                               "convex steps": convex[-1], "lowest inside": bounced[-1]})  # fmt: skip
+            found.rows.append({"seed": seed, "without a barrier": flat[-1], "convex": convex[-1],
+                               "lowest inside": bounced[-1]})  # fmt: skip
             if seed == scale.seeds[0]:
                 waits = [round(steps * share) for share in (0, 0.01, 0.1, 0.5)]
                 times = sorted({round(steps ** (k / 16)) for k in range(17)})
@@ -130,7 +97,7 @@ class BarriersOfSGD(Experiment):
 
     def _strings(self, found: Findings, samples: Samples, scale: Scale) -> None:
         widths = scale.pick((8, 32), (4, 8, 16, 32, 64))
-        steps, rounds = scale.pick(200, 1500), scale.pick(60, 400)
+        steps, rounds = scale.pick(200, 1500), scale.pick(150, 400)
         sizes = list[float]()
         barriers = {"line": list[list[float]](), "string": list[list[float]]()}
         for width in widths:

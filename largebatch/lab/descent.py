@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def network(
     layers: list[nn.Module] = [nn.Flatten()]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for number, (before, after) in enumerate(pairwise(widths)):
             layers.append(nn.Linear(before, after))
             if number < len(widths) - 2:
                 layers += [nn.BatchNorm1d(after)] * norm + [activation()]
@@ -67,7 +68,7 @@ def descend(
         rows = order.pop()
         optimizer.zero_grad()
         value = loss(model(inputs[rows]), targets[rows])
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         optimizer.step()
         yield float(value.detach())
         if not value.isfinite():

@@ -31,9 +31,7 @@ ALPHAS = (1.0, 3.0, 5.0, 10.0)
 
 def factors(model: nn.Sequential, alpha: float) -> Tensor:
     """Return what each weight of a network of two layers is multiplied by; the last bias by 1."""
-    _, first, _, second = model
-    parts = [(first.weight, alpha), (first.bias, alpha), (second.weight, 1 / alpha),
-             (second.bias, 1.0)]  # fmt: skip
+    parts = zip(model.parameters(), (alpha, alpha, 1 / alpha, 1.0), strict=True)
     return torch.cat([torch.full((p.numel(),), factor, dtype=p.dtype) for p, factor in parts])
 
 
@@ -48,7 +46,7 @@ class Reparametrized(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Compare with what the factors predict of the network before."""
-        samples = digits("train", torch.float64, limit=scale.pick(300, 1442))
+        samples = digits("train", torch.float64, limit=scale.pick(200, 1442))
         rows = list[dict[str, float]]()
         outputs, predicted, filters = list[float](), list[float](), list[float]()
         for seed in scale.seeds:

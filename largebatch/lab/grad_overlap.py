@@ -86,6 +86,6 @@ class GradientOverlap(Experiment):
                         levels={"a random direction": plain}, percent=True)  # fmt: skip
         return Findings(
             checks, rows, [("Gradient in the top eigenspace", note, drawing)],
-            [f"Tanh perceptron 64-32-10, {space.size:,} parameters; SGD of rate 0.1, batch 50. A random"
-             f" direction has a share of {plain:.2%}."],
+            [f"Tanh perceptron 64-32-10, {space.size:,} parameters; SGD of rate 0.1, batch 50. A"
+             f" random direction has a share of {plain:.2%}."],
         )  # fmt: skip

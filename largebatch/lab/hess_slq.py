@@ -1,4 +1,4 @@
-"""The density of a Hessian's eigenvalues by stochastic Lanczos quadrature, against the whole matrix.
+"""The density of a Hessian's eigenvalues by Lanczos quadrature, against the whole matrix.
 
 Ghorbani et al. 2019; Ubaru, Chen, Saad 2017. The lecture's histograms are of exact eigenvalues; the
 quadrature is how one has them of a network whose Hessian fits nowhere.
@@ -56,7 +56,7 @@ class DensityOfTheHessian(Experiment):
     def measure(self, scale: Scale) -> Findings:
         """Take the spectrum before and after training."""
         samples = digits("train", torch.float64, limit=scale.pick(500, 1442))
-        steps, vectors = scale.pick(500, 4000), scale.pick(16, 64)
+        steps, vectors = scale.pick(500, 4000), scale.pick(10, 64)
         found, gathered, apart = Findings([], []), list[float](), list[float]()
         for seed in scale.seeds:
             model = network((64, 16, 10), seed, activation=nn.Tanh, dtype=torch.float64)
@@ -68,8 +68,8 @@ class DensityOfTheHessian(Experiment):
                         pass
                 values = torch.linalg.eigvalsh(dense_hessian(model, samples))
                 product = Hessian(space, WholeBatch(model, samples))
-                seen = quadrature(product, space, 40, vectors, 1000 * seed)
-                row = {"seed": seed, "at": when}
+                seen = quadrature(product, space, 30, vectors, 1000 * seed)
+                row: dict[str, float | str] = {"seed": seed, "at": when}
                 for power in (1, 2):
                     known = float((values**power).mean())
                     mean, error = seen.moment(power)
@@ -90,8 +90,8 @@ class DensityOfTheHessian(Experiment):
                   spread(gathered), agreed(share > 0.9 for share in gathered)),
         ]  # fmt: skip
         found.notes.append(
-            f"Tanh perceptron 64-16-10, {space.size:,} parameters; quadrature by {vectors} vectors of 40"
-            " products each."
+            f"Tanh perceptron 64-16-10, {space.size:,} parameters; quadrature by {vectors} vectors"
+            " of 30 products each."
         )
         return found
 

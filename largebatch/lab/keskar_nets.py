@@ -56,14 +56,14 @@ class KeskarNetworks(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Compare accuracies after equal epochs of Adam, as there."""
-        count, epochs = scale.pick(400, 1442), scale.pick(3, 20)
+        count, epochs = scale.pick(240, 1442), scale.pick(3, 20)
         found = Findings([], [])
         sets = {"f2": (frames(0, count), frames(1, 1000)),
                 "c1": (digits("train", limit=count), digits("val"))}  # fmt: skip
         for name, (train, held_out) in sets.items():
             outputs = 1973 if name == "f2" else 10
             published = {"f2": (1, 1, 360), "c1": (3, 32, 32)}[name]
-            own = tuple(train[0].shape[1:])
+            own = (train[0].shape[1], train[0].shape[2], train[0].shape[3])
             counted = _parameters(name, outputs, published)
             found.checks += [
                 Check(f"parameters of {name}", f"{COUNTS[name]:,}", f"{counted:,}",

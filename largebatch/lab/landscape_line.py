@@ -30,6 +30,7 @@ from largebatch.weight_space import (
     moved,
     normalize_filters,
     path_losses,
+    recompute_statistics,
     weights_of,
 )
 
@@ -66,6 +67,12 @@ def invariance(samples: Samples) -> tuple[float, float]:
     return found[True], found[False]
 
 
+def settle(model: nn.Module, samples: Samples) -> None:
+    """Give the norms the statistics of the whole set."""
+    found = recompute_statistics(model, [samples], lambda net, batch: net(batch[0]))
+    model.load_state_dict(found, strict=False)
+
+
 @experiments.register("land-1d")
 class LossAlongALine(Experiment):
     """Draws the loss around both solutions, and from one to the other."""
@@ -92,7 +99,7 @@ class LossAlongALine(Experiment):
                 steps = epochs * (len(train[1]) // batch)
                 for _ in descend(model, train, optimizer, batch, steps, seed):
                     pass
-                _settle(model, train)
+                settle(model, train)
                 loss = loss_of(model.eval(), train)
                 weights = weights_of(model)
                 along = normalize_filters(gaussian_noise(weights, 100 + seed), weights)
@@ -117,8 +124,8 @@ class LossAlongALine(Experiment):
                   plain > 0.1, exact=True),
             Check("ends of the line between solutions, statistics on it too", "their losses",
                   f"{max(ends):.1e} apart", max(ends) < 1e-6, exact=True),
-            Check(f"rise of the loss half-way, batch {LARGE} over batch {SMALL}", "above 1: sharper",
-                  spread(sharper), agreed(ratio > 1 for ratio in sharper)),
+            Check(f"rise of the loss half-way, batch {LARGE} over batch {SMALL}",
+                  "above 1: sharper", spread(sharper), agreed(ratio > 1 for ratio in sharper)),
         ]  # fmt: skip
         series = [over_seeds(f"batch {batch}", at, runs) for batch, runs in around.items()]
         charts = [
@@ -129,12 +136,3 @@ class LossAlongALine(Experiment):
         ]  # fmt: skip
         note = f"Perceptron 64-64-64-10 with batch norm, SGD of rate 0.1, {epochs} epochs each."
         return Findings(checks, rows, charts, [note])
-
-
-def _settle(model: nn.Module, samples: Samples) -> None:
-    """Give the norms the statistics of the whole set."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model.train()(samples[0])

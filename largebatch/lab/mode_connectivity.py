@@ -70,7 +70,9 @@ def joined(
 
 def solution(model: nn.Module, samples: Samples, steps: int, seed: int) -> dict[str, Tensor]:
     """Return the weights after training."""
-    for _ in descend(model, samples, SGD(model.parameters(), lr=0.1, momentum=0.9), 64, steps, seed):
+    for _ in descend(
+        model, samples, SGD(model.parameters(), lr=0.1, momentum=0.9), 64, steps, seed
+    ):
         pass
     return weights_of(model)
 
@@ -107,9 +109,10 @@ class ModeConnectivity(Experiment):
                     same &= all(torch.equal(path(t)[key], end[key]) for key in end)
                 curves[name].append(path_losses(loss, path, PLACES))
                 barriers.setdefault(name, []).append(loss_barrier(PLACES, curves[name][-1]))
+                wrong = max(path_losses(held_out, path, PLACES))
                 rows.append({"seed": seed, "path": name, "barrier": barriers[name][-1],
                              "largest loss": max(curves[name][-1]),
-                             "largest held-out error": max(path_losses(held_out, path, PLACES))})  # fmt: skip
+                             "largest held-out error": wrong})  # fmt: skip
         lower = [max(barriers[name][k] for name in KINDS) < line
                  for k, line in enumerate(barriers["line"])]  # fmt: skip
         checks = [

@@ -7,18 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from largebatch.lab.experiment import Check, Drawing, Experiment, Findings, Scale, experiments
+from largebatch.lab.lessard import BALL, NESTEROV, cycle, lessard
 from largebatch.lab.pictures import Series, heat, lines
 from largebatch.optim import SGD
 
 Make = Callable[[list[Tensor]], torch.optim.Optimizer]
 
-STRONG, SMOOTH = 1.0, 25.0  # least and largest slope of the gradient of Lessard's function
-POLYAK = {"lr": 1 / 9, "momentum": 4 / 9}  # 4 / (5 + 1)^2 and ((5 - 1) / (5 + 1))^2
-NESTEROV = {"lr": 1 / SMOOTH, "momentum": 2 / 3, "nesterov": True}  # (5 - 1) / (5 + 1)
 START = 3.3
 
 SADDLE: dict[str, Make] = {
@@ -34,12 +31,6 @@ VALLEY: dict[str, Make] = {  # the best that theory knows for curvatures 1 and 1
     "SGD": lambda p: SGD(p, lr=2 / 101),
     "momentum": lambda p: SGD(p, lr=4 / 121, momentum=(9 / 11) ** 2),
 }
-
-
-def lessard(x: Tensor) -> Tensor:
-    """Return a convex function whose gradient has slopes 1 and 25 (Lessard et al. 2016, 4.5)."""
-    middle = torch.where(x < 2, x.square() / 2 + 24 * x - 12, 12.5 * x.square() - 24 * x + 36)
-    return torch.where(x < 1, 12.5 * x.square(), middle).sum()
 
 
 def saddle(x: Tensor) -> Tensor:
@@ -62,19 +53,6 @@ def path(loss: Callable[[Tensor], Tensor], start: list[float], make: Make, steps
         optimizer.step()
         visited.append(point.detach().clone())
     return torch.stack(visited)
-
-
-def cycle() -> NDArray[np.float64]:
-    """Return the three points that heavy ball visits in turn: two below 1 and one above 2.
-
-    x'' = x' - rate gradient(x') + momentum (x' - x), where the gradient is 25 x, of the last point
-    25 x - 24: three linear equations.
-    """
-    rate, momentum = POLYAK["lr"], POLYAK["momentum"]
-    own = 1 + momentum - SMOOTH * rate
-    matrix = np.array([[-own, 1, momentum], [momentum, -own, 1], [1, momentum, -own]])
-    # Rows: to the second point from the first, to the third, and back to the first.
-    return np.linalg.solve(matrix, np.array([0.0, 0.0, 24 * rate]))
 
 
 @experiments.register("opt-paths")
@@ -100,8 +78,8 @@ class OptimizerPaths(Experiment):
         return found
 
     def _circle(self, found: Findings, steps: int) -> None:
-        ball = path(lessard, [START], lambda p: SGD(p, **POLYAK), steps)[:, 0]
-        nesterov = path(lessard, [START], lambda p: SGD(p, **NESTEROV), steps)[:, 0]
+        ball = path(lessard, [START], lambda p: SGD(p, *BALL), steps)[:, 0]
+        nesterov = path(lessard, [START], lambda p: SGD(p, *NESTEROV, nesterov=True), steps)[:, 0]
         ends, known = np.sort(ball[-3:].numpy()), np.sort(cycle())
         claimed, words = (", ".join(f"{x:.4f}" for x in points) for points in (known, ends))
         rest = abs(float(nesterov[-1]))

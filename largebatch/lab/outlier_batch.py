@@ -5,6 +5,8 @@ Sagun et al. 2017, section 4. Every batch takes as many steps of the same rate.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -60,7 +62,7 @@ class OutliersByBatch(Experiment):
                              "largest x rate": run[-1] * RATE})  # fmt: skip
             tops.append(run)
         ratios = [run[-1] / run[0] for run in tops]
-        rising = [all(a <= b for a, b in zip(run, run[1:], strict=False)) for run in tops]
+        rising = [all(a <= b for a, b in pairwise(run)) for run in tops]
         checks = [
             Check(f"largest eigenvalue, batch {count} over batch {batches[0]}", "above 1",
                   spread(ratios), agreed(ratio > 1 for ratio in ratios)),
@@ -73,7 +75,7 @@ class OutliersByBatch(Experiment):
         note = f"of the whole set's loss after {steps} steps of rate {RATE}"
         return Findings(
             checks, rows, [("Outliers by batch", note, drawing)],
-            ["Tanh perceptron 64-32-10. Equal steps, not equal epochs: a small batch sees less often"
-             " each digit, and its loss at the end is in the table. At 2 / rate the whole batch"
+            ["Tanh perceptron 64-32-10. Equal steps, not equal epochs: a small batch sees each"
+             " digit less often, and its loss at the end is in the table. At 2 / rate the whole batch"
              " is at the edge of stability, which bounds its largest eigenvalue."],
         )  # fmt: skip

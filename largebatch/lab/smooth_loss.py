@@ -6,11 +6,8 @@ Pardalos, Shalloway, Xue 1994, equation 2: f^-1 of the mean of f over a Gaussian
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from largebatch.lab.experiment import (
     Check,
@@ -22,54 +19,10 @@ from largebatch.lab.experiment import (
     spread,
 )
 from largebatch.lab.pictures import Series, lines, over_seeds
+from largebatch.lab.rugged import AT, Rugged, minima, rolled, tracked
 from largebatch.weight_space import Weights, gaussian_noise, smoothed_loss
 
-AT = np.linspace(-6, 6, 1201)
 WIDTHS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
-
-
-class Rugged:
-    """A parabola with random ripples in one dimension, smoothed in closed form.
-
-    A sum of a cos(k x + p) under a Gaussian of standard deviation s becomes the same with a
-    exp(-k^2 s^2 / 2), a parabola itself plus a constant.
-    """
-
-    def __init__(self, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.k = rng.uniform(1, 12, 12)
-        self.a, self.p = rng.normal(0, 1, 12) / self.k**0.5, rng.uniform(0, 2 * np.pi, 12)
-        self.centre = rng.uniform(-2, 2)
-
-    def __call__(self, x: NDArray[np.float64], width: float = 0.0) -> NDArray[np.float64]:
-        fading = self.a * np.exp(-((self.k * width) ** 2) / 2)
-        waves = np.cos(np.multiply.outer(x, self.k) + self.p) @ fading
-        found: NDArray[np.float64] = 0.15 * ((x - self.centre) ** 2 + width**2) + waves
-        return found
-
-
-def minima(values: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the places of local minima inside a row of values."""
-    inner = values[1:-1]
-    return np.flatnonzero((inner < values[:-2]) & (inner < values[2:])) + 1
-
-
-def rolled(values: NDArray[np.float64], place: int) -> int:
-    """Return the local minimum to which one rolls from a place."""
-    while True:
-        near = [p for p in (place - 1, place, place + 1) if 0 <= p < len(values)]
-        lowest = min(near, key=lambda p: values[p])
-        if lowest == place:
-            return place
-        place = lowest
-
-
-def tracked(loss: Rugged, widths: Sequence[float]) -> int:
-    """Return where one ends who follows the minimum from the widest Gaussian to none."""
-    place = int(loss(AT, widths[0]).argmin())
-    for width in widths[1:]:
-        place = rolled(loss(AT, width), place)
-    return rolled(loss(AT), place)
 
 
 @experiments.register("smooth-loss")
@@ -77,7 +30,9 @@ class SmoothedLoss(Experiment):
     """Checks the package's smoothing where it is known, and counts minima of rugged functions."""
 
     lecture = "An overview of empirical studies in NNs (Sagun)"
-    claim = "a highly smoothed function has fewer local minima; its minimizer leads to the global one"
+    claim = (
+        "a highly smoothed function has fewer local minima; its minimizer leads to the global one"
+    )
     source = "Pardalos, Shalloway, Xue 1994, equation 2"
     minutes = 0.2
     seeds = 10
@@ -100,8 +55,8 @@ class SmoothedLoss(Experiment):
                 ends = [abs(rolled(loss(AT), int(s)) - best) <= 1 for s in starts]
                 chances.append(float(np.mean(ends)))
             counts.append([sum(column) / per_seed for column in zip(*rows, strict=True)])
-            found.rows.append({"seed": seed, **{f"minima, width {w:g}": c
-                                                for w, c in zip(WIDTHS, counts[-1], strict=True)}})  # fmt: skip
+            by_width = {f"width {w:g}": c for w, c in zip(WIDTHS, counts[-1], strict=True)}
+            found.rows.append({"seed": seed, **by_width})
         found.checks += [
             Check("minima at width 0.8 over those of the function itself", "fewer",
                   spread([run[4] / run[0] for run in counts]),
@@ -154,21 +109,24 @@ class SmoothedLoss(Experiment):
             return float(-1.2 * np.exp(-((x + 2) ** 2) / 0.02) - np.exp(-((x - 2) ** 2) / 2))
 
         at = np.linspace(-4, 4, 41)
+        places = [{"w": torch.tensor(x, dtype=torch.float64)} for x in at]
+
+        def noise(number: int) -> Weights:
+            return gaussian_noise(places[0], number)
+
         curves = []
         for name, temperature in (("f = x", None), ("f = exp(-x / 0.2)", 0.2)):
             values = [
-                smoothed_loss(wells, {"w": torch.tensor(x, dtype=torch.float64)}, 0.7, draws // 8,
-                              lambda k: gaussian_noise({"w": torch.zeros((), dtype=torch.float64)}, k),
-                              temperature).value
-                for x in at
-            ]  # fmt: skip
+                smoothed_loss(wells, there, 0.7, draws // 8, noise, temperature).value
+                for there in places
+            ]
             curves.append(Series(name, at.tolist(), values))
             lowest = float(at[int(np.argmin(values))])
             found.checks.append(
                 Check(f"minimum of two wells under {name}", "in the wide one, at 2",
                       f"{lowest:.1f}", abs(lowest - 2) < 0.5)
             )  # fmt: skip
-        plain = Series("itself", at.tolist(), [wells({"w": torch.tensor(x)}) for x in at])
+        plain = Series("itself", at.tolist(), [wells(there) for there in places])
         found.charts.append(
             ("A narrow and a wide well", "width 0.7", lines("x", "loss", [plain, *curves]))
         )
