@@ -76,6 +76,6 @@ class OutliersByBatch(Experiment):
         return Findings(
             checks, rows, [("Outliers by batch", note, drawing)],
             ["Tanh perceptron 64-32-10. Equal steps, not equal epochs: a small batch sees each"
-             " digit less often, and its loss at the end is in the table. At 2 / rate the whole batch"
-             " is at the edge of stability, which bounds its largest eigenvalue."],
+             " digit less often, and its loss at the end is in the table. At 2 / rate the whole"
+             " batch is at the edge of stability, which bounds its largest eigenvalue."],
         )  # fmt: skip
