@@ -68,13 +68,13 @@ class GradientOverlap(Experiment):
         inside = [value for run in shares for value in run]
         plain = CLASSES / space.size
         checks = [
+            Check("mean share in the second half of training", "most of the gradient",
+                  spread(late), agreed(value > 0.5 for value in late)),
             Check("the share lies in 0 to 1", "always", f"{min(inside):.3f} to {max(inside):.3f}",
                   min(inside) >= 0 and max(inside) <= 1 + 1e-9, exact=True),
             Check("a gradient in the span has the share 1", "1 to 1e-9",
                   f"1 - {1 - min(spans):.0e}", max(abs(1 - one) for one in spans) < 1e-9,
                   exact=True),
-            Check("mean share in the second half of training", "most of the gradient",
-                  spread(late), agreed(value > 0.5 for value in late)),
         ]  # fmt: skip
         every = steps // looks
         at = [every * number for number in range(looks + 1)]

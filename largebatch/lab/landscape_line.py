@@ -77,7 +77,7 @@ def settle(model: nn.Module, samples: Samples) -> None:
 class LossAlongALine(Experiment):
     """Draws the loss around both solutions, and from one to the other."""
 
-    lecture = "Optimization Techniques (KAIST AI602); An overview of empirical studies (Sagun)"
+    lecture = "Optimization Techniques (KAIST AI602)"
     claim = "large-batch training finds a sharp minimum, seen along random directions"
     source = "Li et al. 2018, sections 3 to 5"
     minutes = 1.0
@@ -118,14 +118,14 @@ class LossAlongALine(Experiment):
         sharper = [b["rise at 0.5"] / a["rise at 0.5"]
                    for a, b in zip(rows[::2], rows[1::2], strict=True)]  # fmt: skip
         checks = [
+            Check(f"rise of the loss half-way, batch {LARGE} over batch {SMALL}",
+                  "above 1: sharper", spread(sharper), agreed(ratio > 1 for ratio in sharper)),
             Check("picture of the rescaled network along filters, largest difference",
                   "0 (to 1e-9)", f"{filters:.1e}", filters < 1e-9, exact=True),
             Check("the same along plain directions", "another picture: over 0.1", f"{plain:.2g}",
                   plain > 0.1, exact=True),
             Check("ends of the line between solutions, statistics on it too", "their losses",
                   f"{max(ends):.1e} apart", max(ends) < 1e-6, exact=True),
-            Check(f"rise of the loss half-way, batch {LARGE} over batch {SMALL}",
-                  "above 1: sharper", spread(sharper), agreed(ratio > 1 for ratio in sharper)),
         ]  # fmt: skip
         series = [over_seeds(f"batch {batch}", at, runs) for batch, runs in around.items()]
         charts = [

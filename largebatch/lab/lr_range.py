@@ -55,7 +55,7 @@ def largest_stable(rates: list[float], losses: list[float]) -> float:
 class RateRange(Experiment):
     """Raises the rate at several batches, and trains at fixed rates."""
 
-    lecture = "Optimization Techniques (KAIST AI602), Learning Rate Scheduling"
+    lecture = "Optimization Techniques (KAIST AI602)"
     claim = "learning rate is critical: too high may diverge, too low converges slowly"
     source = "Smith 2017, section 3.3"
     minutes = 1.0

@@ -116,15 +116,15 @@ class ModeConnectivity(Experiment):
         lower = [max(barriers[name][k] for name in KINDS) < line
                  for k, line in enumerate(barriers["line"])]  # fmt: skip
         checks = [
-            Check("paths end in the solutions, to the bit", "yes", "yes" if same else "no", same,
-                  exact=True),
-            Check("barriers of trained curves, below the line's", "all", f"{sum(lower)} of"
-                  f" {len(lower)} pairs", all(lower), exact=True),
             *(Check(f"barrier of the {name} over the line's", "none: below 0.1", spread(ratios),
                     agreed(ratio < 0.1 for ratio in ratios))
               for name in KINDS
               for ratios in [[b / a for a, b in zip(barriers["line"], barriers[name],
                                                     strict=True)]]),
+            Check("paths end in the solutions, to the bit", "yes", "yes" if same else "no", same,
+                  exact=True),
+            Check("barriers of trained curves, below the line's", "all", f"{sum(lower)} of"
+                  f" {len(lower)} pairs", all(lower), exact=True),
         ]  # fmt: skip
         series = [over_seeds(name, PLACES, runs) for name, runs in curves.items()]
         note = "of the whole training set; band: over pairs of networks"

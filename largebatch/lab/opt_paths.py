@@ -59,7 +59,7 @@ def path(loss: Callable[[Tensor], Tensor], start: list[float], make: Make, steps
 class OptimizerPaths(Experiment):
     """Follows optimizers in two dimensions and one."""
 
-    lecture = "Optimization Techniques (KAIST AI602), Visualization of algorithms"
+    lecture = "Optimization Techniques (KAIST AI602)"
     claim = (
         "adaptive methods suit a saddle best; momentum accelerates in a valley, and can fail to"
         " converge even for simple convex functions, where Nesterov's does not"

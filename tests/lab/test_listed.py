@@ -9,7 +9,7 @@ import pytest
 from largebatch.lab import experiments
 from largebatch.lab.perform import drawn, file_stem, perform, words
 
-FASTEST = {"imp-bias"}  # by default; the rest are slow
+FASTEST = {"mean-field", "noisy-gd", "tail-alpha"}  # by default; the rest are slow
 QUICK_SECONDS = 8.0  # of processor time on a quiet core; a busy machine is given half more
 
 
@@ -38,7 +38,7 @@ def test_an_experiment(name: str) -> None:
 
 
 def test_the_fastest_are_listed() -> None:
-    assert FASTEST <= set(experiments.names())
+    assert set(experiments.names()) >= FASTEST
 
 
 def test_names_of_files_differ() -> None:

@@ -20,7 +20,9 @@ def test_products_are_those_of_the_dense_hessian() -> None:
     space = ParameterSpace(model)
     vector = space.random(1)
     product = Hessian(space, WholeBatch(model, samples))(vector)
-    torch.testing.assert_close(product, dense_hessian(model, samples) @ vector, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        product, dense_hessian(model, samples) @ vector, rtol=1e-7, atol=1e-7
+    )
 
 
 def test_looking_leaves_a_model_with_norms_as_it_was() -> None:
