@@ -42,7 +42,7 @@ class Reparametrized(Experiment):
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "sharpness depends on parametrization"
     source = "Dinh et al. 2017, section 4; Li et al. 2018, section 4 (filters)"
-    minutes = 0.3
+    minutes = 0.4
 
     def measure(self, scale: Scale) -> Findings:
         """Compare with what the factors predict of the network before."""

@@ -40,7 +40,7 @@ class GradientOverlap(Experiment):
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "gradients live in the top eigenspace"
     source = "Gur-Ari, Roberts, Dyer 2018, section 2"
-    minutes = 0.5
+    minutes = 0.2
 
     def measure(self, scale: Scale) -> Findings:
         """Look ten times: the step's own loss is the whole set's, and so is the Hessian."""

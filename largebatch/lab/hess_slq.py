@@ -51,7 +51,7 @@ class DensityOfTheHessian(Experiment):
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "at the end of training almost all eigenvalues lie close to zero"
     source = "Sagun et al. 2017; Ghorbani et al. 2019, section 2"
-    minutes = 0.4
+    minutes = 0.8
 
     def measure(self, scale: Scale) -> Findings:
         """Take the spectrum before and after training."""

@@ -24,7 +24,6 @@ from largebatch.optim import SGD
 
 WIDTHS = (64, 64, 64, 10)
 LOW, HIGH = 1e-3, 30.0
-DIVERGED = 2.0  # times the loss at the beginning
 
 
 def ramp(samples: Samples, batch: int, steps: int, seed: int) -> tuple[list[float], list[float]]:
@@ -42,13 +41,13 @@ def ramp(samples: Samples, batch: int, steps: int, seed: int) -> tuple[list[floa
 
 
 def largest_stable(rates: list[float], losses: list[float]) -> float:
-    """Return the rate before which the loss, averaged over five steps, is twice the first."""
-    first = sum(losses[:5]) / 5
-    for number in range(5, len(losses)):
-        near = losses[number - 4 : number + 1]
-        if not sum(near) / 5 < DIVERGED * first:
-            return rates[number - 5]
-    return rates[-1]
+    """Return the last rate before half of what had been gained is lost, by means of five steps."""
+    near = [sum(losses[k : k + 5]) / 5 for k in range(len(losses) - 4)]
+    finite = [value if value == value else math.inf for value in near]
+    lowest = finite.index(min(finite))
+    limit = (finite[0] + finite[lowest]) / 2
+    lost = (k for k in range(lowest, len(finite)) if finite[k] > limit)
+    return rates[next(lost, len(finite) - 1)]
 
 
 @experiments.register("lr-range")
@@ -58,7 +57,7 @@ class RateRange(Experiment):
     lecture = "Optimization Techniques (KAIST AI602)"
     claim = "learning rate is critical: too high may diverge, too low converges slowly"
     source = "Smith 2017, section 3.3"
-    minutes = 1.0
+    minutes = 0.3
 
     def measure(self, scale: Scale) -> Findings:
         """Find the largest rate of each batch, and how the loss depends on the rate."""

@@ -84,7 +84,7 @@ class ModeConnectivity(Experiment):
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "Garipov et al.: no barriers between solutions"
     source = "Garipov et al. 2018, section 3"
-    minutes = 1.0
+    minutes = 0.5
 
     def measure(self, scale: Scale) -> Findings:
         """Compare barriers of the loss, and the error along the paths."""

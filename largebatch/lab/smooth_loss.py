@@ -34,7 +34,7 @@ class SmoothedLoss(Experiment):
         "a highly smoothed function has fewer local minima; its minimizer leads to the global one"
     )
     source = "Pardalos, Shalloway, Xue 1994, equation 2"
-    minutes = 0.2
+    minutes = 0.1
     seeds = 10
 
     def measure(self, scale: Scale) -> Findings:
