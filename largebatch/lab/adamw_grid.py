@@ -43,7 +43,7 @@ def shrunk(steps: int = 20) -> float:
         theta.grad = torch.zeros_like(theta)
         optimizer.step()
         expected *= 1 - rate * 0.3
-    return float((theta / expected - 1).abs().max())
+    return float((theta.detach() / expected - 1).abs().max())
 
 
 def apart(momentum: float, steps: int = 20) -> float:
