@@ -8,7 +8,7 @@ barriers fall with the number of weights.
 
 from __future__ import annotations
 
-import math
+from math import log
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -29,6 +29,7 @@ from largebatch.lab.string_method import string
 from largebatch.lab.whole_batch import Samples, loss_of
 from largebatch.optim import SGD
 from largebatch.probes.parameter_space import ParameterSpace
+from largebatch.report.log_fit import straight_line
 from largebatch.weight_space import WeightPath, loss_barrier, path_losses, polychain
 
 BATCH, RATE = 32, 0.1
@@ -96,8 +97,8 @@ class BarriersOfSGD(Experiment):
         ]  # fmt: skip
 
     def _strings(self, found: Findings, samples: Samples, scale: Scale) -> None:
-        widths = scale.pick((8, 32), (4, 8, 16, 32, 64))
-        steps, rounds = scale.pick(200, 1500), scale.pick(150, 400)
+        widths = scale.pick((4, 8, 16), (4, 8, 16, 32, 64))
+        steps, rounds = scale.pick(200, 1500), scale.pick(80, 400)
         sizes = list[float]()
         barriers = {"line": list[list[float]](), "string": list[list[float]]()}
         for width in widths:
@@ -124,11 +125,13 @@ class BarriersOfSGD(Experiment):
                                **{f"barrier of the {k}": sum(v) / len(v)
                                   for k, v in own.items()}})  # fmt: skip
         lower = [
-            max(s / a for a, s in zip(line, path, strict=True))
+            max(s / max(a, 1e-9) for a, s in zip(line, path, strict=True))
             for line, path in zip(barriers["line"], barriers["string"], strict=True)
         ]
         means = {kind: [sum(v) / len(v) for v in runs] for kind, runs in barriers.items()}
-        slope = _slope(sizes, means["string"])
+        slope = straight_line(
+            [log(n) for n in sizes], [log(max(m, 1e-6)) for m in means["string"]]
+        )[0]
         found.checks += [
             Check("barrier of a string over the line's, largest at each width", "none: below 0.1",
                   spread(lower), agreed(ratio < 0.1 for ratio in lower)),
@@ -149,11 +152,3 @@ def _named(space: ParameterSpace) -> dict[str, Tensor]:
 
 def _far(a: Tensor, b: Tensor) -> float:
     return float((a - b).square().mean())
-
-
-def _slope(x: list[float], y: list[float]) -> float:
-    across, up = [math.log(v) for v in x], [math.log(max(v, 1e-6)) for v in y]
-    middle = sum(across) / len(across)
-    high = sum(up) / len(up)
-    top = sum((a - middle) * (b - high) for a, b in zip(across, up, strict=True))
-    return top / sum((a - middle) ** 2 for a in across)
