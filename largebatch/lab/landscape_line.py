@@ -80,7 +80,7 @@ class LossAlongALine(Experiment):
     lecture = "Optimization Techniques (KAIST AI602)"
     claim = "large-batch training finds a sharp minimum, seen along random directions"
     source = "Li et al. 2018, sections 3 to 5"
-    minutes = 1.0
+    minutes = 0.4
     seeds = 5
 
     def measure(self, scale: Scale) -> Findings:
