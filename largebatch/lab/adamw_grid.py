@@ -130,8 +130,8 @@ class DecoupledDecay(Experiment):
         ]  # fmt: skip
         note = (
             f"200 digits to train with, {len(held_out[1])} held out; batch 32, {steps} steps,"
-            f" cosine. The basin: the best {BASIN:.0%} of the settings; its slant is the correlation"
-            " of log rate and log decay there."
+            f" cosine. The basin: the best {BASIN:.0%} of the settings; its slant is the"
+            " correlation of log rate and log decay there."
         )
         return Findings(checks, rows, charts, [note])
 
