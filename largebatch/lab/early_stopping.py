@@ -33,7 +33,7 @@ class NoEarlyStopping(Experiment):
 
     lecture = "Rethinking Common Practices in Deep Learning (Hoffer)"
     claim = "Validation loss increases, validation error never stops decreasing (slowly)"
-    source = "Soudry et al. 2018, section 5 and corollary 8"
+    source = "Soudry, Hoffer, Nacson, Srebro 2018"
     minutes = 1.0
 
     def measure(self, scale: Scale) -> Findings:

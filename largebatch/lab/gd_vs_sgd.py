@@ -33,7 +33,7 @@ class DescentAndSgd(Experiment):
 
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "GD is the same as SGD: average number of mistakes: SGD 174, GD 194 (of 10,000)"
-    source = "Sagun, Guney, Ben Arous, LeCun 2014, arXiv:1412.6615, section 4"
+    source = "Sagun, Guney, Ben Arous, LeCun 2014, arXiv:1412.6615"
     minutes = 4.0
     seeds = 5
 

@@ -20,7 +20,7 @@ class Jamming(Experiment):
 
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "N*: critical number of parameters that fits D_train"
-    source = "Spigler, Geiger et al. 2018, arXiv:1810.09665, section 3; Geiger et al. 2018"
+    source = "Spigler, Geiger et al. 2018, arXiv:1810.09665; Geiger et al. 2018, arXiv:1809.09349"
     minutes = 3.0
 
     def measure(self, scale: Scale) -> Findings:

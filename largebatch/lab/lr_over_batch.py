@@ -65,7 +65,7 @@ class RateOverBatch(Experiment):
 
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "w' = w - e g + (e / sqrt(S)) noise: LB -> sharp, SB -> wide, through e / S"
-    source = "Jastrzebski et al. 2018, section 4"
+    source = "Jastrzebski et al. 2018"
     minutes = 2.0
 
     def measure(self, scale: Scale) -> Findings:

@@ -101,7 +101,9 @@ class MeanField(Experiment):
         mean = [sum(column) / len(column) for column in zip(*points, strict=True)]
         logs = [[math.log(value) for value in each] for each in (widths, mean)]
         slope, _, error, _ = straight_line(*logs)
-        whole = _difference()
+        fit, close = f"b = {slope:.2f} ± {error:.2f}", abs(slope + 1) < max(0.25, 2 * error)
+        apart = _difference()
+        same = apart < 1e-12
         curves, ends = [], []
         for count in (widths[0], widths[-1]):
             runs = [_losses(count, seed, long) for seed in scale.seeds]
@@ -111,19 +113,8 @@ class MeanField(Experiment):
             rows.append({"N": count, "loss at the end": spread(ends[-1])})
         narrow, wide = ends
         checks = [
-            Check(
-                "mean squared distance of SGD and GD ~ N^b",
-                "b = -1",
-                f"b = {slope:.2f} ± {error:.2f}",
-                abs(slope + 1) < max(0.25, 2 * error),
-            ),
-            Check(
-                "mean of the steps of single samples less the step of all",
-                "0",
-                f"{whole:.1e}",
-                whole < 1e-12,
-                True,
-            ),
+            Check("mean squared distance of SGD and GD ~ N^b", "b = -1", fit, close),
+            Check("mean step of single samples less that of all", "0", f"{apart:.1e}", same, True),
             Check(
                 "loss at the end, widest over narrowest",
                 "at most 1: N large enough, a global minimum",
@@ -131,12 +122,9 @@ class MeanField(Experiment):
                 agreed(a <= b for a, b in zip(wide, narrow, strict=True)),
             ),
         ]
+        gap = scatter("N", "squared distance", [Series("SGD - GD", widths, mean)], "xy")
         charts = [
-            (
-                "SGD against gradient descent",
-                "mean square over the samples' outputs and seeds",
-                scatter("N", "squared distance", [Series("seeds' mean", widths, mean)], "xy"),
-            ),
+            ("SGD against gradient descent", "mean square over outputs and seeds", gap),
             ("Gradient flow", "range over seeds", lines("time", "loss", curves, "y")),
         ]
         return Findings(checks, rows, charts, [f"time {time:g}; the loss is followed to {long:g}"])

@@ -88,7 +88,7 @@ class NoBudget(Experiment):
 
     lecture = "Train longer, generalize better (Hoffer, Hubara, Soudry)"
     claim = "The gap persisted without any budget, until the loss function ceased to improve"
-    source = "Keskar et al. 2017, section 2.1; Hoffer et al. 2017, section 2"
+    source = "Keskar et al. 2017; Hoffer et al. 2017"
     minutes = 2.0
     seeds = 5
 

@@ -74,7 +74,7 @@ class NoisyDescent(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Compare variances with e^2 s^2 / (1 - (1 - e h)^2), h = 1."""
-        chains = scale.pick(100_000, 1_000_000)
+        chains = scale.pick(100_000, 400_000)
         rows: list[dict[str, float | str]] = []
         checks = []
         for size in SIZES:
@@ -110,7 +110,7 @@ class NoisyDescent(Experiment):
                 True,
             )
         )
-        steps, many = scale.pick(2000, 20000), scale.pick(2000, 10000)
+        steps, many = scale.pick(2000, 20000), scale.pick(2000, 4000)
         curves, ends = [], {}
         for temperature in (0.0, 0.1, 0.3, 0.6):
             runs = [escape(temperature, many, steps, seed) for seed in scale.seeds]

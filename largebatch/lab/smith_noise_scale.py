@@ -72,7 +72,7 @@ class SmithNoiseScale(Experiment):
 
     lecture = "Optimization Techniques (Han, Lee, Seo)"
     claim = "Instead of decaying the rate increase the batch: the noise scale is e N / (B (1 - m))"
-    source = "Smith and Le 2018; Smith, Kindermans, Ying, Le 2018, section 2"
+    source = "Smith and Le 2018; Smith, Kindermans, Ying, Le 2018"
     minutes = 1.0
 
     def measure(self, scale: Scale) -> Findings:
@@ -102,13 +102,14 @@ class SmithNoiseScale(Experiment):
                 )
             )
         equal = heights[round(QUADRATIC[0].scale, 9)]
-        checks.append(
+        checks.insert(
+            0,
             Check(
                 f"variance over g, {len(equal)} settings of g / N = {QUADRATIC[0].scale}",
                 "the same",
                 spread(equal),
                 max(equal) < 1.1 * min(equal),
-            )
+            ),
         )
         epochs = scale.pick(10, 40)
         settings = (Setting(0.02, 8), Setting(0.04, 16), Setting(0.08, 32), Setting(0.02, 32))

@@ -104,13 +104,14 @@ class TailAlpha(Experiment):
                 {"noise": f"network of width {width}", "seed": seed, "estimate": round(end, 4)}
                 for seed, end in zip(scale.seeds, ends[-len(runs) :], strict=True)
             ]
-        checks.append(
+        checks.insert(
+            0,
             Check(
                 "index of a network's gradient noise, second half of training",
                 "below 2: not Gaussian",
                 spread(ends),
                 agreed(end < 2 - TOLERANCE for end in ends),
-            )
+            ),
         )
         chart = lines("step", "tail index", curves, levels={"Gaussian": 2.0, "Cauchy": 1.0})
         note = f"batch {BATCH}, digits, all entries together; range over seeds"

@@ -76,7 +76,7 @@ class UltraSlow(Experiment):
         slopes, fitted, charted = [], [], []
         for seed in scale.seeds:
             slopes.append(_rise(seed))
-            steps, distances = _distances(seed, scale.pick(1500, 20000))
+            steps, distances = _distances(seed, scale.pick(1500, 4000))
             found = log_fit(steps, distances)
             assert found is not None
             fitted.append(found)

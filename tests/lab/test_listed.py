@@ -10,7 +10,7 @@ from largebatch.lab import experiments
 from largebatch.lab.perform import drawn, file_stem, perform, words
 
 FASTEST = {"mean-field", "noisy-gd", "tail-alpha"}  # by default; the rest are slow
-QUICK_SECONDS = 8.0  # of processor time on a quiet core; a busy machine is given half more
+QUICK_SECONDS = 8.0  # of processor time on a quiet core; a busy one is given twice as much
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_an_experiment(name: str) -> None:
     charts = drawn(findings)
     assert charts and all(figure.data for _, _, figure in charts)
     assert record.details["verdict"] in words(record)
-    assert seconds < 1.5 * QUICK_SECONDS
+    assert seconds < 2 * QUICK_SECONDS
 
 
 def test_the_fastest_are_listed() -> None:
