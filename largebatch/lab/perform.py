@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,10 +62,14 @@ def perform(name: str, quick: bool, seeds: int | None = None) -> tuple[Findings,
         "checks": [asdict(check) for check in findings.checks],
     }
     formula = f"{experiment.lecture}: {experiment.claim} ({experiment.source})"
-    record = BenchmarkRecord(
-        f"lab {name}", formula, findings.rows, notes=findings.notes, details=details
-    )
+    rows = [_short(row) for row in findings.rows]
+    record = BenchmarkRecord(f"lab {name}", formula, rows, notes=findings.notes, details=details)
     return findings, record
+
+
+def _short(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row whose numbers have five digits, which is more than any of them is worth."""
+    return {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in row.items()}
 
 
 def words(record: BenchmarkRecord) -> str:
