@@ -3,6 +3,7 @@
 Needs torch and nothing else.
 """
 
+from largebatch.nn.batch_channel_norm import BatchChannelNorm
 from largebatch.nn.config import NormConfig
 from largebatch.nn.convert import (
     apply_norm,
@@ -38,6 +39,7 @@ from largebatch.nn.weight_norm import BoundedWeightNorm, ChannelBias, WeightNorm
 __all__ = [
     "ACTIVATION_GAINS",
     "FOLLOWERS",
+    "BatchChannelNorm",
     "BoundedWeightNorm",
     "ChannelBias",
     "FixedClassifier",
