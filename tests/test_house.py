@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("distributed", "report", "doctor"),
     ("nn", "simulate"),
     ("models", "optim", "data"),
-    ("engine", "tasks", "probes"),
+    ("engine", "tasks", "probes", "weight_space"),
     ("train",),
     ("study", "bench", "lab", "plan"),
     ("cli", "recipes"),

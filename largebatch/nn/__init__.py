@@ -27,7 +27,7 @@ from largebatch.nn.merge import (
     rank_statistics,
 )
 from largebatch.nn.over_ghosts import observable_norms, ties_ranks, ties_samples
-from largebatch.nn.place import ghost_place
+from largebatch.nn.place import current_place, ghost_place
 from largebatch.nn.registry import NormFacts, norms
 from largebatch.nn.running import discard_step, keep_running, step_end
 from largebatch.nn.sample_norm import SampleNorm
@@ -57,6 +57,7 @@ __all__ = [
     "apply_norm",
     "check_norm",
     "convert_batch_norm",
+    "current_place",
     "discard_step",
     "find_classifier",
     "fix_classifier",

@@ -19,6 +19,8 @@ class Place:
         sizes: samples of each ghost of the forward, as the step was divided; None: norms divide
             what they are given by their own ghost size.
         ranks: process group whose ranks hold a ghost together; None: a ghost is one rank's.
+        step: the sample of the run at which the step begins, which tells steps apart; None: of
+            no run.
         samples: of all ghosts. even: whether all but the last have as many. Both are worked out
             once a pass, since every norm asks.
     """
@@ -27,6 +29,7 @@ class Place:
     total: int
     sizes: tuple[int, ...] | None = None
     ranks: Any = None
+    step: int | None = None
     samples: int = 0
     even: bool = True
 
@@ -43,19 +46,24 @@ class ghost_place:
     which every rank calls once per optimizer step. A module must then run once per micro-batch.
 
     Args:
-        sizes, ranks: see :class:`Place`.
+        sizes, ranks, step: see :class:`Place`.
 
     Raises:
         ValueError: ``first`` is not in ``[0, total)``.
     """
 
     def __init__(
-        self, first: int, total: int, sizes: tuple[int, ...] | None = None, ranks: Any = None
+        self,
+        first: int,
+        total: int,
+        sizes: tuple[int, ...] | None = None,
+        ranks: Any = None,
+        step: int | None = None,
     ) -> None:
         if not 0 <= first < total:
             raise ValueError(f"ghost_place: first={first} must lie in [0, total={total})")
         of = sizes or ()
-        self._place = Place(first, total, sizes, ranks, sum(of), len(set(of[:-1])) < 2)
+        self._place = Place(first, total, sizes, ranks, step, sum(of), len(set(of[:-1])) < 2)
 
     def __enter__(self) -> None:
         global _current

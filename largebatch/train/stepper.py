@@ -194,7 +194,8 @@ class Stepper:
         """Take a pass of a step forward, by ``train`` in place of the task's own."""
         part = one.part
         self._generator.manual_seed(key(self.seed, DROPOUT, share.step.start, part.start))
-        with ghost_place(part.first_ghost, share.ghosts, one.ghosts, self.ranks):
+        step = share.step.start
+        with ghost_place(part.first_ghost, share.ghosts, one.ghosts, self.ranks, step):
             return (train or self.train)(self.engine.module, one.batch)
 
     @contextmanager

@@ -1,0 +1,75 @@
+"""A whole set of samples as one step, for probes of a model that no run trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from largebatch.data import DataConfig, build_source
+from largebatch.data.memory import ArraySource
+from largebatch.data.source import Split
+from largebatch.probes import Forward, Replay, Side
+
+Samples = tuple[Tensor, Tensor]
+"""Inputs, normalised, and targets."""
+
+LossOf = Callable[[Tensor, Tensor], Tensor]
+
+
+class WholeBatch(Replay):
+    """Takes all samples in one pass, as a step of a run does in training mode.
+
+    Args:
+        samples: of the step.
+        loss: the mean over samples, of outputs and targets.
+    """
+
+    def __init__(self, model: nn.Module, samples: Samples, loss: LossOf = cross_entropy) -> None:
+        self._model, self._samples, self._loss = model, samples, loss
+
+    def train(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the loss sum and the sums [loss, weight]."""
+        inputs, targets = batch
+        total = self._loss(model(inputs), targets) * len(targets)
+        return total, torch.stack((total.detach(), total.new_tensor(float(len(targets)))))
+
+    def visit(self, forward: Forward) -> Tensor:
+        """Return the loss sum."""
+        with torch.no_grad():
+            return forward(self._model, self._samples)[0].double()
+
+    def loss(self) -> Tensor:
+        """Return the mean loss."""
+        return self.visit(self.train) / len(self._samples[1])
+
+    def gradient(self, forward: Forward | None = None, sides: Sequence[Side] = ()) -> list[Tensor]:
+        """Return the gradient of the mean loss, summed over the sides."""
+        params = [p for p in self._model.parameters() if p.requires_grad]
+        found = [torch.zeros_like(p) for p in params]
+        for move, factor in sides or ((lambda: None, 1.0),):
+            move()
+            with torch.enable_grad():
+                total, _ = (forward or self.train)(self._model, self._samples)
+                grads = torch.autograd.grad(total, params)
+            torch._foreach_add_(found, grads, alpha=factor / len(self._samples[1]))
+        return found
+
+
+def dense_hessian(model: nn.Module, samples: Samples, loss: LossOf = cross_entropy) -> Tensor:
+    """Return the matrix (n, n) of second derivatives, by torch's own: an oracle for small n."""
+    inputs, targets = samples
+    params = dict(model.named_parameters())
+    lengths = [p.numel() for p in params.values()]
+
+    def of(flat: Tensor) -> Tensor:
+        parts = zip(params.items(), flat.split(lengths), strict=True)
+        named = {name: part.view(p.shape) for (name, p), part in parts}
+        return loss(torch.func.functional_call(model, named, (inputs,)), targets)
+
+    flat = torch.cat([p.detach().reshape(-1) for p in params.values()])
+    matrix: Tensor = torch.func.jacrev(torch.func.grad(of), chunk_size=128)(flat)
+    return (matrix + matrix.T) / 2
