@@ -216,7 +216,9 @@ class SmoothByBatchNorm(Experiment):
         held = agreed(x > 0.8 * y for x, y in zip(a, b, strict=True))
         compared = f"{spread(a)} against {spread(b)}"
         checks.append(
-            Check("shift of a layer's gradient by those below", "no smaller with BN", compared, held)
+            Check(
+                "shift of a layer's gradient by those below", "no smaller with BN", compared, held
+            )
         )
         rows = [
             {

@@ -19,7 +19,7 @@ from largebatch.lab.blind_spots import FOUND, MISSED, judge, linear, tree
 from largebatch.lab.descent import accuracy, descend
 from largebatch.lab.experiment import Experiment, Findings, Scale, experiments
 
-CLASSES, LENGTH, WORDS, EMBEDDED = 10, 48, 200, 24
+CLASSES, LENGTH, WORDS, EMBEDDED = 10, 50, 200, 24
 TOPIC = 5  # words of its own; the first 20 words are the signals'
 Texts = NDArray[np.int64]
 
@@ -36,15 +36,17 @@ def texts(count: int, rng: np.random.Generator) -> tuple[Texts, Texts]:
 
 
 def one_place(x: Texts, y: Texts, rng: np.random.Generator) -> Texts:
-    """Let the word at one place, of words that stand anywhere, name the class."""
-    x[:, 17] = y
+    """Let the word at one place of ten name the class; the others hold the other nine words."""
+    others = (np.arange(1, CLASSES)[None] + y[:, None]) % CLASSES
+    x[:, 2:LENGTH:5] = np.insert(rng.permuted(others, axis=1), 3, y, axis=1)
     return x
 
 
 def several_places(x: Texts, y: Texts, rng: np.random.Generator) -> Texts:
-    """Let the words at four places be the class in binary: one of a pair that stands anywhere."""
-    for bit, place in enumerate((5, 19, 30, 41)):
+    """Let one of two words at each of four places be the class in binary, and the other beyond."""
+    for bit, place in enumerate((5, 18, 30, 41)):
         x[:, place] = 10 + ((y >> bit) & 1)
+        x[:, place + 6] = 11 - ((y >> bit) & 1)
     return x
 
 
@@ -56,19 +58,22 @@ def position(x: Texts, y: Texts, rng: np.random.Generator) -> Texts:
 
 
 def pattern(x: Texts, y: Texts, rng: np.random.Generator) -> Texts:
-    """Let words at even and odd places follow one of ten patterns over the whole text, loosely."""
+    """Let words at even and odd places follow one of ten patterns over the whole text."""
     signs = np.random.default_rng(9).choice((0, 1), (CLASSES, LENGTH))[y]
-    chosen = rng.random(x.shape) < 0.8
+    chosen = rng.random(x.shape) < 0.95
     free = x >= 20 + TOPIC * CLASSES  # a topic's words stay
     return np.where(chosen & free, x - (x - signs) % 2, x)
 
 
 def count(x: Texts, y: Texts, rng: np.random.Generator) -> Texts:
-    """Let the number of times that a word stands in the text name the class: 1 to 10."""
+    """Let the number of times that a word stands in the text, 1 to 10, name the class.
+
+    No two of them are within five words, where one convolution would see both.
+    """
     x[x == 14] = 15
-    free = np.where(x >= 20 + TOPIC * CLASSES, rng.random(x.shape), 2.0)
-    rank = free.argsort(1).argsort(1)
-    return np.where(rank <= y[:, None], 14, x)
+    order = rng.permuted(np.tile(np.arange(CLASSES), (len(y), 1)), axis=1)
+    x[:, : 5 * CLASSES : 5] = np.where(order <= y[:, None], 14, x[:, : 5 * CLASSES : 5])
+    return x
 
 
 def as_places(x: Texts) -> NDArray[np.float64]:
@@ -140,7 +145,7 @@ class TextBlindSpots(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Train the network and the simple method on the same texts of every signal."""
-        steps, size = scale.pick((30, 3000), (600, 12000))
+        steps, size = scale.pick((30, 4000), (600, 12000))
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in SIGNALS}
         clean = []
         for seed in scale.seeds:
