@@ -93,8 +93,8 @@ class BatchChannel(Experiment):
             ),
         ]
         for words, first, second in (
-            (f"error %, batch-channel at {few} against batch norm at {few}",) + (few, few),
-            (f"error %, batch-channel at {few} against batch norm at {many}",) + (few, many),
+            (f"error %, batch-channel at {few} against batch norm at {few}", few, few),
+            (f"error %, batch-channel at {few} against batch norm at {many}", few, many),
         ):
             a, b = errors["batch-channel norm", first], errors["ghost batch norm", second]
             held = agreed(x <= y for x, y in zip(a, b, strict=True))

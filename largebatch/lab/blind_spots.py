@@ -92,23 +92,26 @@ _COLUMNS = np.array([3, 8, 13, 5, 11, 3, 9, 2, 7, 12])
 
 def tree() -> Any:
     """Return a decision tree."""
-    from sklearn.tree import DecisionTreeClassifier
+    from sklearn.tree import DecisionTreeClassifier  # type: ignore[import-untyped]
 
     return DecisionTreeClassifier(random_state=0)
 
 
 def shallow() -> Any:
     """Return a network of one hidden layer."""
-    from sklearn.neural_network import MLPClassifier
+    from sklearn.neural_network import MLPClassifier  # type: ignore[import-untyped]
 
     return MLPClassifier((32,), alpha=3.0, solver="lbfgs", max_iter=300, random_state=0)
 
 
 def shallow_of_the_mean() -> Any:
     """Return a network of one hidden layer that is given an image's mean alone."""
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+    from sklearn.neural_network import MLPClassifier  # type: ignore[import-untyped]
+    from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
+    from sklearn.preprocessing import (  # type: ignore[import-untyped]
+        FunctionTransformer,
+        StandardScaler,
+    )
 
     mean = FunctionTransformer(lambda x: x.mean(1, keepdims=True, dtype=np.float64))
     network = MLPClassifier((32,), alpha=1e-6, solver="lbfgs", max_iter=500, random_state=0)
@@ -117,14 +120,14 @@ def shallow_of_the_mean() -> Any:
 
 def quadratic() -> Any:
     """Return Gaussians, one a class, their covariances shrunk by half to the unit's."""
-    from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+    from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis  # type: ignore[import-untyped]
 
     return QuadraticDiscriminantAnalysis(reg_param=0.5)
 
 
 def linear() -> Any:
     """Return one linear layer under the logistic loss."""
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
     return LogisticRegression(C=0.01, max_iter=200)
 

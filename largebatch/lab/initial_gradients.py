@@ -61,7 +61,7 @@ def gradients(model: nn.Sequential, samples: Samples) -> list[float]:
         if isinstance(layer, nn.Linear):
             x.retain_grad()
             kept.append(x)
-    cross_entropy(x, samples[1]).backward()  # type: ignore[no-untyped-call]
+    cross_entropy(x, samples[1]).backward()
     return [float(each.grad.norm()) for each in kept if each.grad is not None]
 
 
@@ -100,7 +100,7 @@ def lecture_example(
     optimizer = SGD([w1, w2], 0.1)
     for _ in range(steps):
         optimizer.zero_grad()
-        ((w2 @ activation(w1 @ x) - 1).square() / 2).backward()  # type: ignore[no-untyped-call]
+        ((w2 @ activation(w1 @ x) - 1).square() / 2).backward()
         optimizer.step()
     return w1.detach()
 
@@ -181,7 +181,7 @@ class InitialGradients(Experiment):
             Check(
                 f"ReLU, {depth} layers trained: loss, Kaiming against torch's default",
                 "good init lets it learn",
-                f"{spread(trained['relu', 'kaiming'])} against {spread(trained['relu', 'default'])}",
+                " against ".join(spread(trained["relu", rule]) for rule in ("kaiming", "default")),
                 agreed(
                     a < b
                     for a, b in zip(

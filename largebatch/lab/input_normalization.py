@@ -22,7 +22,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
-from largebatch.lab.pictures import Series, lines, over_seeds
+from largebatch.lab.pictures import Series, lines
 from largebatch.optim import SGD
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -43,7 +43,7 @@ def curvature(x: Floats) -> tuple[Floats, float, Floats]:
     By singular values of the inputs: squares of these would not leave the small ones a digit.
     """
     design = np.concatenate((x, np.ones((len(x), 1))), axis=1) / math.sqrt(len(x))
-    values = np.linalg.svd(design, compute_uv=False) ** 2
+    values: Floats = np.linalg.svd(design, compute_uv=False).astype(np.float64) ** 2
     return design.T @ design, float(values[0] / values[-1]), values
 
 

@@ -184,8 +184,8 @@ class SignalPropagation(Experiment):
             )
         ]
         notes = [
-            "zero padding takes a few per cent of every convolution's output at the borders, so that"
-            " growth stays somewhat below 2 a block, and below 1"
+            "zero padding takes a few per cent of every convolution's output at the borders: growth"
+            " stays somewhat below 2 a block, and below 1"
         ]
         return Findings(checks, rows, charts, notes)
 

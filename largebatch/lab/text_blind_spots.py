@@ -1,8 +1,8 @@
 """Labels hidden in texts where a convolutional network does not look and simple methods do.
 
 The slide says that text networks have the same blind spots and shows none; texts and signals are
-ours. A text is a topic's words in any order among others, of which some topics share; the network is
-Kim's (2014): words, convolutions over 2, 3 and 4 of them, the maximum over all places.
+ours. A text has six words of its topic in any order among others, and one text in six those of any
+topic. The network is Kim's (2014): words, convolutions over 2, 3 and 4, the maximum over places.
 """
 
 from __future__ import annotations

@@ -105,17 +105,22 @@ def directions(seed: int, steps: int = 30) -> tuple[float, float]:
         ]
         for model in (decayed, corrected):
             model.zero_grad()
-            cross_entropy(model(samples[0]), samples[1]).backward()  # type: ignore[no-untyped-call]
+            cross_entropy(model(samples[0]), samples[1]).backward()
         with torch.no_grad():
             for (a, b), factor in zip(pairs, factors, strict=True):
                 cosine = max(cosine, abs(float(_cosine(a.weight, a.weight.grad))))
                 a.weight.mul_(1 - rate * decay)
-                b.weight.sub_(b.weight.grad, alpha=rate * (factor - 1))  # the rest comes below
+                _step(b.weight, rate * (factor - 1))  # the rest comes below
             for model in (decayed, corrected):
                 for p in model.parameters():
-                    p.sub_(p.grad, alpha=rate)
+                    _step(p, rate)
     apart = max(float((_unit(a.weight) - _unit(b.weight)).norm()) for a, b in pairs)
     return apart, cosine
+
+
+def _step(w: Tensor, rate: float) -> None:
+    assert w.grad is not None
+    w.sub_(w.grad, alpha=rate)
 
 
 def _unit(w: Tensor) -> Tensor:

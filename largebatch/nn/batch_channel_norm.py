@@ -20,7 +20,6 @@ from largebatch.nn.over_ghosts import OverGhosts
 from largebatch.nn.registry import NormFacts, norms
 from largebatch.nn.sample_norm import DEFAULT_GROUPS, check_groups
 
-
 CHANNEL_PART = ("channel_weight", "channel_bias")
 """The parameters that a plain batch norm has not."""
 
