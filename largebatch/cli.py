@@ -23,7 +23,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {}
 
 GROUPS = {
     "start": ("init", "train", "recipes", "explain"),
-    "look at runs": ("eval", "report", "study"),
+    "look at runs": ("eval", "report", "landscape", "study"),
     "plan and measure": ("plan", "bench", "lab"),
     "this machine": ("doctor", "completion"),
 }
@@ -250,6 +250,16 @@ def report(arguments: Sequence[str]) -> int:
         print(remark, file=sys.stderr)
     print(f"report: {options.output}")
     return 0
+
+
+@_verb("landscape", "draw the loss around a finished run, or between two")
+def landscape(arguments: Sequence[str]) -> int:
+    # Before torch is loaded, as for train: its ranks too may lose a peer.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    with _importing():
+        from largebatch.landscape.command import run
+
+    return run(arguments)
 
 
 @_verb("recipes", "list the named configs")

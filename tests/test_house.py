@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models", "optim", "data"),
     ("engine", "tasks", "probes", "weight_space"),
     ("train",),
-    ("study", "bench", "lab", "plan"),
+    ("study", "bench", "lab", "landscape", "plan"),
     ("cli", "recipes"),
     ("__main__",),
 )

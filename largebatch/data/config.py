@@ -11,7 +11,7 @@ from largebatch._paths import UserPath
 from largebatch.data.registry import datasets
 
 OF_TEXT = ("tokenizer", "context", "vocabulary", "held_out", "streams", "digest")
-OF_IMAGES = ("image_size", "mixup", "cutmix", "skip_corrupt")
+OF_IMAGES = ("image_size", "mixup", "mixup_layers", "cutmix", "skip_corrupt")
 
 
 @dataclass
@@ -48,6 +48,11 @@ class DataConfig:
 
     mixup: float = 0.0
     """Parameter alpha of mixup's Beta(alpha, alpha); 0 turns it off."""
+
+    mixup_layers: list[int | str] = field(default_factory=list)
+    """Where mixup mixes, each ghost in one of them: input, and top-level blocks of the model by
+    name or by index from 0, whose output is mixed (manifold mixup), such as [input, 0, layer2];
+    []: the inputs alone."""
 
     cutmix: float = 0.0
     """Parameter alpha of CutMix's Beta(alpha, alpha); 0 turns it off."""
@@ -92,6 +97,10 @@ class DataConfig:
             value = getattr(self, name)
             if not least <= value < float("inf"):
                 raise UserError(f"data.{name}={value}: must be {least} or more")
+        if self.mixup_layers and not self.mixup:
+            raise UserError(
+                f"data.mixup_layers={self.mixup_layers}: data.mixup is 0: nothing mixes"
+            )
         if self.workers is not None and self.workers < 0:
             raise UserError(f"data.workers={self.workers}: must be 0 or more")
         for name in ("image_size", "limit"):

@@ -40,8 +40,8 @@ class ImageBatch:
         yield self.inputs
         yield self.targets
         if self.mixed is not None:
-            yield self.mixed.partners
-            yield self.mixed.weight
+            yield from (self.mixed.partners, self.mixed.weight, self.mixed.rows)
+            yield from self.mixed.hidden.values()
 
     def head(self, ghosts: int) -> ImageBatch:
         """Return the samples of the first ``ghosts`` ghost batches, as views."""
@@ -53,5 +53,5 @@ class ImageBatch:
             self.indices[:n],
             self.positions[:n],
             kept,
-            None if mixed is None else Mixed(mixed.partners[:n], mixed.weight[:n]),
+            None if mixed is None else mixed.head(n),
         )

@@ -1,21 +1,23 @@
-"""Mixup and CutMix inside ghost batches.
+"""Mixup, of pixels or of hidden states, and CutMix inside ghost batches.
 
 Zhang, Cisse, Dauphin and Lopez-Paz 2018, "mixup: Beyond empirical risk minimization"
-(arXiv:1710.09412); Yun et al. 2019, "CutMix" (arXiv:1905.04899). Partners, lambda and the box of a
-ghost are drawn from (seed, epoch, position of its first sample), so the pixels do not depend on
-how ghosts are spread over ranks and micro-batches.
+(arXiv:1710.09412); Verma et al. 2019, "Manifold Mixup" (arXiv:1806.05236); Yun et al. 2019,
+"CutMix" (arXiv:1905.04899). Partners, lambda, the layer and the box of a ghost are drawn from
+(seed, epoch, position of its first sample), so what is mixed does not depend on how ghosts are
+spread over ranks and micro-batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from largebatch.data.draws import Stream, key
+from largebatch.nn.hidden_mixing import INPUT
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,20 @@ class Mixed:
     Attributes:
         partners: int64 (n,), the labels of the samples mixed in.
         weight: (n,), lambda: the share of each sample's own label, in the inputs' type.
+        rows: int64 (n,), the samples mixed in, by their rows.
+        hidden: (n,) of each layer in which some ghost's states are mixed, by its number in
+            ``data.mixup_layers``: the share of each sample's own state there.
     """
 
     partners: Tensor
     weight: Tensor
+    rows: Tensor
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def head(self, n: int) -> Mixed:
+        """Return what is of the first ``n`` samples, as views."""
+        hidden = {layer: share[:n] for layer, share in self.hidden.items()}
+        return Mixed(self.partners[:n], self.weight[:n], self.rows[:n], hidden)
 
 
 def mix_batch(
@@ -41,6 +53,7 @@ def mix_batch(
     epoch: int,
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    layers: Sequence[int | str] = (),
 ) -> tuple[Tensor, Mixed]:
     """Mix each sample with a partner of its own ghost.
 
@@ -54,9 +67,11 @@ def mix_batch(
         mixup: alpha of mixup's Beta(alpha, alpha); 0 is off.
         cutmix: alpha of CutMix's; 0 is off. With both on, each ghost takes one or the other with
             equal chance.
+        layers: in one of which, with equal chance, a ghost is mixed that takes mixup; ``input`` are
+            the inputs, whose pixels are mixed here. Empty: these alone.
 
     Returns:
-        the mixed inputs and the partners' labels with their weights.
+        the mixed inputs, the partners' labels with their weights, and what is to be mixed later.
     """
     assert sum(ghosts) == len(inputs)
     assert len(first_positions) == len(ghosts)
@@ -64,6 +79,7 @@ def mix_batch(
     partners = np.empty(len(inputs), dtype=np.int64)
     weights = np.empty(len(inputs), dtype=np.float64)
     boxes: list[tuple[int, int, int, int, int, int]] = []
+    later: dict[int, list[tuple[int, int]]] = {}
     height, width = inputs.shape[-2:]
     start = 0
     for size, position in zip(ghosts, first_positions, strict=True):
@@ -73,6 +89,9 @@ def mix_batch(
         weight = random.beta(alpha, alpha)
         stop = start + size
         partners[start:stop] = start + random.permutation(size)
+        layer = int(random.integers(len(layers))) if layers and not cut else None
+        if layer is not None and layers[layer] != INPUT:
+            later.setdefault(layer, []).append((start, stop))
         if cut:
             top, bottom, left, right = _box(random, weight, height, width)
             boxes.append((start, stop, top, bottom, left, right))
@@ -83,6 +102,12 @@ def mix_batch(
     chosen = torch.from_numpy(partners).to(inputs.device, non_blocking=True)
     weight_of = torch.from_numpy(weights).to(inputs.device, inputs.dtype, non_blocking=True)
     share = weight_of.clone()
+    hidden = {}
+    for number, spans in sorted(later.items()):
+        hidden[number] = torch.ones_like(weight_of)
+        for first, last in spans:
+            hidden[number][first:last] = weight_of[first:last]
+            share[first:last] = 1.0
     for first, last, *_ in boxes:
         share[first:last] = 1.0
     # The partner's part is added as a difference, so that a weight of 1 leaves the bits alone.
@@ -90,7 +115,7 @@ def mix_batch(
     mixed = torch.lerp(other, inputs, share.view(-1, 1, 1, 1))
     for first, last, top, bottom, left, right in boxes:
         mixed[first:last, :, top:bottom, left:right] = other[first:last, :, top:bottom, left:right]
-    return mixed, Mixed(targets.index_select(0, chosen), weight_of)
+    return mixed, Mixed(targets.index_select(0, chosen), weight_of, chosen, hidden)
 
 
 def _box(

@@ -124,6 +124,7 @@ class Pipeline(Reader):
                 request.epoch,
                 self._config.mixup,
                 self._config.cutmix,
+                self._config.mixup_layers,
             )
         return batch
 

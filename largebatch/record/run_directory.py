@@ -58,6 +58,11 @@ class RunDirectory:
         return self.path / "layers.jsonl"
 
     @property
+    def spectrum(self) -> Path:
+        """Eigenvalues of the Hessian, one JSON object a line; there where a probe measures them."""
+        return self.path / "spectrum.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"

@@ -313,8 +313,54 @@
     }, options);
   }
 
+  // A point an eigenvalue: most directions share those near zero, few the largest.
+  function drawSpectrum(id, spectrum) {
+    const box = document.getElementById(id);
+    const axis = {
+      automargin: true, fixedrange: touch, tickcolor: color("edge"), gridcolor: color("edge"),
+      zerolinecolor: color("edge"),
+    };
+    box.style.height = "320px";
+    Plotly.react(box, [{
+      type: "scatter",
+      mode: "markers",
+      x: spectrum[state.x],
+      y: spectrum.value,
+      customdata: spectrum.weight,
+      marker: {
+        size: 7,
+        color: spectrum.weight.map(Math.log10),
+        cmin: -6,
+        cmax: 0,
+        colorscale: "Viridis",
+        colorbar: {
+          thickness: 12, outlinewidth: 0, tickfont: { color: color("soft") },
+          tickvals: [-6, -4, -2, 0], ticktext: ["10⁻⁶", "10⁻⁴", "1%", "all"],
+        },
+      },
+      hovertemplate: "%{y:.4~g}<br>share %{customdata:.2~g}<extra></extra>",
+    }], {
+      height: 320,
+      margin: { l: 44, r: 12, t: 12, b: 40 },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: "system-ui, sans-serif", size: 12, color: color("soft") },
+      hovermode: "closest",
+      hoverlabel: {
+        bgcolor: color("card"), bordercolor: color("edge"), font: { color: color("ink"), size: 12 },
+      },
+      dragmode: touch ? false : "zoom",
+      xaxis: {
+        ...axis, title: { text: axisNames[state.x], standoff: 6 }, ticks: "outside",
+        tickformat: state.x === "epoch" ? "" : "~s",
+      },
+      yaxis: { ...axis, title: { text: "eigenvalue" }, tickformat: "~g" },
+    }, options);
+  }
+
   function draw() {
     data.runs.forEach((run, index) => {
+      if (run.spectrum) drawSpectrum(`spectrum-${index}`, run.spectrum);
       if (run.layers) drawLayers(`layers-${index}`, run.layers, run.layers[state.norm]);
       if (run.noise) drawLayers(`noise-${index}`, run.noise, run.noise.noise);
     });

@@ -61,6 +61,7 @@ def render(runs: Sequence[Run], now: datetime | None = None) -> str:
                 "series": run.series,
                 "layers": run.layers,
                 "noise": run.noise,
+                "spectrum": run.spectrum,
                 "hardware": run.hardware,
             }
             for place, (name, run) in enumerate(zip(names, runs, strict=True))

@@ -50,6 +50,8 @@ class Run:
             of that length for each tensor.
         noise: of a run that measured its noise scale by layer, else None: the same with ``noise``
             in place of the three.
+        spectrum: of a run that measured eigenvalues of its Hessian, else None: ``samples``,
+            ``step``, ``epoch``, ``value`` and ``weight`` of each, lists of one length.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Run:
     remarks: list[str] = field(default_factory=list)
     layers: dict[str, list[Any]] | None = None
     noise: dict[str, list[Any]] | None = None
+    spectrum: dict[str, list[float]] | None = None
 
     def has(self, name: str) -> bool:
         """Return whether the run has a value of that name, in an evaluation or in training."""
@@ -93,6 +96,9 @@ def read_run(path: str | Path) -> Run:
     of_layers: list[dict[str, Any]] = []
     if directory.layers.exists():
         of_layers = read_metrics(directory.layers, remarks.append)
+    of_spectra: list[dict[str, Any]] = []
+    if directory.spectrum.exists():
+        of_spectra = read_metrics(directory.spectrum, remarks.append)
     return Run(
         name=Path(os.path.abspath(directory.path)).name,
         series={split: _series(lines, split) for split in ("train", "val")},
@@ -106,7 +112,25 @@ def read_run(path: str | Path) -> Run:
         remarks=remarks,
         layers=_layers(of_layers, "layers", NORMS),
         noise=_layers(of_layers, "noise", NOISE),
+        spectrum=_spectrum([line for line in of_spectra if line["split"] == "spectrum"]),
     )
+
+
+def _spectrum(lines: list[dict[str, Any]]) -> dict[str, list[float]] | None:
+    """Return eigenvalues with their weights, of at most ``MOST_COLUMNS`` steps; None without."""
+    points: list[tuple[float, ...]] = []
+    for line in lines[:: -(-len(lines) // MOST_COLUMNS) or 1]:
+        place = tuple(line.get(key, 0) for key in PLACES)
+        lists = (line.get("values"), line.get("weights"))
+        values, weights = (each if isinstance(each, list) else [] for each in lists)
+        for value, weight in zip(values, weights, strict=False):
+            if is_number(value) and is_number(weight) and weight > 0:
+                points.append((*place, float(f"{value:.4g}"), float(f"{weight:.4g}")))
+    if not points:
+        return None
+    columns = zip(*points, strict=True)
+    names = (*PLACES, "value", "weight")
+    return {name: list(column) for name, column in zip(names, columns, strict=True)}
 
 
 def _layers(

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from largebatch._errors import UserError
 from largebatch.data import ImageBatch
 from largebatch.models import as_before, try_images, try_training
+from largebatch.nn import hidden_mixing
 from largebatch.tasks.config import TaskConfig
 from largebatch.tasks.figure import Figure
 from largebatch.tasks.registry import tasks
@@ -37,7 +38,7 @@ class Classification(Task[ImageBatch]):
 
     The weight of a step is its number of images. Label smoothing is
     ``y (1 - s) + s / K`` (Szegedy et al. 2016, section 7); mixed targets are the convex combination
-    of two cross-entropies (Zhang et al. 2018, "mixup").
+    of two cross-entropies (Zhang et al. 2018, "mixup"); hidden states are mixed on the way.
 
     Args:
         num_classes: K; top-5 is a figure where it exceeds 10.
@@ -73,10 +74,12 @@ class Classification(Task[ImageBatch]):
 
     def train(self, model: nn.Module, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Return (loss sum with gradient, the batch's sums ``[loss, top1, ..., weight]``)."""
-        logits = self._wide(model(batch.inputs))
         if batch.mixed is None:
+            logits = self._wide(model(batch.inputs))
             total = self._loss(logits, batch.targets, "sum")
         else:
+            with hidden_mixing(batch.mixed.rows, batch.mixed.hidden):
+                logits = self._wide(model(batch.inputs))
             own = self._loss(logits, batch.targets, "none")
             share = batch.mixed.weight.to(own.dtype)
             total = (

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from largebatch._errors import UserError
-from largebatch.data import Delivery, build_source
 from largebatch.probes import DropoutPasses
 from largebatch.processes import World
 from largebatch.processes.group import choose_device
-from largebatch.record import RunDirectory
-from largebatch.tasks import build_task
-from largebatch.train import checkpoint, parse
-from largebatch.train.atoms import make_atoms, share_of
-from largebatch.train.config import Config
-from largebatch.train.evaluate import Evaluator, evaluating, evaluation_batch, streams_of
-from largebatch.train.precision import Precision
-from largebatch.train.prepare import make_model
-from largebatch.train.registries import chosen
+from largebatch.train.evaluate import evaluating
+from largebatch.train.reopen import reopen
 
 
 def assess(
@@ -32,8 +20,7 @@ def assess(
         path: a run directory (its final weights, else its newest checkpoint) or a checkpoint of
             one.
         root: where the data lie; None: where the run read them.
-        allow_imports: whether code that the config names may be imported and called. Somebody's
-            run directory is data otherwise: reading it runs nothing of theirs.
+        allow_imports: see :func:`~largebatch.train.reopen.reopen`.
         dropout: so many passes with dropout on are averaged (:class:`DropoutPasses`); 0: one
             without.
 
@@ -41,61 +28,13 @@ def assess(
         UserError: neither is there, the data are not, the weights are damaged or do not fit, or
             the config names code.
     """
-    directory = RunDirectory(path.parent.parent if path.parent.name == "checkpoints" else path)
-    if not directory.config.is_file():
-        raise UserError(f"{path}: neither a run directory nor a checkpoint of one")
-    config = _config(directory, root, allow_imports)
-    device, world = choose_device(World()), World()
-    precision = Precision(config.precision, device)
-    source = build_source(config.data, "val", config.model.num_classes)
-    task = build_task(config.task, source.offers())
-    model = make_model(config, source, task, precision, device)
-    try:
-        model.load_state_dict(_weights(path, directory))
-    except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit model.name: {error}") from None
-    delivery = Delivery(config.run.seed, device, False, precision.dtype, config.model.channels_last)
-    reader = source.reader(config.data, delivery)
-    # As the run's own evaluation takes them where one rank trains: the figures agree to the bit.
-    sizes = [phase.size or config.batch.size for phase in config.batch.plan] or [config.batch.size]
-    micro = config.batch.micro if isinstance(config.batch.micro, int) else None
-    share = share_of(max(sizes), make_atoms(config, model, task), world)
-    batch = evaluation_batch(micro, share, len(source))
-    streams = streams_of(source)
-    evaluator = Evaluator(task, reader, len(source), batch, world, device, precision, streams)
-    if dropout:
-        passes = DropoutPasses(task, evaluator, config.run.seed, dropout)
-        with evaluating(model, device, precision):
-            return {**passes(model), "count": float(len(source))}
-    sums = evaluator.sums(model).tolist()
-    return task.read(sums) | {"count": sums[-1]}
-
-
-def _config(directory: RunDirectory, root: Path | None, allow_imports: bool) -> Config:
+    world = World()
     overrides = [] if root is None else [f"--data.root={root.absolute()}"]
-    config = parse.read_config(directory.config, overrides, allow_imports)
-    for registry, name in chosen(config):
-        if registry.imports(name) and not allow_imports:
-            raise UserError(
-                f"{directory.path}: {registry.key}={name!r} is code that would be imported and "
-                "called; --allow-imports does so, for a run whose code you would run yourself"
-            )
-    if config.data.root is not None and not Path(config.data.root).exists():
-        raise UserError(
-            f"{directory.path}: data.root={str(config.data.root)!r} is not there; --data.root DIR "
-            "says where the data are now"
-        )
-    # Its weights come from the run: those it started from may be gone.
-    return replace(config, model=replace(config.model, init_from=None))
-
-
-def _weights(path: Path, directory: RunDirectory) -> dict[str, torch.Tensor]:
-    if path == directory.path and directory.weights.exists():
-        return checkpoint.load_weights(directory.weights)
-    if path == directory.path:
-        newest = checkpoint.newest_valid(directory.checkpoints, print, set_aside=False)
-        if newest is None:
-            raise UserError(f"{path}: has no weights and no valid checkpoint yet")
-        path = Path(newest)
-    model: dict[str, torch.Tensor] = checkpoint.load(path)["model"]
-    return model
+    run = reopen(path, overrides, allow_imports, choose_device(world))
+    evaluator = run.evaluator(run.validation, world)
+    if dropout:
+        passes = DropoutPasses(run.task, evaluator, run.config.run.seed, dropout)
+        with evaluating(run.model, run.device, run.precision):
+            return {**passes(run.model), "count": float(len(run.validation))}
+    sums = evaluator.sums(run.model).tolist()
+    return run.task.read(sums) | {"count": sums[-1]}

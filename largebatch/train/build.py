@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -24,12 +25,16 @@ from largebatch.train.atoms import check_span, share_of, with_span
 from largebatch.train.config import Config, engine_terms
 from largebatch.train.evaluate import Evaluator, evaluation_batch, streams_of
 from largebatch.train.feed import Feed
+from largebatch.train.finite import infinite_constants
 from largebatch.train.micro import largest_micro, memory_free
 from largebatch.train.precision import Precision
 from largebatch.train.prepare import prepare
 from largebatch.train.remarks import caveats, excluded, too_long
 from largebatch.train.stepper import Stepper
 from largebatch.train.streams import StreamMemory
+
+Around: TypeAlias = Callable[[nn.Module], nn.Module]
+"""Returns what is trained in a model's place: it is called as that is, with the same norms."""
 
 
 @dataclass
@@ -57,8 +62,13 @@ class Parts:
     constants: frozenset[str]
 
 
-def build(config: Config, world: World, device: torch.device) -> Parts:
+def build(
+    config: Config, world: World, device: torch.device, around: Around | None = None
+) -> Parts:
     """Make every part of the run that ``config`` describes.
+
+    Args:
+        around: None: the model itself is trained.
 
     Raises:
         UserError: data are missing or damaged, or parts do not fit together.
@@ -78,7 +88,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         prepared.source,
         prepared.validation,
         prepared.task,
-        prepared.model,
+        prepared.model if around is None else around(prepared.model),
     )
     precision, schedule = prepared.precision, prepared.schedule
     atoms = with_span(prepared.atoms, config, world)
@@ -173,7 +183,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         None if carry is None else StreamMemory(carry, feed, world, device),
         evaluator,
         remarks,
-        prepared.constants,
+        prepared.constants if around is None else infinite_constants(model),
     )
 
 

@@ -131,6 +131,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"precision.loss_scale={config.precision.loss_scale}: only with precision.compute=fp16,"
             f" not {config.precision.compute}"
         )
+    if config.data.mixup_layers and config.model.compile:
+        yield "data.mixup_layers with model.compile=true: leave one of the two out"
     if batch.control == "noise" and any(each.get("name") == "noise" for each in config.probes):
         yield (
             "probes: noise: batch.control=noise measures it; leave it out of probes, its keys are"

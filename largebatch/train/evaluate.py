@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from largebatch.data import Batch, EpochOrder, Reader, Request, Source, StreamOrder
+from largebatch.data import Batch, EpochOrder, Order, Reader, Request, Source, StreamOrder
 from largebatch.processes import World
 from largebatch.tasks import Task
 from largebatch.train.precision import Precision
@@ -42,17 +42,22 @@ def evaluating(model: nn.Module, device: torch.device, precision: Precision) -> 
 
 
 def requests(
-    count: int, batch: int, world: World, streams: StreamOrder | None = None
+    count: int,
+    batch: int,
+    world: World,
+    streams: StreamOrder | None = None,
+    order: Order | None = None,
 ) -> Iterator[Request]:
     """Split ``count`` samples into this rank's contiguous share, in batches of ``batch``.
 
+    They are the first of ``order``'s first epoch, by default of the data as they are.
     Where the samples are read in ``streams``, a rank's share is of streams, ``batch`` of which are
     read side by side from their beginning to their end.
     """
     if streams is not None:
         yield from _of_streams(streams, batch, world)
         return
-    order = EpochOrder(count, seed=0, shuffle=False)
+    order = order or EpochOrder(count, seed=0, shuffle=False)
     begin = count * world.rank // world.world_size
     end = count * (world.rank + 1) // world.world_size
     for start in range(begin, end, batch):
@@ -94,6 +99,7 @@ class Evaluator:
         batch: samples per forward pass.
         precision: number formats of forward passes.
         streams: the order of the samples, where they are streams.
+        order: whose first ``count`` samples are taken; None: those of the data as they are.
     """
 
     def __init__(
@@ -106,15 +112,17 @@ class Evaluator:
         device: torch.device,
         precision: Precision,
         streams: StreamOrder | None = None,
+        order: Order | None = None,
     ) -> None:
         self.task, self.reader, self.count = task, reader, count
-        self.streams = streams
+        self.streams, self.order = streams, order
         self.batch, self.world = batch, world
         self.device, self.precision = device, precision
 
     def batches(self) -> Iterator[Batch]:
         """Walk this rank's share of the validation set."""
-        return iter(self.reader.read(requests(self.count, self.batch, self.world, self.streams)))
+        wanted = requests(self.count, self.batch, self.world, self.streams, self.order)
+        return iter(self.reader.read(wanted))
 
     def sums(self, model: nn.Module, stopped: object = None) -> Tensor:
         """Return this rank's float64 ``[loss, metrics..., weight]``.

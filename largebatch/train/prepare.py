@@ -11,6 +11,7 @@ from torch import nn
 from largebatch._errors import UserError
 from largebatch.data import Delivery, Source, StreamOrder, build_source
 from largebatch.models import build_model
+from largebatch.nn import mix_blocks
 from largebatch.optim import rate_rule
 from largebatch.schedule import Schedule
 from largebatch.tasks import Task, Votes, build_task
@@ -85,9 +86,11 @@ def make_model(
         task.try_model(model, config.model.name, source.example(2, delivery), training)
 
     offers = task.offers(source.offers())
-    return build_model(
+    model = build_model(
         config.model, config.norm, offers, precision.dtype, config.run.seed, trial
     ).to(device)
+    mix_blocks(model, config.data.mixup_layers)
+    return model
 
 
 def _step_sizes(config: Config, schedule: Schedule) -> dict[str, int]:

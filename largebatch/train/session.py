@@ -34,7 +34,7 @@ from largebatch.record import RunDirectory
 from largebatch.train import checkpoint, parse
 from largebatch.train.begin import begin
 from largebatch.train.branch import branch, require_start
-from largebatch.train.build import build
+from largebatch.train.build import Around, build
 from largebatch.train.check import check
 from largebatch.train.conclude import conclude
 from largebatch.train.config import RANK_KEYS, Config
@@ -132,7 +132,7 @@ def perform(config: Config, start: Path | None = None, stop: StopRequest | None 
         with process_group(world, plan.backend, plan.timeout, device, plan.heartbeat) as heartbeat:
             # Not before: a rank that waits for others has nothing to save, and is to end at once.
             stop = StopRequest().install() if stop is None else stop
-            return _session(config, start, world, device, stop, heartbeat)
+            return session(config, start, world, device, stop, heartbeat)
     except OSError as error:
         raise RunFailure(
             f"{world.here}: {error}; mend that and run the same command again, the last"
@@ -166,14 +166,20 @@ def _in_local_ranks(config: Config, start: Path | None, stop: StopRequest | None
     return outcome_of(directory.path)
 
 
-def _session(
+def session(
     config: Config,
     start: Path | None,
     world: World,
     device: torch.device,
     stop: StopRequest,
     heartbeat: Heartbeat,
+    around: Around | None = None,
 ) -> Outcome:
+    """Do a session's work on one of ranks that have found each other; every rank calls it.
+
+    Args:
+        start, stop: as :func:`run` has them. around: as :func:`build` has it.
+    """
     require_same(without(parse.flat(config), RANK_KEYS), world)
     path = Path(agreed(str(choose_directory(config)) if world.is_main else "", world))
     directory = RunDirectory(path)
@@ -193,7 +199,7 @@ def _session(
                     write_report([path], directory.report)
                 say(f"report: {directory.report}")
             return finished(path, found["summary"])
-        parts = together(lambda: build(config, world, device), world)
+        parts = together(lambda: build(config, world, device, around), world)
         trainer = Trainer(config, parts, directory, stop, heartbeat)
         parent = None
         if found["checkpoint"] is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from largebatch.weight_space.barrier import loss_barrier
 from largebatch.weight_space.curve import Curve, curve_place, train_curve
 from largebatch.weight_space.direction import filter_normalized_direction, normalize_filters
-from largebatch.weight_space.path import Path, bezier, path_losses, polychain
+from largebatch.weight_space.path import WeightPath, bezier, path_losses, polychain
 from largebatch.weight_space.smoothing import Smoothed, gaussian_noise, smoothed_loss
 from largebatch.weight_space.statistics import recompute_statistics
 from largebatch.weight_space.weights import Loss, Weights, moved, norm_statistics, weights_of
@@ -17,8 +17,8 @@ from largebatch.weight_space.weights import Loss, Weights, moved, norm_statistic
 __all__ = [
     "Curve",
     "Loss",
-    "Path",
     "Smoothed",
+    "WeightPath",
     "Weights",
     "bezier",
     "curve_place",

@@ -6,17 +6,19 @@ every step, and the bends between the ends get the gradient of the loss there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch.data.draws import key
-from largebatch.nn import current_place
-from largebatch.weight_space.path import Coefficients, Path, bezier, combine, polychain
+from largebatch.nn import current_place, frozen_statistics, ghost_place
+from largebatch.weight_space.path import Coefficients, WeightPath, bezier, combine, polychain
 from largebatch.weight_space.weights import Weights, norm_statistics, weights_of
 
 B = TypeVar("B")
@@ -34,6 +36,9 @@ class Curve(nn.Module):
     It is called as the network is. Inside a step of a run (``largebatch.nn.ghost_place`` says where
     it begins) a forward pass in training draws the place from seed and step, the same on all ranks
     and in all passes of it; else it is at :attr:`at`.
+
+    In evaluation batch norms normalise by the batch as well (by ghosts, where they have those): the
+    running statistics are those of many places, and of none.
 
     The bends begin on the line between the ends, at equal distances. All of them are real copies of
     the network, so that optimizers find the kinds of layers that they look for.
@@ -61,7 +66,7 @@ class Curve(nn.Module):
     ) -> None:
         super().__init__()
         assert bends >= 3, "there is nothing to train between two ends"
-        line = Path([start, end], polychain)
+        line = WeightPath([start, end], polychain)
         self.coefficients, self.seed, self.at = coefficients, seed, 0.5
         self.bends = nn.ModuleList([deepcopy(model) for _ in range(bends)])
         self.train(model.training)
@@ -79,12 +84,15 @@ class Curve(nn.Module):
             t = curve_place(self.seed, place.step)
         coefficients = self.coefficients(len(self.bends), t)
         tensors = combine([self._tensors(bend) for bend in self.bends], coefficients)
-        # Through a bend that moves: its norms' statistics are of no end.
-        return functional_call(self.bends[1], tensors, arguments, named)
+        runner = self.bends[1]  # one that moves: its norms' statistics are of no end
+        if self.training:
+            return functional_call(runner, tensors, arguments, named)
+        with _by_batch(runner, arguments):
+            return functional_call(runner, tensors, arguments, named)
 
-    def path(self) -> Path:
+    def path(self) -> WeightPath:
         """Return the path as it is now: a copy."""
-        return Path([weights_of(bend) for bend in self.bends], self.coefficients)
+        return WeightPath([weights_of(bend) for bend in self.bends], self.coefficients)
 
     def _tensors(self, bend: nn.Module) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {
@@ -93,6 +101,31 @@ class Curve(nn.Module):
             if name not in self._left_out and buffer.is_floating_point()
         }
         return {**dict(bend.named_parameters()), **tensors}
+
+
+@contextmanager
+def _by_batch(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[None]:
+    """Let batch norms normalise as in training, and leave no trace; not of a single sample.
+
+    Norms over ranks stay as they are: in evaluation ranks do not call them as often.
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and not getattr(module, "over_ranks", False)
+    ]
+    count = next((len(each) for each in arguments if isinstance(each, Tensor)), 0)
+    if count < 2 or not norms:
+        yield
+        return
+    with frozen_statistics(model), ghost_place(0, count):
+        for norm in norms:
+            norm.training = True
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.training = False
 
 
 @torch.no_grad()
@@ -108,7 +141,7 @@ def train_curve(
     loss: Callable[[nn.Module, B], Tensor],
     optimizer: torch.optim.Optimizer,
     rate: Callable[[int], float] | None = None,
-) -> Path:
+) -> WeightPath:
     """Train a curve by itself, a batch a step, and return the path: for networks without a run.
 
     Args:

@@ -50,7 +50,7 @@ def combine(bends: Sequence[Weights], coefficients: Sequence[float]) -> dict[str
     }  # fmt: skip
 
 
-class Path:
+class WeightPath:
     """A path through given bends.
 
     Args:
@@ -75,6 +75,6 @@ class Path:
         return combine([bend for bend, _ in parts], [c for _, c in parts])
 
 
-def path_losses(loss: Loss, path: Path, places: Iterable[float]) -> list[float]:
+def path_losses(loss: Loss, path: WeightPath, places: Iterable[float]) -> list[float]:
     """Return the loss at places of a path, one after the other."""
     return [loss(path(t)) for t in places]

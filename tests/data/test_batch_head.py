@@ -15,11 +15,11 @@ PLACES = np.arange(11), np.arange(20, 31)
 
 def test_of_images_with_their_partners() -> None:
     inputs, targets = torch.randn(11, 1, 2, 2), torch.arange(11)
-    mixed = Mixed(targets.flip(0), torch.rand(11))
+    mixed = Mixed(targets.flip(0), torch.rand(11), targets.flip(0), {1: torch.rand(11)})
     head = ImageBatch(inputs, targets, *PLACES, GHOSTS, mixed).head(2)
     assert len(head) == 8 and head.ghosts == (4, 4)
     assert head.positions.tolist() == list(range(20, 28))
-    whole = (inputs, targets, mixed.partners, mixed.weight)
+    whole = (inputs, targets, mixed.partners, mixed.weight, mixed.rows, mixed.hidden[1])
     assert all(map(torch.equal, head.tensors(), (tensor[:8] for tensor in whole)))
     assert ImageBatch(inputs, targets, *PLACES, GHOSTS).head(1).mixed is None
 

@@ -67,6 +67,37 @@ def test_a_weight_of_one_is_the_identity() -> None:
     assert torch.equal(inputs, before)
 
 
+def test_each_ghost_is_mixed_in_one_layer() -> None:
+    """By pixels or later, alike in any micro-batch; partners and weights are those of mixup."""
+    inputs, targets = images()
+    layers, found = ("input", "layer1", 3), set()
+    for epoch in range(12):
+        mixed, info = mix_batch(inputs, targets, GHOSTS, (0, 4, 8), 3, epoch, 0.4, layers=layers)
+        _, plain = mix_batch(inputs, targets, GHOSTS, (0, 4, 8), 3, epoch, 0.4)
+        assert torch.equal(info.weight, plain.weight) and torch.equal(info.rows, plain.rows)
+        assert torch.equal(targets[info.rows], info.partners)
+        start = 0
+        for size in GHOSTS:
+            rows = slice(start, start + size)
+            later = [k for k, share in info.hidden.items() if (share[rows] != 1).any()]
+            assert len(later) <= 1
+            found |= set(later) or {0}
+            if later:
+                assert torch.equal(info.hidden[later[0]][rows], info.weight[rows])
+                assert torch.equal(mixed[rows], inputs[rows])
+            else:
+                expected = info.weight * targets + (1 - info.weight) * info.partners
+                assert torch.allclose(mixed.mean((1, 2, 3))[rows], expected[rows])
+            start += size
+        rest, part = mix_batch(
+            inputs[4:], targets[4:], (4, 3), (4, 8), 3, epoch, 0.4, layers=layers
+        )
+        assert torch.equal(rest, mixed[4:])
+        for k, share in part.hidden.items():
+            assert torch.equal(share, info.hidden[k][4:])
+    assert found == {0, 1, 2}
+
+
 def test_weights_follow_the_beta_distribution() -> None:
     inputs, targets = images(2)
     weights = [

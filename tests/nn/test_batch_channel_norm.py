@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -108,14 +109,15 @@ def test_there_and_back() -> None:
 
 
 def test_what_was_trained_is_kept_or_the_conversion_refused() -> None:
-    net = convert_batch_norm(nn.Sequential(nn.BatchNorm2d(4)), "batch_channel", 2, groups=2)
+    net: Any = nn.Sequential(nn.BatchNorm2d(4))
+    convert_batch_norm(net, "batch_channel", 2, groups=2)
     trained(net[0])
     weight = net[0].channel_weight
     convert_batch_norm(net, "batch_channel", 8, groups=2)
     assert net[0].ghost_size == 8 and net[0].channel_weight is weight
-    for kind, keys in (("ghost", {"ghost_size": 2}), ("batch_channel", {"ghost_size": 2})):
+    for kind, groups in (("ghost", None), ("batch_channel", 4)):
         with pytest.raises(UserError, match="trained and would be lost"):
-            convert_batch_norm(net, kind, groups=4 if kind == "batch_channel" else None, **keys)
+            convert_batch_norm(net, kind, 2, groups=groups)
 
 
 def test_refusals() -> None:

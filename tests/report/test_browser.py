@@ -335,3 +335,19 @@ def test_keys_that_objects_have_of_their_own(browser, tmp_path, make_run):
     low, high = vertical_range(browser, "toString")
     assert low < 1.5 < high, "no fraction, though it calls itself one"
     clean(browser, page)
+
+
+def test_the_spectrum_of_the_hessian(browser, tmp_path, make_run):
+    run = make_run(epochs=4)
+    with (run / "spectrum.jsonl").open("w") as file:
+        for number in (1, 2):
+            place = {"samples": 100 * number, "step": number, "epoch": number / 2}
+            both = {"values": [-1.0, 0.5, 20.0], "weights": [0.1, 0.89, 0.01]}
+            file.write(json.dumps({"split": "spectrum", **place, **both}) + "\n")
+    opened(browser, tmp_path, [run])
+    trace = (
+        "const trace = document.getElementById('spectrum-0').data[0];"
+        "return [Array.from(trace.x), Array.from(trace.y), trace.marker.color[2]]"
+    )
+    x, y, colour = browser.execute_script(trace)
+    assert x == [0.5] * 3 + [1.0] * 3 and y == [-1.0, 0.5, 20.0] * 2 and colour == -2

@@ -292,3 +292,21 @@ def test_a_count_of_steps_that_is_none(tmp_path, make_run):
     add(run, {**LINE, "nonfinite_steps": "many"}, {**LINE, "samples": 6000, "nonfinite_steps": 3})
     data, _, _ = shown(tmp_path, run)
     assert data["figures"]["not finite"] == "3"
+
+
+def test_eigenvalues_with_their_shares(tmp_path, make_run):
+    run = make_run()
+    line = {"split": "spectrum", "samples": 5000, "step": 5, "epoch": 0.5}
+    good = {**line, "values": [-1.0, 2.0, 30.0], "weights": [0.5, 0.5, 0.0]}
+    wrong = {**line, "samples": 6000, "values": [1.0, None, "x", 4.0], "weights": [0.25, 1, 1]}
+    bare = {**line, "samples": 7000, "values": 3}
+    add(run, good, wrong, bare, name="spectrum.jsonl")
+    data, _, said = shown(tmp_path, run)
+    assert not said
+    assert data["spectrum"] == {
+        "samples": [5000, 5000, 6000],
+        "step": [5, 5, 5],
+        "epoch": [0.5, 0.5, 0.5],
+        "value": [-1.0, 2.0, 1.0],
+        "weight": [0.5, 0.5, 0.25],
+    }

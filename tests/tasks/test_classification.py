@@ -20,7 +20,7 @@ def batch(mixed: bool = False) -> ImageBatch:
     partners = torch.randint(CLASSES, (N,), generator=generator)
     weight = torch.rand(N, generator=generator, dtype=torch.float64)
     order = np.arange(N)
-    extra = Mixed(partners, weight) if mixed else None
+    extra = Mixed(partners, weight, torch.arange(N)) if mixed else None
     return ImageBatch(inputs, targets, order, order, (N,), extra)
 
 

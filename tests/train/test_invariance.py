@@ -47,6 +47,17 @@ def test_a_ghost_on_several_ranks_changes_nothing(train):
 
 
 @pytest.mark.slow
+def test_manifold_mixup_is_a_property_of_the_config(train):
+    """Ghosts of one pass are mixed in different blocks."""
+    few = [*DOUBLE, "--schedule.length=6st", "--model.name=digits_cnn", "--data.mixup=0.5"]
+    mixed = [*few, "--data.mixup_layers=[input,0,4]"]
+    one = train("one", *mixed)
+    check_same(one, train("two", *mixed, "--batch.micro=32", nproc=2))
+    plain = train("plain", *few)
+    assert [a["loss"] for a in plain.lines("train")] != [b["loss"] for b in one.lines("train")]
+
+
+@pytest.mark.slow
 def test_groups_of_ranks_and_whole_steps(train):
     """L1 ghosts that pairs of four ranks hold together; and statistics of the whole step."""
     few = [*DOUBLE, "--schedule.length=12st"]

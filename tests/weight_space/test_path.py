@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from largebatch.weight_space import Path, bezier, loss_barrier, path_losses, polychain
+from largebatch.weight_space import WeightPath, bezier, loss_barrier, path_losses, polychain
 
 KINDS = {"polychain": polychain, "bezier": bezier}
 
@@ -15,7 +15,7 @@ KINDS = {"polychain": polychain, "bezier": bezier}
 def test_ends_are_exact(kind: str, bends: int) -> None:
     torch.manual_seed(0)
     nets = [{"w": torch.randn(5), "n": torch.randn(2, 2)} for _ in range(bends)]
-    path = Path(nets, KINDS[kind])
+    path = WeightPath(nets, KINDS[kind])
     for t, end in ((0.0, nets[0]), (1.0, nets[-1])):
         assert all(torch.equal(path(t)[name], end[name]) for name in end)
     for t in (0.0, 0.2, 0.5, 0.77, 1.0):
@@ -24,14 +24,14 @@ def test_ends_are_exact(kind: str, bends: int) -> None:
 
 def test_two_bends_are_a_line_and_a_chain_meets_its_bends() -> None:
     nets = [{"w": torch.tensor([float(k * k)])} for k in range(3)]
-    assert path_losses(lambda w: float(w["w"]), Path(nets), [0.0, 0.25, 0.5, 0.75]) == [
+    assert path_losses(lambda w: float(w["w"]), WeightPath(nets), [0.0, 0.25, 0.5, 0.75]) == [
         0.0,
         0.5,
         1.0,
         2.5,
     ]
-    assert float(Path(nets[1:], bezier)(0.25)["w"]) == 1.75
-    assert float(Path(nets, bezier)(0.5)["w"]) == 0.5 + 1.0
+    assert float(WeightPath(nets[1:], bezier)(0.25)["w"]) == 1.75
+    assert float(WeightPath(nets, bezier)(0.5)["w"]) == 0.5 + 1.0
 
 
 def test_a_barrier_is_the_excess_over_the_line_of_the_ends() -> None:

@@ -1,0 +1,1 @@
+"""`largebatch landscape`: pictures of the loss around a finished run, and between two."""
