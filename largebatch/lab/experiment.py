@@ -51,19 +51,12 @@ class Scale:
 
 @dataclass
 class Findings:
-    """What an experiment has found.
+    """What an experiment has found."""
 
-    Attributes:
-        checks: the claim, figure by figure.
-        rows: the table, a mapping of names to values each.
-        charts: (title, note, drawing) of each; :mod:`largebatch.lab.pictures` makes drawings.
-        notes: what a reader must know to judge the figures.
-    """
-
-    checks: list[Check]
-    rows: list[dict[str, Any]]
-    charts: list[tuple[str, str, Drawing]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    checks: list[Check]  # the claim, figure by figure
+    rows: list[dict[str, Any]]  # the table
+    charts: list[tuple[str, str, Drawing]] = field(default_factory=list)  # title, note, drawing
+    notes: list[str] = field(default_factory=list)  # what a reader must know to judge the figures
 
     def verdict(self, seeds: int) -> str:
         """Return "as claimed", "not as claimed" or that so many seeds cannot tell."""
@@ -115,7 +108,9 @@ def agreed(holds: Iterable[bool]) -> bool | None:
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Return the mean with the range: "0.554 (0.551 to 0.556)"."""
+    """Return the mean with the range: "0.554 (0.551 to 0.556)"; "none" of no values."""
+    if not values:
+        return "none"
     mean = f"{sum(values) / len(values):.{digits}g}"
     low, high = (f"{end:.{digits}g}" for end in (min(values), max(values)))
     return mean if low == high else f"{mean} ({low} to {high})"

@@ -47,7 +47,7 @@ def perform(name: str, quick: bool, seeds: int | None = None) -> tuple[Findings,
         raise UserError(f"lab {name}: {type(experiment).__name__} is no largebatch.lab.Experiment")
     scale = Scale(quick, seeds_of(factory, quick, seeds))
     began = time.monotonic()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         findings = experiment.measure(scale)
     details = {
@@ -110,13 +110,13 @@ def listed(record: BenchmarkRecord) -> dict[str, Any]:
     held = sum(check["holds"] is True for check in details["checks"])
     return {
         "experiment": details["experiment"],
-        "lecture": details["lecture"],
-        "claim": details["claim"],
+        "verdict": details["verdict"],
         "figure": first["what"],
         "claimed": first["claimed"],
         "measured": first["measured"],
         "checks that hold": f"{held} of {len(details['checks'])}",
         "seeds": details["seeds"],
         "minutes": details["minutes"],
-        "verdict": details["verdict"],
+        "lecture": details["lecture"],
+        "claim": details["claim"],
     }

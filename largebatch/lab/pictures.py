@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, log10
 from math import log as ln
 from typing import TYPE_CHECKING
 
 from largebatch.lab.experiment import Drawing
 from largebatch.report.log_fit import straight_line
+from largebatch.report.record_page import GREY, blank_figure
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -68,10 +69,15 @@ def lines(
             line = {"color": colour, "dash": "dash" if each.dashed else "solid"}
             points = {"x": list(each.x), "y": list(each.y), "name": each.name, "mode": each.mode}
             figure.add_trace(Scatter(**points, line=line, marker={"color": colour}))
+        line = {"dash": "dot", "color": GREY}
         for words, place in marks.items():
-            figure.add_vline(x=place, line={"dash": "dot"}, annotation={"text": words})
+            at = log10(place) if "x" in log else place  # which a line does by itself
+            figure.add_vline(x=place, line=line)
+            figure.add_annotation(text=words, x=at, y=1, yref="paper", showarrow=False)
         for words, place in levels.items():
-            figure.add_hline(y=place, line={"dash": "dot"}, annotation={"text": words})
+            at = log10(place) if "y" in log else place
+            figure.add_hline(y=place, line=line)
+            figure.add_annotation(text=words, y=at, x=1, xref="paper", showarrow=False)
         return figure
 
     return draw
@@ -103,9 +109,8 @@ def heat(
 
 def scatter(x: str, y: str, series: Sequence[Series], log: str = "", fit: bool = True) -> Drawing:
     """Draw points, and through each series of three or more the straight line of its axes."""
-    drawn: list[Series] = []
+    drawn = [Series(each.name, each.x, each.y, mode="markers") for each in series]
     for each in series:
-        drawn.append(Series(each.name, each.x, each.y, mode="markers"))
         if not fit or len(each.x) < 3:
             continue
         across = [ln(a) if "x" in log else a for a in each.x]
@@ -120,8 +125,6 @@ def scatter(x: str, y: str, series: Sequence[Series], log: str = "", fit: bool =
 
 
 def _blank(x: str, y: str, log: str, percent: bool = False) -> Figure:
-    from largebatch.report.record_page import blank_figure
-
     figure = blank_figure(x, y, percent)
     figure.update_yaxes(rangemode="normal")
     if "x" in log:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import largebatch.lab
 from largebatch.cli import main
 from largebatch.lab import experiments
 from largebatch.lab.experiment import Check, Experiment, Findings, Hall, Scale, agreed, spread
+from largebatch.lab.perform import perform
 from largebatch.lab.pictures import Series, heat, lines, over_seeds, scatter
 from largebatch.record import read_record
 
@@ -130,3 +134,29 @@ def test_the_list_names_lecture_claim_and_minutes(hall: Hall, capsys) -> None:
     assert main(["lab", "--list"]) == 0
     printed = capsys.readouterr().out
     assert "A lecture (Nobody); 0.5 min" in printed and "one and one make two" in printed
+
+
+class Drawn(Count):
+    """Draws from torch's own generator."""
+
+    def measure(self, scale: Scale) -> Findings:
+        return Findings([Check("draw", "any", str(torch.rand(()).item()), None)], [{"n": 1}])
+
+
+def test_the_same_scale_finds_the_same_and_disturbs_no_generator(hall: Hall) -> None:
+    hall.register("drawn")(Drawn)
+    torch.manual_seed(5)
+    expected = torch.rand(2)[1]
+    torch.manual_seed(5)
+    torch.rand(1)
+    first, again = (perform("drawn", quick=True)[0].checks for _ in range(2))
+    assert first == again
+    assert torch.rand(()) == expected
+
+
+def test_the_example_of_the_method_card_runs(hall: Hall, capsys) -> None:
+    card = (Path(largebatch.lab.__file__).parent / "README.md").read_text(encoding="utf-8")
+    example = card.partition("```python\n")[2].partition("```")[0]
+    exec(example, {**vars(largebatch.lab), "np": np, "lines": lines, "Series": Series})
+    assert main(["lab", "two-coins", "--seeds=5"]) == 0
+    assert "verdict: as claimed" in capsys.readouterr().out

@@ -9,8 +9,8 @@ import pytest
 from largebatch.lab import experiments
 from largebatch.lab.perform import drawn, file_stem, perform, words
 
-FASTEST = {"imp-bias"}  # by default; the rest are slow
-QUICK_SECONDS = 8.0  # of processor time on a quiet core; a busy machine is given half more
+FASTEST = {"mean-field", "noisy-gd", "tail-alpha"}  # by default; the rest are slow
+QUICK_SECONDS = 8.0  # of processor time on a quiet core; a busy one is given twice as much
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,11 @@ def test_an_experiment(name: str) -> None:
     charts = drawn(findings)
     assert charts and all(figure.data for _, _, figure in charts)
     assert record.details["verdict"] in words(record)
-    assert seconds < 1.5 * QUICK_SECONDS
+    assert seconds < 2 * QUICK_SECONDS
 
 
 def test_the_fastest_are_listed() -> None:
-    assert FASTEST <= set(experiments.names())
+    assert set(experiments.names()) >= FASTEST
 
 
 def test_names_of_files_differ() -> None:
