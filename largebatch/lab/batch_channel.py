@@ -54,7 +54,7 @@ def composed(seed: int) -> tuple[float, float]:
 class BatchChannel(Experiment):
     """`digits_cnn` at batch 64, ghosts of 2 to 64 samples, one rate for all kinds and ghosts."""
 
-    lecture = "Optimization Techniques (KAIST AI602), Normalization-Free Network: references"
+    lecture = "Optimization Techniques (KAIST AI602)"
     claim = (
         "Micro-batch training: batch-channel norm reaches with few samples what BN does with many"
     )
@@ -76,7 +76,7 @@ class BatchChannel(Experiment):
         exact = [composed(seed) for seed in scale.seeds]
         apart, moved = (max(pair[n] for pair in exact) for n in (0, 1))
         few, many = ghosts[0], ghosts[-1]
-        checks = [
+        identities = [
             Check(
                 "distance from a group norm after a ghost batch norm",
                 "0",
@@ -92,6 +92,7 @@ class BatchChannel(Experiment):
                 True,
             ),
         ]
+        checks = []
         for words, first, second in (
             (f"error %, batch-channel at {few} against batch norm at {few}", few, few),
             (f"error %, batch-channel at {few} against batch norm at {many}", few, many),
@@ -119,4 +120,4 @@ class BatchChannel(Experiment):
             "two images of 8x8 are 128 values a channel: statistics over them are far from those of"
             " two images in the paper's last stages of 7x7"
         ]
-        return Findings(checks, rows, [chart], notes)
+        return Findings([*checks, *identities], rows, [chart], notes)

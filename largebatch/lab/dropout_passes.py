@@ -55,7 +55,7 @@ def told_apart(low: Tensor, high: Tensor) -> float:
 class DropoutAtTestTime(Experiment):
     """`digits_cnn` with dropout of one half, few epochs; digits and noise are shown to it."""
 
-    lecture = "Training in practice (lecture 3), Dropout Interpretation"
+    lecture = "Training in practice (lecture 3)"
     claim = "Dropout as an ensemble: test-time dropout for uncertainty estimation (Gal et al.)"
     source = "Gal and Ghahramani 2016; Srivastava et al. 2014"
     minutes = 0.5

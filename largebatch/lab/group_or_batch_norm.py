@@ -59,7 +59,7 @@ def digits_run(batch: int, factor: float, epochs: int, seed: int, more: Sequence
 class GroupOrBatchNorm(Experiment):
     """`digits_cnn`, equal epochs, the rate in proportion to the batch and tuned at each."""
 
-    lecture = "Optimization Techniques (KAIST AI602), Group Normalization"
+    lecture = "Optimization Techniques (KAIST AI602)"
     claim = "GN works well for small-batch training; worse than BN in large-batch training"
     source = "Wu and He 2018, figure 1"
     minutes = 4.0

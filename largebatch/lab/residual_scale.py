@@ -22,7 +22,7 @@ from largebatch.report.log_fit import straight_line
 class ResidualScale(Experiment):
     """Noise through 24 (quick: 12) blocks of 64 channels."""
 
-    lecture = "Optimization Techniques (KAIST AI602), Batch Normalization"
+    lecture = "Optimization Techniques (KAIST AI602)"
     claim = "BN reduces the scale of residual branches at initialization: biased to the skip path"
     source = "De and Smith 2020, sections 2 and 3"
     minutes = 0.3

@@ -94,7 +94,7 @@ def _keep(signal: Signal, x: Tensor) -> None:
 class SignalPropagation(Experiment):
     """Noise through 16 (quick: 10) blocks of 128 (64) channels."""
 
-    lecture = "Optimization Techniques (KAIST AI602), Batch Normalization"
+    lecture = "Optimization Techniques (KAIST AI602)"
     claim = "Mean and variance grow exponentially in unnormalized network; BN eliminates mean-shift"
     source = "Brock, De, Smith 2021a, section 3"
     minutes = 0.3
