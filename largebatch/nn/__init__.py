@@ -3,6 +3,7 @@
 Needs torch and nothing else.
 """
 
+from largebatch.nn.batch_channel_norm import BatchChannelNorm
 from largebatch.nn.config import NormConfig
 from largebatch.nn.contrast_in_passes import contrast_in_passes, losses_of_passes
 from largebatch.nn.contrastive_loss import contrastive_loss
@@ -41,6 +42,7 @@ from largebatch.nn.weight_norm import BoundedWeightNorm, ChannelBias, WeightNorm
 __all__ = [
     "ACTIVATION_GAINS",
     "FOLLOWERS",
+    "BatchChannelNorm",
     "BoundedWeightNorm",
     "ChannelBias",
     "FixedClassifier",

@@ -16,19 +16,20 @@ class NormConfig:
 
     kind: str = "batch"
     """batch (statistics per forward, as torch), ghost (per ghost batch), sync (ghosts that span
-    ranks), l1, linf or topk (per ghost batch, by another norm), layer, instance or group (per
-    sample), weight, bounded_weight or equal_weight (the weights are normalised instead), or
-    none."""
+    ranks), l1, linf or topk (per ghost batch, by another norm), batch_channel (per ghost batch,
+    then per sample), layer, instance or group (per sample), weight, bounded_weight or equal_weight
+    (the weights are normalised instead), or none."""
     ghost_size: int | None = None
     """Samples that share their statistics, over all ranks that hold them; needed by the kinds
-    ghost, l1, linf and topk. Unset with sync: what the ranks of a group hold in one forward."""
+    ghost, l1, linf, topk and batch_channel. Unset with sync: what the ranks of a group hold in one
+    forward."""
     sync_ranks: int | None = None
     """Ranks that hold a ghost together, with sync (unset: all), l1, linf and topk (unset: one);
     divides the number of ranks."""
     topk: int | None = None
     """Largest deviations that kind=topk averages; unset means 10."""
     groups: int | None = None
-    """Groups of a sample's channels with kind=group; unset means 32."""
+    """Groups of a sample's channels with kind=group or batch_channel; unset means 32."""
     running: Running = "sequential"
     """How a step's ghosts enter the running statistics: one after the other, averaged, or alone
     (last: no moving average)."""

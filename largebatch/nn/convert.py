@@ -13,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from largebatch._errors import UserError
+from largebatch.nn.batch_channel_norm import CHANNEL_PART, BatchChannelNorm
 from largebatch.nn.carry_over import carry_over
 from largebatch.nn.config import NormConfig, Running
 from largebatch.nn.followers import follow, followers_of
@@ -172,13 +173,14 @@ def convert_batch_norm(
     Args:
         model: changed in place.
         kind: a name in ``largebatch.nn.norms``.
-        ghost_size: samples in a ghost batch, for kinds that have them; ``ghost`` needs it, without
-            it ``l1``, ``linf`` and ``topk`` take all samples of a forward.
+        ghost_size: samples in a ghost batch, for kinds that have them; ``ghost`` and
+            ``batch_channel`` need it, without it ``l1``, ``linf`` and ``topk`` take all samples of
+            a forward.
         momentum: weight of new running statistics; None keeps each module's own.
         eps: added to the variance; None keeps each module's own.
         running: how ghosts enter the running statistics.
         topk: the number of deviations that kind ``topk`` averages; None means 10.
-        groups: of a sample's channels, for kind ``group``; None means 32.
+        groups: of a sample's channels, for kinds ``group`` and ``batch_channel``; None means 32.
         process_group: the ranks that hold a ghost together, for ``sync`` (None: all), ``l1``,
             ``linf`` and ``topk`` (None: each rank its own); a forward of them is then one ghost.
 
@@ -278,8 +280,12 @@ def _take_over(old: _BatchNorm | SampleNorm, new: nn.Module, config: NormConfig)
     new.eps = old.eps if config.eps is None else config.eps
     new.affine = old.affine
     if new is not old:
+        channel_part = _channel_part(old, new, config.kind)
         new._parameters.clear()
         new._parameters.update(old._parameters)
+        for name in CHANNEL_PART:
+            new._parameters.pop(name, None)
+        new._parameters.update(channel_part)
     if isinstance(new, SampleNorm):
         return
     if isinstance(old, SampleNorm):  # statistics begin anew, where the weights are
@@ -291,6 +297,33 @@ def _take_over(old: _BatchNorm | SampleNorm, new: nn.Module, config: NormConfig)
     new.track_running_stats = old.track_running_stats
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         setattr(new, name, getattr(old, name))
+
+
+def _channel_part(
+    old: _BatchNorm | SampleNorm, new: _BatchNorm | SampleNorm, kind: str
+) -> dict[str, nn.Parameter | None]:
+    """Return the parameters of the channel part of ``new``: those of ``old``, or fresh ones."""
+    if isinstance(old, BatchChannelNorm):
+        part = {name: getattr(old, name) for name in CHANNEL_PART}
+        if isinstance(new, BatchChannelNorm) and new.num_groups == old.num_groups:
+            return part
+        if bool((old.channel_weight != 1).any() or (old.channel_bias != 0).any()):
+            raise UserError(
+                f"norm.kind={kind}: the scale and shift of a batch-channel norm's groups have been"
+                " trained and would be lost; keep kind batch_channel and its groups"
+            )
+    if not isinstance(new, BatchChannelNorm):
+        return {}
+    if old.weight is not None and not bool(old.weight.any()):
+        raise UserError(
+            f"norm.kind={kind}: a batch norm's scale is 0, by which the channel part would divide;"
+            " leave model.residual_gamma unset"
+        )
+    for tensor in (*old.parameters(recurse=False), *old.buffers(recurse=False)):
+        if tensor.is_floating_point():
+            new.to(tensor.device, tensor.dtype)
+            break
+    return {name: getattr(new, name) for name in CHANNEL_PART}
 
 
 def _take_bias(new: ChannelBias, old: _BatchNorm | SampleNorm, kind: str) -> None:

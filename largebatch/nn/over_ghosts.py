@@ -58,6 +58,8 @@ class OverGhosts(RunningStatistics):
     __jit_unused_properties__: ClassVar[list[str]] = ["ranks_of_a_ghost"]
     policy: ClassVar[NormPolicy] = NormPolicy.L2
     top: int = 1
+    fusible: ClassVar[bool] = True
+    """Whether residual and activation can be had in the pass that normalises."""
     ghost_size: int | None
     gradient_observer: Observer | None = None
     """Set it to be called in every backward with the gradients of weight and bias by each ghost,
@@ -144,7 +146,8 @@ class OverGhosts(RunningStatistics):
 
     def _by_batch(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Normalise by the statistics of ``x``."""
-        fused = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+        alike = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+        fused = self.fusible and alike
         if self.training and self.over_ranks and self.ranks_of_a_ghost > 1:
             y = self._normalize_over_ranks(x, residual, fused)
         elif x.numel() == 0:  # torch's own gives weight and bias gradients, of zeros

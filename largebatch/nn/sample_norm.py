@@ -59,6 +59,20 @@ class SampleNorm(nn.GroupNorm):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def check_groups(groups: int, num_features: int) -> None:
+    """Refuse a number of groups that the channels of a norm cannot be divided into.
+
+    Raises:
+        UserError: naming those that can.
+    """
+    if num_features % groups:
+        divisors = [n for n in range(1, num_features + 1) if num_features % n == 0]
+        raise UserError(
+            f"norm.groups={groups}: does not divide the {num_features} channels of a norm; "
+            f"{', '.join(map(str, divisors))} do"
+        )
+
+
 @norms.register(
     "layer",
     "torch's group norm with one group: over all of a sample",
@@ -87,10 +101,5 @@ def _instance(num_features: int, config: NormConfig) -> SampleNorm:
 )
 def _group(num_features: int, config: NormConfig) -> SampleNorm:
     groups = config.groups or DEFAULT_GROUPS
-    if num_features % groups:
-        divisors = [n for n in range(1, num_features + 1) if num_features % n == 0]
-        raise UserError(
-            f"norm.groups={groups}: does not divide the {num_features} channels of a norm; "
-            f"{', '.join(map(str, divisors))} do"
-        )
+    check_groups(groups, num_features)
     return SampleNorm(groups, num_features)

@@ -1,0 +1,214 @@
+"""How gradients come down through a deep perceptron that nobody has trained yet.
+
+v <- W'(v rho'(z)): every layer multiplies the gradient of its input by the weights' scale and the
+activation's slope. Initialisation keeps the product near one, or the gradient vanishes with depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from largebatch.lab.descent import descend, digits
+from largebatch.lab.experiment import (
+    Check,
+    Experiment,
+    Findings,
+    Scale,
+    agreed,
+    experiments,
+    spread,
+)
+from largebatch.lab.pictures import lines, over_seeds
+from largebatch.lab.whole_batch import Samples
+from largebatch.models.init import initialize
+from largebatch.optim import SGD
+from largebatch.report.log_fit import straight_line
+
+Rule: TypeAlias = Literal["default", "kaiming", "xavier"]
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+}
+RULES: tuple[Rule, ...] = ("default", "kaiming", "xavier")
+RATES = (0.003, 0.03, 0.3)
+
+
+def deep(activation: str, rule: Rule, depth: int, seed: int, width: int = 128) -> nn.Sequential:
+    """Return a perceptron of ``depth`` hidden layers, drawn by ``model.init``'s rule."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Flatten(), nn.Linear(64, width)]
+        for _ in range(depth):
+            layers += [ACTIVATIONS[activation](), nn.Linear(width, width)]
+        model = nn.Sequential(*layers, ACTIVATIONS[activation](), nn.Linear(width, 10))
+        initialize(model, rule)
+    return model
+
+
+def gradients(model: nn.Sequential, samples: Samples) -> list[float]:
+    """Return the norm of the loss's gradient by each linear layer's output, the first first."""
+    kept: list[Tensor] = []
+    x = samples[0]
+    for layer in model:
+        x = layer(x)
+        if isinstance(layer, nn.Linear):
+            x.retain_grad()
+            kept.append(x)
+    cross_entropy(x, samples[1]).backward()
+    return [float(each.grad.norm()) for each in kept if each.grad is not None]
+
+
+def factor(norms: list[float]) -> float:
+    """Return by how much a layer multiplies the gradient on its way down."""
+    logs = [math.log(n) for n in norms[:-1]]
+    return math.exp(-straight_line(range(len(logs)), logs)[0])
+
+
+def learned(activation: str, rule: Rule, depth: int, seed: int, steps: int) -> float:
+    """Return the least training loss over rates after so many steps."""
+    samples, best = digits("train"), math.inf
+    for rate in RATES:
+        model = deep(activation, rule, depth, seed)
+        last = list(descend(model, samples, SGD(model.parameters(), rate, 0.9), 64, steps, seed))
+        mean = sum(last[-10:]) / 10
+        best = min(best, mean if math.isfinite(mean) else math.inf)
+    return best
+
+
+def sampled(rule: Rule) -> float:
+    """Return the variance of a large layer's weights over the rule's."""
+    layer = nn.Linear(800, 400)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        initialize(layer, rule)
+    expected = 2 / 800 if rule == "kaiming" else 2 / (800 + 400)
+    return float(layer.weight.detach().var()) / expected
+
+
+def lecture_example(
+    w1: Tensor, w2: Tensor, steps: int, activation: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return W1 after gradient descent on (w2 . rho(W1 x) - 1)^2 / 2 at x = (.5, 1)."""
+    x, w1, w2 = torch.tensor([0.5, 1.0]), w1.clone().requires_grad_(), w2.clone().requires_grad_()
+    optimizer = SGD([w1, w2], 0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        ((w2 @ activation(w1 @ x) - 1).square() / 2).backward()
+        optimizer.step()
+    return w1.detach()
+
+
+@experiments.register("init-grad")
+class InitialGradients(Experiment):
+    """20 hidden layers (quick: 12) of 128, each activation under each rule, then trained."""
+
+    lecture = "Training in practice (lecture 3)"
+    claim = "Good init can help fight vanishing gradient; ReLU avoids the saturating regions"
+    source = "Glorot and Bengio 2010; He et al. 2015, section 2.2"
+    minutes = 2.0
+
+    def measure(self, scale: Scale) -> Findings:
+        """Fit the gradient's logarithm against depth; train 12 layers at the best of rates."""
+        depth = scale.pick(12, 20)
+        samples = digits("train", limit=256)
+        found = {
+            (activation, rule): [
+                gradients(deep(activation, rule, depth, seed), samples) for seed in scale.seeds
+            ]
+            for activation in ACTIVATIONS
+            for rule in RULES
+        }
+        factors = {key: [factor(norms) for norms in runs] for key, runs in found.items()}
+        trained = {
+            key: [learned(*key, depth, seed, scale.pick(30, 300)) for seed in scale.seeds]
+            for key in found
+            if not scale.quick or key in (("relu", "kaiming"), ("relu", "default"))
+        }
+        zero = lecture_example(torch.zeros(2, 2), torch.zeros(2), 20, torch.tanh)
+        rows_kept = lecture_example(torch.tensor([[0.3, 0.2]] * 2), torch.ones(2), 20, torch.relu)
+        best = [max(factors["sigmoid", r][n] for r in RULES) for n in range(len(scale.seeds))]
+        variances = {rule: sampled(rule) for rule in ("kaiming", "xavier")}
+        checks = [
+            Check(
+                "ReLU, Kaiming: factor of the gradient a layer",
+                "1",
+                spread(factors["relu", "kaiming"]),
+                all(0.9 < f < 1.1 for f in factors["relu", "kaiming"]),
+                True,
+            ),
+            Check(
+                "Kaiming's and Xavier's sample variance over the rule's",
+                "1 within 2%",
+                ", ".join(f"{v:.4f}" for v in variances.values()),
+                all(abs(v - 1) < 0.02 for v in variances.values()),
+                True,
+            ),
+            Check(
+                "the lecture's zero weights after 20 steps",
+                "still 0: the gradient is 0",
+                f"largest {float(zero.abs().max()):g}",
+                not bool(zero.any()),
+                True,
+            ),
+            Check(
+                "the lecture's equal rows after 20 steps",
+                "still equal",
+                f"{rows_kept[0].tolist()} and {rows_kept[1].tolist()}",
+                bool((rows_kept[0] == rows_kept[1]).all() and (rows_kept[0] != 0.3).any()),
+                True,
+            ),
+            Check(
+                "ReLU, Xavier: factor a layer",
+                "1 / sqrt(2) = 0.707: it was not made for ReLU",
+                spread(factors["relu", "xavier"]),
+                all(0.63 < f < 0.78 for f in factors["relu", "xavier"]),
+                True,
+            ),
+            Check(
+                "sigmoid: factor a layer under the best rule",
+                "vanishes: slope 1/4 at most",
+                spread(best),
+                max(best) < 0.5,
+                True,
+            ),
+            Check(
+                f"ReLU, {depth} layers trained: loss, Kaiming against torch's default",
+                "good init lets it learn",
+                " against ".join(spread(trained["relu", rule]) for rule in ("kaiming", "default")),
+                agreed(
+                    a < b
+                    for a, b in zip(
+                        trained["relu", "kaiming"], trained["relu", "default"], strict=True
+                    )
+                ),
+            ),
+        ]
+        rows = [
+            {
+                "activation": activation,
+                "init": rule,
+                "factor a layer": spread(factors[activation, rule]),
+                "first / last layer": spread([n[0] / n[-1] for n in norms]),
+                "loss trained": spread(trained[activation, rule])
+                if (activation, rule) in trained
+                else "",
+            }
+            for (activation, rule), norms in found.items()
+        ]
+        series = [
+            over_seeds(f"{activation}, {rule}", list(range(depth + 2)), norms)
+            for (activation, rule), norms in found.items()
+        ]
+        chart = (
+            "Gradient by depth",
+            "norm of the loss's gradient by each layer's output; band: the seeds",
+            lines("layer", "gradient norm", series, log="y"),
+        )
+        return Findings(checks, rows, [chart])

@@ -1,0 +1,194 @@
+"""How mean and variance of activations travel through residual blocks before any training.
+
+Brock, De, Smith 2021: average channel mean squared and channel variance after each block, on noise,
+for blocks with batch norm, the same without, and those of scaled weight standardisation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments, spread
+from largebatch.lab.pictures import lines, over_seeds
+from largebatch.models.layers import kaiming_fan_out
+from largebatch.models.nf_resnet import ALPHA, NormFreeBlock
+from largebatch.models.wide_resnet import PreActivationBlock
+from largebatch.nn import convert_batch_norm
+from largebatch.report.log_fit import straight_line
+
+
+def with_norm(channels: int, blocks: int) -> nn.Sequential:
+    """Return residual blocks in which norm and ReLU come before each convolution."""
+    tower = nn.Sequential(
+        *(PreActivationBlock(channels, channels, 1, 0.0, 0.0) for _ in range(blocks))
+    )
+    kaiming_fan_out(tower)
+    return tower
+
+
+def without_norm(channels: int, blocks: int) -> nn.Module:
+    """Return the same blocks with their norms taken out."""
+    return convert_batch_norm(with_norm(channels, blocks), "none")
+
+
+def standardized(channels: int, blocks: int) -> nn.Sequential:
+    """Return blocks of scaled weight standardisation, each divided by the variance expected."""
+    return nn.Sequential(
+        *(
+            NormFreeBlock(channels, channels, 1, math.sqrt(1 + ALPHA**2 * block), gain=1.0)
+            for block in range(blocks)
+        )
+    )
+
+
+TOWERS: Mapping[str, Callable[[int, int], nn.Module]] = {
+    "batch norm": with_norm,
+    "none": without_norm,
+    "SWS": standardized,
+}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What has come out of every block, the input's first.
+
+    Attributes:
+        mean_square: of a channel's mean over samples and places, averaged over channels.
+        variance: of a channel over samples and places, averaged over channels.
+        branch: mean square of what a block's branch adds, over that of its shortcut; one fewer.
+    """
+
+    mean_square: list[float]
+    variance: list[float]
+    branch: list[float]
+
+
+@torch.no_grad()
+def propagate(name: str, seed: int, channels: int, blocks: int, images: int = 8) -> Signal:
+    """Send Gaussian noise through freshly drawn blocks, in training mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tower = TOWERS[name](channels, blocks)
+        x = torch.randn(images, channels, 16, 16)
+    signal = Signal([], [], [])
+    _keep(signal, x)
+    for block in tower.children():
+        y = block(x)
+        signal.branch.append(float((y - x).square().mean() / x.square().mean()))
+        x = y
+        _keep(signal, x)
+    return signal
+
+
+def _keep(signal: Signal, x: Tensor) -> None:
+    signal.mean_square.append(float(x.mean((0, 2, 3)).square().mean()))
+    signal.variance.append(float(x.var((0, 2, 3), correction=0).mean()))
+
+
+@experiments.register("spp")
+class SignalPropagation(Experiment):
+    """Noise through 16 (quick: 10) blocks of 128 (64) channels."""
+
+    lecture = "Optimization Techniques (KAIST AI602)"
+    claim = "Mean and variance grow exponentially in unnormalized network; BN eliminates mean-shift"
+    source = "Brock, De, Smith 2021a, section 3"
+    minutes = 0.3
+
+    def measure(self, scale: Scale) -> Findings:
+        """Fit both growths: a straight line against the block of the logarithm, or of itself."""
+        channels, blocks = scale.pick((64, 10), (128, 16))
+        found = {
+            name: [propagate(name, seed, channels, blocks) for seed in scale.seeds]
+            for name in TOWERS
+        }
+        places = list(range(blocks + 1))
+        factors = [
+            math.exp(straight_line(places, [math.log(a + b) for a, b in _both(s)])[0])
+            for s in found["none"]
+        ]
+        bends = [straight_line(places, [a + b for a, b in _both(s)]) for s in found["batch norm"]]
+        shares = {
+            name: [s.mean_square[-1] / s.variance[-1] for s in signals]
+            for name, signals in found.items()
+        }
+        expected = 1 + ALPHA**2 * blocks
+        ends = [s.variance[-1] for s in found["SWS"]]
+        checks = [
+            Check(
+                "no norm: factor of the mean square per block",
+                "exponential; 2 where a branch adds what it gets",
+                spread(factors),
+                all(1.7 < f < 2.3 for f in factors),
+                True,
+            ),
+            Check(
+                "batch norm: a straight line, R² and what a block adds",
+                "linear; 1 under He's initialisation",
+                f"{min(b[3] for b in bends):.4f}, {spread([b[0] for b in bends])}",
+                all(b[3] > 0.99 and 0.7 < b[0] < 1.3 for b in bends),
+                True,
+            ),
+            Check(
+                "SWS: variance at the end",
+                f"1 + {ALPHA}² x {blocks} = {expected:.3g}",
+                spread(ends),
+                all(abs(end / expected - 1) < 0.15 for end in ends),
+                True,
+            ),
+            Check(
+                "mean² over variance at the end, batch norm against none",
+                "BN eliminates the mean-shift",
+                f"{spread(shares['batch norm'])} against {spread(shares['none'])}",
+                all(a < b / 2 for a, b in zip(shares["batch norm"], shares["none"], strict=True)),
+            ),
+            Check(
+                "mean² over variance at the end, SWS",
+                "SWS eliminates the mean-shift",
+                spread(shares["SWS"]),
+                max(shares["SWS"]) < 0.05,
+                True,
+            ),
+        ]
+        rows = [
+            {
+                "norm": name,
+                "blocks": blocks,
+                "variance at the end": spread([s.variance[-1] for s in signals]),
+                "mean² at the end": spread([s.mean_square[-1] for s in signals]),
+                "mean² / variance": spread(shares[name]),
+            }
+            for name, signals in found.items()
+        ]
+        charts = [
+            (
+                title,
+                note,
+                lines(
+                    "block",
+                    title.lower(),
+                    [
+                        over_seeds(name, places, [getattr(s, what) for s in signals])
+                        for name, signals in found.items()
+                    ],
+                    log="y",
+                ),
+            )
+            for title, note, what in (
+                ("Channel variance", "averaged over channels; band: the seeds", "variance"),
+                ("Channel mean squared", "averaged over channels", "mean_square"),
+            )
+        ]
+        notes = [
+            "zero padding takes a few per cent of every convolution's output at the borders: growth"
+            " stays somewhat below 2 a block, and below 1"
+        ]
+        return Findings(checks, rows, charts, notes)
+
+
+def _both(signal: Signal) -> list[tuple[float, float]]:
+    return list(zip(signal.mean_square, signal.variance, strict=True))
