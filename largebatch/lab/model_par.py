@@ -1,0 +1,189 @@
+"""AlexNet's two towers over two ranks: one network whose layers are cut in two.
+
+Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks", section
+3.5: each GPU holds half of the kernels; they exchange activations in certain layers alone. What
+comes of it is a network with grouped convolutions, which one process can hold.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn.functional import cross_entropy
+
+from largebatch.lab.digits import Digits
+from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments
+from largebatch.lab.ranks import on_ranks
+from largebatch.optim import SGD
+from largebatch.processes import World
+from largebatch.report.record_page import lines
+
+# Of each convolution: kernels, side, stride, padding, groups, and whether a pooling follows.
+SMALL = ((16, 3, 1, 1, 1, True), (32, 3, 1, 1, 2, False), (48, 3, 1, 1, 1, False),
+         (48, 3, 1, 1, 2, False), (32, 3, 1, 1, 2, True))  # fmt: skip
+ALEXNET = ((96, 11, 4, 0, 1, True), (256, 5, 1, 2, 2, True), (384, 3, 1, 1, 1, False),
+           (384, 3, 1, 1, 2, False), (256, 3, 1, 1, 2, True))  # fmt: skip
+PRINTED = 60_965_224  # parameters of AlexNet of 2012 with its groups
+TOWERS, BATCH = 2, 32
+
+
+def monolith(
+    convolutions: tuple[tuple[Any, ...], ...], dense: tuple[int, ...], image: tuple[int, int, int]
+) -> nn.Sequential:
+    """Build the network that the towers are together; a layer without groups sees both."""
+    layers: list[nn.Module] = []
+    channels, side, _ = image
+    for out, kernel, stride, padding, groups, pooled in convolutions:
+        layers += [nn.Conv2d(channels, out, kernel, stride, padding, groups=groups), nn.ReLU()]
+        channels, side = out, (side + 2 * padding - kernel) // stride + 1
+        if pooled:
+            layers.append(nn.MaxPool2d(3, 2))
+            side = (side - 3) // 2 + 1
+    layers.append(nn.Flatten())
+    features = channels * side * side
+    for out in dense:
+        layers += [nn.Linear(features, out), nn.ReLU()]
+        features = out
+    return nn.Sequential(*layers[:-1])
+
+
+class Tower(nn.Module):
+    """One rank's half of every layer of the monolith; gathers where a layer sees both halves."""
+
+    def __init__(self, whole: nn.Sequential, rank: int) -> None:
+        super().__init__()
+        self.layers, self.crossing = nn.ModuleList(), set[int]()
+        for number, layer in enumerate(whole):
+            self.layers.append(layer if not list(layer.parameters()) else halved(layer, rank))
+            if number and getattr(layer, "groups", 1) == 1 and list(layer.parameters()):
+                self.crossing.add(number)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, layer in enumerate(self.layers):
+            x = layer(torch.cat(all_gather(x), 1) if number in self.crossing else x)
+        return torch.cat(all_gather(x), 1)
+
+
+def halved(layer: nn.Module, rank: int) -> nn.Module:
+    """Return a layer with half of the outputs of ``layer`` and their weights."""
+    if isinstance(layer, nn.Linear):
+        new: nn.Module = nn.Linear(layer.in_features, layer.out_features // TOWERS)
+    else:
+        assert isinstance(layer, nn.Conv2d)
+        side, stride, padding = layer.kernel_size, layer.stride, layer.padding
+        sees = layer.in_channels // layer.groups
+        new = nn.Conv2d(sees, layer.out_channels // TOWERS, side, stride, padding)  # type: ignore[arg-type]
+    halves = {name: half(value, rank) for name, value in layer.state_dict().items()}
+    new.to(halves["weight"].dtype).load_state_dict(halves)
+    return new
+
+
+def half(value: Tensor, rank: int) -> Tensor:
+    """Return the rows of a weight, or of its gradient, that are a tower's."""
+    return value.chunk(TOWERS)[rank]
+
+
+def compare(world: World, steps: int) -> dict[str, float]:
+    """Train the towers and, beside them, the monolith; return their largest differences."""
+    torch.manual_seed(0)
+    digits = Digits.load(torch.float64)
+    whole = monolith(SMALL, (64, 64, 10), (1, 8, 8)).double()
+    tower = Tower(whole, world.rank)
+    ours, theirs = (SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (tower, whole))
+    found = {"forward": 0.0, "backward": 0.0, "weights": 0.0, "towers": 0.0, "monolith": 0.0}
+    for step in range(steps):
+        rows = torch.arange(step * BATCH, (step + 1) * BATCH) % len(digits.train_targets)
+        images, targets = digits.train_images[rows], digits.train_targets[rows]
+        outputs, begun = {}, time.perf_counter()
+        # The backward of a gather sums over the ranks: each answers for its share of the loss.
+        for name, model, optimizer, share in (
+            ("towers", tower, ours, 1 / TOWERS),
+            ("monolith", whole, theirs, 1.0),
+        ):
+            optimizer.zero_grad()
+            outputs[name] = model(images)
+            (cross_entropy(outputs[name], targets) * share).backward()
+            found[name] += (time.perf_counter() - begun) / steps
+            begun = time.perf_counter()
+        found["forward"] = max(found["forward"], apart(outputs["towers"], outputs["monolith"]))
+        for mine, its in zip(tower.parameters(), whole.parameters(), strict=True):
+            assert mine.grad is not None
+            assert its.grad is not None
+            found["backward"] = max(found["backward"], apart(mine.grad, half(its.grad, world.rank)))
+        ours.step()
+        theirs.step()
+    for mine, its in zip(tower.parameters(), whole.parameters(), strict=True):
+        found["weights"] = max(found["weights"], apart(mine, half(its, world.rank)))
+    held = sum(p.numel() for p in tower.parameters()) / sum(p.numel() for p in whole.parameters())
+    return {**found, "held": held}
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Return the largest difference, relative to the largest value."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def exchanged(whole: nn.Sequential, image: tuple[int, int, int]) -> tuple[int, int]:
+    """Return (parameters, activations of one sample that the towers gather)."""
+    gathered, x = 0, torch.empty(1, *image, device="meta")
+    for number, layer in enumerate(whole):
+        if number and getattr(layer, "groups", 1) == 1 and list(layer.parameters()):
+            gathered += x.numel()
+        x = layer(x)
+    return sum(p.numel() for p in whole.parameters()), gathered + x.numel()
+
+
+@experiments.register("model-par")
+class ModelParallel(Experiment):
+    """Two towers on two real ranks are the grouped network, in every step of training."""
+
+    lecture = "Train longer, generalize better (S0, S2): Better models, parallelization is crucial"
+    claim = "Model parallelism splits the model over the same data (AlexNet, on two GPUs)"
+    source = "Krizhevsky et al. 2012, section 3.5; Krizhevsky 2014 for where it pays"
+    minutes = 0.2
+
+    def measure(self, scale: Scale) -> Findings:
+        """Compare outputs, gradients and trained weights; count what either division sends."""
+        ranks = on_ranks(TOWERS, compare, scale.pick(10, 200))
+        checks = [
+            Check(f"{name} of two towers and of the grouped network", "equal",
+                  f"{worst:.1e} apart", worst < 1e-9, exact=True)
+            for name, key in (("outputs", "forward"), ("gradients", "backward"),
+                              ("trained weights", "weights"))
+            for worst in [max(rank[key] for rank in ranks)]
+        ]  # fmt: skip
+        held = max(rank["held"] for rank in ranks)
+        with torch.device("meta"):
+            alexnet = monolith(ALEXNET, (4096, 4096, 1000), (3, 227, 227))
+        parameters, activations = exchanged(alexnet, (3, 227, 227))
+        checks += [
+            Check("parameters that a rank holds", "half", f"{held:.4f}", held == 0.5, exact=True),
+            Check("parameters of AlexNet with its groups", f"{PRINTED:,}", f"{parameters:,}",
+                  parameters == PRINTED, exact=True),
+            Check("numbers sent a step at AlexNet's batch of 128", "fewer than dividing the data",
+                  f"{128 * activations:,} of activations, {parameters:,} of gradients",
+                  128 * activations < parameters),
+        ]  # fmt: skip
+        # A ring over two ranks sends every gradient once; a gather and its backward, each
+        # activation once.
+        rows: list[dict[str, Any]] = [
+            {"batch": batch, "division": division, "numbers sent": sent}
+            for batch in (64, 128, 256, 512, 1024, 2048)
+            for division, sent in (("model", batch * activations), ("data", parameters))
+        ]
+        figure = lines(rows, "batch", "numbers sent", ("division",))
+        note = "AlexNet of 2012 over two ranks, numbers that each sends in a step"
+        return Findings(
+            checks,
+            rows,
+            [("Dividing the model or the data", note, figure)],
+            [
+                f"the two cross at a batch of {parameters / activations:,.0f} samples",
+                *(f"{name} on digits: {1e3 * ranks[0][name]:.1f} ms a forward and backward pass, "
+                  "two processes on this machine" for name in ("towers", "monolith")),
+            ],
+        )  # fmt: skip
