@@ -41,13 +41,13 @@ def log_fit(steps: Sequence[float], distances: Sequence[float]) -> LogFit | None
     if len(points) < 4:
         return None
     logs = [math.log(s) for s, _ in points]
-    slope, intercept, error, r2 = _line(logs, [d for _, d in points])
-    exponent = _line([math.log(x) for x in logs], [math.log(d) for _, d in points])[0]
+    slope, intercept, error, r2 = straight_line(logs, [d for _, d in points])
+    exponent = straight_line([math.log(x) for x in logs], [math.log(d) for _, d in points])[0]
     return LogFit(slope, intercept, error, r2, exponent)
 
 
-def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float, float]:
-    """Return slope, intercept, the slope's standard error and R^2."""
+def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return slope, intercept, the slope's standard error and R^2, of three points or more."""
     count = len(x)
     centre, height = sum(x) / count, sum(y) / count
     spread = sum((a - centre) ** 2 for a in x)

@@ -1,0 +1,26 @@
+"""The lectures' own experiments: each one file that prints the claim beside what it measured."""
+
+from __future__ import annotations
+
+from largebatch.lab import (  # noqa: F401
+    implicit_bias,
+)
+from largebatch.lab.experiment import (
+    Check,
+    Experiment,
+    Findings,
+    Scale,
+    agreed,
+    experiments,
+    spread,
+)
+
+__all__ = [
+    "Check",
+    "Experiment",
+    "Findings",
+    "Scale",
+    "agreed",
+    "experiments",
+    "spread",
+]

@@ -1,0 +1,139 @@
+"""What an experiment of a lecture is: a claim, what is measured for it, and a verdict."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+
+from largebatch._registry import Facts, Registry
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+T = TypeVar("T")
+
+Drawing: TypeAlias = "Callable[[], Figure]"
+"""Draws a plotly figure when it is asked to, so that measuring needs no plotly."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure of a claim beside ours.
+
+    Attributes:
+        what: what is compared, such as "distance of w_y from its limit".
+        claimed: the lecture's or the paper's figure or order.
+        measured: ours, with an interval or the range over seeds.
+        holds: whether ours is as claimed; None: these seeds cannot tell.
+        exact: an identity of the algorithm, which the tests assert. Else it says something of the
+            world, and is only reported.
+    """
+
+    what: str
+    claimed: str
+    measured: str
+    holds: bool | None
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an experiment is to be.
+
+    Attributes:
+        quick: whether seconds are meant, for a test, and not minutes.
+        seeds: one for each repetition.
+    """
+
+    quick: bool
+    seeds: Sequence[int]
+
+    def pick(self, quick: T, full: T) -> T:
+        """Return the first of the two where seconds are meant, else the second."""
+        return quick if self.quick else full
+
+
+@dataclass
+class Findings:
+    """What an experiment has found.
+
+    Attributes:
+        checks: the claim, figure by figure.
+        rows: the table, a mapping of names to values each.
+        charts: (title, note, drawing) of each; :mod:`largebatch.lab.pictures` makes drawings.
+        notes: what a reader must know to judge the figures.
+    """
+
+    checks: list[Check]
+    rows: list[dict[str, Any]]
+    charts: list[tuple[str, str, Drawing]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def verdict(self, seeds: int) -> str:
+        """Return "as claimed", "not as claimed" or that so many seeds cannot tell."""
+        held = agreed_all(check.holds for check in self.checks)
+        if held is None:
+            return f"cannot tell with {seeds} seed{'s' * (seeds != 1)}"
+        return "as claimed" if held else "not as claimed"
+
+
+class Experiment(ABC):
+    """A lecture's experiment: a file of its own, registered in :data:`experiments`.
+
+    Attributes:
+        lecture: title of the lecture, and its speaker.
+        claim: the slide's words, short.
+        source: the paper behind the slide, and its section.
+        minutes: what a full measurement takes on two cores.
+        seeds: repetitions of a full measurement.
+    """
+
+    lecture: ClassVar[str]
+    claim: ClassVar[str]
+    source: ClassVar[str]
+    minutes: ClassVar[float]
+    seeds: ClassVar[int] = 3
+
+    @abstractmethod
+    def measure(self, scale: Scale) -> Findings:
+        """Run it. With the same scale it finds the same; no download, no file left behind."""
+
+
+class Hall(Registry[type[Experiment], Facts]):
+    """The experiments by name, each described by its own claim and source."""
+
+    def register(
+        self, name: str, summary: str = "", source: str = "", facts: Facts | None = None
+    ) -> Callable[[type[Experiment]], type[Experiment]]:
+        """Return a decorator that enters its class under ``name``."""
+        enter = super().register
+
+        def with_claim(experiment: type[Experiment]) -> type[Experiment]:
+            words = (summary or experiment.claim, source or experiment.source)
+            return enter(name, *words, facts)(experiment)
+
+        return with_claim
+
+
+experiments = Hall("lab", lambda _: Facts(), importable=True)
+
+
+def agreed(holds: Iterable[bool]) -> bool | None:
+    """Return what the seeds say, one truth each: None where they differ or there are none."""
+    said = set(holds)
+    return said.pop() if len(said) == 1 else None
+
+
+def agreed_all(holds: Iterable[bool | None]) -> bool | None:
+    """Return whether all hold: False if one does not, else None if one cannot be told."""
+    said = set(holds)
+    return False if False in said else None if None in said or not said else True
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Return the mean with the range: "0.554 (0.551 to 0.556)"."""
+    mean = f"{sum(values) / len(values):.{digits}g}"
+    low, high = (f"{end:.{digits}g}" for end in (min(values), max(values)))
+    return mean if low == high else f"{mean} ({low} to {high})"
