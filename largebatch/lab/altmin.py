@@ -1,7 +1,8 @@
 """Alternating minimisation: codes and weights in turn, with no gradient through the network.
 
 Choromanska et al. 2019, "Beyond backprop: online alternating minimization with auxiliary
-variables": every layer's activation c is a variable of its own, tied to the layer below by a penalty
+variables": every layer's activation c is a variable of its own, tied to the layer below by a
+penalty
 
     f(W, C) = sum L(y, relu(c^L), V) + mu sum_l |c^l - W^l relu(c^(l-1))|^2
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -52,8 +54,7 @@ class Network:
             matrix = torch.randn(out, into, generator=generator, dtype=torch.float64)
             return matrix * (2 / into) ** 0.5
 
-        pairs = zip(WIDTHS[1:], WIDTHS[:-1], strict=True)
-        weights = [draw(out, into) for out, into in pairs]
+        weights = [draw(out, into) for into, out in pairwise(WIDTHS)]
         units = [1e-3 * torch.eye(w.shape[1], dtype=w.dtype) for w in weights]
         memory = [(unit, w @ unit) for w, unit in zip(weights, units, strict=True)]
         return Network(weights, draw(CLASSES, WIDTHS[-1]), memory)
@@ -144,14 +145,6 @@ def take(network: Network, images: Tensor, targets: Tensor) -> None:
     move_classifier(network, targets, codes)
 
 
-def remembered(network: Network) -> float:
-    """Return the sum over layers of |c - W a|^2 of what is remembered, less its constant."""
-    return sum(
-        float((weight @ squares * weight).sum() - 2 * (weight * products).sum())
-        for weight, (squares, products) in zip(network.weights, network.memory, strict=True)
-    )
-
-
 @experiments.register("altmin")
 class AlternatingMinimisation(Experiment):
     """Whole data block by block, then online over digits, beside SGD with momentum."""
@@ -175,7 +168,7 @@ class AlternatingMinimisation(Experiment):
                 for _ in sweep(network, *some, codes):
                     curve.append(float(network.objective(*some, codes)))
             curves.append(curve)
-            rises.append(max(b - a for a, b in zip(curve, curve[1:], strict=False)) / curve[0])
+            rises.append(max(b - a for a, b in pairwise(curve)) / curve[0])
         ours = [online(digits, seed, epochs) for seed in scale.seeds]
         theirs = [by_sgd(digits, seed, epochs) for seed in scale.seeds]
         begins, ends = ([curve[place] for curve in curves] for place in (0, -1))

@@ -1,8 +1,8 @@
 """Direct feedback alignment: each layer has the output's error by a random matrix of its own.
 
 Noekland 2016, "Direct feedback alignment provides learning in deep neural networks". The slide
-prints the error alone, v = grad l, which has the width of the outputs; a layer of another width needs
-the matrix B_j of the paper.
+prints the error alone, v = grad l, which has the width of the outputs; a layer of another width
+needs the matrix B_j of the paper.
 """
 
 from __future__ import annotations

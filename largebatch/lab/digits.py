@@ -35,7 +35,7 @@ class Digits:
         """Read them in this type."""
         parts: list[Tensor] = []
         for split in ("train", "val"):
-            source: Any = build_source(DataConfig(name="digits"), split)  # type: ignore[arg-type]
+            source: Any = build_source(DataConfig(name="digits"), split)
             images = (source.images.double() * source.scale - source.mean[0]) / source.std[0]
             parts += [images.to(dtype), source.labels]
         return Digits(*parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,13 @@ def bowl(w: Tensor) -> Tensor:
     return w.square().sum(-1) / 2
 
 
+def evaluations(size: int, seed: int) -> int:
+    """Return the evaluations until the loss of a bowl of so many weights is a tenth."""
+    start = torch.ones(size, dtype=torch.float64)
+    _, spent = evolve(bowl, start, size**-0.5, seed, lambda best, _: best < size / 20)
+    return spent
+
+
 @experiments.register("ea")
 class Evolution(Experiment):
     """Its gradient on a quadratic, its cost against the number of weights, and digits."""
@@ -80,7 +88,7 @@ class Evolution(Experiment):
     seeds = 5
 
     def measure(self, scale: Scale) -> Findings:
-        """Count evaluations to a tenth of the loss, and spend gradient descent's passes on digits."""
+        """Count evaluations to a tenth of the loss; spend as many passes as gradient descent."""
         size, pairs, trials = 20, 50, scale.pick(100, 1000)
         curvature = torch.linspace(0.1, 3, size, dtype=torch.float64)
         w = torch.ones(size, dtype=torch.float64)
@@ -94,21 +102,15 @@ class Evolution(Experiment):
         ratios = errors.square().sum(1) / predicted
         ratio, off = float(ratios.mean()), 3 * float(ratios.std()) / math.sqrt(trials)
         bias = float(errors.mean(0).square().sum()) / (predicted / trials)
+        chance = 3 * math.sqrt(2 * (size + 3)) / (size + 1)
         checks = [
             Check("squared bias of the gradient estimate on a quadratic, over what chance gives",
-                  "1", f"{bias:.2f}", bias < 1 + 3 * math.sqrt(2 * (size + 3)) / (size + 1), exact=True),
+                  "1", f"{bias:.2f}", bias < 1 + chance, exact=True),
             Check("its variance over (d + 1)|g|^2 / pairs", "1", f"{ratio:.3f} ± {off:.3f}",
                   abs(ratio - 1) < off, exact=True),
         ]  # fmt: skip
         sizes = scale.pick((4, 16, 64, 256), (4, 16, 64, 256, 1024, 4096))
-        costs = [
-            [
-                evolve(bowl, torch.ones(d, dtype=torch.float64), 1 / math.sqrt(d), seed,
-                       lambda best, _, d=d: best < d / 20)[1]
-                for d in sizes
-            ]
-            for seed in scale.seeds
-        ]  # fmt: skip
+        costs = [[evaluations(size, seed) for size in sizes] for seed in scale.seeds]
         logs = [math.log(d) for d in sizes]
         slopes = [straight_line(logs, [math.log(c) for c in cost])[0] for cost in costs]
         checks.append(
@@ -116,7 +118,7 @@ class Evolution(Experiment):
                   "grows; gradient descent's 1 step does not", spread(slopes),
                   agreed(slope > 0.5 for slope in slopes))
         )  # fmt: skip
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"seed": seed, **{f"d = {d}": c for d, c in zip(sizes, cost, strict=True)}}
             for seed, cost in zip(scale.seeds, costs, strict=True)
         ]

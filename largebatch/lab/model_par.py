@@ -7,6 +7,7 @@ comes of it is a network with grouped convolutions, which one process can hold.
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
@@ -51,16 +52,19 @@ def monolith(
     return nn.Sequential(*layers[:-1])
 
 
+def crossing(whole: nn.Sequential) -> list[int]:
+    """Return the numbers of the layers that see both towers: weights without groups."""
+    weighty = [n for n, layer in enumerate(whole) if list(layer.parameters())]
+    return [n for n in weighty[1:] if getattr(whole[n], "groups", 1) == 1]
+
+
 class Tower(nn.Module):
     """One rank's half of every layer of the monolith; gathers where a layer sees both halves."""
 
     def __init__(self, whole: nn.Sequential, rank: int) -> None:
         super().__init__()
-        self.layers, self.crossing = nn.ModuleList(), set[int]()
-        for number, layer in enumerate(whole):
-            self.layers.append(layer if not list(layer.parameters()) else halved(layer, rank))
-            if number and getattr(layer, "groups", 1) == 1 and list(layer.parameters()):
-                self.crossing.add(number)
+        self.layers = nn.ModuleList(halved(layer, rank) for layer in whole)
+        self.crossing = crossing(whole)
 
     def forward(self, x: Tensor) -> Tensor:
         for number, layer in enumerate(self.layers):
@@ -85,16 +89,13 @@ class _Gather(torch.autograd.Function):
 
 
 def halved(layer: nn.Module, rank: int) -> nn.Module:
-    """Return a layer with half of the outputs of ``layer`` and their weights."""
-    if isinstance(layer, nn.Linear):
-        new: nn.Module = nn.Linear(layer.in_features, layer.out_features // TOWERS)
-    else:
-        assert isinstance(layer, nn.Conv2d)
-        side, stride, padding = layer.kernel_size, layer.stride, layer.padding
-        sees = layer.in_channels // layer.groups
-        new = nn.Conv2d(sees, layer.out_channels // TOWERS, side, stride, padding)  # type: ignore[arg-type]
-    halves = {name: half(value, rank) for name, value in layer.state_dict().items()}
-    new.to(halves["weight"].dtype).load_state_dict(halves)
+    """Return a copy of ``layer`` with half of its outputs, which a group's layer makes of half of
+    the inputs."""
+    new = copy.deepcopy(layer)
+    for name, value in layer.named_parameters():
+        setattr(new, name, nn.Parameter(half(value.detach(), rank).clone()))
+    if isinstance(new, nn.Conv2d):
+        new.groups = 1
     return new
 
 
@@ -144,8 +145,7 @@ def exchanged(whole: nn.Sequential, image: tuple[int, int, int]) -> tuple[int, i
     """Return (parameters, activations of one sample that the towers gather)."""
     gathered, x = 0, torch.empty(1, *image, device="meta")
     for number, layer in enumerate(whole):
-        if number and getattr(layer, "groups", 1) == 1 and list(layer.parameters()):
-            gathered += x.numel()
+        gathered += x.numel() * (number in crossing(whole))
         x = layer(x)
     return sum(p.numel() for p in whole.parameters()), gathered + x.numel()
 
@@ -183,18 +183,15 @@ class ModelParallel(Experiment):
         ]  # fmt: skip
         # Of two ranks each sends every gradient once in a ring; each activation once in a gather
         # and the sum that is its backward, of which it needs the other's half alone.
-        batches = (64, 128, 256, 512, 1024, 2048)
-        sent = {
-            "the model divided": [batch * activations for batch in batches],
-            "the data divided": [parameters for _ in batches],
-        }
         rows = [
-            {"batch": batch, **{f"numbers sent, {way}": many[i] for way, many in sent.items()}}
-            for i, batch in enumerate(batches)
-        ]
-        picture = lines(
-            "batch", "numbers", [Series(way, batches, many) for way, many in sent.items()], "x"
-        )
+            {"batch": batch, "sent if the model is divided": batch * activations,
+             "sent if the data are": parameters}
+            for batch in (64, 128, 256, 512, 1024, 2048)
+        ]  # fmt: skip
+        batches, *sent = zip(*(row.values() for row in rows), strict=True)
+        names = ("the model divided", "the data divided")
+        curves = [Series(name, batches, many) for name, many in zip(names, sent, strict=True)]
+        picture = lines("batch", "numbers", curves, "x")
         note = "AlexNet of 2012 over two ranks: what each sends in a step"
         times = " and ".join(f"{1e3 * ranks[0][way]:.1f} ms ({way})" for way in ("towers", "whole"))
         notes = [

@@ -6,6 +6,7 @@ gradient of a layer's loss stops at the layer's input.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -22,7 +23,7 @@ BETA = 0.99  # of the similarity in predsim
 WEIGHTS = {"pred": 0.0, "sim": 1.0, "predsim": BETA}
 PRINTED = {"global": 0.75, "pred": 0.68, "sim": 0.80, "predsim": 0.62}  # MNIST, % wrong
 WIDTHS = (64, 128, 128, 128)
-BATCH, RATE = 64, 1e-3
+BATCH, RATE = 64, 3e-3
 
 
 def similarities(x: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class LocalLayer(nn.Module):
 def train(digits: Digits, way: str, seed: int, epochs: int) -> float:
     """Return the held-out error of a perceptron whose hidden layers learn ``way``."""
     torch.manual_seed(seed)
-    layers = [LocalLayer(*pair) for pair in zip(WIDTHS[:-1], WIDTHS[1:], strict=True)]
+    layers = [LocalLayer(*pair) for pair in pairwise(WIDTHS)]
     last = nn.Linear(WIDTHS[-1], CLASSES)
     weights = [p for module in (*layers, last) for p in module.parameters()]
     optimizer = torch.optim.Adam(weights, lr=RATE)
@@ -103,7 +104,7 @@ class LocalErrorSignals(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Compare the errors' order with the paper's, seed by seed."""
-        digits, epochs = Digits.load(), scale.pick(4, 30)
+        digits, epochs = Digits.load(), scale.pick(4, 40)
         errors = {way: [train(digits, way, s, epochs) for s in scale.seeds] for way in PRINTED}
         checks = identities()
         for better, worse in (("predsim", "global"), ("predsim", "sim"), ("predsim", "pred")):

@@ -156,6 +156,7 @@ def build(config: Config, world: World, device: torch.device) -> Parts:
         device,
         precision,
         streams_of(validation),
+        config.evaluate.parts,
     )
     return Parts(
         world,

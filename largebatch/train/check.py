@@ -31,6 +31,8 @@ def check(config: Config) -> None:
         registry.entry(name)
     check_probes(config.probes)
     check_also(config.evaluate.also)
+    if config.evaluate.parts < 1:
+        raise UserError(f"evaluate.parts={config.evaluate.parts}: at least 1, which keeps none")
     config.batch.check()
     config.schedule.check()
     check_task(config.task)

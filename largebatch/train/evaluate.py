@@ -42,12 +42,13 @@ def evaluating(model: nn.Module, device: torch.device, precision: Precision) -> 
 
 
 def requests(
-    count: int, batch: int, world: World, streams: StreamOrder | None = None
+    count: int, batch: int, world: World, streams: StreamOrder | None = None, parts: int = 1
 ) -> Iterator[Request]:
     """Split ``count`` samples into this rank's contiguous share, in batches of ``batch``.
 
-    Where the samples are read in ``streams``, a rank's share is of streams, ``batch`` of which are
-    read side by side from their beginning to their end.
+    No batch reaches from one of ``parts`` (`part_of`) into another. Where the samples are read in
+    ``streams``, a rank's share is of streams, ``batch`` of which are read side by side from their
+    beginning to their end.
     """
     if streams is not None:
         yield from _of_streams(streams, batch, world)
@@ -55,9 +56,21 @@ def requests(
     order = EpochOrder(count, seed=0, shuffle=False)
     begin = count * world.rank // world.world_size
     end = count * (world.rank + 1) // world.world_size
-    for start in range(begin, end, batch):
-        stop = min(start + batch, end)
+    start = begin
+    while start < end:
+        stop = min(start + batch, end, part_begin(part_of(start, count, parts) + 1, count, parts))
         yield Request(0, order.indices(0, start, stop), np.arange(start, stop))
+        start = stop
+
+
+def part_of(position: int, count: int, parts: int) -> int:
+    """Return which of the equal ``parts`` of ``count`` samples a position is in, from 0."""
+    return ((position + 1) * parts - 1) // count
+
+
+def part_begin(part: int, count: int, parts: int) -> int:
+    """Return the first position of a part."""
+    return part * count // parts
 
 
 def _of_streams(order: StreamOrder, batch: int, world: World) -> Iterator[Request]:
@@ -94,6 +107,7 @@ class Evaluator:
         batch: samples per forward pass.
         precision: number formats of forward passes.
         streams: the order of the samples, where they are streams.
+        parts: of the set, whose sums are kept apart; streams have none.
     """
 
     def __init__(
@@ -106,25 +120,34 @@ class Evaluator:
         device: torch.device,
         precision: Precision,
         streams: StreamOrder | None = None,
+        parts: int = 1,
     ) -> None:
         self.task, self.reader, self.count = task, reader, count
         self.streams = streams
+        self.parts = 1 if streams is not None else min(parts, count)
         self.batch, self.world = batch, world
         self.device, self.precision = device, precision
 
     def batches(self) -> Iterator[Batch]:
         """Walk this rank's share of the validation set."""
-        return iter(self.reader.read(requests(self.count, self.batch, self.world, self.streams)))
+        asked = requests(self.count, self.batch, self.world, self.streams, self.parts)
+        return iter(self.reader.read(asked))
 
     def sums(self, model: nn.Module, stopped: object = None) -> Tensor:
-        """Return this rank's float64 ``[loss, metrics..., weight]``.
+        """Return this rank's float64 ``[loss, metrics..., weight]``."""
+        return self.sums_of_parts(model, stopped).sum(0)
+
+    def sums_of_parts(self, model: nn.Module, stopped: object = None) -> Tensor:
+        """Return this rank's float64 ``[loss, metrics..., weight]`` of every part, a row each.
 
         A true ``stopped`` ends the pass early: the caller then throws the sums of all ranks away.
         """
-        total = self.task.no_sums(self.device)
+        total = self.task.no_sums(self.device).repeat(self.parts, 1)
         with evaluating(model, self.device, self.precision), self.task.undisturbed():
             for batch in () if stopped else self.batches():
-                total += self.task.evaluate(model, batch)
+                if len(batch):
+                    part = part_of(int(batch.positions[0]), self.count, self.parts)
+                    total[part] += self.task.evaluate(model, batch)
                 if stopped:
                     break
         return total
