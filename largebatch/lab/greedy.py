@@ -103,12 +103,12 @@ class GreedyLayerwise(Experiment):
     lecture = "Training in practice (lecture 3), optional: Local Learning"
     claim = "Sequentially learns each layer; recently shown to yield strong performance"
     source = "Belilovsky et al. 2019; CIFAR-10 88.3, 90.4, 91.7% for k = 1, 2, 3"
-    minutes = 1.5
+    minutes = 0.5
     seeds = 5
 
     def measure(self, scale: Scale) -> Findings:
         """Compare the depths, the classifiers and training as one, seed by seed."""
-        digits, epochs = Digits.load(), scale.pick(2, 12)
+        digits, epochs = Digits.load(), scale.pick(2, 4)
         greedy = {k: [greedily(digits, s, k - 1, epochs) for s in scale.seeds] for k in PRINTED}
         whole = [end_to_end(digits, seed, 0, epochs) for seed in scale.seeds]
         last = {k: [accuracies[-1] for accuracies, _ in runs] for k, runs in greedy.items()}
@@ -140,4 +140,7 @@ class GreedyLayerwise(Experiment):
             levels={"trained as one": fmean(whole)},
         )
         note = "range over seeds; each stage is trained, then frozen"
-        return Findings(checks, rows, [("Accuracy stage by stage", note, picture)])
+        notes = [
+            f"{epochs} epochs a stage; after 12 every k is at 99%, where nothing is told apart"
+        ]
+        return Findings(checks, rows, [("Accuracy stage by stage", note, picture)], notes)

@@ -100,11 +100,11 @@ class LocalErrorSignals(Experiment):
     claim = "Recently shown to yield strong results without end-to-end learning"
     source = "Noekland and Eidnes 2019; MNIST errors .75 global, .68 pred, .80 sim, .62 predsim"
     minutes = 1.0
-    seeds = 10
+    seeds = 5
 
     def measure(self, scale: Scale) -> Findings:
         """Compare the errors' order with the paper's, seed by seed."""
-        digits, epochs = Digits.load(), scale.pick(4, 40)
+        digits, epochs = Digits.load(), scale.pick(4, 25)
         errors = {way: [train(digits, way, s, epochs) for s in scale.seeds] for way in PRINTED}
         checks = identities()
         for better, worse in (("predsim", "global"), ("predsim", "sim"), ("predsim", "pred")):
