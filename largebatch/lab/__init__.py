@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from largebatch.lab import (  # noqa: F401
+    altmin,
+    dfa,
+    dgl,
+    ea,
+    fa,
+    greedy,
     implicit_bias,
+    model_par,
+    predsim,
 )
 from largebatch.lab.experiment import (
     Check,

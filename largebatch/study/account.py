@@ -88,7 +88,7 @@ class Account:
             error = widest.error or 0.0
             needed = self._findings.branching.window * 1.645 * error / RESOLVED
             of_set = (
-                "" if widest.held is None else f" ({widest.held:.1%} of it the held-out samples')"
+                "" if widest.held is None else f" (the held-out samples alone: {widest.held:.1%})"
             )
             yield (
                 f"{where}: the standard error of an overhead is {error:.1%}{of_set}; a window of"
