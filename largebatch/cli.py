@@ -24,7 +24,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {}
 GROUPS = {
     "start": ("init", "train", "recipes", "explain"),
     "look at runs": ("eval", "report", "study"),
-    "plan and measure": ("plan", "bench"),
+    "plan and measure": ("plan", "bench", "lab"),
     "this machine": ("doctor", "completion"),
 }
 """The verbs as ``largebatch --help`` groups them."""
@@ -217,6 +217,14 @@ def bench(arguments: Sequence[str]) -> int:
 def study(arguments: Sequence[str]) -> int:
     with _importing():
         from largebatch.study.command import run
+
+    return run(arguments)
+
+
+@_verb("lab", "measure what a lecture claims: the claim, figures, a verdict")
+def lab(arguments: Sequence[str]) -> int:
+    with _importing():
+        from largebatch.lab.command import run
 
     return run(arguments)
 

@@ -14,6 +14,7 @@ CARDS = {
     "largebatch/nn/WEIGHTS.md": "methods/weights.md",
     "largebatch/engine/README.md": "methods/engines.md",
     "largebatch/probes/README.md": "methods/noise.md",
+    "largebatch/lab/README.md": "methods/lab.md",
     "benchmarks/README.md": "records.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",

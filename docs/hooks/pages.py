@@ -16,6 +16,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from cards import CARDS, card  # noqa: E402
 from failures import failures_table  # noqa: E402
 from house import house_svg  # noqa: E402
+from lab import lab_tables  # noqa: E402
 from reference import (  # noqa: E402
     API,
     api_index,
@@ -25,9 +26,9 @@ from reference import (  # noqa: E402
     verbs_page,
 )
 
-PLACE = re.compile(r"^\{\{ (file|failures)(?:: (\S+))? \}\}$", re.MULTILINE)
-"""Stands in a page for a file, by its path from the root of the repository, as a code block; or for
-the table of injected failures."""
+PLACE = re.compile(r"^\{\{ (file|failures|lab)(?:: (\S+))? \}\}$", re.MULTILINE)
+"""Stands in a page for a file, by its path from the root of the repository, as a code block; for
+the table of injected failures; for the tables of the lectures' experiments."""
 
 LANGUAGES = {".py": "python", ".sh": "bash", ".sbatch": "bash", ".yaml": "yaml"}
 
@@ -73,5 +74,7 @@ def with_sources(markdown: str) -> str:
 def _content(kind: str, path: str) -> str:
     if kind == "failures":
         return failures_table()
+    if kind == "lab":
+        return lab_tables()
     text = (ROOT / path).read_text(encoding="utf-8").rstrip()
     return f"```{LANGUAGES[Path(path).suffix]}\n{text}\n```"

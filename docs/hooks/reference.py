@@ -98,8 +98,8 @@ def verbs_page() -> str:
     ]
     for verb in VERBS:
         parts += [f"## {verb}", _block(f"largebatch {verb} --help")]
-        if verb == "study" and printed(["study", "--list"]):
-            parts.append(_block("largebatch study --list"))
+        if verb in ("study", "lab") and printed([verb, "--list"]):
+            parts.append(_block(f"largebatch {verb} --list"))
     return "\n\n".join(parts) + "\n"
 
 

@@ -23,12 +23,11 @@ class Check:
     """One figure of a claim beside ours.
 
     Attributes:
-        what: what is compared, such as "distance of w_y from its limit".
+        what: what is compared.
         claimed: the lecture's or the paper's figure or order.
         measured: ours, with an interval or the range over seeds.
         holds: whether ours is as claimed; None: these seeds cannot tell.
-        exact: an identity of the algorithm, which the tests assert. Else it says something of the
-            world, and is only reported.
+        exact: an identity of the algorithm, which tests assert; else a claim about the world.
     """
 
     what: str
@@ -40,12 +39,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large an experiment is to be.
-
-    Attributes:
-        quick: whether seconds are meant, for a test, and not minutes.
-        seeds: one for each repetition.
-    """
+    """How large an experiment is to be: seconds or minutes, and a seed for each repetition."""
 
     quick: bool
     seeds: Sequence[int]
@@ -57,44 +51,31 @@ class Scale:
 
 @dataclass
 class Findings:
-    """What an experiment has found.
+    """What an experiment has found."""
 
-    Attributes:
-        checks: the claim, figure by figure.
-        rows: the table, a mapping of names to values each.
-        charts: (title, note, drawing) of each; :mod:`largebatch.lab.pictures` makes drawings.
-        notes: what a reader must know to judge the figures.
-    """
-
-    checks: list[Check]
-    rows: list[dict[str, Any]]
-    charts: list[tuple[str, str, Drawing]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    checks: list[Check]  # the claim, figure by figure
+    rows: list[dict[str, Any]]  # the table
+    charts: list[tuple[str, str, Drawing]] = field(default_factory=list)  # title, note, drawing
+    notes: list[str] = field(default_factory=list)  # what a reader must know to judge the figures
 
     def verdict(self, seeds: int) -> str:
         """Return "as claimed", "not as claimed" or that so many seeds cannot tell."""
-        held = agreed_all(check.holds for check in self.checks)
-        if held is None:
-            return f"cannot tell with {seeds} seed{'s' * (seeds != 1)}"
-        return "as claimed" if held else "not as claimed"
+        said = {check.holds for check in self.checks}
+        if False in said:
+            return "not as claimed"
+        return (
+            f"cannot tell with {seeds} seed{'s' * (seeds != 1)}" if None in said else "as claimed"
+        )
 
 
 class Experiment(ABC):
-    """A lecture's experiment: a file of its own, registered in :data:`experiments`.
+    """A lecture's experiment: a file of its own, registered in :data:`experiments`."""
 
-    Attributes:
-        lecture: title of the lecture, and its speaker.
-        claim: the slide's words, short.
-        source: the paper behind the slide, and its section.
-        minutes: what a full measurement takes on two cores.
-        seeds: repetitions of a full measurement.
-    """
-
-    lecture: ClassVar[str]
-    claim: ClassVar[str]
-    source: ClassVar[str]
-    minutes: ClassVar[float]
-    seeds: ClassVar[int] = 3
+    lecture: ClassVar[str]  # its title, and the speaker
+    claim: ClassVar[str]  # the slide's words, short
+    source: ClassVar[str]  # the paper behind the slide, and its section
+    minutes: ClassVar[float]  # of a full measurement on two cores
+    seeds: ClassVar[int] = 3  # of a full measurement
 
     @abstractmethod
     def measure(self, scale: Scale) -> Findings:
@@ -126,14 +107,10 @@ def agreed(holds: Iterable[bool]) -> bool | None:
     return said.pop() if len(said) == 1 else None
 
 
-def agreed_all(holds: Iterable[bool | None]) -> bool | None:
-    """Return whether all hold: False if one does not, else None if one cannot be told."""
-    said = set(holds)
-    return False if False in said else None if None in said or not said else True
-
-
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Return the mean with the range: "0.554 (0.551 to 0.556)"."""
+    """Return the mean with the range: "0.554 (0.551 to 0.556)"; "none" of no values."""
+    if not values:
+        return "none"
     mean = f"{sum(values) / len(values):.{digits}g}"
     low, high = (f"{end:.{digits}g}" for end in (min(values), max(values)))
     return mean if low == high else f"{mean} ({low} to {high})"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import exp, log10
+from math import log as ln
 from typing import TYPE_CHECKING
 
 from largebatch.lab.experiment import Drawing
 from largebatch.report.log_fit import straight_line
+from largebatch.report.record_page import GREY, blank_figure
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -17,20 +20,14 @@ COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2", "#f58518", "#72b7b2", "#9
 
 @dataclass(frozen=True)
 class Series:
-    """One curve.
-
-    Attributes:
-        name: in the legend. x, y: of its points.
-        low, high: ends of the band around it, such as the range over seeds.
-        mode: ``lines``, ``markers`` or ``lines+markers``. dashed: such as a theory's line.
-    """
+    """One curve; ``low`` and ``high`` are the band around it; a theory's line is dashed."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
-    mode: str = "lines"
+    mode: str = "lines"  # or markers, or lines+markers
     dashed: bool = False
 
 
@@ -55,10 +52,8 @@ def lines(
     """Draw curves with their bands.
 
     Args:
-        x, y: the axes' names.
-        log: the axes that are logarithmic: "", "x", "y" or "xy".
-        marks, levels: dotted upright and level lines, by what is written at them.
-        percent: whether y is a share.
+        x, y: the axes' names. log: which are logarithmic: "", "x", "y" or "xy".
+        marks, levels: dotted upright and level lines, by their words. percent: y is a share.
     """
 
     def draw() -> Figure:
@@ -68,33 +63,21 @@ def lines(
         for number, each in enumerate(series):
             colour = COLOURS[number % len(COLOURS)]
             if each.low is not None and each.high is not None:
-                red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-                figure.add_trace(
-                    Scatter(
-                        x=[*each.x, *reversed(each.x)],
-                        y=[*each.high, *reversed(each.low)],
-                        fill="toself",
-                        fillcolor=f"rgba({red},{green},{blue},.2)",
-                        line={"width": 0},
-                        hoverinfo="skip",
-                        showlegend=False,
-                        mode="lines",
-                    )
-                )
-            figure.add_trace(
-                Scatter(
-                    x=list(each.x),
-                    y=list(each.y),
-                    name=each.name,
-                    mode=each.mode,
-                    line={"color": colour, "dash": "dash" if each.dashed else "solid"},
-                    marker={"color": colour},
-                )
-            )
+                around = {"x": [*each.x, *reversed(each.x)], "y": [*each.high, *reversed(each.low)]}
+                look = {"fill": "toself", "opacity": 0.2, "mode": "none", "fillcolor": colour}
+                figure.add_trace(Scatter(**around, **look, hoverinfo="skip", showlegend=False))
+            line = {"color": colour, "dash": "dash" if each.dashed else "solid"}
+            points = {"x": list(each.x), "y": list(each.y), "name": each.name, "mode": each.mode}
+            figure.add_trace(Scatter(**points, line=line, marker={"color": colour}))
+        line = {"dash": "dot", "color": GREY}
         for words, place in marks.items():
-            figure.add_vline(x=place, line={"dash": "dot"}, annotation={"text": words})
+            at = log10(place) if "x" in log else place  # which a line does by itself
+            figure.add_vline(x=place, line=line)
+            figure.add_annotation(text=words, x=at, y=1, yref="paper", showarrow=False)
         for words, place in levels.items():
-            figure.add_hline(y=place, line={"dash": "dot"}, annotation={"text": words})
+            at = log10(place) if "y" in log else place
+            figure.add_hline(y=place, line=line)
+            figure.add_annotation(text=words, y=at, x=1, xref="paper", showarrow=False)
         return figure
 
     return draw
@@ -116,15 +99,9 @@ def heat(
 
         figure = _blank(x, y, log)
         figure.update_layout(hovermode="closest")
-        figure.add_trace(
-            Heatmap(
-                x=list(columns),
-                y=list(rows),
-                z=[list(row) for row in values],
-                colorscale="Viridis",
-                colorbar={"title": {"text": unit}},
-            )
-        )
+        z = [list(row) for row in values]
+        bar = {"title": {"text": unit}}
+        figure.add_trace(Heatmap(x=list(columns), y=list(rows), z=z, colorbar=bar))
         return figure
 
     return draw
@@ -132,32 +109,22 @@ def heat(
 
 def scatter(x: str, y: str, series: Sequence[Series], log: str = "", fit: bool = True) -> Drawing:
     """Draw points, and through each series of three or more the straight line of its axes."""
-    from math import exp
-    from math import log as ln
-
-    drawn: list[Series] = []
+    drawn = [Series(each.name, each.x, each.y, mode="markers") for each in series]
     for each in series:
-        drawn.append(Series(each.name, each.x, each.y, mode="markers"))
         if not fit or len(each.x) < 3:
             continue
         across = [ln(a) if "x" in log else a for a in each.x]
         up = [ln(b) if "y" in log else b for b in each.y]
         slope, intercept, error, _ = straight_line(across, up)
         ends = (min(across), max(across))
-        drawn.append(
-            Series(
-                f"slope {slope:.3g} ± {error:.1g}",
-                [exp(end) if "x" in log else end for end in ends],
-                [exp(v) if "y" in log else v for v in (intercept + slope * end for end in ends)],
-                dashed=True,
-            )
-        )
+        at = [exp(end) if "x" in log else end for end in ends]
+        line = [intercept + slope * end for end in ends]
+        line = [exp(v) for v in line] if "y" in log else line
+        drawn.append(Series(f"slope {slope:.3g} ± {error:.1g}", at, line, dashed=True))
     return lines(x, y, drawn, log)
 
 
 def _blank(x: str, y: str, log: str, percent: bool = False) -> Figure:
-    from largebatch.report.record_page import blank_figure
-
     figure = blank_figure(x, y, percent)
     figure.update_yaxes(rangemode="normal")
     if "x" in log:

@@ -85,6 +85,25 @@ def test_the_picture_of_the_gap_is_up_to_date() -> None:
     assert gap.PICTURE.read_text(encoding="utf-8") == gap.gap_svg(), "python docs/hooks/gap.py"
 
 
+def test_the_tables_of_experiments_come_from_their_record(
+    hooks: ModuleType, tmp_path: Path
+) -> None:
+    from largebatch.lab.everything import summary_of
+    from largebatch.record import BenchmarkRecord, write_record
+
+    check = {"what": "|w|", "claimed": "1", "measured": "2", "holds": False, "exact": True}
+    words = {"lecture": "A lecture", "claim": "it grows", "source": "a paper", "seeds": 3}
+    details = {**words, "experiment": "a*", "minutes": 0.5, "verdict": "no", "checks": [check]}
+    record = BenchmarkRecord("lab a*", "", [], details=details)
+    write_record(tmp_path / "lab.json", summary_of([record]))
+    tables = hooks.lab_tables(tmp_path / "lab.json")
+    assert "| [a*](#lab-a-) | \\|w\\| | 1 | 2 | 0 of 1 | 3 | 0.5 | no |" in tables
+    assert "## A lecture\n\n### a* { #lab-a- }\n\n> it grows" in tables
+    assert "| \\|w\\| | 1 | 2 | **no** |" in tables
+    assert "{{ lab }}" in (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
+    assert "largebatch lab --all" in hooks.lab_tables(tmp_path / "absent.json")
+
+
 @pytest.mark.slow
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     if importlib.util.find_spec("mkdocs") is None:
