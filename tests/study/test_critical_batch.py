@@ -144,7 +144,7 @@ def test_from_a_run_to_the_page(parent: Path, tmp_path: Path, capsys) -> None:
     arguments += ["--batches", "x2", "x16", "--folder", str(tmp_path / "f"), "--at-a-time", "2"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert printed.index("a checkpoint 130.1%") < printed.index("started")
+    assert printed.index("a checkpoint 136.1%") < printed.index("started")
     record = read_record(tmp_path / "f" / "record.json")
     assert [row["batch"] for row in record.rows] == [8, 64]
     assert "took 1" in record.notes[-1] and "by its speed)" in record.notes[-1]
