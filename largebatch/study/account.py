@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from largebatch.study.branches import Branch, Point, noise_of
+from largebatch.study.branches import Point, noise_of
 from largebatch.study.findings import Findings
 from largebatch.study.overhead import Limit, Overhead, limit_of
 from largebatch.study.steps_to_target import figures
@@ -81,12 +82,16 @@ class Account:
             if low is not None and high is not None:
                 between = f" [{figures(low):,}, {figures(high):,}]"
             yield f"{where}: {name} {figures(value):,}{between}{ratio}"
-        errors = [each.error for each in found if each.error]
-        if errors:
-            error = max(errors)
+        known = [each for each in found if each.error]
+        if known:
+            widest = max(known, key=lambda each: each.error or 0.0)
+            error = widest.error or 0.0
             needed = self._findings.branching.window * 1.645 * error / RESOLVED
+            of_set = (
+                "" if widest.held is None else f" (the held-out samples alone: {widest.held:.1%})"
+            )
             yield (
-                f"{where}: the standard error of an overhead is {error:.1%}; a window of"
+                f"{where}: the standard error of an overhead is {error:.1%}{of_set}; a window of"
                 f" {needed:,.0f} samples would resolve {RESOLVED:.0%}"
             )
         elif len(self._findings.seeds) == 1:
@@ -95,11 +100,11 @@ class Account:
     def _detail(self) -> dict[str, Any]:
         """Return what the pictures show."""
         point, found, done = self._point, self._found, self._done
-        first = Branch(point, 1, 1.0, self._findings.seeds[0])
+        first = self._findings.branching.reference(point, self._findings.seeds[0])
         curves = []
         kept = [each.batch for each in found if math.isfinite(each.mean)]  # others hide the rest
         for factor in (1, *(batch // self._size for batch in kept)):
-            branch = Branch(point, factor, 1.0, self._findings.seeds[0])
+            branch = first if factor == 1 else replace(first, factor=factor, part=1.0)
             curve = (
                 None
                 if self._findings.judge == "anneal"

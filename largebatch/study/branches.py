@@ -15,8 +15,9 @@ from largebatch.engine import engines
 from largebatch.nn import ties_samples
 from largebatch.record import RunDirectory, read_metrics
 from largebatch.schedule import Duration
+from largebatch.study import quadratic
 from largebatch.study.job import Job
-from largebatch.study.overhead import WINDOWS, Curve
+from largebatch.study.overhead import WINDOWS, Curve, Numbers
 from largebatch.study.settings import Rule, at_batch, times, with_seed
 from largebatch.train import checkpoint
 from largebatch.train.config import Config, EmaConfig, SnapshotConfig
@@ -25,6 +26,7 @@ from largebatch.train.prepare import prepare
 Judge = Literal["average", "anneal", "raw"]
 
 EVALUATIONS = 16  # of a window
+PARTS = 16  # of the held-out set, left out in turn
 HALF_LIVES = 8  # of the average, in a window
 ANNEALED = 0.2  # of a branch: its last part, over which the rate falls to 0
 MEASURED = 64  # steps whose noise scale is measured in a branch of the run's own batch
@@ -122,6 +124,10 @@ class Branching:
             raise UserError(f"{path}: the run ends there; branch off earlier")
         return Point(name, path, samples, rate)
 
+    def reference(self, point: Point, seed: int) -> Branch:
+        """Return the branch of the run's own batch, which is compared at a window's end."""
+        return Branch(point, 1, 1.0, seed, 1.0 if self.judge == "anneal" else 1 / WINDOWS)
+
     def job(self, branch: Branch) -> Job:
         """Return the job of a branch: the run's own settings, but for what follows the batch.
 
@@ -130,11 +136,11 @@ class Branching:
         """
         config, point = self.config, branch.point
         size = branch.factor * config.batch.size
-        length = math.ceil(WINDOWS * self.window * branch.part)
+        length = math.ceil(WINDOWS * self.window * branch.part - 1e-6)
         end = point.samples + length
         every = Duration(max(1, self.window // EVALUATIONS), "sa")
         measured = max(1, length // size // MEASURED)
-        noise = self.measurable and (branch.factor, branch.rate, branch.part) == (1, 1.0, 1.0)
+        noise = self.measurable and branch == self.reference(point, branch.seed)
         # Its rate is that at the checkpoint, whatever the scaling there.
         flat = replace(
             config,
@@ -174,6 +180,9 @@ class Branching:
                 config.evaluate,
                 every=Duration(end, "sa") if self.judge == "anneal" else every,
                 also=[],
+                parts=1
+                if self.judge == "anneal" or quadratic.judges_by_population(config)
+                else PARTS,
             ),
             probes=[{"name": "noise", "every": f"{measured}st"}] if noise else [],
             checkpoint=replace(
@@ -198,14 +207,20 @@ def curve_of(run: Path, point: Point, key: str) -> Curve:
     """
     lines = read_metrics(RunDirectory(run).metrics)
     found = [
-        (line["samples"] - point.samples, line[key])
+        line
         for line in lines
         if line.get("split") == "val" and isinstance(line.get(key), (int, float))
     ]
     if len(found) < 2:
         raise UserError(f"{run}: {len(found)} evaluations with {key}; at least 2 are needed")
-    samples, losses = zip(*found, strict=True)
-    return Curve(np.array(samples, dtype=np.float64), np.array(losses, dtype=np.float64))
+
+    def column(name: str) -> Numbers | None:
+        values = [line.get(name) for line in found]
+        return None if None in values else np.array(values, dtype=np.float64)
+
+    samples, losses = (np.array([line[each] for line in found]) for each in ("samples", key))
+    of_parts, weights = column(f"{key}_of_parts"), column(f"{key[:-4]}weight_of_parts")
+    return Curve(samples - float(point.samples), losses.astype(np.float64), of_parts, weights)
 
 
 def noise_of(run: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from largebatch.record import BenchmarkRecord, RunDirectory
 from largebatch.schedule import Duration
 from largebatch.study.account import Account, duration
 from largebatch.study.branches import Branch, Branching, Judge, Point
+from largebatch.study.cost import Cost, Speed, start_seconds
 from largebatch.study.critical_charts import draw_critical
 from largebatch.study.findings import Findings
 from largebatch.study.job import Job
@@ -30,13 +31,15 @@ from largebatch.train.named import name_of
 
 FORMULA = """\
 overhead = samples until a branch has the loss that the run's own batch has after a window / window
-  - 1; mean over seeds. bound: one-sided 95%, Student's, the deviation of all batches together
+  - 1; mean over seeds. bound: one-sided 95%, Student's, of two variances: that over seeds, of all
+  batches together, and that of the held-out samples, by leaving out each of 16 parts in turn
 B20 = batch with an overhead of 20%, in proportion between neighbours; [95%] of overheads drawn
   anew by their errors. plain: the same of the weights as they are, which flatters large batches
 noise scale = T / |G|^2 of the run's own batch there; if curvature is the same in all directions,
   B20 is 0.2 times it"""
 MOST_FACTOR = 4096  # at which a doubling search ends
 RATES = {1: (1.0,), 3: (0.71, 1.0, 1.41)}
+LIKELY = (2, 4, 8, 16)  # the doublings that a cost is said of
 FAILURES = 2  # in a row, after which a doubling search ends
 WINDOW = Duration(0.5, "%")  # two seeds and four doublings are 6% of a run then
 AT = ("25%", "50%", "75%")
@@ -103,6 +106,7 @@ class CriticalBatch(Study):
         self.seeds = range(config.run.seed, config.run.seed + seeds)
         self.rates = RATES[rates]
         self.findings = Findings(self.branching, self.seeds, self.rates)
+        self._start = start_seconds()
 
     def _of_run(self, run: RunDirectory) -> Any:
         if not run.config.exists():
@@ -124,7 +128,7 @@ class CriticalBatch(Study):
                 return
         for point in self.points(done):
             for factor in (1, *self._factors(point, done)):
-                for branch in self._branches(point, factor):
+                for branch in self._branches(point, factor, done):
                     yield self.branching.job(branch)
 
     def points(self, done: Done) -> list[Point]:
@@ -147,9 +151,12 @@ class CriticalBatch(Study):
         found = [self.branching.point(name, folder / name) for name in names]
         return sorted(found, key=lambda point: point.samples)
 
-    def _branches(self, point: Point, factor: int) -> Iterator[Branch]:
+    def _branches(self, point: Point, factor: int, done: Done) -> Iterator[Branch]:
+        if factor == 1 and self.judge != "anneal":
+            yield from (self.branching.reference(point, seed) for seed in self.seeds)
+            return
         for rate in self.rates if factor > 1 else (1.0,):
-            for seed in self.seeds:
+            for seed in self.findings.seeds_of(point, factor, rate, done):
                 yield Branch(point, factor, rate, seed)
                 if self.judge == "anneal":  # it has one loss, so that two lengths make a curve
                     yield Branch(point, factor, rate, seed, 1 / WINDOWS)
@@ -175,14 +182,15 @@ class CriticalBatch(Study):
     def says(self, done: Done) -> Iterator[str]:
         """Return the cost: of a branch, of a checkpoint and of all, in shares of the run."""
         window, size = self.branching.window, self.config.batch.size
-        share = WINDOWS * window / self.branching.total
-        one = len(self.seeds) * (1 + 1 / WINDOWS if self.judge == "anneal" else 1)
-        if self.factors:
-            many = one * (1 + len(self.rates) * len(self.factors))
-            what = f"{len(self.factors)} batches"
+        total = self.branching.total
+        tried = len(self.rates) * (len(self.factors) or len(LIKELY))
+        # In branches of 1.2 windows; the reference is as long as it is compared.
+        if self.judge == "anneal":
+            many = len(self.seeds) * (1 + 1 / WINDOWS) * (1 + tried)
         else:
-            many = one * (1 + len(self.rates) * 4)
-            what = "the doublings if x4 passes and x8 does not"
+            many = len(self.seeds) * (1 / WINDOWS + tried)
+        share = WINDOWS * window / total
+        what = f"{tried} batches" if self.factors else "the doublings if x4 passes and x8 does not"
         yield (
             f"window {window:,} samples ({window // size} steps of {size}); a branch is"
             f" {share:.2%} of the run, a checkpoint {many * share:.1%} ({many:.3g} branches:"
@@ -191,15 +199,28 @@ class CriticalBatch(Study):
         if self.run is None and "run" not in done:
             return
         points = self.points(done)
-        summary = self._summary(done)
-        if summary is None:
-            yield f"{len(points)} checkpoints; the run is not finished, so its speed is not known"
-            return
-        seconds = summary["wall_seconds"] * many * share * len(points)
-        yield (
-            f"{len(points)} checkpoints: {many * share * len(points):.1%} of the run, about"
-            f" {duration(seconds)} at its speed, and the starts of {many * len(points):.0f} jobs"
+        cost = Cost.of(
+            (self.branching.job(branch), point.samples)
+            for point in points
+            for factor in (1, *(self.factors or LIKELY))
+            for branch in self._branches(point, factor, {})
         )
+        shares = f"{len(points)} checkpoints: {cost.samples / total:.1%} of the run"
+        speed = self._speed(done)
+        if speed is None:
+            yield f"{shares}; it is not finished, so its speed is not known"
+            return
+        training, judging = cost.seconds(speed)
+        yield (
+            f"{shares}, {cost.samples:,} samples; at its speed {duration(training)} of training and"
+            f" {duration(judging)} of {cost.passes:,} passes over the held-out set, besides"
+            f" {cost.jobs} starts of about {self._start:.0f} s"
+        )
+
+    def _speed(self, done: Done) -> Speed | None:
+        summary = self._summary(done)
+        run = self.run or RunDirectory(done["run"].directory)
+        return None if summary is None else Speed.of(run, summary)
 
     def _summary(self, done: Done) -> dict[str, Any] | None:
         return self.run.read_summary() if self.run is not None else done["run"].summary
@@ -223,17 +244,24 @@ class CriticalBatch(Study):
         )
 
     def _cost(self, done: Done) -> str:
-        branches = [outcome for name, outcome in done.items() if name != "run" and outcome.summary]
-        seconds = sum(float((o.summary or {})["wall_seconds"]) for o in branches)
-        points = {point.samples: 0 for point in self.points(done)}
-        samples = 0
-        for outcome in branches:
-            parent = (outcome.summary or {}).get("parent") or {}
-            samples += outcome.samples - int(parent.get("samples", 0))
-        share = samples / self.branching.total
+        took, samples, seconds = [], 0, 0.0
+        for point in self.points(done):
+            for factor in (1, *self._factors(point, done)):
+                for branch in self._branches(point, factor, done):
+                    summary = done[branch.name()].summary
+                    if summary is not None:
+                        took.append((self.branching.job(branch), point.samples))
+                        samples += int(summary["samples"]) - point.samples
+                        seconds += float(summary["wall_seconds"])
+        share, speed = samples / self.branching.total, self._speed(done)
+        said = (
+            ""
+            if speed is None
+            else f" ({duration(sum(Cost.of(took).seconds(speed)))} by its speed)"
+        )
         return (
-            f"{len(branches)} branches took {share:.1%} of the run,"
-            f" {share / max(1, len(points)):.1%} a checkpoint, in {duration(seconds)}"
+            f"{len(took)} branches took {share:.1%} of the run,"
+            f" {share / len(self.points(done)):.1%} a checkpoint, in {duration(seconds)}{said}"
         )
 
     def charts(self, record: BenchmarkRecord) -> Iterable[tuple[str, str, Any]]:

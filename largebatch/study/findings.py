@@ -10,12 +10,14 @@ import numpy as np
 
 from largebatch._errors import UserError
 from largebatch.study import quadratic
-from largebatch.study.branches import HALF_LIVES, Branch, Branching, Point, curve_of
+from largebatch.study.branches import HALF_LIVES, PARTS, Branch, Branching, Point, curve_of
 from largebatch.study.overhead import (
+    MOST,
     WINDOWS,
     Curve,
     Limit,
     Overhead,
+    held_out_variance,
     limit_of,
     overhead_of,
     overheads,
@@ -57,34 +59,66 @@ class Findings:
             return None
         found = []
         for seed in self.seeds:
-            curve = self.curve(Branch(point, 1, 1.0, seed), self.key, done)
+            curve = self.curve(self.branching.reference(point, seed), self.key, done)
             if curve is not None and np.ptp(curve.losses) > 0:
                 found.append(float(np.corrcoef(curve.samples, curve.losses)[0, 1]))
         return max(found, default=0.0)
+
+    def seeds_of(self, point: Point, factor: int, rate: float, done: Done) -> Sequence[int]:
+        """Return the seeds that a batch needs: the first alone where it is out of the question.
+
+        From :data:`MOST` on interpolation takes all overheads for the same.
+        """
+        first = self._value(point, factor, rate, self.seeds[0], self.key, done)
+        return self.seeds[:1] if first is not None and first >= MOST else self.seeds
 
     def values(
         self, point: Point, factor: int, rate: float, key: str, done: Done
     ) -> list[float] | None:
         """Return the overhead of each seed; None where a branch is not done."""
         found = []
-        for seed in self.seeds:
-            own, other = Branch(point, 1, 1.0, seed), Branch(point, factor, rate, seed)
-            if self.judge == "anneal":
-                value = self._annealed(own, other, done)
-            elif own.name() not in done or other.name() not in done:
-                value = None
-            else:
-                reference = self.curve(own, key, done)
-                if reference is None:
-                    raise UserError(
-                        f"{own.name()}: the run's own batch diverges at a constant rate:"
-                        f" {done[own.name()].lost}"
-                    )
-                value = overhead_of(self.curve(other, key, done), reference, self.branching.window)
+        for seed in self.seeds_of(point, factor, rate, done):
+            value = self._value(point, factor, rate, seed, key, done)
             if value is None:
                 return None
             found.append(value)
         return found
+
+    def _value(
+        self, point: Point, factor: int, rate: float, seed: int, key: str, done: Done
+    ) -> float | None:
+        own, other = self.branching.reference(point, seed), Branch(point, factor, rate, seed)
+        if self.judge == "anneal":
+            return self._annealed(own, other, done)
+        pair = self._pair(own, other, key, done)
+        return None if pair is None else overhead_of(*pair, self.branching.window)
+
+    def _pair(
+        self, own: Branch, other: Branch, key: str, done: Done
+    ) -> tuple[Curve | None, Curve] | None:
+        """Return the curves of a branch and of its reference, None where one is not done."""
+        if own.name() not in done or other.name() not in done:
+            return None
+        reference = self.curve(own, key, done)
+        if reference is None:
+            raise UserError(
+                f"{own.name()}: the run's own batch diverges at a constant rate:"
+                f" {done[own.name()].lost}"
+            )
+        return self.curve(other, key, done), reference
+
+    def held(self, point: Point, factor: int, rate: float, key: str, done: Done) -> float | None:
+        """Return the variance that the choice of the held-out samples brings in, if it is known."""
+        if self.judge == "anneal":
+            return None
+        pairs = [
+            self._pair(
+                self.branching.reference(point, seed), Branch(point, factor, rate, seed), key, done
+            )
+            for seed in self.seeds_of(point, factor, rate, done)
+        ]
+        known = [pair for pair in pairs if pair is not None]
+        return held_out_variance(known, self.branching.window) if known else None
 
     def _annealed(self, own: Branch, other: Branch, done: Done) -> float | None:
         """Return the overhead by the last losses of branches of one window and of 1.2."""
@@ -103,17 +137,17 @@ class Findings:
         self, point: Point, factors: Sequence[int], done: Done, key: str | None = None
     ) -> list[Overhead] | None:
         """Return the overheads of those of the batches that are done, at the best rate of each."""
-        size = self.size
+        size, key = self.size, key or self.key
         values: dict[int, list[float]] = {}
+        held: dict[int, float | None] = {}
         for factor in factors:
-            by_rate = {
-                rate: self.values(point, factor, rate, key or self.key, done) for rate in self.rates
-            }
+            by_rate = {rate: self.values(point, factor, rate, key, done) for rate in self.rates}
             if any(each is None for each in by_rate.values()):
                 continue
             best = min(by_rate, key=lambda rate: sum(by_rate[rate] or ()))
             values[factor * size] = by_rate[best] or []
-        return overheads(values) if values else None
+            held[factor * size] = self.held(point, factor, best, key, done)
+        return overheads(values, held, PARTS) if values else None
 
     def rate(self, point: Point, factor: int, done: Done) -> float:
         """Return the rate of the best branches of a batch."""

@@ -1,7 +1,9 @@
 """What a larger batch costs from a checkpoint on: the samples it needs for the same loss.
 
-Branches see the same samples in the same order, so their losses are compared pair by pair. The
-overhead of a branch is the samples until it has the loss that the reference has after a window,
+Branches see the same samples in the same order, so their losses are compared pair by pair, on one
+held-out set. What another set would have said is estimated by leaving out each part of this one in
+turn (the jackknife of groups: Efron and Tibshirani 1993, section 11.5), the same of all branches.
+The overhead of a branch is the samples until it has the loss that the reference has after a window,
 over the window, less 1; no tolerance in units of the loss is chosen. At a critical batch in the
 sense of Zhang et al. 2024 it is 20%.
 """
@@ -34,10 +36,21 @@ class Curve:
 
     Attributes:
         samples: (n,) since the checkpoint, rising. losses: (n,) of the held-out set.
+        sums, weights: (n, parts) loss sums of parts of that set, and what divides them; None: not
+            known apart.
     """
 
     samples: Numbers
     losses: Numbers
+    sums: Numbers | None = None
+    weights: Numbers | None = None
+
+    def without(self, part: int) -> Curve:
+        """Return the losses of the held-out set without one of its parts."""
+        assert self.sums is not None
+        assert self.weights is not None
+        left = np.arange(self.sums.shape[1]) != part
+        return Curve(self.samples, self.sums[:, left].sum(1) / self.weights[:, left].sum(1))
 
     @property
     def falling(self) -> Numbers:
@@ -78,12 +91,43 @@ def overhead_of(branch: Curve | None, reference: Curve, window: float) -> float:
     return branch.reaches(reference.at(window)) / window - 1
 
 
+def held_out_variance(pairs: Sequence[tuple[Curve | None, Curve]], window: float) -> float | None:
+    """Return the variance of the logarithm of what a batch needs that the held-out set brings in.
+
+    Args:
+        pairs: of each seed, the branch and its reference; all are judged by the same set.
+
+    Returns:
+        None where the parts are not known, or without one of them a branch no longer gets there.
+    """
+    parts = {
+        0 if curve is None or curve.sums is None else curve.sums.shape[1]
+        for pair in pairs
+        for curve in pair
+    }
+    if len(parts) != 1 or (count := parts.pop()) < 2:
+        return None
+    left = []
+    for part in range(count):
+        values = [
+            overhead_of(branch.without(part), reference.without(part), window)
+            for branch, reference in pairs
+            if branch is not None
+        ]
+        mean = fmean(values)
+        if not -1 < mean < math.inf:
+            return None
+        left.append(math.log1p(mean))
+    return (count - 1) * float(np.var(left))
+
+
 @dataclass(frozen=True)
 class Overhead:
     """The overhead of one batch over seeds.
 
     Attributes:
         values: of each seed. error: standard error of their mean; None: one seed, or lost.
+        held: the part of that error that the choice of the held-out samples has; None: not known.
         bound: above which the mean is with 5% probability; None: one seed.
         freedom: degrees of freedom of the error.
     """
@@ -93,6 +137,7 @@ class Overhead:
     error: float | None
     bound: float | None
     freedom: float = 1.0
+    held: float | None = None
 
     @property
     def mean(self) -> float:
@@ -105,15 +150,21 @@ class Overhead:
         return (self.mean if self.bound is None else self.bound) <= OVERHEAD
 
 
-def overheads(values: Mapping[int, Sequence[float]]) -> list[Overhead]:
+def overheads(
+    values: Mapping[int, Sequence[float]],
+    held: Mapping[int, float | None] = {},
+    parts: int = 2,
+) -> list[Overhead]:
     """Return the overheads of batches with their bounds, from those of seeds.
 
     Seeds are few, so the deviation of the logarithm of what is needed is taken for that of all
     batches together whose overhead is no more than :data:`MOST`. Batches of one seed share its
     reference, and err together: they count as half as many degrees of freedom as they would alone.
+    Seeds share the held-out set, so its variance is added to that of their mean, with degrees of
+    freedom after Satterthwaite.
 
     Args:
-        values: of each seed, by batch.
+        values: of each seed, by batch. held: `held_out_variance` by batch, of so many parts.
     """
     logs = [
         np.log1p(each)
@@ -128,15 +179,19 @@ def overheads(values: Mapping[int, Sequence[float]]) -> list[Overhead]:
         ]
     variance = sum((len(each) - 1) * float(np.var(each, ddof=1)) for each in logs) / freedom
     effective = max(1.0, freedom / 2)
-    quantile = float(stdtrit(effective, 0.95))
     found = []
     for batch, each in sorted(values.items()):
-        mean = fmean(each)
-        error = (1 + mean) * math.sqrt(variance / len(each))
+        mean, shared = fmean(each), held.get(batch)
         if math.isinf(mean):
             found.append(Overhead(batch, tuple(each), None, math.inf))
-        else:
-            found.append(Overhead(batch, tuple(each), error, mean + quantile * error, effective))
+            continue
+        own, other = variance / len(each), shared or 0.0
+        total = own + other
+        many = total**2 / (own**2 / effective + other**2 / (parts - 1)) if total else effective
+        error = (1 + mean) * math.sqrt(total)
+        bound = mean + float(stdtrit(many, 0.95)) * error
+        of_set = None if shared is None else (1 + mean) * math.sqrt(shared)
+        found.append(Overhead(batch, tuple(each), error, bound, many, of_set))
     return found
 
 

@@ -95,6 +95,11 @@ def applies(config: Config) -> bool:
     )
 
 
+def judges_by_population(config: Config) -> bool:
+    """Whether the held-out set is no sample, but gives the loss of the population exactly."""
+    return config.data.name == "quadratic"
+
+
 def samples_to(target: float, batch: int, rate: Callable[[int], float], most: int) -> float | None:
     """Return the samples until the expected risk is ``target``, between steps in proportion.
 

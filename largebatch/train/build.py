@@ -170,6 +170,7 @@ def build(
         precision,
         streams_of(validation),
         coupling,
+        parts=config.evaluate.parts,
     )
     return Parts(
         world,

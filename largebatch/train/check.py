@@ -55,6 +55,8 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"run.seed={run.seed}: from 0 to 2^63 - 1"
     if not 1 <= run.nproc <= 4096:
         yield f"run.nproc={run.nproc}: from 1 to 4096 ranks"
+    if config.evaluate.parts < 1:
+        yield f"evaluate.parts={config.evaluate.parts}: at least 1, which keeps none apart"
     for figure, value in (run.target or {}).items():
         if not math.isfinite(value):
             yield f"run.target={{{figure}: {value}}}: a finite number"

@@ -46,7 +46,11 @@ def conclude(
     summary = {
         "name": run_name(config),
         "headline": headline.name,
-        **{k: v for k, v in last.items() if k not in ("split", "samples", "step", "epoch")},
+        **{
+            k: v
+            for k, v in last.items()
+            if k not in ("split", "samples", "step", "epoch") and not isinstance(v, list)
+        },
         "samples": position.samples,
         "steps": position.steps,
         "epochs": position.samples / trainer.clock.epoch_samples,

@@ -60,6 +60,9 @@ class EvaluateConfig:
     """Distance between evaluations; the end of the run is one as well."""
     also: list[dict[str, Any]] = field(default_factory=list)
     """Further evaluations: {name, every, and keys of its own}; package.module:callable is one."""
+    parts: int = 1
+    """Equal parts of the held-out set whose losses stand in the record too (loss_parts): a study
+    sees by them what depends on the choice of the samples. 1: none; data.streams have none."""
 
 
 @dataclass

@@ -51,21 +51,34 @@ def requests(
     world: World,
     streams: StreamOrder | None = None,
     order: Order | None = None,
+    parts: int = 1,
 ) -> Iterator[Request]:
     """Split ``count`` samples into this rank's contiguous share, in batches of ``batch``.
 
-    They are the first of ``order``'s first epoch, by default of the data as they are.
-    Where the samples are read in ``streams``, a rank's share is of streams, ``batch`` of which are
-    read side by side from their beginning to their end.
+    They are the first of ``order``'s first epoch, by default of the data as they are. No batch
+    reaches from one of ``parts`` (`part_of`) into another. Where the samples are read in
+    ``streams``, a rank's share is of streams, ``batch`` of which are read side by side from their
+    beginning to their end.
     """
     if streams is not None:
         yield from _of_streams(streams, batch, world)
         return
     order = order or EpochOrder(count, seed=0, shuffle=False)
-    begin, end = spans_of(count, world)[world.rank]
-    for start in range(begin, end, batch):
-        stop = min(start + batch, end)
+    start, end = spans_of(count, world)[world.rank]
+    while start < end:
+        stop = min(start + batch, end, part_begin(part_of(start, count, parts) + 1, count, parts))
         yield Request(0, order.indices(0, start, stop), np.arange(start, stop))
+        start = stop
+
+
+def part_of(position: int, count: int, parts: int) -> int:
+    """Return which of the equal ``parts`` of ``count`` samples a position is in, from 0."""
+    return ((position + 1) * parts - 1) // count
+
+
+def part_begin(part: int, count: int, parts: int) -> int:
+    """Return the first position of a part."""
+    return part * count // parts
 
 
 def spans_of(count: int, world: World) -> Spans:
@@ -110,6 +123,7 @@ class Evaluator:
         streams: the order of the samples, where they are streams.
         coupling: works out losses that tie all the samples together.
         order: whose first ``count`` samples are taken; None: those of the data as they are.
+        parts: of the set, whose sums are kept apart; streams and tied samples have none.
     """
 
     def __init__(
@@ -124,28 +138,37 @@ class Evaluator:
         streams: StreamOrder | None = None,
         coupling: Coupling | None = None,
         order: Order | None = None,
+        parts: int = 1,
     ) -> None:
         self.task, self.reader, self.count = task, reader, count
         self.streams, self._coupling, self.order = streams, coupling, order
+        whole = streams is not None or coupling is not None
+        self.parts = 1 if whole else min(parts, count)
         self.batch, self.world = batch, world
         self.device, self.precision = device, precision
 
     def batches(self) -> Iterator[Batch]:
         """Walk this rank's share of the validation set."""
-        wanted = requests(self.count, self.batch, self.world, self.streams, self.order)
+        wanted = requests(self.count, self.batch, self.world, self.streams, self.order, self.parts)
         return iter(self.reader.read(wanted))
 
     def sums(self, model: nn.Module, stopped: object = None) -> Tensor:
-        """Return this rank's float64 ``[loss, metrics..., weight]``.
+        """Return this rank's float64 ``[loss, metrics..., weight]``."""
+        return self.sums_of_parts(model, stopped).sum(0)
+
+    def sums_of_parts(self, model: nn.Module, stopped: object = None) -> Tensor:
+        """Return this rank's float64 ``[loss, metrics..., weight]`` of every part, a row each.
 
         A true ``stopped`` ends the pass early: the caller then throws the sums of all ranks away.
         """
         if self._coupling is not None:
-            return self._coupled(model, self._coupling, stopped)
-        total = self.task.no_sums(self.device)
+            return self._coupled(model, self._coupling, stopped)[None]
+        total = self.task.no_sums(self.device).repeat(self.parts, 1)
         with evaluating(model, self.device, self.precision), self.task.undisturbed():
             for batch in () if stopped else self.batches():
-                total += self.task.evaluate(model, batch)
+                if len(batch):
+                    part = part_of(int(batch.positions[0]), self.count, self.parts)
+                    total[part] += self.task.evaluate(model, batch)
                 if stopped:
                     break
         return total

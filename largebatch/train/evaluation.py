@@ -34,11 +34,11 @@ class Evaluation:
     every: Duration
     run: Run
 
-    def named(self, figures: Mapping[str, float]) -> dict[str, float]:
+    def named(self, figures: Mapping[str, Any]) -> dict[str, Any]:
         """Return figures under the names that they have in the record."""
         head = f"{self.name}_" if self.name else ""
         return {
-            f"{head}{key}": value if isinstance(value, int) else float(value)
+            f"{head}{key}": value if isinstance(value, (int, list)) else float(value)
             for key, value in figures.items()
         }
 
@@ -84,6 +84,9 @@ class Evaluations:
 class Validation:
     """Figures of the validation set over all ranks, under the model's weights or others.
 
+    Where the evaluator keeps parts of the set apart, ``loss_of_parts`` and ``weight_of_parts`` are
+    among them: sums, in the order of the parts.
+
     Args:
         stop: where it is set on a rank, that rank ends its passes early, and the figures are none.
     """
@@ -94,27 +97,33 @@ class Validation:
         self._evaluator, self._engine = evaluator, engine
         self._world, self._stop = world, stop
 
-    def __call__(self, model: nn.Module) -> dict[str, float]:
+    def __call__(self, model: nn.Module) -> dict[str, Any]:
         """Return the figures of the weights as they are, and ``count``."""
         sums = self._sums(model)
-        return {**self._evaluator.task.read(sums), "count": int(max(sums[-1], 1.0))}
+        return {**self._figures(sums), "count": int(max(float(sums[:, -1].sum()), 1.0))}
 
-    def under(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    def under(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the figures of other weights in their place."""
         with swapped_in(model, weights):
-            return self._evaluator.task.read(self._sums(model))
+            return self._figures(self._sums(model))
 
     def of(self, sums: Callable[[], Tensor]) -> dict[str, float]:
         """Return the figures of sums that are taken on this rank's share in another way."""
         with self._engine.evaluating():
-            return self._evaluator.task.read(self._over_ranks(sums()))
+            return self._evaluator.task.read(self._over_ranks(sums()).tolist())
 
-    def _sums(self, model: nn.Module) -> list[float]:
+    def _sums(self, model: nn.Module) -> Tensor:
         with self._engine.evaluating():
-            return self._over_ranks(self._evaluator.sums(model, self._stop))
+            return self._over_ranks(self._evaluator.sums_of_parts(model, self._stop)).cpu()
 
-    def _over_ranks(self, sums: Tensor) -> list[float]:
+    def _figures(self, sums: Tensor) -> dict[str, Any]:
+        figures: dict[str, Any] = dict(self._evaluator.task.read(sums.sum(0).tolist()))
+        if len(sums) > 1:
+            figures["loss_of_parts"] = sums[:, 0].tolist()
+            figures["weight_of_parts"] = sums[:, -1].tolist()
+        return figures
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
         if self._world.world_size > 1:
             dist.all_reduce(sums)
-        numbers: list[float] = sums.tolist()
-        return numbers
+        return sums

@@ -30,12 +30,13 @@ def test_branches_read_the_same_samples_and_differ_in_what_follows_the_batch(par
     study = CriticalBatch(run=str(parent), batches=["x4"], seeds=2, scaling="sqrt")
     jobs = {job.name: job for job in study.jobs({})}
     assert len(jobs) == 8
-    own = jobs["at-25%-batch-x1-rate-x1-seed-0"].config
+    own = jobs["at-25%-batch-x1-rate-x1-seed-0-of-0.833"].config  # it is compared at a window
     other = jobs["at-25%-batch-x4-rate-x1-seed-0"].config
     assert (own.batch.size, other.batch.size) == (4, 16)
     assert own.optim.lr == pytest.approx(0.2 * 0.75**2, rel=2e-3)  # of the run's curve at a quarter
     assert other.optim.lr == pytest.approx(2 * own.optim.lr)
-    assert own.run.seed == other.run.seed == 0 and own.schedule.length == other.schedule.length
+    assert own.run.seed == other.run.seed == 0
+    assert str(own.schedule.length) == "522sa" and str(other.schedule.length) == "524sa"
     assert own.schedule.curve == "constant" and str(own.ema.half_life) == "1sa"
     assert [each["name"] for each in own.probes] == ["noise"] and other.probes == []
     assert jobs["at-25%-batch-x4-rate-x1-seed-1"].config.run.seed == 1
@@ -96,9 +97,23 @@ def test_a_run_that_makes_no_progress_is_undecided(parent: Path, monkeypatch) ->
 def test_the_cost_is_said_before(parent: Path) -> None:
     study = CriticalBatch(run=str(parent), batches=["x2", "x4"], seeds=2)
     first, second = study.says({})
-    # 6 branches of 1.2 windows of 0.5%: 3.6% a checkpoint, two of them.
-    assert "a branch is 0.59% of the run, a checkpoint 3.5%" in first
-    assert second.startswith("2 checkpoints: 7.0% of the run")
+    # Windows of 10 samples: 2 references, and 4 branches of 1.2 windows, at each of two places.
+    assert "a branch is 0.59% of the run, a checkpoint 3.3%" in first
+    assert second.startswith("2 checkpoints: 6.6% of the run, 136 samples; at its speed ")
+    # A reference takes 3 steps, x2 two and x4 one, each followed by plain and averaged weights.
+    assert "of 48 passes over the held-out set, besides 12 starts" in second
+
+
+def test_a_batch_that_is_out_of_the_question_needs_one_seed(parent: Path, monkeypatch) -> None:
+    study = CriticalBatch(run=str(parent), batches=["x2", "x64"], seeds=3)
+    (point, _) = study.points({})
+    found = {2: 0.1, 64: 1.5}
+    monkeypatch.setattr(
+        study.findings, "_value", lambda point, factor, *rest: found.get(factor, 0.0)
+    )
+    asked = [len(list(study._branches(point, factor, {}))) for factor in (1, 2, 64)]
+    assert asked == [3, 3, 1]
+    assert study.findings.values(point, 64, 1.0, "loss", {}) == [1.5]
 
 
 @pytest.mark.parametrize(
@@ -129,10 +144,10 @@ def test_from_a_run_to_the_page(parent: Path, tmp_path: Path, capsys) -> None:
     arguments += ["--batches", "x2", "x16", "--folder", str(tmp_path / "f"), "--at-a-time", "2"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert printed.index("a checkpoint 144.1%") < printed.index("started")
+    assert printed.index("a checkpoint 136.1%") < printed.index("started")
     record = read_record(tmp_path / "f" / "record.json")
     assert [row["batch"] for row in record.rows] == [8, 64]
-    assert "took 144" in record.notes[-1]
+    assert "took 1" in record.notes[-1] and "by its speed)" in record.notes[-1]
     (point,) = record.details["points"]
     assert point["samples"] == 512 and len(point["curves"]) >= 2
     text = (tmp_path / "f" / "report.html").read_text()

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from largebatch.study.isotonic import crossing, isotonic
-from largebatch.study.overhead import Curve, Overhead, limit_of, overhead_of, overheads
+from largebatch.study.overhead import (
+    Curve,
+    Overhead,
+    held_out_variance,
+    limit_of,
+    overhead_of,
+    overheads,
+)
 
 
 def falling(rate: float, end: float = 120.0) -> Curve:
@@ -78,3 +85,41 @@ def test_isotonic_and_crossing() -> None:
     assert crossing(batches, values, 9.0) is None
     assert crossing(batches, values, 0.5) == 1.0
     assert crossing(batches, values, 4.0 - 1.75 / 2) == pytest.approx(6)
+
+
+def judged(rate: float, losses: np.ndarray, end: float = 120.0) -> Curve:
+    """Return a branch whose loss of sample i falls as ``losses[i]`` e^(-rate t), in 16 parts."""
+    samples = np.arange(5.0, end + 1, 5.0)
+    fall = np.exp(-rate * samples / 100)[:, None]
+    # Samples differ in how much is left at the end, which the rate decides too.
+    each = losses * fall + 0.3 * rate * losses**2 * np.sqrt(fall)
+    parts = np.array_split(each, 16, axis=1)
+    sums = np.stack([part.sum(1) for part in parts], axis=1)
+    weights = np.full_like(sums, 1) * [part.shape[1] for part in parts]
+    return Curve(samples, each.mean(1), sums, weights)
+
+
+def test_the_held_out_samples_variance_is_that_over_held_out_sets() -> None:
+    generator = np.random.default_rng(0)
+    found, guessed = [], []
+    for _ in range(400):
+        losses = generator.exponential(1.0, 160)
+        branch, reference = judged(0.9, losses), judged(1.0, losses)
+        found.append(math.log1p(overhead_of(branch, reference, 100)))
+        guess = held_out_variance([(branch, reference)], 100)
+        assert guess is not None
+        guessed.append(guess)
+    assert np.std(found) > 0.004, "the sets do differ"
+    # 400 sets tell a variance to 7%; the jackknife of 16 parts is known to lean upwards.
+    assert 0.85 < np.mean(guessed) / np.var(found) < 1.3, np.mean(guessed) / np.var(found)
+
+
+def test_a_bound_holds_the_variance_of_seeds_and_of_the_held_out_set() -> None:
+    values = {16: [0.0, 0.1], 32: [0.1, 0.3]}
+    alone, both = overheads(values), overheads(values, {16: 0.01, 32: 0.0}, 16)
+    assert both[0].held == pytest.approx(1.05 * 0.1)
+    assert both[0].error == pytest.approx(math.hypot(alone[0].error, 1.05 * 0.1))
+    assert alone[0].freedom < both[0].freedom < 15, "between those of seeds and of parts"
+    assert both[1].error == pytest.approx(alone[1].error) and both[1].held == 0.0
+    plain = Curve(np.array([1.0, 2.0]), np.array([2.0, 1.0]))
+    assert held_out_variance([(plain, plain)], 2) is None, "no parts are known"

@@ -112,6 +112,7 @@ RANGE: dict[str, list[Any]] = {
     "schedule.cycle_mult": [0.5, -1.0, *INFINITE],
     "precision.loss_scale": [0.0, -1.0, *INFINITE],
     "evaluate.every": ["0ep", "101%"],
+    "evaluate.parts": [0, -1],
     "ema.half_life": ["0ep", "101%"],
     "snapshot.cycles": [-1, 1001],
     "telemetry.every": ["0st", "101%"],

@@ -1,0 +1,85 @@
+"""Alternating minimisation: codes and weights in turn, with no gradient through the network.
+
+Choromanska et al. 2019, "Beyond backprop: online alternating minimization with auxiliary
+variables"; the blocks and how each is moved stand in :mod:`largebatch.lab.codes`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from largebatch.lab.codes import Network, sweep, take
+from largebatch.lab.digits import Digits, descend
+from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments, spread
+from largebatch.lab.paired import exceeds
+from largebatch.lab.pictures import lines, over_seeds
+
+BATCH = 100
+NEAR = 0.01  # of accuracy
+
+
+@experiments.register("altmin")
+class AlternatingMinimisation(Experiment):
+    """Whole data block by block, then online over digits, beside SGD with momentum."""
+
+    lecture = "Training in practice (lecture 3), optional: ADMM, Beyond Backprop"
+    claim = "Alternate between codes and weights: online, without backpropagation"
+    source = "Choromanska et al. 2019, algorithms 1 to 3"
+    minutes = 1.0
+    seeds = 5
+
+    def measure(self, scale: Scale) -> Findings:
+        """Watch f over the blocks, and compare accuracies after as many passes over the data."""
+        digits, epochs = Digits.load(torch.float64), scale.pick(2, 15)
+        curves, rises = [], []
+        for seed in scale.seeds:
+            network = Network.drawn(seed)
+            some = digits.images[:300], digits.targets[:300]
+            codes = network.codes(some[0])
+            curve = [float(network.objective(*some, codes))]
+            for _ in range(scale.pick(3, 10)):
+                for _ in sweep(network, *some, codes):
+                    curve.append(float(network.objective(*some, codes)))
+            curves.append(curve)
+            rises.append(max(b - a for a, b in pairwise(curve)) / curve[0])
+        ours = [online(digits, seed, epochs) for seed in scale.seeds]
+        theirs = [by_sgd(digits, seed, epochs) for seed in scale.seeds]
+        begins, ends = ([curve[place] for curve in curves] for place in (0, -1))
+        checks = [
+            Check("largest rise of f over a block, as a share of f at the start", "none",
+                  f"{max(rises):.1e}", max(rises) < 1e-9, exact=True),
+            Check("f after the sweeps over its start", "below 1",
+                  spread([b / a for a, b in zip(begins, ends, strict=True)]),
+                  max(b / a for a, b in zip(begins, ends, strict=True)) < 1, exact=True),
+            Check(f"held-out accuracy after {epochs} passes as good as SGD's, to 1 point", "yes",
+                  f"{spread(ours)} against {spread(theirs)}", exceeds(ours, theirs, -NEAR)),
+        ]  # fmt: skip
+        rows = [
+            {"seed": seed, "f at start": round(curve[0], 4), "f at end": round(curve[-1], 4),
+             "online": round(a, 4), "SGD": round(b, 4)}
+            for seed, curve, a, b in zip(scale.seeds, curves, ours, theirs, strict=True)
+        ]  # fmt: skip
+        drawn = [over_seeds("f", range(len(curves[0])), curves)]
+        picture = lines("blocks", "f", drawn, log="y")
+        note = "codes from the last to the first, weights to their least squares, the classifier"
+        return Findings(checks, rows, [("Objective block by block", note, picture)])
+
+
+def online(digits: Digits, seed: int, epochs: int) -> float:
+    """Return the held-out accuracy that batches of codes and weights in turn have come to."""
+    network = Network.drawn(seed)
+    for images, targets in digits.batches(seed, BATCH, epochs):
+        take(network, images, targets)
+    return digits.accuracy(network)
+
+
+def by_sgd(digits: Digits, seed: int, epochs: int) -> float:
+    """Return that of SGD with momentum from the same weights, over the same batches."""
+    network = Network.drawn(seed)
+    weights = [w.requires_grad_() for w in (*network.weights, network.classifier)]
+    batches = digits.batches(seed, BATCH, epochs)
+    descend(weights, batches, lambda x, y: cross_entropy(network(x), y), 0.05)
+    return digits.accuracy(network)

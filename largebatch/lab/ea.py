@@ -1,0 +1,164 @@
+"""Evolution: a population is evaluated, the best are kept, and noise makes the next from them.
+
+Rechenberg 1973 for the strategy and its rule of one fifth; Salimans et al. 2017, "Evolution
+strategies as a scalable alternative to reinforcement learning", for the gradient that it estimates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from largebatch.lab.digits import CLASSES, Digits
+from largebatch.lab.experiment import (
+    Check,
+    Experiment,
+    Findings,
+    Scale,
+    agreed,
+    experiments,
+    spread,
+)
+from largebatch.lab.pictures import Series, over_seeds, scatter
+from largebatch.report.log_fit import straight_line
+
+Fitness = Callable[[Tensor], Tensor]
+"""The loss of each row of a population (members, numbers)."""
+
+POPULATION, KEPT = 20, 4
+
+
+def estimate(loss: Fitness, w: Tensor, sigma: float, pairs: int, seed: int) -> Tensor:
+    """Return the mean of (f(w + s e) - f(w - s e)) e / 2s over e ~ N(0, I): the gradient of f
+    smoothed by the noise, which on a quadratic is the gradient itself."""
+    noise = torch.randn(pairs, len(w), dtype=w.dtype, generator=torch.Generator().manual_seed(seed))
+    slope = (loss(w + sigma * noise) - loss(w - sigma * noise)) / (2 * sigma)
+    return slope @ noise / pairs
+
+
+def evolve(
+    loss: Fitness, start: Tensor, sigma: float, seed: int, until: Callable[[float, int], bool]
+) -> tuple[Tensor, int]:
+    """Mutate the best until told to stop; return the best of all and the evaluations it took.
+
+    More than a fifth of the children better than the worst parent: the noise grows, else it
+    shrinks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parents, scores, evaluations = start[None], loss(start[None]), 1
+    while not until(float(scores[0]), evaluations):
+        chosen = torch.randint(len(parents), (POPULATION,), generator=generator)
+        noise = torch.randn(POPULATION, len(start), dtype=start.dtype, generator=generator)
+        children = parents[chosen] + sigma * noise
+        found = loss(children)
+        evaluations += POPULATION
+        better = float((found < scores[-1]).double().mean())
+        sigma *= math.exp((better - 0.2) / 0.8 / 3)
+        everyone, values = torch.cat((parents, children)), torch.cat((scores, found))
+        best = values.argsort()[:KEPT]
+        parents, scores = everyone[best], values[best]
+    return parents[0], evaluations
+
+
+def bowl(w: Tensor) -> Tensor:
+    """Return half the squared length of every row."""
+    return w.square().sum(-1) / 2
+
+
+def evaluations(size: int, seed: int) -> int:
+    """Return the evaluations until the loss of a bowl of so many weights is a tenth."""
+    start = torch.ones(size, dtype=torch.float64)
+    _, spent = evolve(bowl, start, size**-0.5, seed, lambda best, _: best < size / 20)
+    return spent
+
+
+@experiments.register("ea")
+class Evolution(Experiment):
+    """Its gradient on a quadratic, its cost against the number of weights, and digits."""
+
+    lecture = "Training in practice (lecture 3), optional: Evolutionary Algorithms"
+    claim = "Evaluate N individuals, mutate the best; for large models currently very inefficient"
+    source = "Salimans et al. 2017; the mutation w2 = w1 + sigma e of the slide"
+    minutes = 0.5
+    seeds = 5
+
+    def measure(self, scale: Scale) -> Findings:
+        """Count evaluations to a tenth of the loss; spend as many passes as gradient descent."""
+        size, pairs, trials = 20, 50, scale.pick(100, 1000)
+        curvature = torch.linspace(0.1, 3, size, dtype=torch.float64)
+        w = torch.ones(size, dtype=torch.float64)
+        true = curvature * w
+        errors = torch.stack([
+            estimate(lambda x: (curvature * x.square()).sum(-1) / 2, w, 0.5, pairs, seed) - true
+            for seed in range(trials)
+        ])  # fmt: skip
+        # Of one pair the estimate is e (e.g): mean g, total variance (d + 1)|g|^2.
+        predicted = (size + 1) / pairs * float(true.square().sum())
+        ratios = errors.square().sum(1) / predicted
+        ratio, off = float(ratios.mean()), 3 * float(ratios.std()) / math.sqrt(trials)
+        bias = float(errors.mean(0).square().sum()) / (predicted / trials)
+        chance = 3 * math.sqrt(2 * (size + 3)) / (size + 1)
+        checks = [
+            Check("squared bias of the gradient estimate on a quadratic, over what chance gives",
+                  "1", f"{bias:.2f}", bias < 1 + chance, exact=True),
+            Check("its variance over (d + 1)|g|^2 / pairs", "1", f"{ratio:.3f} ± {off:.3f}",
+                  abs(ratio - 1) < off, exact=True),
+        ]  # fmt: skip
+        sizes = scale.pick((4, 16, 64, 256), (4, 16, 64, 256, 1024))
+        costs = [[evaluations(size, seed) for size in sizes] for seed in scale.seeds]
+        logs = [math.log(d) for d in sizes]
+        slopes = [straight_line(logs, [math.log(c) for c in cost])[0] for cost in costs]
+        checks.append(
+            Check("growth of the evaluations with the number of weights, as its power",
+                  "grows; gradient descent's 1 step does not", spread(slopes),
+                  agreed(slope > 0.5 for slope in slopes))
+        )  # fmt: skip
+        rows: list[dict[str, Any]] = [
+            {"seed": seed, **{f"d = {d}": c for d, c in zip(sizes, cost, strict=True)}}
+            for seed, cost in zip(scale.seeds, costs, strict=True)
+        ]
+        digits, passes = Digits.load(), scale.pick(100, 1000)
+        pairs_of = [contest(digits, seed, passes) for seed in scale.seeds]
+        for row, (ours, theirs) in zip(rows, pairs_of, strict=True):
+            row |= {"evolution on digits": ours, "gradient on digits": theirs}
+        checks.append(
+            Check(f"held-out digits right after {passes} passes each",
+                  "fewer than by gradient descent",
+                  f"{spread([o for o, _ in pairs_of])} against {spread([t for _, t in pairs_of])}",
+                  agreed(ours < theirs for ours, theirs in pairs_of))
+        )  # fmt: skip
+        drawn = over_seeds("evaluations", sizes, costs)
+        points = Series("evaluations to a tenth of the loss", sizes, drawn.y)
+        picture = scatter("weights", "evaluations", [points], "xy")
+        note = "on half the squared length, a line of the points beside"
+        return Findings(checks, rows, [("Cost against size", note, picture)])
+
+
+def contest(digits: Digits, seed: int, passes: int) -> tuple[float, float]:
+    """Return held-out accuracies of a linear classifier, evolved and by gradient descent.
+
+    A pass forward counts as one, a pass forward and back as three.
+    """
+    inputs, held = (x.flatten(1) for x in (digits.images, digits.held_images))
+    features = inputs.shape[1]
+
+    def losses(population: Tensor) -> Tensor:
+        scores = inputs @ population.view(-1, CLASSES, features).mT
+        return torch.stack([cross_entropy(score, digits.targets) for score in scores])
+
+    def right(w: Tensor) -> float:
+        hits = (held @ w.view(CLASSES, features).T).argmax(1) == digits.held_targets
+        return round(float(hits.double().mean()), 4)
+
+    start = torch.zeros(CLASSES * features)
+    evolved, _ = evolve(losses, start, 0.05, seed, lambda _, spent: spent >= passes)
+    w = start.requires_grad_()
+    for _ in range(passes // 3):
+        (gradient,) = torch.autograd.grad(losses(w[None])[0], w)
+        w = (w - 0.5 * gradient).detach().requires_grad_()
+    return right(evolved), right(w)

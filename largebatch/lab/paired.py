@@ -1,0 +1,25 @@
+"""What pairs of one seed each say of a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+CONFIDENCE = 0.95
+
+
+def exceeds(ours: Sequence[float], theirs: Sequence[float], by: float = 0.0) -> bool | None:
+    """Return whether ours is more than theirs plus ``by``, on average over the pairs.
+
+    None where the 95% interval of the paired differences (Student's) holds ``by``, or there is one
+    pair alone.
+    """
+    from scipy.special import stdtrit
+
+    differences = [a - b - by for a, b in zip(ours, theirs, strict=True)]
+    if len(differences) < 2:
+        return None
+    count = len(differences)
+    reach = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * stdev(differences) / count**0.5
+    mean = fmean(differences)
+    return None if abs(mean) <= reach else mean > 0
