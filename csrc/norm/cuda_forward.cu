@@ -4,7 +4,7 @@
 #include "norm/cuda_launch_sums.h"
 #include "norm/cuda_slab_cut.h"
 #include "norm/cuda_slab_launch.h"
-#include "norm/cuda_top.h"
+#include "norm/cuda_spread.h"
 
 namespace largebatch {
 namespace {
@@ -27,15 +27,33 @@ void apply(
   });
 }
 
-template <typename T, typename Acc>
-void launch_top(
-    const NormLayout& at, const T* x, const Finish<Acc>& finish, cudaStream_t stream) {
-  const int64_t tiles = at.planar ? at.channels : divide_up(at.channels, kUnit);
-  const Grid grid{static_cast<unsigned int>(at.ghosts() * tiles), kThreads, stream};
-  if (at.planar) return launch(top_kernel<T, true, Access::kValues>, grid, at, x, finish);
-  choose_access<T>(access_of<T>(at, {x}), [&](auto by) {
-    if constexpr (decltype(by)::value != Access::kAcross) {
-      launch(top_kernel<T, false, decltype(by)::value>, grid, at, x, finish);
+// The mean, and the spread that hangs on it.
+template <NormPolicy Policy, typename T>
+void launch_spread(
+    const NormLayout& at,
+    const T* x,
+    double* partial,
+    const Finish<typename Accumulate<T>::type>& finish,
+    cudaStream_t stream) {
+  const Cut cut = cut_sums(at);
+  auto* const counts = reinterpret_cast<unsigned int*>(partial + partials_of(at, cut));
+  auto* const later = counts + at.ghosts() * cut.tiles;
+  auto mean_alone = finish;
+  mean_alone.coefficients = nullptr;
+  const Spread<T> of{
+      {x, nullptr, nullptr, partial, counts, mean_alone},
+      {x, nullptr, nullptr, partial, later, finish},
+      later + at.ghosts() * cut.tiles};
+  cudaMemsetAsync(counts, 0, counters_of(at, cut) * sizeof(unsigned int), stream);
+  Grid grid = grid_of(at, cut, stream);
+  choose_access<T>(access_of<T>(at, {x, finish.known}), [&](auto by) {
+    constexpr Access kBy = decltype(by)::value;
+    if (at.planar) {
+      grid.blocks += spread_blocks<Policy, true>(at, cut);
+      launch(spread_kernel<T, Policy, true, kBy>, grid, at, cut, of);
+    } else if constexpr (kBy != Access::kAcross) {
+      grid.blocks += spread_blocks<Policy, false>(at, cut);
+      launch(spread_kernel<T, Policy, false, kBy>, grid, at, cut, of);
     }
   });
 }
@@ -50,18 +68,14 @@ const char* forward(const NormForward& call, cudaStream_t stream) {
   const Finish<Acc> finish{
       call.policy, call.top, call.eps, static_cast<const Acc*>(call.weight),
       static_cast<const Acc*>(call.bias), statistics, statistics, coefficients, nullptr};
-  Finish<Acc> mean_alone = finish;
-  mean_alone.coefficients = nullptr;
   if (call.policy == NormPolicy::kL2) {
     launch_sums<Sums::kMoments, T>(at, x, nullptr, nullptr, call.partial, finish, stream);
   } else if (call.policy == NormPolicy::kL1) {
-    launch_sums<Sums::kMoments, T>(at, x, nullptr, nullptr, call.partial, mean_alone, stream);
-    launch_sums<Sums::kAbsolute, T>(at, x, nullptr, nullptr, call.partial, finish, stream);
+    launch_spread<NormPolicy::kL1, T>(at, x, call.partial, finish, stream);
   } else if (call.top == 1) {
     launch_sums<Sums::kExtremes, T>(at, x, nullptr, nullptr, call.partial, finish, stream);
   } else {
-    launch_sums<Sums::kMoments, T>(at, x, nullptr, nullptr, call.partial, mean_alone, stream);
-    launch_top<T, Acc>(at, x, finish, stream);
+    launch_spread<NormPolicy::kTopK, T>(at, x, call.partial, finish, stream);
   }
   apply<T, Acc>(
       at, x, static_cast<const T*>(call.residual), coefficients, static_cast<T*>(call.y), call.mask,
@@ -73,7 +87,7 @@ const char* forward(const NormForward& call, cudaStream_t stream) {
 
 int64_t norm_partials(const NormLayout& at) {
   const Cut cut = cut_sums(at);
-  const int64_t usual = partials_of(at, cut) + divide_up(at.ghosts() * cut.tiles, 2);
+  const int64_t usual = partials_of(at, cut) + divide_up(counters_of(at, cut), 2);
   return std::max(usual, slab_partials(at));
 }
 

@@ -165,14 +165,21 @@ __device__ __forceinline__ void add_parts(
   }
 }
 
+// Scratch memory of a block.
+using SumMemory = double[kUnit][kThreads + 1];
+
+// Adds up share `number`. Returns, in all threads, whether the block came last and finished its tile.
 // Channels vary fastest: a thread has eight of them, a block 8 * lanes.
 template <typename T, Sums What, Access By>
-__global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kernel(
-    const NormLayout at, const Cut cut, const Summed<T> of) {
+__device__ __forceinline__ bool sum_rows(
+    const NormLayout& at,
+    const Cut& cut,
+    const Summed<T>& of,
+    unsigned int number,
+    SumMemory& shared) {
   using Acc = typename Accumulate<T>::type;
   constexpr int kOutputs = outputs_of(What), kBatch = kSumBatch<What, By>;
-  __shared__ double shared[kUnit][kThreads + 1];
-  const Share share(at, cut);
+  const Share share(at, cut, number);
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % cut.lanes, line = thread / cut.lanes, lines = kThreads / cut.lanes;
   const Place<By> place(at, share.tile * cut.lanes + lane);
@@ -217,11 +224,13 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kern
     for (int k = 0; k < kCount; ++k) {
       Acc values[kUnit], g[kUnit] = {};
       widen_unit(in[k], values);
-      if constexpr (are_gradient(What)) widen_unit(grads[k], g);
+      if constexpr (are_gradient(What)) {
+        mask_unit(bits[k], grads[k]);
+        widen_unit(grads[k], g);
+      }
 #pragma unroll
       for (int e = 0; e < kUnit; ++e) {
         if (By == Access::kValues && e >= place.count) continue;
-        if constexpr (are_gradient(What)) g[e] = bits[k] >> e & 1 ? g[e] : Acc(0);
         local[e].add(values[e], g[e], mean[e], kth[e]);
       }
     }
@@ -254,13 +263,13 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kern
   bool is_leader = thread % together == 0 && c < at.channels;
   if (cut.parts > 1) {
     if (is_leader) {
-      const int part = static_cast<int>(blockIdx.x % cut.parts);
       for (int output = 0; output < kOutputs; ++output) {
-        of.partial[(int64_t(output) * cut.parts + part) * all + share.ghost * at.channels + c] =
+        of.partial
+            [(int64_t(output) * cut.parts + share.part) * all + share.ghost * at.channels + c] =
             total[output];
       }
     }
-    if (!is_last(of.counts + share.ghost * cut.tiles + share.tile, cut.parts)) return;
+    if (!is_last(of.counts + share.ghost * cut.tiles + share.tile, cut.parts)) return false;
     c = first_channel + thread % width;
     is_leader = thread < width && c < at.channels;
     add_parts<What>(
@@ -268,6 +277,14 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kern
         c < at.channels, total);
   }
   if (is_leader) finish_channel<What>(at, of.finish, of.x, share.ghost, c, total);
+  return true;
+}
+
+template <typename T, Sums What, Access By>
+__global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kernel(
+    const NormLayout at, const Cut cut, const Summed<T> of) {
+  __shared__ double shared[kUnit][kThreads + 1];
+  sum_rows<T, What, By>(at, cut, of, blockIdx.x, shared);
 }
 
 // The sum over the threads of a channel, a warp or the block, for its first thread.
@@ -295,15 +312,15 @@ __device__ __forceinline__ void sum_threads(double (&total)[outputs_of(What)], i
   }
 }
 
-// Planar: cut.lanes threads, a warp or the block, have one channel, and its rows in the samples of
+// The same, planar: cut.lanes threads, a warp or the block, have one channel, and its rows in the samples of
 // a part. Where rows are no multiples of eight values (kAcross), the units are those of the memory,
 // and what belongs to the rows before and after is left out.
 template <typename T, Sums What, Access By>
-__global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_kernel(
-    const NormLayout at, const Cut cut, const Summed<T> of) {
+__device__ __forceinline__ bool sum_planar(
+    const NormLayout& at, const Cut& cut, const Summed<T>& of, unsigned int number) {
   using Acc = typename Accumulate<T>::type;
   constexpr int kOutputs = outputs_of(What), kBatch = kSumBatch<What, By>;
-  const Share share(at, cut);
+  const Share share(at, cut, number);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % cut.lanes;
   const int64_t all = at.ghosts() * at.channels;
   const int64_t c = share.tile * (kThreads / cut.lanes) + thread / cut.lanes;
@@ -372,7 +389,10 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
     for (int k = 0; k < kCount; ++k) {
       Acc values[kUnit], g[kUnit] = {};
       widen_unit(in[k], values);
-      if constexpr (are_gradient(What)) widen_unit(grads[k], g);
+      if constexpr (are_gradient(What)) {
+        mask_unit(bits[k], grads[k]);
+        widen_unit(grads[k], g);
+      }
       if (are_moments(What) && done + k == 0) {
         Acc value = values[0];
 #pragma unroll
@@ -386,7 +406,6 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
 #pragma unroll
       for (int e = 0; e < kUnit; ++e) {
         if (By != Access::kUnits && (e >= left || position[k] + e < 0)) continue;
-        if constexpr (are_gradient(What)) g[e] = bits[k] >> e & 1 ? g[e] : Acc(0);
         local.add(values[e], g[e], mean, kth);
       }
     }
@@ -404,12 +423,11 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
   sum_threads<What>(total, cut.lanes);
   if (cut.parts > 1) {
     if (active && lane == 0) {
-      const int part = static_cast<int>(blockIdx.x % cut.parts);
       for (int output = 0; output < kOutputs; ++output) {
-        of.partial[(int64_t(output) * cut.parts + part) * all + row] = total[output];
+        of.partial[(int64_t(output) * cut.parts + share.part) * all + row] = total[output];
       }
     }
-    if (!is_last(of.counts + share.ghost * cut.tiles + share.tile, cut.parts)) return;
+    if (!is_last(of.counts + share.ghost * cut.tiles + share.tile, cut.parts)) return false;
 #pragma unroll
     for (int output = 0; output < kOutputs; ++output) {
       total[output] = active
@@ -419,6 +437,13 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
     sum_threads<What>(total, cut.lanes);
   }
   if (active && lane == 0) finish_channel<What>(at, of.finish, of.x, share.ghost, c, total);
+  return true;
+}
+
+template <typename T, Sums What, Access By>
+__global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_kernel(
+    const NormLayout at, const Cut cut, const Summed<T> of) {
+  sum_planar<T, What, By>(at, cut, of, blockIdx.x);
 }
 
 }  // namespace largebatch
