@@ -63,39 +63,43 @@ constexpr int kElementBatch = By == Access::kValues ? 1 : 4;
 template <typename T, Access By>
 constexpr int kNormalizeResident = resident<T>(By == Access::kUnits && sizeof(T) == 2 ? 3 : 2);
 
+template <typename T>
+struct Normalized {
+  using Acc = typename Accumulate<T>::type;
+  const T* x;
+  const T* residual;        // null without one
+  const Acc* coefficients;  // (3, ghosts, channels): mean, scale, bias
+  T* y;
+  uint8_t* mask;            // null without one
+};
+
 template <typename T, Access By>
 __global__ void __launch_bounds__(kThreads, kNormalizeResident<T, By>) normalize_kernel(
-    const NormLayout at,
-    const Cut cut,
-    const T* const x,
-    const T* const residual,
-    const typename Accumulate<T>::type* const coefficients,
-    T* const y,
-    uint8_t* const mask) {
+    const NormLayout at, const Cut cut, const Normalized<T> of) {
   using Acc = typename Accumulate<T>::type;
-  const bool halo = By == Access::kAcross && mask != nullptr;
+  const bool halo = By == Access::kAcross && of.mask != nullptr;
   Walk<By> walk(at, cut, halo);
   const Place<By> place = walk.place;
   if (!halo && place.count == 0) return;  // with one, all lanes of a warp have to stay
   const bool is_owner = By != Access::kAcross || (place.count > 0 && !(halo && walk.lane % 32 == 31));
-  const MaskPlace<By, uint8_t> bits_at(at, place, mask, is_owner);
+  const MaskPlace<By, uint8_t> bits_at(at, place, of.mask, is_owner);
   const int64_t channels = at.ghosts() * at.channels;
-  const Acc* const table = coefficients + walk.share.ghost * at.channels;
+  const Acc* const table = of.coefficients + walk.share.ghost * at.channels;
   Acc mean[kUnit], scale[kUnit], bias[kUnit];
   place.look_up(at, table, mean);
   place.look_up(at, table + channels, scale);
   place.look_up(at, table + 2 * channels, bias);
 
   const auto run = [&](auto with_residual, auto with_mask) {
-    const bool adds = By == Access::kValues ? residual != nullptr : with_residual.value;
-    const bool cuts = By == Access::kValues ? mask != nullptr : with_mask.value;
+    const bool adds = By == Access::kValues ? of.residual != nullptr : with_residual.value;
+    const bool cuts = By == Access::kValues ? of.mask != nullptr : with_mask.value;
     walk.template for_each<kElementBatch<By>>([&](auto number, Index<By> index, uint32_t byte) {
       constexpr int kBatch = decltype(number)::value;
       Unit<T> in[kBatch], more[kBatch];
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        in[k] = load_unit<By>(x, index + k * walk.step, place.count);
-        if (adds) more[k] = load_unit<By>(residual, index + k * walk.step, place.count);
+        in[k] = load_unit<By>(of.x, index + k * walk.step, place.count);
+        if (adds) more[k] = load_unit<By>(of.residual, index + k * walk.step, place.count);
       }
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
@@ -114,19 +118,19 @@ __global__ void __launch_bounds__(kThreads, kNormalizeResident<T, By>) normalize
         if (cuts) bits_at.store(byte + k * walk.mask_step, bits, following);
         Unit<T> out;
         cuts ? narrow_passing(values, out) : narrow_unit(values, out);
-        if (is_owner) store_unit<By>(y, index + k * walk.step, place.count, out);
+        if (is_owner) store_unit<By>(of.y, index + k * walk.step, place.count, out);
       }
     });
   };
   // Each its own loop, without a branch in it.
   constexpr std::true_type kYes{};
   constexpr std::false_type kNo{};
-  if (By == Access::kValues || (residual == nullptr && mask == nullptr)) {
+  if (By == Access::kValues || (of.residual == nullptr && of.mask == nullptr)) {
     run(kNo, kNo);
-  } else if (residual == nullptr) {
+  } else if (of.residual == nullptr) {
     run(kNo, kYes);
   } else {
-    mask == nullptr ? run(kYes, kNo) : run(kYes, kYes);
+    of.mask == nullptr ? run(kYes, kNo) : run(kYes, kYes);
   }
 }
 
@@ -167,28 +171,32 @@ template <typename T, NormPolicy Policy, Access By>
 constexpr int kGradientResident =
     resident<T>(Policy == NormPolicy::kL2 && By == Access::kUnits && sizeof(T) == 2 ? 3 : 2);
 
+template <typename T>
+struct Gradients {
+  using Acc = typename Accumulate<T>::type;
+  const T* grad;
+  const T* x;
+  const uint8_t* mask;      // null without one
+  const Acc* means;         // (ghosts, channels)
+  const Acc* coefficients;  // (3 or 5, ghosts, channels)
+  T* dx;
+  T* dresidual;             // null unless there is a mask and a residual
+};
+
 template <typename T, NormPolicy Policy, Access By>
 __global__ void __launch_bounds__(kThreads, kGradientResident<T, Policy, By>) gradient_kernel(
-    const NormLayout at,
-    const Cut cut,
-    const T* const grad,
-    const T* const x,
-    const uint8_t* const mask,
-    const typename Accumulate<T>::type* const means,
-    const typename Accumulate<T>::type* const coefficients,
-    T* const dx,
-    T* const dresidual) {
+    const NormLayout at, const Cut cut, const Gradients<T> of) {
   using Acc = typename Accumulate<T>::type;
   constexpr int kMost = By == Access::kValues ? 1 : 2;
   Walk<By> walk(at, cut, false);
   const Place<By> place = walk.place;
   if (place.count == 0) return;
-  const MaskPlace<By, const uint8_t> bits_at(at, place, mask);
+  const MaskPlace<By, const uint8_t> bits_at(at, place, of.mask);
   const int64_t channels = at.ghosts() * at.channels;
-  const Acc* const table = coefficients + walk.share.ghost * at.channels;
+  const Acc* const table = of.coefficients + walk.share.ghost * at.channels;
   Acc mean[kUnit], of_grad[kUnit];
   SpreadTerm<Policy, Acc> term[kUnit];
-  place.look_up(at, means + walk.share.ghost * at.channels, mean);
+  place.look_up(at, of.means + walk.share.ghost * at.channels, mean);
   place.look_up(at, table, of_grad);
   {
     Acc constant[kUnit], spread[kUnit], kth[kUnit] = {}, share[kUnit] = {};
@@ -203,22 +211,22 @@ __global__ void __launch_bounds__(kThreads, kGradientResident<T, Policy, By>) gr
   }
 
   const auto run = [&](auto with_mask, auto with_dresidual) {
-    const bool cuts = By == Access::kValues ? mask != nullptr : with_mask.value;
-    const bool keeps = By == Access::kValues ? dresidual != nullptr : with_dresidual.value;
+    const bool cuts = By == Access::kValues ? of.mask != nullptr : with_mask.value;
+    const bool keeps = By == Access::kValues ? of.dresidual != nullptr : with_dresidual.value;
     walk.template for_each<kMost>([&](auto number, Index<By> index, uint32_t byte) {
       constexpr int kBatch = decltype(number)::value;
       Unit<T> grads[kBatch], in[kBatch];
       int bits[kBatch];
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        grads[k] = load_unit<By>(grad, index + k * walk.step, place.count);
-        in[k] = load_unit<By>(x, index + k * walk.step, place.count);
+        grads[k] = load_unit<By>(of.grad, index + k * walk.step, place.count);
+        in[k] = load_unit<By>(of.x, index + k * walk.step, place.count);
         if (cuts) bits[k] = bits_at.load(byte + k * walk.mask_step);
       }
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
         if (cuts) mask_unit(bits[k], grads[k]);
-        if (keeps) store_unit<By>(dresidual, index + k * walk.step, place.count, grads[k]);
+        if (keeps) store_unit<By>(of.dresidual, index + k * walk.step, place.count, grads[k]);
         Acc g[kUnit], values[kUnit];
         widen_unit(grads[k], g);
         widen_unit(in[k], values);
@@ -228,16 +236,16 @@ __global__ void __launch_bounds__(kThreads, kGradientResident<T, Policy, By>) gr
         }
         Unit<T> out;
         narrow_unit(values, out);
-        store_unit<By>(dx, index + k * walk.step, place.count, out);
+        store_unit<By>(of.dx, index + k * walk.step, place.count, out);
       }
     });
   };
   constexpr std::true_type kYes{};
   constexpr std::false_type kNo{};
-  if (By == Access::kValues || mask == nullptr) {
+  if (By == Access::kValues || of.mask == nullptr) {
     run(kNo, kNo);
   } else {
-    dresidual == nullptr ? run(kYes, kNo) : run(kYes, kYes);
+    of.dresidual == nullptr ? run(kYes, kNo) : run(kYes, kYes);
   }
 }
 

@@ -9,21 +9,13 @@
 namespace largebatch {
 namespace {
 
-template <typename T, typename Acc>
-void apply(
-    const NormLayout& at,
-    const T* x,
-    const T* residual,
-    const Acc* coefficients,
-    T* y,
-    uint8_t* mask,
-    cudaStream_t stream) {
-  const Access by = access_of<T>(at, {x, residual, y, coefficients});
-  const Cut cut = cut_elements(at, by, by == Access::kAcross && mask != nullptr);
+template <typename T>
+void normalize(const NormLayout& at, const Normalized<T>& of, cudaStream_t stream) {
+  const Access by = access_of<T>(at, {of.x, of.residual, of.y, of.coefficients});
+  const Cut cut = cut_elements(at, by, by == Access::kAcross && of.mask != nullptr);
   choose_access<T>(by, [&](auto constant) {
     launch(
-        normalize_kernel<T, decltype(constant)::value>, grid_of(at, cut, stream), at, cut, x,
-        residual, coefficients, y, mask);
+        normalize_kernel<T, decltype(constant)::value>, grid_of(at, cut, stream), at, cut, of);
   });
 }
 
@@ -59,7 +51,7 @@ void launch_spread(
 }
 
 template <typename T>
-const char* forward(const NormForward& call, cudaStream_t stream) {
+const char* forward(const NormForwardCall& call, cudaStream_t stream) {
   using Acc = typename Accumulate<T>::type;
   const NormLayout& at = call.at;
   const auto* const x = static_cast<const T*>(call.x);
@@ -77,8 +69,8 @@ const char* forward(const NormForward& call, cudaStream_t stream) {
   } else {
     launch_spread<NormPolicy::kTopK, T>(at, x, call.partial, finish, stream);
   }
-  apply<T, Acc>(
-      at, x, static_cast<const T*>(call.residual), coefficients, static_cast<T*>(call.y), call.mask,
+  normalize<T>(
+      at, {x, static_cast<const T*>(call.residual), coefficients, static_cast<T*>(call.y), call.mask},
       stream);
   return launch_error();
 }
@@ -91,54 +83,39 @@ int64_t norm_partials(const NormLayout& at) {
   return std::max(usual, slab_partials(at));
 }
 
-const char* launch_norm_forward(NormElement element, const NormForward& call, void* stream) {
-  if (launch_slab_forward(element, call, stream)) return launch_error();
-  return dispatch(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
-    return forward<T>(call, static_cast<cudaStream_t>(stream));
+const char* launch_norm_forward(const NormForwardCall& call, void* stream) {
+  if (launch_slab_forward(call, stream)) return launch_error();
+  return dispatch(call.element, [&](auto typed) {
+    return forward<decltype(typed)>(call, static_cast<cudaStream_t>(stream));
   });
 }
 
-const char* launch_norm_moments(
-    NormElement element,
-    const NormLayout& at,
-    const void* x,
-    const void* center,
-    double* partial,
-    void* statistics,
-    void* stream) {
-  return dispatch(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
+const char* launch_norm_moments(const NormMomentsCall& call, void* stream) {
+  return dispatch(call.element, [&](auto typed) {
+    using T = decltype(typed);
     using Acc = typename Accumulate<T>::type;
     const Finish<Acc> finish{
-        NormPolicy::kL2, 1, 0.0, nullptr, nullptr, static_cast<const Acc*>(center),
-        static_cast<Acc*>(statistics), nullptr, nullptr};
-    const auto* const data = static_cast<const T*>(x);
+        NormPolicy::kL2, 1, 0.0, nullptr, nullptr, static_cast<const Acc*>(call.center),
+        static_cast<Acc*>(call.statistics), nullptr, nullptr};
+    const auto* const x = static_cast<const T*>(call.x);
     const auto queue = static_cast<cudaStream_t>(stream);
-    if (center == nullptr) {
-      launch_sums<Sums::kMoments, T>(at, data, nullptr, nullptr, partial, finish, queue);
+    if (call.center == nullptr) {
+      launch_sums<Sums::kMoments, T>(call.at, x, nullptr, nullptr, call.partial, finish, queue);
     } else {
-      launch_sums<Sums::kAbsolute, T>(at, data, nullptr, nullptr, partial, finish, queue);
+      launch_sums<Sums::kAbsolute, T>(call.at, x, nullptr, nullptr, call.partial, finish, queue);
     }
     return launch_error();
   });
 }
 
-const char* launch_norm_apply(
-    NormElement element,
-    const NormLayout& at,
-    const void* x,
-    const void* residual,
-    const void* coefficients,
-    void* y,
-    uint8_t* mask,
-    void* stream) {
-  return dispatch(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
+const char* launch_norm_apply(const NormApplyCall& call, void* stream) {
+  return dispatch(call.element, [&](auto typed) {
+    using T = decltype(typed);
     using Acc = typename Accumulate<T>::type;
-    apply<T, Acc>(
-        at, static_cast<const T*>(x), static_cast<const T*>(residual),
-        static_cast<const Acc*>(coefficients), static_cast<T*>(y), mask,
+    normalize<T>(
+        call.at,
+        {static_cast<const T*>(call.x), static_cast<const T*>(call.residual),
+         static_cast<const Acc*>(call.coefficients), static_cast<T*>(call.y), call.mask},
         static_cast<cudaStream_t>(stream));
     return launch_error();
   });

@@ -130,37 +130,36 @@ static void norms() {
             mask(at.mask_rows() * at.mask_row());
         const auto weight = elements(type == 1 ? 1 : 0, at.channels);
         const auto partial = Array<double>::scratch(norm_partials(at));
-        const auto element = static_cast<NormElement>(type);
+        const auto element = static_cast<Element>(type);
         const auto rule = static_cast<NormPolicy>(policy);
         check(launch_norm_forward(
-            element,
-            {at, rule, top, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
+            {element, at, rule, top, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
              statistics.data(), mask.data(), partial.data(), coefficients.data()},
             nullptr));
         check(launch_norm_backward(
-            element,
-            {at, rule, top, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
+            {element, at, rule, top, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
              mask.data(), dx.data(), dresidual.data(), sums.data(), partial.data(),
              coefficients.data()},
             nullptr));
         for (const auto& result : {y, dx, dresidual, statistics, sums, mask}) keep(result);
         if (at.ghosts() != 1) continue;
-        check(launch_norm_moments(
-            element, at, x.data(), nullptr, partial.data(), statistics.data(), nullptr));
-        keep(statistics);
-        check(launch_norm_moments(
-            element, at, x.data(), weight.data(), partial.data(), statistics.data(), nullptr));
-        keep(statistics);
+        for (const void* const center : {(const void*)nullptr, (const void*)weight.data()}) {
+          check(launch_norm_moments(
+              {element, at, x.data(), center, partial.data(), statistics.data()}, nullptr));
+          keep(statistics);
+        }
         check(launch_norm_apply(
-            element, at, x.data(), nullptr, coefficients.data(), y.data(), mask.data(), nullptr));
+            {element, at, x.data(), nullptr, coefficients.data(), y.data(), mask.data()}, nullptr));
         check(launch_norm_gradient_sums(
-            element, at, rule, residual.data(), x.data(), mask.data(), statistics.data(),
-            partial.data(), sums.data(), nullptr));
+            {element, at, rule, residual.data(), x.data(), mask.data(), statistics.data(),
+             partial.data(), sums.data()},
+            nullptr));
         for (const auto& result : {y, mask, sums}) keep(result);
         const Bytes six(static_cast<size_t>(6 * table * wide));
         check(launch_norm_gradient(
-            element, at, rule, residual.data(), x.data(), mask.data(), six.data(), dx.data(),
-            dresidual.data(), nullptr));
+            {element, at, rule, residual.data(), x.data(), mask.data(), six.data(), dx.data(),
+             dresidual.data()},
+            nullptr));
         for (const auto& result : {dx, dresidual}) keep(result);
       }
     }
@@ -180,15 +179,13 @@ static void slabs() {
         const Bytes mask(at.mask_rows() * at.mask_row());
         const auto weight = elements(0, at.channels);
         const auto partial = Array<double>::scratch(norm_partials(at));
-        const auto element = static_cast<NormElement>(type);
+        const auto element = static_cast<Element>(type);
         check(launch_norm_forward(
-            element,
-            {at, rule, 1, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
+            {element, at, rule, 1, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
              statistics.data(), mask.data(), partial.data(), nullptr},
             nullptr));
         check(launch_norm_backward(
-            element,
-            {at, rule, 1, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
+            {element, at, rule, 1, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
              mask.data(), dx.data(), dresidual.data(), sums.data(), partial.data(), nullptr},
             nullptr));
         for (const auto& result : {y, dx, dresidual, mask}) keep(result);
