@@ -225,10 +225,10 @@ __global__ void __launch_bounds__(kThreads, kGradientResident<T, Policy, By>) gr
       }
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        if (cuts) mask_unit(bits[k], grads[k]);
-        if (keeps) store_unit<By>(of.dresidual, index + k * walk.step, place.count, grads[k]);
+        const Unit<T> kept = cuts ? masked(grads[k], bits[k]) : grads[k];
+        if (keeps) store_unit<By>(of.dresidual, index + k * walk.step, place.count, kept);
         Acc g[kUnit], values[kUnit];
-        widen_unit(grads[k], g);
+        widen_unit(kept, g);
         widen_unit(in[k], values);
 #pragma unroll
         for (int e = 0; e < kUnit; ++e) {

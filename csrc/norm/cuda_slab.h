@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, resident<T>(2)) slab_backward_kernel
     const auto read = [&](int at_unit, uint32_t byte, Acc (&values)[kUnit], Acc (&g)[kUnit]) {
       widen_unit(units[2 * at_unit * kThreads], values);
       Unit<T> grads = units[(2 * at_unit + 1) * kThreads];
-      if (of.mask != nullptr) mask_unit(bits_at.load(byte), grads);
+      if (of.mask != nullptr) grads = masked(grads, bits_at.load(byte));
       widen_unit(grads, g);
     };
     Local<kWhat, Acc, int> local[kUnit];

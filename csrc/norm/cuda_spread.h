@@ -38,9 +38,13 @@ __device__ __forceinline__ bool sum_share(
   }
 }
 
+template <typename T, NormPolicy Policy>
+constexpr int kSpreadResident =
+    resident<T>(Policy == NormPolicy::kL1 && sizeof(T) == 2 ? 3 : 2);
+
 template <typename T, NormPolicy Policy, bool Planar, Access By>
-__global__ void __launch_bounds__(kThreads, resident<T>(Policy == NormPolicy::kL1 ? 3 : 2))
-    spread_kernel(const NormLayout at, const Cut cut, const Spread<T> of) {
+__global__ void __launch_bounds__(kThreads, kSpreadResident<T, Policy>) spread_kernel(
+    const NormLayout at, const Cut cut, const Spread<T> of) {
   __shared__ double shared[kUnit][kThreads + 1];
   const unsigned int number = take_number(of.next);
   const auto shares = static_cast<unsigned int>(at.ghosts() * cut.tiles * cut.parts);

@@ -165,6 +165,16 @@ __device__ __forceinline__ void add_parts(
   }
 }
 
+// Calls `body(with_mask)` with a compile-time constant: each its own loop, without a branch in it.
+template <Sums What, class Body>
+__device__ __forceinline__ void by_mask(const uint8_t* mask, const Body& body) {
+  if (are_gradient(What) && mask != nullptr) {
+    body(std::bool_constant<are_gradient(What)>{});
+  } else {
+    body(std::false_type{});
+  }
+}
+
 // Scratch memory of a block.
 using SumMemory = double[kUnit][kThreads + 1];
 
@@ -200,7 +210,7 @@ __device__ __forceinline__ bool sum_rows(
   Index<By> index = index_of<By>((first_row + begin) * at.channels + place.offset);
   auto byte = static_cast<uint32_t>((first_row + begin) * at.mask_row() + place.offset / kUnit);
   int r = begin;
-  const auto take = [&](auto number) {
+  const auto take = [&](auto number, auto with_mask) {
     constexpr int kCount = decltype(number)::value;
     Unit<T> in[kCount], grads[kCount];
     int bits[kCount];
@@ -209,7 +219,7 @@ __device__ __forceinline__ bool sum_rows(
       in[k] = load_unit<By>(of.x, index + k * step, place.count);
       if constexpr (are_gradient(What)) {
         grads[k] = load_unit<By>(of.grad, index + k * step, place.count);
-        bits[k] = of.mask == nullptr ? 255 : of.mask[byte + k * byte_step];
+        if (with_mask.value) bits[k] = of.mask[byte + k * byte_step];
       }
     }
     if (are_moments(What) && r == begin) {
@@ -225,8 +235,7 @@ __device__ __forceinline__ bool sum_rows(
       Acc values[kUnit], g[kUnit] = {};
       widen_unit(in[k], values);
       if constexpr (are_gradient(What)) {
-        mask_unit(bits[k], grads[k]);
-        widen_unit(grads[k], g);
+        widen_unit(with_mask.value ? masked(grads[k], bits[k]) : grads[k], g);
       }
 #pragma unroll
       for (int e = 0; e < kUnit; ++e) {
@@ -237,11 +246,13 @@ __device__ __forceinline__ bool sum_rows(
     index += kCount * step;
     byte += kCount * byte_step;
   };
-  for (; kBatch > 1 && r + (kBatch - 1) * lines < end; r += kBatch * lines) {
-    take(std::integral_constant<int, kBatch>{});
-  }
+  by_mask<What>(of.mask, [&](auto with_mask) {
+    for (; kBatch > 1 && r + (kBatch - 1) * lines < end; r += kBatch * lines) {
+      take(std::integral_constant<int, kBatch>{}, with_mask);
+    }
 #pragma unroll 1
-  for (; r < end; r += lines) take(std::integral_constant<int, 1>{});
+    for (; r < end; r += lines) take(std::integral_constant<int, 1>{}, with_mask);
+  });
 
   const int64_t count = end > begin ? (end - begin + lines - 1) / lines : 0;
   double out[kUnit][kOutputs], total[kOutputs];
@@ -351,7 +362,6 @@ __device__ __forceinline__ bool sum_planar(
   const auto first_byte =
       static_cast<uint32_t>(at.first(share.ghost) * mask_period_of(at) + c * at.mask_row());
   const auto bits_here = [&]() -> int {
-    if (of.mask == nullptr) return 255;
     const uint8_t* const bytes = of.mask + (first_byte + sample * mask_period);
     if (By != Access::kAcross || skew == 0) return bytes[unit];
     const int low = unit > 0 ? bytes[unit - 1] : 0, high = unit < mask_bytes ? bytes[unit] : 0;
@@ -364,7 +374,7 @@ __device__ __forceinline__ bool sum_planar(
       : 0;
   int64_t count = int64_t(mine) * kUnit;  // of values, but for those that are left out
   int done = 0;
-  const auto take = [&](auto number) {
+  const auto take = [&](auto number, auto with_mask) {
     constexpr int kCount = decltype(number)::value;
     Unit<T> in[kCount], grads[kCount];
     int bits[kCount], position[kCount];
@@ -374,7 +384,7 @@ __device__ __forceinline__ bool sum_planar(
       in[k] = load_unit<By>(of.x, index, length - position[k]);
       if constexpr (are_gradient(What)) {
         grads[k] = load_unit<By>(of.grad, index, length - position[k]);
-        bits[k] = bits_here();
+        if (with_mask.value) bits[k] = bits_here();
       }
       unit += unit_step;
       sample += sample_step;
@@ -390,8 +400,7 @@ __device__ __forceinline__ bool sum_planar(
       Acc values[kUnit], g[kUnit] = {};
       widen_unit(in[k], values);
       if constexpr (are_gradient(What)) {
-        mask_unit(bits[k], grads[k]);
-        widen_unit(grads[k], g);
+        widen_unit(with_mask.value ? masked(grads[k], bits[k]) : grads[k], g);
       }
       if (are_moments(What) && done + k == 0) {
         Acc value = values[0];
@@ -411,9 +420,13 @@ __device__ __forceinline__ bool sum_planar(
     }
     done += kCount;
   };
-  while (kBatch > 1 && done + kBatch <= mine) take(std::integral_constant<int, kBatch>{});
+  by_mask<What>(of.mask, [&](auto with_mask) {
+    while (kBatch > 1 && done + kBatch <= mine) {
+      take(std::integral_constant<int, kBatch>{}, with_mask);
+    }
 #pragma unroll 1
-  while (done < mine) take(std::integral_constant<int, 1>{});
+    while (done < mine) take(std::integral_constant<int, 1>{}, with_mask);
+  });
 
   double total[kOutputs], origin = 0;
   if (are_moments(What) && active) {

@@ -113,15 +113,14 @@ __device__ __forceinline__ uint32_t fill_by_signs(uint32_t bytes, uint32_t selec
   return word;
 }
 
-// Clears the values whose bit of the mask is not set. Four bits at a time become the signs of four
-// bytes; to test each bit would take twice as many instructions.
+// A unit without the values whose bit of the mask is not set. Four bits at a time become the signs of
+// four bytes; to test each bit would take twice as many instructions.
 template <typename T>
-__device__ __forceinline__ void mask_unit(int bits, Unit<T>& unit) {
+__device__ __forceinline__ Unit<T> masked(const Unit<T>& unit, int bits) {
+  Unit<T> kept;
   if constexpr (sizeof(T) > 4) {
 #pragma unroll
-    for (int e = 0; e < kUnit; ++e) {
-      if (!(bits >> e & 1)) unit.values[e] = T(0);
-    }
+    for (int e = 0; e < kUnit; ++e) kept.values[e] = bits >> e & 1 ? unit.values[e] : T(0);
   } else {
     constexpr uint32_t kSelectors[] = {0x9988, 0xbbaa, 0x8888, 0x9999, 0xaaaa, 0xbbbb};
     constexpr int kWords = sizeof(T);  // of four values
@@ -132,8 +131,9 @@ __device__ __forceinline__ void mask_unit(int bits, Unit<T>& unit) {
       const uint32_t signs = (word < kWords ? bits & 15 : bits >> 4 & 15) * 0x10204080u;
       words[word] &= fill_by_signs(signs, kSelectors[word % kWords + (kWords == 2 ? 0 : 2)]);
     }
-    memcpy(&unit, words, sizeof(words));
+    memcpy(&kept, words, sizeof(words));
   }
+  return kept;
 }
 
 // Whether values pass a ReLU, as bits. A NaN does, as in torch.

@@ -4,7 +4,7 @@
 // threads. On a GPU, compiled by nvcc: for compute-sanitizer (benchmarks/sanitize.py). Prints a hash of
 // all results for each family, and the barriers that the emulated machine has met.
 //
-//   driver [norms] [slabs] [optimizers] [others]
+//   driver [norms] [spreads] [slabs] [optimizers] [others]
 
 #include <cuda_runtime.h>
 
@@ -166,6 +166,28 @@ static void norms() {
   }
 }
 
+// What waits for other blocks in a launch of the usual kind: L1's and top-k's forward, cut in parts.
+static void spreads() {
+  const NormLayout shapes[] = {
+      {false, 9, 8, 500, 9, 1}, {false, 6, 20, 4, 2, 3}, {true, 10, 2, 600, 10, 1},
+      {true, 6, 9, 25, 3, 2}};
+  for (const NormLayout& at : shapes) {
+    for (const NormPolicy rule : {NormPolicy::kL1, NormPolicy::kTopK}) {
+      const auto x = elements(3, at.samples * at.channels * at.length);
+      const auto y = x;
+      const Array<float> statistics(3 * at.ghosts() * at.channels),
+          coefficients(kNormCoefficients * at.ghosts() * at.channels);
+      const auto partial = Array<double>::scratch(norm_partials(at));
+      check(launch_norm_forward(
+          {Element::kBFloat16, at, rule, 3, 1e-5, x.data(), nullptr, nullptr, nullptr, y.data(),
+           statistics.data(), nullptr, partial.data(), coefficients.data()},
+          nullptr));
+      keep(y);
+      keep(statistics);
+    }
+  }
+}
+
 static void slabs() {
   const NormLayout shapes[] = {{false, 9, 24, 30, 4, 2}, {false, 70, 8, 9, 70, 1}};
   setenv("LARGEBATCH_NORM_SLABS", "1", 1);
@@ -318,6 +340,7 @@ int main(int count, char** arguments) {
   for (int index = 1; index < count; ++index) {
     const std::string family = arguments[index];
     if (family == "norms") norms();
+    if (family == "spreads") spreads();
     if (family == "slabs") slabs();
     if (family == "optimizers") optimizers();
     if (family == "others") others();
