@@ -2,15 +2,13 @@
 
 #include <vector>
 
+#include "common/dispatch.h"
 #include "common/tensors.h"
 #include "norm/calls.h"
 #include "norm/cpu_sections.h"
 
 namespace largebatch {
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
 
 // Outputs from this size on are not read again from the caches: they are stored past them.
 constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
@@ -26,17 +24,6 @@ const NormKernelSet& kernel_set() {
     return norm_kernels_base();
   }();
   return chosen;
-}
-
-// Calls `body` with a null pointer of the tensor's element type.
-template <class Body>
-void dispatch(const Tensor& x, const Body& body) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return body(static_cast<float*>(nullptr));
-    case ScalarType::Double: return body(static_cast<double*>(nullptr));
-    case ScalarType::Half: return body(static_cast<Half*>(nullptr));
-    default: return body(static_cast<BFloat16*>(nullptr));
-  }
 }
 
 template <typename T>
@@ -93,7 +80,7 @@ template <>
 const NormKernels<BFloat16>& norm_kernels<BFloat16>() { return kernel_set().of_bfloat16; }
 
 void ghost_norm_cpu(const GhostNorm& call) {
-  dispatch(call.x, [&](auto* typed) {
+  dispatch(call.x.scalar_type(), [&](auto* typed) {
     using T = std::remove_pointer_t<decltype(typed)>;
     using Acc = Wide<T>;
     const NormLayout& at = call.at;
@@ -128,7 +115,7 @@ void ghost_norm_cpu(const GhostNorm& call) {
 }
 
 void ghost_norm_backward_cpu(const GhostNormBackward& call) {
-  dispatch(call.x, [&](auto* typed) {
+  dispatch(call.x.scalar_type(), [&](auto* typed) {
     using T = std::remove_pointer_t<decltype(typed)>;
     using Acc = Wide<T>;
     const NormLayout& at = call.at;
@@ -179,7 +166,7 @@ void ghost_norm_backward_cpu(const GhostNormBackward& call) {
 }
 
 void norm_moments_cpu(const NormMoments& call) {
-  dispatch(call.x, [&](auto* typed) {
+  dispatch(call.x.scalar_type(), [&](auto* typed) {
     using T = std::remove_pointer_t<decltype(typed)>;
     using Acc = Wide<T>;
     const auto* const x = data_of<T>(call.x);
@@ -201,7 +188,7 @@ void norm_moments_cpu(const NormMoments& call) {
 }
 
 void norm_apply_cpu(const NormApply& call) {
-  dispatch(call.x, [&](auto* typed) {
+  dispatch(call.x.scalar_type(), [&](auto* typed) {
     using T = std::remove_pointer_t<decltype(typed)>;
     using Acc = Wide<T>;
     const auto *x = data_of<T>(call.x), *residual = data_of<T>(call.residual);
@@ -220,7 +207,7 @@ void norm_apply_cpu(const NormApply& call) {
 }
 
 void norm_gradient_sums_cpu(const NormGradientSums& call) {
-  dispatch(call.x, [&](auto* typed) {
+  dispatch(call.x.scalar_type(), [&](auto* typed) {
     using T = std::remove_pointer_t<decltype(typed)>;
     using Acc = Wide<T>;
     const int64_t channels = call.at.channels;
@@ -256,7 +243,7 @@ void norm_gradient_sums_cpu(const NormGradientSums& call) {
 }
 
 void norm_gradient_cpu(const NormGradient& call) {
-  dispatch(call.x, [&](auto* typed) {
+  dispatch(call.x.scalar_type(), [&](auto* typed) {
     using T = std::remove_pointer_t<decltype(typed)>;
     using Acc = Wide<T>;
     const auto *grad = data_of<T>(call.grad), *x = data_of<T>(call.x);

@@ -7,21 +7,12 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "common/cuda_device.h"
+#include "common/cuda_host.h"
 #include "norm/calls.h"
 #include "norm/layout_checks.h"
 
 namespace largebatch {
 namespace {
-
-NormElement norm_element(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return NormElement::kFloat;
-    case ScalarType::Double: return NormElement::kDouble;
-    case ScalarType::Half: return NormElement::kHalf;
-    default: return NormElement::kBFloat16;
-  }
-}
 
 const void* data_of(const std::optional<Tensor>& tensor) {
   return tensor && tensor->numel() > 0 ? tensor->const_data_ptr() : nullptr;
@@ -70,13 +61,12 @@ Tensor new_coefficients(const Tensor& x, const NormLayout& at) {
 
 double* sums_in(const Tensor& partial) { return static_cast<double*>(partial.mutable_data_ptr()); }
 
-// Calls `launch(element, stream)` on the device of `x`.
+// Calls `launch(stream)` on the device of `x`.
 template <class Launch>
 void on_device_of(const Tensor& x, const Launch& launch) {
   const int32_t device = x.get_device_index();
   const DeviceGuard guard(device);
-  const char* const error = launch(norm_element(x), current_cuda_stream(device));
-  STD_TORCH_CHECK(error == nullptr, "largebatch::ghost_norm: ", error == nullptr ? "" : error);
+  check_launch(launch(current_cuda_stream(device)), "largebatch::ghost_norm");
 }
 
 }  // namespace
@@ -86,14 +76,12 @@ void ghost_norm_cuda(const GhostNorm& call) {
   check_call(call.x, {call.weight, call.bias, call.residual}, call.at);
   const Tensor partial = new_partial(call.x, call.at);
   const Tensor coefficients = new_coefficients(call.x, call.at);
-  const NormForward forward{
-      call.at, call.policy, call.top, call.eps, data_of(call.x), data_of(call.residual),
-      data_of(call.weight), data_of(call.bias), result_of(call.y), result_of(call.statistics),
-      static_cast<uint8_t*>(result_of(call.mask)), sums_in(partial),
+  const NormForwardCall forward{
+      element_of(call.x.scalar_type()), call.at, call.policy, call.top, call.eps, data_of(call.x),
+      data_of(call.residual), data_of(call.weight), data_of(call.bias), result_of(call.y),
+      result_of(call.statistics), static_cast<uint8_t*>(result_of(call.mask)), sums_in(partial),
       coefficients.mutable_data_ptr()};
-  on_device_of(call.x, [&](NormElement element, void* stream) {
-    return launch_norm_forward(element, forward, stream);
-  });
+  on_device_of(call.x, [&](void* stream) { return launch_norm_forward(forward, stream); });
 }
 
 void ghost_norm_backward_cuda(const GhostNormBackward& call) {
@@ -101,53 +89,48 @@ void ghost_norm_backward_cuda(const GhostNormBackward& call) {
   check_top(call.policy, call.at);
   const Tensor partial = new_partial(call.x, call.at);
   const Tensor coefficients = new_coefficients(call.x, call.at);
-  const NormBackward backward{
-      call.at, call.policy, call.top, call.eps, data_of(call.grad), data_of(call.x),
-      data_of(call.weight), data_of(call.statistics), bits_of(call.mask), result_of(call.dx),
-      result_of(call.dresidual), result_of(call.sums), sums_in(partial),
-      coefficients.mutable_data_ptr()};
-  on_device_of(call.x, [&](NormElement element, void* stream) {
-    return launch_norm_backward(element, backward, stream);
-  });
+  const NormBackwardCall backward{
+      element_of(call.x.scalar_type()), call.at, call.policy, call.top, call.eps,
+      data_of(call.grad), data_of(call.x), data_of(call.weight), data_of(call.statistics),
+      bits_of(call.mask), result_of(call.dx), result_of(call.dresidual), result_of(call.sums),
+      sums_in(partial), coefficients.mutable_data_ptr()};
+  on_device_of(call.x, [&](void* stream) { return launch_norm_backward(backward, stream); });
 }
 
 void norm_moments_cuda(const NormMoments& call) {
   check_call(call.x, {call.center}, call.at);
   const Tensor partial = new_partial(call.x, call.at);
-  on_device_of(call.x, [&](NormElement element, void* stream) {
-    return launch_norm_moments(
-        element, call.at, data_of(call.x), data_of(call.center), sums_in(partial),
-        result_of(call.statistics), stream);
-  });
+  const NormMomentsCall moments{
+      element_of(call.x.scalar_type()), call.at, data_of(call.x), data_of(call.center),
+      sums_in(partial), result_of(call.statistics)};
+  on_device_of(call.x, [&](void* stream) { return launch_norm_moments(moments, stream); });
 }
 
 void norm_apply_cuda(const NormApply& call) {
   check_call(call.x, {call.coefficients, call.residual}, call.at);
-  on_device_of(call.x, [&](NormElement element, void* stream) {
-    return launch_norm_apply(
-        element, call.at, data_of(call.x), data_of(call.residual), data_of(call.coefficients),
-        result_of(call.y), static_cast<uint8_t*>(result_of(call.mask)), stream);
-  });
+  const NormApplyCall apply{
+      element_of(call.x.scalar_type()), call.at, data_of(call.x), data_of(call.residual),
+      data_of(call.coefficients), result_of(call.y), static_cast<uint8_t*>(result_of(call.mask))};
+  on_device_of(call.x, [&](void* stream) { return launch_norm_apply(apply, stream); });
 }
 
 void norm_gradient_sums_cuda(const NormGradientSums& call) {
   check_call(call.x, {call.grad, call.mask, call.statistics}, call.at);
   check_top(call.policy, call.at);
   const Tensor partial = new_partial(call.x, call.at);
-  on_device_of(call.x, [&](NormElement element, void* stream) {
-    return launch_norm_gradient_sums(
-        element, call.at, call.policy, data_of(call.grad), data_of(call.x), bits_of(call.mask),
-        data_of(call.statistics), sums_in(partial), result_of(call.sums), stream);
-  });
+  const NormGradientSumsCall sums{
+      element_of(call.x.scalar_type()), call.at, call.policy, data_of(call.grad), data_of(call.x),
+      bits_of(call.mask), data_of(call.statistics), sums_in(partial), result_of(call.sums)};
+  on_device_of(call.x, [&](void* stream) { return launch_norm_gradient_sums(sums, stream); });
 }
 
 void norm_gradient_cuda(const NormGradient& call) {
   check_call(call.x, {call.grad, call.mask, call.coefficients}, call.at);
-  on_device_of(call.x, [&](NormElement element, void* stream) {
-    return launch_norm_gradient(
-        element, call.at, call.policy, data_of(call.grad), data_of(call.x), bits_of(call.mask),
-        data_of(call.coefficients), result_of(call.dx), result_of(call.dresidual), stream);
-  });
+  const NormGradientCall gradient{
+      element_of(call.x.scalar_type()), call.at, call.policy, data_of(call.grad), data_of(call.x),
+      bits_of(call.mask), data_of(call.coefficients), result_of(call.dx),
+      result_of(call.dresidual)};
+  on_device_of(call.x, [&](void* stream) { return launch_norm_gradient(gradient, stream); });
 }
 
 }  // namespace largebatch

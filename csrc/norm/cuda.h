@@ -1,25 +1,26 @@
 // Launchers of the CUDA kernels of the batch norm family, free of torch's headers.
 //
-// Each returns nullptr, or CUDA's message if a launch failed. Nothing waits for the device.
+// Pointers are to device memory, null where a call has no such tensor. `Acc` is double for double
+// elements, else float. Each launcher returns nullptr, or CUDA's message if a launch failed. Nothing
+// waits for the device.
 
 #pragma once
 
 #include <cstdint>
 
+#include "common/element.h"
 #include "norm/layout.h"
 
 namespace largebatch {
 
-enum class NormElement { kFloat, kDouble, kHalf, kBFloat16 };
-
-// Pointers to device memory; `Acc` is double for double elements, else float.
-struct NormForward {
+struct NormForwardCall {
+  Element element;
   NormLayout at;
   NormPolicy policy;
   int64_t top;
   double eps;
   const void* x;
-  const void* residual;  // null without one, like weight, bias and mask
+  const void* residual;
   const void* weight;
   const void* bias;
   void* y;
@@ -29,7 +30,8 @@ struct NormForward {
   void* coefficients;  // Acc (kNormCoefficients, ghosts, channels)
 };
 
-struct NormBackward {
+struct NormBackwardCall {
+  Element element;
   NormLayout at;
   NormPolicy policy;
   int64_t top;
@@ -52,48 +54,56 @@ constexpr int kNormCoefficients = 5;
 // several, and the counters of the blocks that have finished theirs.
 int64_t norm_partials(const NormLayout& at);
 
-const char* launch_norm_forward(NormElement element, const NormForward& call, void* stream);
-const char* launch_norm_backward(NormElement element, const NormBackward& call, void* stream);
+const char* launch_norm_forward(const NormForwardCall& call, void* stream);
+const char* launch_norm_backward(const NormBackwardCall& call, void* stream);
 
 // The steps of both for one ghost, see calls.h. Tables are Acc (rows, channels).
-const char* launch_norm_moments(
-    NormElement element,
-    const NormLayout& at,
-    const void* x,
-    const void* center,  // null for the mean of x
-    double* partial,
-    void* statistics,
-    void* stream);
-const char* launch_norm_apply(
-    NormElement element,
-    const NormLayout& at,
-    const void* x,
-    const void* residual,
-    const void* coefficients,
-    void* y,
-    uint8_t* mask,
-    void* stream);
-const char* launch_norm_gradient_sums(
-    NormElement element,
-    const NormLayout& at,
-    NormPolicy policy,
-    const void* grad,
-    const void* x,
-    const uint8_t* mask,
-    const void* statistics,
-    double* partial,
-    void* sums,
-    void* stream);
-const char* launch_norm_gradient(
-    NormElement element,
-    const NormLayout& at,
-    NormPolicy policy,
-    const void* grad,
-    const void* x,
-    const uint8_t* mask,
-    const void* coefficients,
-    void* dx,
-    void* dresidual,
-    void* stream);
+struct NormMomentsCall {
+  Element element;
+  NormLayout at;
+  const void* x;
+  const void* center;  // null for the mean of x
+  double* partial;
+  void* statistics;
+};
+
+struct NormApplyCall {
+  Element element;
+  NormLayout at;
+  const void* x;
+  const void* residual;
+  const void* coefficients;
+  void* y;
+  uint8_t* mask;
+};
+
+struct NormGradientSumsCall {
+  Element element;
+  NormLayout at;
+  NormPolicy policy;
+  const void* grad;
+  const void* x;
+  const uint8_t* mask;
+  const void* statistics;
+  double* partial;
+  void* sums;
+};
+
+struct NormGradientCall {
+  Element element;
+  NormLayout at;
+  NormPolicy policy;
+  const void* grad;
+  const void* x;
+  const uint8_t* mask;
+  const void* coefficients;
+  void* dx;
+  void* dresidual;
+};
+
+const char* launch_norm_moments(const NormMomentsCall& call, void* stream);
+const char* launch_norm_apply(const NormApplyCall& call, void* stream);
+const char* launch_norm_gradient_sums(const NormGradientSumsCall& call, void* stream);
+const char* launch_norm_gradient(const NormGradientCall& call, void* stream);
 
 }  // namespace largebatch

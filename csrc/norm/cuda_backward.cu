@@ -26,37 +26,30 @@ void gradient_sums(
   }
 }
 
-template <NormPolicy Policy, typename T, typename Acc>
-void gradients_by(
-    const NormLayout& at,
-    const T* grad,
-    const T* x,
-    const uint8_t* mask,
-    const Acc* means,
-    const Acc* coefficients,
-    T* dx,
-    T* dresidual,
-    cudaStream_t stream) {
-  const Access by = access_of<T>(at, {grad, x, dx, dresidual, means, coefficients});
+template <NormPolicy Policy, typename T>
+void gradients_by(const NormLayout& at, const Gradients<T>& of, cudaStream_t stream) {
+  const Access by =
+      access_of<T>(at, {of.grad, of.x, of.dx, of.dresidual, of.means, of.coefficients});
   const Cut cut = cut_elements(at, by, false);
   choose_access<T>(by, [&](auto constant) {
     launch(
         gradient_kernel<T, Policy, decltype(constant)::value>, grid_of(at, cut, stream), at, cut,
-        grad, x, mask, means, coefficients, dx, dresidual);
+        of);
   });
 }
 
-template <typename T, typename Acc, typename... Arguments>
-void gradients(NormPolicy policy, Arguments... arguments) {
+template <typename T>
+void gradients(
+    NormPolicy policy, const NormLayout& at, const Gradients<T>& of, cudaStream_t stream) {
   switch (policy) {
-    case NormPolicy::kL2: return gradients_by<NormPolicy::kL2, T, Acc>(arguments...);
-    case NormPolicy::kL1: return gradients_by<NormPolicy::kL1, T, Acc>(arguments...);
-    default: return gradients_by<NormPolicy::kTopK, T, Acc>(arguments...);
+    case NormPolicy::kL2: return gradients_by<NormPolicy::kL2>(at, of, stream);
+    case NormPolicy::kL1: return gradients_by<NormPolicy::kL1>(at, of, stream);
+    default: return gradients_by<NormPolicy::kTopK>(at, of, stream);
   }
 }
 
 template <typename T>
-const char* backward(const NormBackward& call, cudaStream_t stream) {
+const char* backward(const NormBackwardCall& call, cudaStream_t stream) {
   using Acc = typename Accumulate<T>::type;
   const NormLayout& at = call.at;
   const auto* const x = static_cast<const T*>(call.x);
@@ -67,64 +60,46 @@ const char* backward(const NormBackward& call, cudaStream_t stream) {
       call.policy, call.top, call.eps, static_cast<const Acc*>(call.weight), nullptr, statistics,
       nullptr, coefficients, static_cast<Acc*>(call.sums)};
   gradient_sums<T, Acc>(at, grad, x, call.mask, call.partial, finish, stream);
-  gradients<T, Acc>(
-      call.policy, at, grad, x, call.mask, statistics, static_cast<const Acc*>(coefficients),
-      static_cast<T*>(call.dx), static_cast<T*>(call.dresidual), stream);
+  gradients<T>(
+      call.policy, at,
+      {grad, x, call.mask, statistics, coefficients, static_cast<T*>(call.dx),
+       static_cast<T*>(call.dresidual)},
+      stream);
   return launch_error();
 }
 
 }  // namespace
 
-const char* launch_norm_backward(NormElement element, const NormBackward& call, void* stream) {
-  if (launch_slab_backward(element, call, stream)) return launch_error();
-  return dispatch(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
-    return backward<T>(call, static_cast<cudaStream_t>(stream));
+const char* launch_norm_backward(const NormBackwardCall& call, void* stream) {
+  if (launch_slab_backward(call, stream)) return launch_error();
+  return dispatch(call.element, [&](auto typed) {
+    return backward<decltype(typed)>(call, static_cast<cudaStream_t>(stream));
   });
 }
 
-const char* launch_norm_gradient_sums(
-    NormElement element,
-    const NormLayout& at,
-    NormPolicy policy,
-    const void* grad,
-    const void* x,
-    const uint8_t* mask,
-    const void* statistics,
-    double* partial,
-    void* sums,
-    void* stream) {
-  return dispatch(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
+const char* launch_norm_gradient_sums(const NormGradientSumsCall& call, void* stream) {
+  return dispatch(call.element, [&](auto typed) {
+    using T = decltype(typed);
     using Acc = typename Accumulate<T>::type;
     const Finish<Acc> finish{
-        policy, 1, 0.0, nullptr, nullptr, static_cast<const Acc*>(statistics), nullptr, nullptr,
-        static_cast<Acc*>(sums)};
+        call.policy, 1, 0.0, nullptr, nullptr, static_cast<const Acc*>(call.statistics), nullptr,
+        nullptr, static_cast<Acc*>(call.sums)};
     gradient_sums<T, Acc>(
-        at, static_cast<const T*>(grad), static_cast<const T*>(x), mask, partial, finish,
-        static_cast<cudaStream_t>(stream));
+        call.at, static_cast<const T*>(call.grad), static_cast<const T*>(call.x), call.mask,
+        call.partial, finish, static_cast<cudaStream_t>(stream));
     return launch_error();
   });
 }
 
-const char* launch_norm_gradient(
-    NormElement element,
-    const NormLayout& at,
-    NormPolicy policy,
-    const void* grad,
-    const void* x,
-    const uint8_t* mask,
-    const void* coefficients,
-    void* dx,
-    void* dresidual,
-    void* stream) {
-  return dispatch(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
+const char* launch_norm_gradient(const NormGradientCall& call, void* stream) {
+  return dispatch(call.element, [&](auto typed) {
+    using T = decltype(typed);
     using Acc = typename Accumulate<T>::type;
-    const auto* const means = static_cast<const Acc*>(coefficients);
-    gradients<T, Acc>(
-        policy, at, static_cast<const T*>(grad), static_cast<const T*>(x), mask, means,
-        means + at.channels, static_cast<T*>(dx), static_cast<T*>(dresidual),
+    const auto* const means = static_cast<const Acc*>(call.coefficients);
+    gradients<T>(
+        call.policy, call.at,
+        {static_cast<const T*>(call.grad), static_cast<const T*>(call.x), call.mask, means,
+         means + call.at.channels, static_cast<T*>(call.dx), static_cast<T*>(call.dresidual)},
         static_cast<cudaStream_t>(stream));
     return launch_error();
   });

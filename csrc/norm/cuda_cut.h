@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <type_traits>
 
+#include "common/dispatch.cuh"
 #include "common/launch.cuh"
 #include "norm/cuda.h"
 #include "norm/cuda_units.h"
@@ -100,17 +101,6 @@ void choose_access(Access by, const Body& body) {
     }
   }
   body(std::integral_constant<Access, Access::kValues>{});
-}
-
-// Calls `body` with a null pointer of the element's type.
-template <class Body>
-const char* dispatch(NormElement element, const Body& body) {
-  switch (element) {
-    case NormElement::kFloat: return body(static_cast<float*>(nullptr));
-    case NormElement::kDouble: return body(static_cast<double*>(nullptr));
-    case NormElement::kHalf: return body(static_cast<__half*>(nullptr));
-    default: return body(static_cast<__nv_bfloat16*>(nullptr));
-  }
 }
 
 }  // namespace largebatch

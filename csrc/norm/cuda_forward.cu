@@ -4,44 +4,54 @@
 #include "norm/cuda_launch_sums.h"
 #include "norm/cuda_slab_cut.h"
 #include "norm/cuda_slab_launch.h"
-#include "norm/cuda_top.h"
+#include "norm/cuda_spread.h"
 
 namespace largebatch {
 namespace {
 
-template <typename T, typename Acc>
-void apply(
-    const NormLayout& at,
-    const T* x,
-    const T* residual,
-    const Acc* coefficients,
-    T* y,
-    uint8_t* mask,
-    cudaStream_t stream) {
-  const Access by = access_of<T>(at, {x, residual, y, coefficients});
-  const Cut cut = cut_elements(at, by, by == Access::kAcross && mask != nullptr);
+template <typename T>
+void normalize(const NormLayout& at, const Normalized<T>& of, cudaStream_t stream) {
+  const Access by = access_of<T>(at, {of.x, of.residual, of.y, of.coefficients});
+  const Cut cut = cut_elements(at, by, by == Access::kAcross && of.mask != nullptr);
   choose_access<T>(by, [&](auto constant) {
     launch(
-        normalize_kernel<T, decltype(constant)::value>, grid_of(at, cut, stream), at, cut, x,
-        residual, coefficients, y, mask);
+        normalize_kernel<T, decltype(constant)::value>, grid_of(at, cut, stream), at, cut, of);
   });
 }
 
-template <typename T, typename Acc>
-void launch_top(
-    const NormLayout& at, const T* x, const Finish<Acc>& finish, cudaStream_t stream) {
-  const int64_t tiles = at.planar ? at.channels : divide_up(at.channels, kUnit);
-  const Grid grid{static_cast<unsigned int>(at.ghosts() * tiles), kThreads, stream};
-  if (at.planar) return launch(top_kernel<T, true, Access::kValues>, grid, at, x, finish);
-  choose_access<T>(access_of<T>(at, {x}), [&](auto by) {
-    if constexpr (decltype(by)::value != Access::kAcross) {
-      launch(top_kernel<T, false, decltype(by)::value>, grid, at, x, finish);
+// The mean, and the spread that hangs on it.
+template <NormPolicy Policy, typename T>
+void launch_spread(
+    const NormLayout& at,
+    const T* x,
+    double* partial,
+    const Finish<typename Accumulate<T>::type>& finish,
+    cudaStream_t stream) {
+  const Cut cut = cut_sums(at);
+  auto* const counts = reinterpret_cast<unsigned int*>(partial + partials_of(at, cut));
+  auto* const later = counts + at.ghosts() * cut.tiles;
+  auto mean_alone = finish;
+  mean_alone.coefficients = nullptr;
+  const Spread<T> of{
+      {x, nullptr, nullptr, partial, counts, mean_alone},
+      {x, nullptr, nullptr, partial, later, finish},
+      later + at.ghosts() * cut.tiles};
+  cudaMemsetAsync(counts, 0, counters_of(at, cut) * sizeof(unsigned int), stream);
+  Grid grid = grid_of(at, cut, stream);
+  choose_access<T>(access_of<T>(at, {x, finish.known}), [&](auto by) {
+    constexpr Access kBy = decltype(by)::value;
+    if (at.planar) {
+      grid.blocks += spread_blocks<Policy, true>(at, cut);
+      launch(spread_kernel<T, Policy, true, kBy>, grid, at, cut, of);
+    } else if constexpr (kBy != Access::kAcross) {
+      grid.blocks += spread_blocks<Policy, false>(at, cut);
+      launch(spread_kernel<T, Policy, false, kBy>, grid, at, cut, of);
     }
   });
 }
 
 template <typename T>
-const char* forward(const NormForward& call, cudaStream_t stream) {
+const char* forward(const NormForwardCall& call, cudaStream_t stream) {
   using Acc = typename Accumulate<T>::type;
   const NormLayout& at = call.at;
   const auto* const x = static_cast<const T*>(call.x);
@@ -50,21 +60,17 @@ const char* forward(const NormForward& call, cudaStream_t stream) {
   const Finish<Acc> finish{
       call.policy, call.top, call.eps, static_cast<const Acc*>(call.weight),
       static_cast<const Acc*>(call.bias), statistics, statistics, coefficients, nullptr};
-  Finish<Acc> mean_alone = finish;
-  mean_alone.coefficients = nullptr;
   if (call.policy == NormPolicy::kL2) {
     launch_sums<Sums::kMoments, T>(at, x, nullptr, nullptr, call.partial, finish, stream);
   } else if (call.policy == NormPolicy::kL1) {
-    launch_sums<Sums::kMoments, T>(at, x, nullptr, nullptr, call.partial, mean_alone, stream);
-    launch_sums<Sums::kAbsolute, T>(at, x, nullptr, nullptr, call.partial, finish, stream);
+    launch_spread<NormPolicy::kL1, T>(at, x, call.partial, finish, stream);
   } else if (call.top == 1) {
     launch_sums<Sums::kExtremes, T>(at, x, nullptr, nullptr, call.partial, finish, stream);
   } else {
-    launch_sums<Sums::kMoments, T>(at, x, nullptr, nullptr, call.partial, mean_alone, stream);
-    launch_top<T, Acc>(at, x, finish, stream);
+    launch_spread<NormPolicy::kTopK, T>(at, x, call.partial, finish, stream);
   }
-  apply<T, Acc>(
-      at, x, static_cast<const T*>(call.residual), coefficients, static_cast<T*>(call.y), call.mask,
+  normalize<T>(
+      at, {x, static_cast<const T*>(call.residual), coefficients, static_cast<T*>(call.y), call.mask},
       stream);
   return launch_error();
 }
@@ -73,58 +79,43 @@ const char* forward(const NormForward& call, cudaStream_t stream) {
 
 int64_t norm_partials(const NormLayout& at) {
   const Cut cut = cut_sums(at);
-  const int64_t usual = partials_of(at, cut) + divide_up(at.ghosts() * cut.tiles, 2);
+  const int64_t usual = partials_of(at, cut) + divide_up(counters_of(at, cut), 2);
   return std::max(usual, slab_partials(at));
 }
 
-const char* launch_norm_forward(NormElement element, const NormForward& call, void* stream) {
-  if (launch_slab_forward(element, call, stream)) return launch_error();
-  return dispatch(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
-    return forward<T>(call, static_cast<cudaStream_t>(stream));
+const char* launch_norm_forward(const NormForwardCall& call, void* stream) {
+  if (launch_slab_forward(call, stream)) return launch_error();
+  return dispatch(call.element, [&](auto typed) {
+    return forward<decltype(typed)>(call, static_cast<cudaStream_t>(stream));
   });
 }
 
-const char* launch_norm_moments(
-    NormElement element,
-    const NormLayout& at,
-    const void* x,
-    const void* center,
-    double* partial,
-    void* statistics,
-    void* stream) {
-  return dispatch(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
+const char* launch_norm_moments(const NormMomentsCall& call, void* stream) {
+  return dispatch(call.element, [&](auto typed) {
+    using T = decltype(typed);
     using Acc = typename Accumulate<T>::type;
     const Finish<Acc> finish{
-        NormPolicy::kL2, 1, 0.0, nullptr, nullptr, static_cast<const Acc*>(center),
-        static_cast<Acc*>(statistics), nullptr, nullptr};
-    const auto* const data = static_cast<const T*>(x);
+        NormPolicy::kL2, 1, 0.0, nullptr, nullptr, static_cast<const Acc*>(call.center),
+        static_cast<Acc*>(call.statistics), nullptr, nullptr};
+    const auto* const x = static_cast<const T*>(call.x);
     const auto queue = static_cast<cudaStream_t>(stream);
-    if (center == nullptr) {
-      launch_sums<Sums::kMoments, T>(at, data, nullptr, nullptr, partial, finish, queue);
+    if (call.center == nullptr) {
+      launch_sums<Sums::kMoments, T>(call.at, x, nullptr, nullptr, call.partial, finish, queue);
     } else {
-      launch_sums<Sums::kAbsolute, T>(at, data, nullptr, nullptr, partial, finish, queue);
+      launch_sums<Sums::kAbsolute, T>(call.at, x, nullptr, nullptr, call.partial, finish, queue);
     }
     return launch_error();
   });
 }
 
-const char* launch_norm_apply(
-    NormElement element,
-    const NormLayout& at,
-    const void* x,
-    const void* residual,
-    const void* coefficients,
-    void* y,
-    uint8_t* mask,
-    void* stream) {
-  return dispatch(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
+const char* launch_norm_apply(const NormApplyCall& call, void* stream) {
+  return dispatch(call.element, [&](auto typed) {
+    using T = decltype(typed);
     using Acc = typename Accumulate<T>::type;
-    apply<T, Acc>(
-        at, static_cast<const T*>(x), static_cast<const T*>(residual),
-        static_cast<const Acc*>(coefficients), static_cast<T*>(y), mask,
+    normalize<T>(
+        call.at,
+        {static_cast<const T*>(call.x), static_cast<const T*>(call.residual),
+         static_cast<const Acc*>(call.coefficients), static_cast<T*>(call.y), call.mask},
         static_cast<cudaStream_t>(stream));
     return launch_error();
   });

@@ -7,10 +7,14 @@
 
 namespace largebatch {
 
-
 inline int64_t partials_of(const NormLayout& at, const Cut& cut) {
   constexpr int64_t kMost = outputs_of(Sums::kGradientTop);
   return cut.parts == 1 ? 0 : kMost * cut.parts * at.ghosts() * at.channels;
+}
+
+// Counters that follow the partials: of the tiles, those of a second step, and the blocks' numbers.
+inline int64_t counters_of(const NormLayout& at, const Cut& cut) {
+  return 2 * at.ghosts() * cut.tiles + 1;
 }
 
 template <Sums What, typename T>

@@ -41,7 +41,7 @@ unsigned int* cleared_counts(
 }
 
 template <typename T>
-bool forward(const NormForward& call, cudaStream_t stream) {
+bool forward(const NormForwardCall& call, cudaStream_t stream) {
   using Acc = typename Accumulate<T>::type;
   const NormLayout& at = call.at;
   const auto kernel = slab_forward_kernel<T>;
@@ -60,7 +60,7 @@ bool forward(const NormForward& call, cudaStream_t stream) {
 }
 
 template <NormPolicy Policy, typename T>
-bool backward(const NormBackward& call, cudaStream_t stream) {
+bool backward(const NormBackwardCall& call, cudaStream_t stream) {
   using Acc = typename Accumulate<T>::type;
   const NormLayout& at = call.at;
   const auto kernel = slab_backward_kernel<T, Policy>;
@@ -85,36 +85,31 @@ bool is_for_slabs(
       access_of<T>(at, pointers) == Access::kUnits;
 }
 
-// Calls `body` with a null pointer of the element's type, but for float64.
-template <class Body>
-bool dispatch_slabs(NormElement element, const Body& body) {
-  switch (element) {
-    case NormElement::kFloat: return body(static_cast<float*>(nullptr));
-    case NormElement::kDouble: return false;
-    case NormElement::kHalf: return body(static_cast<__half*>(nullptr));
-    default: return body(static_cast<__nv_bfloat16*>(nullptr));
-  }
-}
-
 }  // namespace
 
-bool launch_slab_forward(NormElement element, const NormForward& call, void* stream) {
-  return dispatch_slabs(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
-    return is_for_slabs<T>(call.at, call.policy, {call.x, call.residual, call.y}) &&
-        forward<T>(call, static_cast<cudaStream_t>(stream));
+bool launch_slab_forward(const NormForwardCall& call, void* stream) {
+  return dispatch(call.element, [&](auto typed) {
+    using T = decltype(typed);
+    if constexpr (sizeof(T) <= 4) {
+      return is_for_slabs<T>(call.at, call.policy, {call.x, call.residual, call.y}) &&
+          forward<T>(call, static_cast<cudaStream_t>(stream));
+    }
+    return false;
   });
 }
 
-bool launch_slab_backward(NormElement element, const NormBackward& call, void* stream) {
-  return dispatch_slabs(element, [&](auto* typed) {
-    using T = std::remove_pointer_t<decltype(typed)>;
-    const auto queue = static_cast<cudaStream_t>(stream);
-    const bool fits = is_for_slabs<T>(
-        call.at, call.policy, {call.grad, call.x, call.dx, call.dresidual, call.statistics});
-    if (!fits) return false;
-    return call.policy == NormPolicy::kL2 ? backward<NormPolicy::kL2, T>(call, queue)
-                                          : backward<NormPolicy::kL1, T>(call, queue);
+bool launch_slab_backward(const NormBackwardCall& call, void* stream) {
+  return dispatch(call.element, [&](auto typed) {
+    using T = decltype(typed);
+    if constexpr (sizeof(T) <= 4) {
+      const auto queue = static_cast<cudaStream_t>(stream);
+      const bool fits = is_for_slabs<T>(
+          call.at, call.policy, {call.grad, call.x, call.dx, call.dresidual, call.statistics});
+      if (!fits) return false;
+      return call.policy == NormPolicy::kL2 ? backward<NormPolicy::kL2, T>(call, queue)
+                                            : backward<NormPolicy::kL1, T>(call, queue);
+    }
+    return false;
   });
 }
 

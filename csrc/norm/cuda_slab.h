@@ -9,26 +9,15 @@
 #include "norm/cuda_elements.h"
 #include "norm/cuda_slab_cut.h"
 #include "norm/cuda_sums.h"
+#include "norm/cuda_turns.h"
 
 namespace largebatch {
 
 // Waits until all `blocks` of a slab have come here; what they have written before can be read
-// after. All of them run, or the launch has failed; should one not come for seconds, the launch
-// ends in an error.
+// after.
 __device__ __forceinline__ void meet(unsigned int* count, int blocks) {
-  constexpr int kPatience = 1 << 24;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    atomicAdd(count, 1u);
-    int tries = 0;
-    while (atomicAdd(count, 0u) < static_cast<unsigned int>(blocks)) {
-      if (++tries == kPatience) __trap();
-      __nanosleep(100);
-    }
-  }
-  __syncthreads();
-  __threadfence();
+  raise(count);
+  wait_until(count, blocks);
 }
 
 // A block's part of a slab: `rows` pixels from `begin` on, of which a thread has those of its line.
@@ -53,7 +42,7 @@ struct Slab {
     const int64_t row = periods_of(at, at.first(ghost)) + begin;
     index = static_cast<uint32_t>((row * at.channels + place.offset) / kUnit);
     step = static_cast<uint32_t>(lines * at.channels / kUnit);
-    byte = static_cast<uint32_t>(row * at.mask_row() + place.offset / kUnit);
+    byte = static_cast<uint32_t>(row * at.mask_row());
     byte_step = static_cast<uint32_t>(lines * at.mask_row());
   }
 
@@ -218,7 +207,7 @@ __global__ void __launch_bounds__(kThreads, resident<T>(2)) slab_forward_kernel(
     read_row(table[1], slab.lane, mean);
     read_row(table[2], slab.lane, scale);
     read_row(table[3], slab.lane, bias);
-    const MaskPlace<Access::kUnits> bits_at(at, slab.place);
+    const MaskPlace<Access::kUnits, uint8_t> bits_at(at, slab.place, of.mask);
     const auto write = [&](auto with_residual, auto with_mask) {
       slab.for_each([&](int at_unit, uint32_t unit, uint32_t byte) {
         Acc values[kUnit], others[kUnit];
@@ -226,18 +215,14 @@ __global__ void __launch_bounds__(kThreads, resident<T>(2)) slab_forward_kernel(
         if (with_residual.value) {
           widen_unit(load_unit<Access::kUnits>(of.residual, unit, kUnit), others);
         }
-        int bits = 0;
 #pragma unroll
         for (int e = 0; e < kUnit; ++e) {
-          Acc one = (values[e] - mean[e]) * scale[e] + bias[e];
-          if (with_residual.value) one += others[e];
-          const bool pass = !(one <= 0);  // a NaN passes, as in torch
-          bits |= int(pass) << e;
-          values[e] = !with_mask.value || pass ? one : Acc(0);
+          values[e] = (values[e] - mean[e]) * scale[e] + bias[e];
+          if (with_residual.value) values[e] += others[e];
         }
-        if (with_mask.value) bits_at.store(of.mask + byte - bits_at.first, bits, 0);
+        if (with_mask.value) bits_at.store(byte, passing(values), 0);
         Unit<T> out;
-        narrow_unit(values, out);
+        with_mask.value ? narrow_passing(values, out) : narrow_unit(values, out);
         store_unit<Access::kUnits>(of.y, unit, kUnit, out);
       });
     };
@@ -287,13 +272,13 @@ __global__ void __launch_bounds__(kThreads, resident<T>(2)) slab_backward_kernel
     slab.place.look_up(at, of.finish.known + slab.ghost * at.channels, mean);
     __pipeline_wait_prior(0);
 
+    const MaskPlace<Access::kUnits, const uint8_t> bits_at(at, slab.place, of.mask);
     // A unit's x and its gradient behind the ReLU.
     const auto read = [&](int at_unit, uint32_t byte, Acc (&values)[kUnit], Acc (&g)[kUnit]) {
       widen_unit(units[2 * at_unit * kThreads], values);
-      widen_unit(units[(2 * at_unit + 1) * kThreads], g);
-      const int bits = of.mask == nullptr ? 255 : of.mask[byte];
-#pragma unroll
-      for (int e = 0; e < kUnit; ++e) g[e] = bits >> e & 1 ? g[e] : Acc(0);
+      Unit<T> grads = units[(2 * at_unit + 1) * kThreads];
+      if (of.mask != nullptr) grads = masked(grads, bits_at.load(byte));
+      widen_unit(grads, g);
     };
     Local<kWhat, Acc, int> local[kUnit];
     slab.for_each([&](int at_unit, uint32_t, uint32_t byte) {
@@ -324,8 +309,8 @@ __global__ void __launch_bounds__(kThreads, resident<T>(2)) slab_backward_kernel
       read(at_unit, byte, values, g);
 #pragma unroll
       for (int e = 0; e < kUnit; ++e) {
-        values[e] = of_grad[e] * g[e] +
-            spread_term<Policy>(values[e], mean[e], constant[e], spread[e], Acc(0), Acc(0));
+        const SpreadTerm<Policy, Acc> term(constant[e], spread[e], Acc(0), Acc(0));
+        values[e] = term.gradient(of_grad[e], g[e], values[e], mean[e]);
       }
       Unit<T> out;
       narrow_unit(values, out);

@@ -7,7 +7,7 @@
 namespace largebatch {
 
 // Each returns whether it has launched, or tried to; else the call is one for the usual kernels.
-bool launch_slab_forward(NormElement element, const NormForward& call, void* stream);
-bool launch_slab_backward(NormElement element, const NormBackward& call, void* stream);
+bool launch_slab_forward(const NormForwardCall& call, void* stream);
+bool launch_slab_backward(const NormBackwardCall& call, void* stream);
 
 }  // namespace largebatch

@@ -165,14 +165,31 @@ __device__ __forceinline__ void add_parts(
   }
 }
 
+// Calls `body(with_mask)` with a compile-time constant: each its own loop, without a branch in it.
+template <Sums What, class Body>
+__device__ __forceinline__ void by_mask(const uint8_t* mask, const Body& body) {
+  if (are_gradient(What) && mask != nullptr) {
+    body(std::bool_constant<are_gradient(What)>{});
+  } else {
+    body(std::false_type{});
+  }
+}
+
+// Scratch memory of a block.
+using SumMemory = double[kUnit][kThreads + 1];
+
+// Adds up share `number`. Returns, in all threads, whether the block came last and finished its tile.
 // Channels vary fastest: a thread has eight of them, a block 8 * lanes.
 template <typename T, Sums What, Access By>
-__global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kernel(
-    const NormLayout at, const Cut cut, const Summed<T> of) {
+__device__ __forceinline__ bool sum_rows(
+    const NormLayout& at,
+    const Cut& cut,
+    const Summed<T>& of,
+    unsigned int number,
+    SumMemory& shared) {
   using Acc = typename Accumulate<T>::type;
   constexpr int kOutputs = outputs_of(What), kBatch = kSumBatch<What, By>;
-  __shared__ double shared[kUnit][kThreads + 1];
-  const Share share(at, cut);
+  const Share share(at, cut, number);
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % cut.lanes, line = thread / cut.lanes, lines = kThreads / cut.lanes;
   const Place<By> place(at, share.tile * cut.lanes + lane);
@@ -193,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kern
   Index<By> index = index_of<By>((first_row + begin) * at.channels + place.offset);
   auto byte = static_cast<uint32_t>((first_row + begin) * at.mask_row() + place.offset / kUnit);
   int r = begin;
-  const auto take = [&](auto number) {
+  const auto take = [&](auto number, auto with_mask) {
     constexpr int kCount = decltype(number)::value;
     Unit<T> in[kCount], grads[kCount];
     int bits[kCount];
@@ -202,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kern
       in[k] = load_unit<By>(of.x, index + k * step, place.count);
       if constexpr (are_gradient(What)) {
         grads[k] = load_unit<By>(of.grad, index + k * step, place.count);
-        bits[k] = of.mask == nullptr ? 255 : of.mask[byte + k * byte_step];
+        if (with_mask.value) bits[k] = of.mask[byte + k * byte_step];
       }
     }
     if (are_moments(What) && r == begin) {
@@ -217,22 +234,25 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kern
     for (int k = 0; k < kCount; ++k) {
       Acc values[kUnit], g[kUnit] = {};
       widen_unit(in[k], values);
-      if constexpr (are_gradient(What)) widen_unit(grads[k], g);
+      if constexpr (are_gradient(What)) {
+        widen_unit(with_mask.value ? masked(grads[k], bits[k]) : grads[k], g);
+      }
 #pragma unroll
       for (int e = 0; e < kUnit; ++e) {
         if (By == Access::kValues && e >= place.count) continue;
-        if constexpr (are_gradient(What)) g[e] = bits[k] >> e & 1 ? g[e] : Acc(0);
         local[e].add(values[e], g[e], mean[e], kth[e]);
       }
     }
     index += kCount * step;
     byte += kCount * byte_step;
   };
-  for (; kBatch > 1 && r + (kBatch - 1) * lines < end; r += kBatch * lines) {
-    take(std::integral_constant<int, kBatch>{});
-  }
+  by_mask<What>(of.mask, [&](auto with_mask) {
+    for (; kBatch > 1 && r + (kBatch - 1) * lines < end; r += kBatch * lines) {
+      take(std::integral_constant<int, kBatch>{}, with_mask);
+    }
 #pragma unroll 1
-  for (; r < end; r += lines) take(std::integral_constant<int, 1>{});
+    for (; r < end; r += lines) take(std::integral_constant<int, 1>{}, with_mask);
+  });
 
   const int64_t count = end > begin ? (end - begin + lines - 1) / lines : 0;
   double out[kUnit][kOutputs], total[kOutputs];
@@ -254,13 +274,13 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kern
   bool is_leader = thread % together == 0 && c < at.channels;
   if (cut.parts > 1) {
     if (is_leader) {
-      const int part = static_cast<int>(blockIdx.x % cut.parts);
       for (int output = 0; output < kOutputs; ++output) {
-        of.partial[(int64_t(output) * cut.parts + part) * all + share.ghost * at.channels + c] =
+        of.partial
+            [(int64_t(output) * cut.parts + share.part) * all + share.ghost * at.channels + c] =
             total[output];
       }
     }
-    if (!is_last(of.counts + share.ghost * cut.tiles + share.tile, cut.parts)) return;
+    if (!is_last(of.counts + share.ghost * cut.tiles + share.tile, cut.parts)) return false;
     c = first_channel + thread % width;
     is_leader = thread < width && c < at.channels;
     add_parts<What>(
@@ -268,6 +288,14 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kern
         c < at.channels, total);
   }
   if (is_leader) finish_channel<What>(at, of.finish, of.x, share.ghost, c, total);
+  return true;
+}
+
+template <typename T, Sums What, Access By>
+__global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_rows_kernel(
+    const NormLayout at, const Cut cut, const Summed<T> of) {
+  __shared__ double shared[kUnit][kThreads + 1];
+  sum_rows<T, What, By>(at, cut, of, blockIdx.x, shared);
 }
 
 // The sum over the threads of a channel, a warp or the block, for its first thread.
@@ -295,15 +323,15 @@ __device__ __forceinline__ void sum_threads(double (&total)[outputs_of(What)], i
   }
 }
 
-// Planar: cut.lanes threads, a warp or the block, have one channel, and its rows in the samples of
+// The same, planar: cut.lanes threads, a warp or the block, have one channel, and its rows in the samples of
 // a part. Where rows are no multiples of eight values (kAcross), the units are those of the memory,
 // and what belongs to the rows before and after is left out.
 template <typename T, Sums What, Access By>
-__global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_kernel(
-    const NormLayout at, const Cut cut, const Summed<T> of) {
+__device__ __forceinline__ bool sum_planar(
+    const NormLayout& at, const Cut& cut, const Summed<T>& of, unsigned int number) {
   using Acc = typename Accumulate<T>::type;
   constexpr int kOutputs = outputs_of(What), kBatch = kSumBatch<What, By>;
-  const Share share(at, cut);
+  const Share share(at, cut, number);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % cut.lanes;
   const int64_t all = at.ghosts() * at.channels;
   const int64_t c = share.tile * (kThreads / cut.lanes) + thread / cut.lanes;
@@ -334,7 +362,6 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
   const auto first_byte =
       static_cast<uint32_t>(at.first(share.ghost) * mask_period_of(at) + c * at.mask_row());
   const auto bits_here = [&]() -> int {
-    if (of.mask == nullptr) return 255;
     const uint8_t* const bytes = of.mask + (first_byte + sample * mask_period);
     if (By != Access::kAcross || skew == 0) return bytes[unit];
     const int low = unit > 0 ? bytes[unit - 1] : 0, high = unit < mask_bytes ? bytes[unit] : 0;
@@ -347,7 +374,7 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
       : 0;
   int64_t count = int64_t(mine) * kUnit;  // of values, but for those that are left out
   int done = 0;
-  const auto take = [&](auto number) {
+  const auto take = [&](auto number, auto with_mask) {
     constexpr int kCount = decltype(number)::value;
     Unit<T> in[kCount], grads[kCount];
     int bits[kCount], position[kCount];
@@ -357,7 +384,7 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
       in[k] = load_unit<By>(of.x, index, length - position[k]);
       if constexpr (are_gradient(What)) {
         grads[k] = load_unit<By>(of.grad, index, length - position[k]);
-        bits[k] = bits_here();
+        if (with_mask.value) bits[k] = bits_here();
       }
       unit += unit_step;
       sample += sample_step;
@@ -372,7 +399,9 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
     for (int k = 0; k < kCount; ++k) {
       Acc values[kUnit], g[kUnit] = {};
       widen_unit(in[k], values);
-      if constexpr (are_gradient(What)) widen_unit(grads[k], g);
+      if constexpr (are_gradient(What)) {
+        widen_unit(with_mask.value ? masked(grads[k], bits[k]) : grads[k], g);
+      }
       if (are_moments(What) && done + k == 0) {
         Acc value = values[0];
 #pragma unroll
@@ -386,15 +415,18 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
 #pragma unroll
       for (int e = 0; e < kUnit; ++e) {
         if (By != Access::kUnits && (e >= left || position[k] + e < 0)) continue;
-        if constexpr (are_gradient(What)) g[e] = bits[k] >> e & 1 ? g[e] : Acc(0);
         local.add(values[e], g[e], mean, kth);
       }
     }
     done += kCount;
   };
-  while (kBatch > 1 && done + kBatch <= mine) take(std::integral_constant<int, kBatch>{});
+  by_mask<What>(of.mask, [&](auto with_mask) {
+    while (kBatch > 1 && done + kBatch <= mine) {
+      take(std::integral_constant<int, kBatch>{}, with_mask);
+    }
 #pragma unroll 1
-  while (done < mine) take(std::integral_constant<int, 1>{});
+    while (done < mine) take(std::integral_constant<int, 1>{}, with_mask);
+  });
 
   double total[kOutputs], origin = 0;
   if (are_moments(What) && active) {
@@ -404,12 +436,11 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
   sum_threads<What>(total, cut.lanes);
   if (cut.parts > 1) {
     if (active && lane == 0) {
-      const int part = static_cast<int>(blockIdx.x % cut.parts);
       for (int output = 0; output < kOutputs; ++output) {
-        of.partial[(int64_t(output) * cut.parts + part) * all + row] = total[output];
+        of.partial[(int64_t(output) * cut.parts + share.part) * all + row] = total[output];
       }
     }
-    if (!is_last(of.counts + share.ghost * cut.tiles + share.tile, cut.parts)) return;
+    if (!is_last(of.counts + share.ghost * cut.tiles + share.tile, cut.parts)) return false;
 #pragma unroll
     for (int output = 0; output < kOutputs; ++output) {
       total[output] = active
@@ -419,6 +450,13 @@ __global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_ke
     sum_threads<What>(total, cut.lanes);
   }
   if (active && lane == 0) finish_channel<What>(at, of.finish, of.x, share.ghost, c, total);
+  return true;
+}
+
+template <typename T, Sums What, Access By>
+__global__ void __launch_bounds__(kThreads, kSumResident<T, What>) sum_planar_kernel(
+    const NormLayout at, const Cut cut, const Summed<T> of) {
+  sum_planar<T, What, By>(at, cut, of, blockIdx.x);
 }
 
 }  // namespace largebatch

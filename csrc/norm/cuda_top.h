@@ -1,5 +1,5 @@
-// CUDA kernel of top-k for k of at least 2: the k-th largest deviation, and the mean of the k
-// largest. For k = 1 the sums know it (Sums::kExtremes).
+// Top-k for k of at least 2: the k-th largest deviation, and the mean of the k largest, once the mean
+// is there. For k = 1 the sums know it (Sums::kExtremes).
 
 #pragma once
 
@@ -37,24 +37,28 @@ __device__ __forceinline__ void choose_digit(
   *digit = static_cast<unsigned int>(one);
 }
 
-// One block a channel of a ghost (planar) or eight: the k-th largest deviation by its bits, eight
-// at a time from the top (the bits of positive floating-point numbers are in the order of the
+// Channels of a block.
+template <bool Planar>
+constexpr int kTopChannels = Planar ? 1 : kUnit;
+
+// By one block, channels first, first + 1, ... of a ghost: the k-th largest deviation by its bits,
+// eight at a time from the top (the bits of positive floating-point numbers are in the order of the
 // numbers), then the mean.
 template <typename T, bool Planar, Access By>
-__global__ void __launch_bounds__(kThreads, 2) top_kernel(
-    const NormLayout at,
-    const T* const x,
-    const Finish<typename Accumulate<T>::type> finish) {
+__device__ __forceinline__ void find_top(
+    const NormLayout& at,
+    const T* x,
+    const Finish<typename Accumulate<T>::type>& finish,
+    int64_t ghost,
+    int64_t first,
+    SumMemory& shared) {
   using Acc = typename Accumulate<T>::type;
   using Bits = decltype(bits_of(Acc(0)));
-  constexpr int kChannels = Planar ? 1 : kUnit;
-  __shared__ double shared[kUnit][kThreads + 1];
+  constexpr int kChannels = kTopChannels<Planar>;
   __shared__ unsigned int histogram[kChannels][256];
   __shared__ unsigned int chosen[kChannels], left[kChannels];
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t all = at.ghosts() * at.channels;
-  const int64_t tiles = (at.channels + kChannels - 1) / kChannels;
-  const int64_t ghost = blockIdx.x / tiles, first = blockIdx.x % tiles * kChannels;
   const auto n = static_cast<uint32_t>(at.values(ghost));
   const auto k = static_cast<unsigned int>(min(finish.top, int64_t(n)));
   const int count = static_cast<int>(min(int64_t(kChannels), at.channels - first));

@@ -98,6 +98,89 @@ __device__ __forceinline__ void narrow_unit(const Acc (&values)[kUnit], Unit<T>&
   for (int e = 0; e < kUnit; ++e) narrow(values[e], unit.values[e]);
 }
 
+// Words whose halves, or all of them, are filled with the sign of a byte each: PTX's prmt, of which
+// CUDA's __byte_perm knows no more than the copying of bytes.
+__device__ __forceinline__ uint32_t fill_by_signs(uint32_t bytes, uint32_t selector) {
+  uint32_t word = 0;
+#ifdef __CUDA_ARCH__
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(word) : "r"(bytes), "r"(selector));
+#else
+  for (int byte = 0; byte < 4; ++byte) {
+    const uint32_t sign = bytes >> (8 * (selector >> 4 * byte & 3) + 7) & 1;
+    word |= sign * 0xffu << 8 * byte;
+  }
+#endif
+  return word;
+}
+
+// A unit without the values whose bit of the mask is not set. Four bits at a time become the signs of
+// four bytes; to test each bit would take twice as many instructions.
+template <typename T>
+__device__ __forceinline__ Unit<T> masked(const Unit<T>& unit, int bits) {
+  Unit<T> kept;
+  if constexpr (sizeof(T) > 4) {
+#pragma unroll
+    for (int e = 0; e < kUnit; ++e) kept.values[e] = bits >> e & 1 ? unit.values[e] : T(0);
+  } else {
+    constexpr uint32_t kSelectors[] = {0x9988, 0xbbaa, 0x8888, 0x9999, 0xaaaa, 0xbbbb};
+    constexpr int kWords = sizeof(T);  // of four values
+    uint32_t words[2 * kWords];
+    memcpy(words, &unit, sizeof(words));
+#pragma unroll
+    for (int word = 0; word < 2 * kWords; ++word) {
+      const uint32_t signs = (word < kWords ? bits & 15 : bits >> 4 & 15) * 0x10204080u;
+      words[word] &= fill_by_signs(signs, kSelectors[word % kWords + (kWords == 2 ? 0 : 2)]);
+    }
+    memcpy(&kept, words, sizeof(words));
+  }
+  return kept;
+}
+
+// Whether values pass a ReLU, as bits. A NaN does, as in torch.
+template <typename Acc>
+__device__ __forceinline__ int passing(const Acc (&values)[kUnit]) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(Acc) == 4) {
+    // Ones and zeros add up to the bits of a number: fewer instructions than by predicates.
+    float sum = 8388608.0f;  // 2^23
+#pragma unroll
+    for (int e = 0; e < kUnit; ++e) {
+      float one;
+      asm("set.gtu.f32.f32 %0, %1, 0f00000000;" : "=f"(one) : "f"(values[e]));
+      sum += one * static_cast<float>(1 << e);
+    }
+    return static_cast<int>(__float_as_uint(sum) & 255);
+  }
+#endif
+  int bits = 0;
+#pragma unroll
+  for (int e = 0; e < kUnit; ++e) bits |= int(!(values[e] <= 0)) << e;
+  return bits;
+}
+
+// narrow_unit() behind a ReLU, which comes with the conversion where that gives 16 bits.
+template <typename T, typename Acc>
+__device__ __forceinline__ void narrow_passing(const Acc (&values)[kUnit], Unit<T>& unit) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (sizeof(T) == 2) {
+    uint32_t words[kUnit / 2];
+#pragma unroll
+    for (int pair = 0; pair < kUnit / 2; ++pair) {
+      const float low = values[2 * pair], high = values[2 * pair + 1];
+      if constexpr (std::is_same_v<T, __half>) {
+        asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(words[pair]) : "f"(high), "f"(low));
+      } else {
+        asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(words[pair]) : "f"(high), "f"(low));
+      }
+    }
+    memcpy(&unit, words, sizeof(words));
+    return;
+  }
+#endif
+#pragma unroll
+  for (int e = 0; e < kUnit; ++e) narrow(values[e] <= 0 ? Acc(0) : values[e], unit.values[e]);
+}
+
 // How a kernel is cut into blocks; a function of the shape alone, see cuda_cut.h. A block has
 // `lanes` threads along a period and the rest along periods; `tiles` blocks are a period, `parts` a
 // ghost.
@@ -126,13 +209,13 @@ __host__ __device__ __forceinline__ int64_t units_of(const NormLayout& at, Acces
 // Where a block's share of the periods is.
 struct Share {
   int64_t ghost, tile;
-  int begin, end;  // in the ghost
+  int part, begin, end;  // the last two in the ghost
 
-  __device__ __forceinline__ Share(const NormLayout& at, const Cut& cut) {
+  __device__ __forceinline__ Share(const NormLayout& at, const Cut& cut, unsigned int number) {
     const auto parts = static_cast<unsigned int>(cut.parts);
     const auto tiles = static_cast<unsigned int>(cut.tiles);
-    const unsigned int block = blockIdx.x / parts;
-    const auto part = static_cast<int>(blockIdx.x - block * parts);
+    const unsigned int block = number / parts;
+    part = static_cast<int>(number - block * parts);
     ghost = block / tiles;
     tile = block % tiles;
     const auto all = static_cast<int>(periods_of(at, at.size(ghost)));
@@ -193,20 +276,23 @@ struct Place {
   }
 };
 
-// The bits of a place in the mask of its period. Where units cross the rows, bytes do not begin
-// with them: up to two begin in a unit, and may end in the next one's.
-template <Access By>
+// The bits of a place in the masks of its periods. Where units cross the rows, bytes do not begin
+// with them: up to two begin in a unit, and may end in the next one's. `Byte` is const to load.
+template <Access By, typename Byte>
 struct MaskPlace {
-  int64_t first, second;  // bytes: of the unit or that begin in it, else -1 (kAcross)
-  int from, length;       // bits of `first` in the unit and the next, its number of bits
+  Byte* first;   // of the unit, or that begins in it (kAcross); null without one
+  Byte* second;  // that begins in it (kAcross)
+  int from, length;  // bits of `first` in the unit and the next, its number of bits
   int second_from;
-  bool pads;              // a byte without bits follows `first`, for rows fill up to 16 bits
-  int64_t low, high, next;  // bytes that hold bits of the unit (kAcross)
+  bool pads;     // a byte without bits follows `first`, for rows fill up to 16 bits
+  Byte *low, *high, *next;  // bytes that hold bits of the unit (kAcross)
   int shift, in_row;
 
-  __device__ __forceinline__ MaskPlace(const NormLayout& at, const Place<By>& place) {
+  // `mask` is that of all periods; without `owns` no byte is the place's to store.
+  __device__ __forceinline__ MaskPlace(
+      const NormLayout& at, const Place<By>& place, Byte* mask, bool owns = true) {
     const int64_t row = at.mask_row(), row_units = row_units_of(at);
-    const int64_t base = at.planar ? place.channel * row : 0;
+    Byte* const base = mask + (at.planar ? place.channel * row : 0);
     if constexpr (By != Access::kAcross) {
       first = base + place.position / kUnit;
       pads = place.position / kUnit == row_units - 1 && row > row_units;
@@ -214,35 +300,37 @@ struct MaskPlace {
       const auto length_of_row = static_cast<int>(at.length);
       const int left = length_of_row - place.position;  // of the row
       from = (kUnit - place.position % kUnit) % kUnit;
-      first = from < left ? base + (place.position + from) / kUnit : -1;
+      first = from < left && owns ? base + (place.position + from) / kUnit : nullptr;
       length = min(kUnit, left - from);
-      pads = (place.position + from) / kUnit == row_units - 1 && row > row_units;
-      second = left < kUnit && place.channel + 1 < at.channels ? base + row : -1;
+      pads = first != nullptr && (place.position + from) / kUnit == row_units - 1 &&
+          row > row_units;
+      next = left < kUnit && place.channel + 1 < at.channels ? base + row : nullptr;
+      second = owns ? next : nullptr;
       second_from = left;
       low = base + place.position / kUnit;
       high = place.position / kUnit + 1 < row ? low + 1 : low;
-      next = second;
       shift = place.position % kUnit;
       in_row = min(kUnit, left);
     }
   }
 
-  __device__ __forceinline__ int load(const uint8_t* mask) const {
-    if constexpr (By != Access::kAcross) return mask[first];
-    const int here = ((mask[low] | mask[high] << 8) >> shift) & ((1 << in_row) - 1);
-    return next < 0 ? here : here | mask[next] << in_row;
+  // `period` is where the mask of a period begins.
+  __device__ __forceinline__ int load(uint32_t period) const {
+    if constexpr (By != Access::kAcross) return first[period];
+    const int here = (low[period] | high[period] << 8) >> shift & ((1 << in_row) - 1);
+    return next == nullptr ? here : here | next[period] << in_row;
   }
 
   // `following` is the bits of the next unit.
-  __device__ __forceinline__ void store(uint8_t* mask, int bits, int following) const {
+  __device__ __forceinline__ void store(uint32_t period, int bits, int following) const {
     if constexpr (By == Access::kAcross) {
-      bits |= following << kUnit;
-      if (second >= 0) mask[second] = static_cast<uint8_t>(bits >> second_from);
-      if (first < 0) return;
+      bits += following * (1 << kUnit);
+      if (second != nullptr) second[period] = static_cast<uint8_t>(bits >> second_from);
       bits = bits >> from & ((1 << length) - 1);
     }
-    mask[first] = static_cast<uint8_t>(bits);
-    if (pads) mask[first + 1] = 0;
+    uint8_t* const byte = first + period;
+    if (By != Access::kAcross || first != nullptr) *byte = static_cast<uint8_t>(bits);
+    if (pads) byte[1] = 0;
   }
 };
 

@@ -15,22 +15,22 @@ struct NormLayout {
   int64_t samples, channels, length;
   int64_t ghost_size, full;
 
-  LARGEBATCH_NORM_HD int64_t ghosts() const { return full + (full * ghost_size < samples ? 1 : 0); }
-  LARGEBATCH_NORM_HD int64_t ghost_of(int64_t sample) const {
+  LARGEBATCH_HOST_DEVICE int64_t ghosts() const { return full + (full * ghost_size < samples ? 1 : 0); }
+  LARGEBATCH_HOST_DEVICE int64_t ghost_of(int64_t sample) const {
     const int64_t ghost = sample / ghost_size;
     return ghost < full ? ghost : full;
   }
-  LARGEBATCH_NORM_HD int64_t first(int64_t ghost) const { return ghost * ghost_size; }
-  LARGEBATCH_NORM_HD int64_t size(int64_t ghost) const {
+  LARGEBATCH_HOST_DEVICE int64_t first(int64_t ghost) const { return ghost * ghost_size; }
+  LARGEBATCH_HOST_DEVICE int64_t size(int64_t ghost) const {
     return ghost < full ? ghost_size : samples - full * ghost_size;
   }
-  LARGEBATCH_NORM_HD int64_t values(int64_t ghost) const { return size(ghost) * length; }
+  LARGEBATCH_HOST_DEVICE int64_t values(int64_t ghost) const { return size(ghost) * length; }
 
   // The ReLU's mask: element i of row r (of `row_length` values) is bit i % 8 of byte
   // r * mask_row + i / 8; rows fill up to 16 bits.
-  LARGEBATCH_NORM_HD int64_t row_length() const { return planar ? length : channels; }
-  LARGEBATCH_NORM_HD int64_t mask_rows() const { return samples * (planar ? channels : length); }
-  LARGEBATCH_NORM_HD int64_t mask_row() const { return (row_length() + 15) / 16 * 2; }
+  LARGEBATCH_HOST_DEVICE int64_t row_length() const { return planar ? length : channels; }
+  LARGEBATCH_HOST_DEVICE int64_t mask_rows() const { return samples * (planar ? channels : length); }
+  LARGEBATCH_HOST_DEVICE int64_t mask_row() const { return (row_length() + 15) / 16 * 2; }
 };
 
 }  // namespace largebatch

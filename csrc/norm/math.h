@@ -15,17 +15,13 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define LARGEBATCH_NORM_HD __host__ __device__ __forceinline__
-#else
-#define LARGEBATCH_NORM_HD inline __attribute__((always_inline))
-#endif
+#include "common/host_device.h"
 
 namespace largebatch {
 
 enum class NormPolicy : int64_t { kL2 = 0, kL1 = 1, kTopK = 2 };
 
-LARGEBATCH_NORM_HD double norm_constant(NormPolicy policy, int64_t count) {
+LARGEBATCH_HOST_DEVICE double norm_constant(NormPolicy policy, int64_t count) {
   constexpr double kPi = 3.14159265358979323846;
   if (policy == NormPolicy::kL2) return 1.0;
   if (policy == NormPolicy::kL1) return sqrt(kPi / 2);
@@ -33,7 +29,7 @@ LARGEBATCH_NORM_HD double norm_constant(NormPolicy policy, int64_t count) {
   return 0.5 * (1 + sqrt(kPi * log(4.0))) / sqrt(2 * log(n));
 }
 
-LARGEBATCH_NORM_HD double inverse_scale(
+LARGEBATCH_HOST_DEVICE double inverse_scale(
     NormPolicy policy, double spread, double constant, double eps) {
   return policy == NormPolicy::kL2 ? 1 / sqrt(spread + eps) : 1 / (constant * spread + eps);
 }
@@ -55,7 +51,7 @@ struct GradientTerms {
 };
 
 template <typename Acc>
-LARGEBATCH_NORM_HD GradientTerms<Acc> gradient_terms(
+LARGEBATCH_HOST_DEVICE GradientTerms<Acc> gradient_terms(
     NormPolicy policy,
     const GradientSums& sums,
     int64_t count,
@@ -79,7 +75,7 @@ LARGEBATCH_NORM_HD GradientTerms<Acc> gradient_terms(
 }
 
 // Values as large as the k-th largest share what is left of k evenly among them.
-LARGEBATCH_NORM_HD double tie_share(int64_t top, double above, double equal) {
+LARGEBATCH_HOST_DEVICE double tie_share(int64_t top, double above, double equal) {
   return equal > 0 ? (static_cast<double>(top) - above) / equal : 0.0;
 }
 

@@ -5,6 +5,26 @@
 // channels-last layouts are kept, others become contiguous. Statistics, weight and bias are float64
 // for float64 input, else float32. The first `full` ghosts have `ghost_size` samples, and those that
 // are left make one more.
+//
+// Files of this folder, from the top:
+//
+//   norm.h           the operators         layout_checks.h  their arguments, checked
+//   calls.h          what a back end gets  layout.h, math.h where values lie; the formulas
+//
+//   cpu.cpp          what is done with a section of a call  cpu_sections.h  how calls are cut
+//   cpu_kernels.h    the kernels' table; cpu_table.h fills it, cpu_base.cpp, cpu_avx2.cpp and
+//                    cpu_avx512.cpp each for its instructions
+//   cpu_planar.h, cpu_rows.h  the kernels by layout         cpu_common.h    what these share
+//
+//   cuda.cpp         devices, scratch memory                cuda.h          the launchers' calls
+//   cuda_forward.cu, cuda_backward.cu  sums, then values, in a launch each
+//     cuda_units.h     a unit of work, its place and mask   cuda_cut.h      heuristics
+//     cuda_sums.h      sums over channels                   cuda_finish.h   from sums to coefficients
+//     cuda_spread.h    the mean, then what needs it         cuda_top.h      top-k
+//     cuda_elements.h  the kernels that write               cuda_turns.h    blocks that wait
+//     cuda_launch_sums.h
+//   cuda_slab.cu     a ghost read once, in one launch: cuda_slab.h, cuda_slab_cut.h (when, and how
+//                    cut), cuda_slab_launch.h
 
 #pragma once
 

@@ -86,6 +86,7 @@ class Bundle:
         absent: stands for the master of a parameter without one.
         fit: of the parameters' states.
         rules: what decays and adaptations in ``settings`` were made from.
+        rates: what its rates were: one a group, for a number of parameters.
         sharded: whether the parameters are DTensors.
         whole: whether every tensor is a parameter.
     """
@@ -102,6 +103,7 @@ class Bundle:
     absent: Tensor
     fit: Fit
     rules: list[tuple[Any, ...]] = field(default_factory=list)
+    rates: list[tuple[float, int]] = field(default_factory=list)
     sharded: bool = False
     whole: bool = True
 

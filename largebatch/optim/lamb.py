@@ -279,10 +279,12 @@ class LAMB(LayerwiseOptimizer):
 
     def _steps(self, bundle: Bundle) -> list[Tensor]:
         """Return a step count a tensor; the pieces of a split parameter count apart in a call."""
-        states = [self.state[param] for param in bundle.params]
-        for param, state in zip(bundle.params, states, strict=True):
-            if "step" not in state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+        states = bundle.fit.last
+        if not all("step" in state for state in states):
+            for param, state in zip(bundle.params, states, strict=True):
+                state.setdefault(
+                    "step", torch.zeros((), dtype=torch.float32, device=param.device)
+                )
         if bundle.whole:
             return [state["step"] for state in states]
         return [states[piece.param]["step"].clone() for piece in bundle.pieces]

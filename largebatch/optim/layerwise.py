@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -184,10 +184,14 @@ class LayerwiseOptimizer(ScaledStep, Optimizer):
             owner = [group for group, params in bundle.groups for _ in params]
             rows = [(0.0, *self.treatment(owner[p.param], p.ndim)) for p in bundle.pieces]
             bundle.settings = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3)
+            bundle.rates = []
         rates = [
             (1.0 if isinstance(group["lr"], Tensor) else number(group["lr"]), len(params))
             for group, params in bundle.groups
         ]
+        if rates == bundle.rates:
+            return
+        bundle.rates = rates
         if len({rate for rate, _ in rates}) == 1:
             bundle.settings[:, 0] = rates[0][0]
         else:
@@ -234,16 +238,13 @@ class LayerwiseOptimizer(ScaledStep, Optimizer):
         ]
 
     def _step_bundle(self, bundle: Bundle, factor: Tensor | None, found_inf: Tensor | None) -> None:
-        grads = []
-        for param in bundle.params:
-            assert param.grad is not None
-            grads.append(param.grad)
+        grads = [cast(Tensor, param.grad) for param in bundle.params]
         check_dense(type(self).__name__, grads)
         names = self.moment_names(bundle.common)
         states = bundle.fit.states(self.state, bundle.params, names, bundle.common)
         moments = [bundle.parts([state[name] for state in states]) for name in names]
         masters: list[Tensor] = []
-        if any("master" in state for state in states):
+        if bundle.fit.mastered:
             masters = bundle.parts([state.get("master", bundle.absent) for state in states])
         device = bundle.norms.device
         lr = bundle.groups[0][0]["lr"]

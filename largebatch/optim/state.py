@@ -57,11 +57,19 @@ def begin_state(
 
 
 class Fit:
-    """Remembers what states were last made to fit, so that a step need not look at each again."""
+    """Remembers what states were last made to fit, so that a step need not look at each again.
+
+    Attributes:
+        last: the states that were returned last.
+        mastered: whether some of them have a master.
+    """
 
     def __init__(self) -> None:
+        self.last: list[dict[str, Any]] = []
+        self.mastered = False
         self._params: list[Tensor] = []
         self._rest: tuple[Any, ...] = ()
+        self._held: list[dict[str, Any]] = []
 
     def states(
         self,
@@ -76,16 +84,24 @@ class Fit:
             held: an optimizer's ``state``.
         """
         dtypes = [param.dtype for param in params]
-        mastered = bool(group["master_weights"]) and not SIXTEEN_BIT.isdisjoint(dtypes)
+        self.mastered = bool(group["master_weights"]) and not SIXTEEN_BIT.isdisjoint(dtypes)
         rest = (dtypes, moments, group["master_weights"], group.get("state_dtype"))
-        states = [held[param] for param in params] if moments or mastered else []
-        lists = len(params) == len(self._params) and all(map(is_, params, self._params))
-        if (
-            not lists
-            or rest != self._rest
-            or any(name not in state for name in moments for state in states)
-            or (
-                mastered
+        same = (
+            rest == self._rest
+            and len(params) == len(self._params)
+            and all(map(is_, params, self._params))
+        )
+        # A tensor's hash is Python: to see that no state was replaced takes a fourth of looking up.
+        if not same or len(held) != len(self._held) or not all(map(is_, held.values(), self._held)):
+            wanted = moments or self.mastered
+            self.last = [held[param] for param in params] if wanted else []
+            self._held = list(held.values())
+        states = self.last
+        if not (
+            same
+            and all(name in state for name in moments for state in states)
+            and not (
+                self.mastered
                 and any(
                     "master" not in s
                     for p, s in zip(params, states, strict=True)

@@ -4,7 +4,7 @@
 // threads. On a GPU, compiled by nvcc: for compute-sanitizer (benchmarks/sanitize.py). Prints a hash of
 // all results for each family, and the barriers that the emulated machine has met.
 //
-//   driver [norms] [slabs] [optimizers] [others]
+//   driver [norms] [spreads] [slabs] [optimizers] [others]
 
 #include <cuda_runtime.h>
 
@@ -130,39 +130,60 @@ static void norms() {
             mask(at.mask_rows() * at.mask_row());
         const auto weight = elements(type == 1 ? 1 : 0, at.channels);
         const auto partial = Array<double>::scratch(norm_partials(at));
-        const auto element = static_cast<NormElement>(type);
+        const auto element = static_cast<Element>(type);
         const auto rule = static_cast<NormPolicy>(policy);
         check(launch_norm_forward(
-            element,
-            {at, rule, top, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
+            {element, at, rule, top, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
              statistics.data(), mask.data(), partial.data(), coefficients.data()},
             nullptr));
         check(launch_norm_backward(
-            element,
-            {at, rule, top, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
+            {element, at, rule, top, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
              mask.data(), dx.data(), dresidual.data(), sums.data(), partial.data(),
              coefficients.data()},
             nullptr));
         for (const auto& result : {y, dx, dresidual, statistics, sums, mask}) keep(result);
         if (at.ghosts() != 1) continue;
-        check(launch_norm_moments(
-            element, at, x.data(), nullptr, partial.data(), statistics.data(), nullptr));
-        keep(statistics);
-        check(launch_norm_moments(
-            element, at, x.data(), weight.data(), partial.data(), statistics.data(), nullptr));
-        keep(statistics);
+        for (const void* const center : {(const void*)nullptr, (const void*)weight.data()}) {
+          check(launch_norm_moments(
+              {element, at, x.data(), center, partial.data(), statistics.data()}, nullptr));
+          keep(statistics);
+        }
         check(launch_norm_apply(
-            element, at, x.data(), nullptr, coefficients.data(), y.data(), mask.data(), nullptr));
+            {element, at, x.data(), nullptr, coefficients.data(), y.data(), mask.data()}, nullptr));
         check(launch_norm_gradient_sums(
-            element, at, rule, residual.data(), x.data(), mask.data(), statistics.data(),
-            partial.data(), sums.data(), nullptr));
+            {element, at, rule, residual.data(), x.data(), mask.data(), statistics.data(),
+             partial.data(), sums.data()},
+            nullptr));
         for (const auto& result : {y, mask, sums}) keep(result);
         const Bytes six(static_cast<size_t>(6 * table * wide));
         check(launch_norm_gradient(
-            element, at, rule, residual.data(), x.data(), mask.data(), six.data(), dx.data(),
-            dresidual.data(), nullptr));
+            {element, at, rule, residual.data(), x.data(), mask.data(), six.data(), dx.data(),
+             dresidual.data()},
+            nullptr));
         for (const auto& result : {dx, dresidual}) keep(result);
       }
+    }
+  }
+}
+
+// What waits for other blocks in a launch of the usual kind: L1's and top-k's forward, cut in parts.
+static void spreads() {
+  const NormLayout shapes[] = {
+      {false, 9, 8, 500, 9, 1}, {false, 6, 20, 4, 2, 3}, {true, 10, 2, 600, 10, 1},
+      {true, 6, 9, 25, 3, 2}};
+  for (const NormLayout& at : shapes) {
+    for (const NormPolicy rule : {NormPolicy::kL1, NormPolicy::kTopK}) {
+      const auto x = elements(3, at.samples * at.channels * at.length);
+      const auto y = x;
+      const Array<float> statistics(3 * at.ghosts() * at.channels),
+          coefficients(kNormCoefficients * at.ghosts() * at.channels);
+      const auto partial = Array<double>::scratch(norm_partials(at));
+      check(launch_norm_forward(
+          {Element::kBFloat16, at, rule, 3, 1e-5, x.data(), nullptr, nullptr, nullptr, y.data(),
+           statistics.data(), nullptr, partial.data(), coefficients.data()},
+          nullptr));
+      keep(y);
+      keep(statistics);
     }
   }
 }
@@ -180,15 +201,13 @@ static void slabs() {
         const Bytes mask(at.mask_rows() * at.mask_row());
         const auto weight = elements(0, at.channels);
         const auto partial = Array<double>::scratch(norm_partials(at));
-        const auto element = static_cast<NormElement>(type);
+        const auto element = static_cast<Element>(type);
         check(launch_norm_forward(
-            element,
-            {at, rule, 1, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
+            {element, at, rule, 1, 1e-5, x.data(), residual.data(), weight.data(), weight.data(), y.data(),
              statistics.data(), mask.data(), partial.data(), nullptr},
             nullptr));
         check(launch_norm_backward(
-            element,
-            {at, rule, 1, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
+            {element, at, rule, 1, 1e-5, residual.data(), x.data(), weight.data(), statistics.data(),
              mask.data(), dx.data(), dresidual.data(), sums.data(), partial.data(), nullptr},
             nullptr));
         for (const auto& result : {y, dx, dresidual, mask}) keep(result);
@@ -321,6 +340,7 @@ int main(int count, char** arguments) {
   for (int index = 1; index < count; ++index) {
     const std::string family = arguments[index];
     if (family == "norms") norms();
+    if (family == "spreads") spreads();
     if (family == "slabs") slabs();
     if (family == "optimizers") optimizers();
     if (family == "others") others();

@@ -16,7 +16,7 @@ import torch
 from largebatch import _ops
 
 ORDERS = ("backward", "random:1", "random:2", "random:3")
-FAMILIES = ("norms", "slabs", "optimizers", "others")
+FAMILIES = ("norms", "spreads", "slabs", "optimizers", "others")
 ops = torch.ops.largebatch
 
 
