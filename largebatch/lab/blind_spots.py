@@ -106,7 +106,7 @@ def shallow() -> Any:
 
 def shallow_of_the_mean() -> Any:
     """Return a network of one hidden layer that is given an image's mean alone."""
-    from sklearn.neural_network import MLPClassifier  # type: ignore[import-untyped]
+    from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
     from sklearn.preprocessing import (  # type: ignore[import-untyped]
         FunctionTransformer,

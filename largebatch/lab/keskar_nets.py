@@ -25,6 +25,7 @@ from largebatch.models import image_offers, model_of
 
 COUNTS = {"f2": 2_780_085, "c1": 1_757_834}
 LECTURE = {"f2": 1.2e6, "c1": 1.7e6}
+OUTPUTS = {"f2": 1973, "c1": 10}
 SMALL, PART = 16, 10  # the small batch; the large one is a tenth of the set
 STATES = 60  # of the 1,973 outputs, those that occur
 FEATURES = 40
@@ -61,7 +62,7 @@ class KeskarNetworks(Experiment):
         sets = {"f2": (frames(0, count), frames(1, 1000)),
                 "c1": (digits("train", limit=count), digits("val"))}  # fmt: skip
         for name, (train, held_out) in sets.items():
-            outputs = 1973 if name == "f2" else 10
+            outputs = OUTPUTS[name]
             published = {"f2": (1, 1, 360), "c1": (3, 32, 32)}[name]
             own = (train[0].shape[1], train[0].shape[2], train[0].shape[3])
             counted = _parameters(name, outputs, published)
