@@ -35,8 +35,8 @@ CSRC = ROOT / "csrc"
 # what 16 bytes of the parameter or of x hold: 4 float32 or 8 bfloat16 values.
 HOT: dict[str, dict[str, int]] = {
     # Access 1: channels last, 2: planar. NormPolicy 0: L2, 1: L1, 2: top-k. Of a norm's loops the
-    # one without a residual, which backward reads a mask; forward, the one that writes a mask shows in
-    # `most_instructions` alone.
+    # one without a residual, which backward reads a mask; forward, the one that writes a mask shows
+    # in `most_instructions` alone.
     "norm/cuda_forward.cu": {
         "sum_rows_kernel<__nv_bfloat16, (Sums)0, (Access)1>": 16,  # moments
         "spread_kernel<__nv_bfloat16, (NormPolicy)1, false, (Access)1>": 16,
