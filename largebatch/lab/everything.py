@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from largebatch._errors import RunFailure, raised
@@ -32,6 +33,7 @@ def perform_all(folder: Path, quick: bool, seeds: int | None) -> BenchmarkRecord
             if (record.details.get("quick"), record.details.get("seeds")) == size:
                 done[entry.name] = record
     waiting = {e.name: 1.0 if quick else e.factory.minutes for e in entries if e.name not in done}
+    _write_summary(folder, done)  # which says before the work whether the folder can be written
     if done:
         say(f"{len(done)} of {len(entries)} are done: read")
     failed, took, expected = [], 0.0, 0.0
@@ -55,11 +57,16 @@ def perform_all(folder: Path, quick: bool, seeds: int | None) -> BenchmarkRecord
             say(f"    {record.details['verdict']}")
         took += time.monotonic() - began
         expected += waiting.pop(name)
-    summary = summary_of([done[entry.name] for entry in entries if entry.name in done])
-    write_record(folder / "lab.json", summary)
-    _write_index(folder / "index.html", summary)
+    summary = _write_summary(folder, done)
     if failed:
         raise RunFailure(f"lab: {len(failed)} of {len(entries)} failed: {', '.join(failed)}")
+    return summary
+
+
+def _write_summary(folder: Path, done: Mapping[str, BenchmarkRecord]) -> BenchmarkRecord:
+    summary = summary_of([done[name] for name in experiments.names() if name in done])
+    write_record(folder / "lab.json", summary)
+    _write_index(folder / "index.html", summary)
     return summary
 
 

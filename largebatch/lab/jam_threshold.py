@@ -21,7 +21,7 @@ class Jamming(Experiment):
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "N*: critical number of parameters that fits D_train"
     source = "Spigler, Geiger et al. 2018, arXiv:1810.09665; Geiger et al. 2018, arXiv:1809.09349"
-    minutes = 3.0
+    minutes = 2.0
 
     def measure(self, scale: Scale) -> Findings:
         """Look for N* of random labels; then ask the logistic loss the same at one P."""
@@ -74,12 +74,16 @@ class Jamming(Experiment):
                 True,
             ),
         ]
+        notes = [
+            f"{nets} networks a shape, {steps} steps at most",
+            "inputs of 10 dimensions, so the least P are hardly more than a plane divides",
+        ]
         note = "mean over networks, of N, first seed"
         charts = [
             ("N* against P", "each seed's", scatter("P", "N*", [Series("N*", across, up)], "xy")),
             ("Broken constraints", note, lines("N / P", "broken / N", curves)),
         ]
-        return Findings(checks, rows, charts, [f"{nets} networks a shape, {steps} steps at most"])
+        return Findings(checks, rows, charts, notes)
 
 
 def _shapes(count: int, between: Sequence[int]) -> list[tuple[int, int]]:

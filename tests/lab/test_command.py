@@ -126,6 +126,9 @@ def test_mistakes_are_one_line(hall: Hall, capsys, tmp_path) -> None:
     assert "--list" in refused(capsys)
     assert "--seeds 0" in refused(capsys, "count", "--seeds=0")
     assert "--folder" in refused(capsys, "count", "--all")
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused(capsys, "--all", "--folder", str(tmp_path / "file"))
+    assert COUNTED == []
     (tmp_path / "count.json").write_text("{")
     assert "count.json" in refused(capsys, "--all", "--folder", str(tmp_path))
 
