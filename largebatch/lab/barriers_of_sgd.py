@@ -43,7 +43,7 @@ class BarriersOfSGD(Experiment):
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "no barrier crossing in SGD dynamics; barriers of order 1/N; none between solutions"
     source = "Baity-Jesi et al., Xing et al., Draxler et al. 2018; Freeman and Bruna 2017"
-    minutes = 2.5
+    minutes = 1.1
 
     def measure(self, scale: Scale) -> Findings:
         """Take the four claims in turn."""
@@ -97,7 +97,7 @@ class BarriersOfSGD(Experiment):
         ]  # fmt: skip
 
     def _strings(self, found: Findings, samples: Samples, scale: Scale) -> None:
-        widths = scale.pick((4, 8, 16), (4, 8, 16, 32, 64))
+        widths = scale.pick((8, 16, 32), (8, 16, 32, 64))
         steps, rounds = scale.pick(200, 1500), scale.pick(80, 400)
         sizes = list[float]()
         barriers = {"line": list[list[float]](), "string": list[list[float]]()}

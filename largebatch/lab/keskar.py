@@ -64,7 +64,7 @@ class SharpMinima(Experiment):
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "large-batch training finds a sharp minimum and generalizes worse; small batches: wide"
     source = "Keskar et al. 2017, section 2.2"
-    minutes = 1.5
+    minutes = 1.1
     seeds = 5
 
     def measure(self, scale: Scale) -> Findings:

@@ -53,11 +53,11 @@ class KeskarNetworks(Experiment):
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "fully connected, TIMIT N=1.2M; conv-net, CIFAR10 N=1.7M: similar training, test gap"
     source = "Keskar et al. 2017, tables 1 and 2"
-    minutes = 5.0
+    minutes = 3.6
 
     def measure(self, scale: Scale) -> Findings:
         """Compare accuracies after equal epochs of Adam, as there."""
-        count, epochs = scale.pick(240, 1442), scale.pick(3, 20)
+        count, epochs = scale.pick(240, 1442), scale.pick(3, 12)
         found = Findings([], [])
         sets = {"f2": (frames(0, count), frames(1, 1000)),
                 "c1": (digits("train", limit=count), digits("val"))}  # fmt: skip

@@ -37,7 +37,7 @@ class LossOverAPlane(Experiment):
     lecture = "Optimization Techniques (KAIST AI602)"
     claim = "large batch: a sharp minimum, along two random directions (VGG-9)"
     source = "Li et al. 2018, figure 3"
-    minutes = 5.0
+    minutes = 2.7
     seeds = 2
 
     def measure(self, scale: Scale) -> Findings:

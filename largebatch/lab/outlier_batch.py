@@ -38,7 +38,7 @@ class OutliersByBatch(Experiment):
     lecture = "An overview of empirical studies in NNs (Sagun)"
     claim = "increasing the batch size leads to larger outlier eigenvalues"
     source = "Sagun et al. 2017, section 4"
-    minutes = 1.5
+    minutes = 1.0
     seeds = 5
 
     def measure(self, scale: Scale) -> Findings:
