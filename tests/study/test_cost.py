@@ -1,0 +1,52 @@
+"""What branches will cost, from the record of the run that they leave."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from largebatch.record import RunDirectory, json_text
+from largebatch.schedule import Duration
+from largebatch.study.cost import Cost, Speed
+from largebatch.study.job import Job
+from largebatch.train.config import EmaConfig
+from largebatch.train.parse import parse
+
+
+@pytest.mark.parametrize(("averaged", "passes"), [(False, 4), (True, 8)])
+def test_a_run_says_what_a_sample_and_a_pass_take(tmp_path: Path, averaged, passes) -> None:
+    run = RunDirectory(tmp_path)
+    lines = [
+        {"split": split, "samples": n, "loss": 1.0}
+        for n, split in enumerate(["val"] * 4 + ["train"] * 9)
+    ]
+    run.metrics.write_text("".join(f"{json_text(line)}\n" for line in lines))
+    summary = {"samples": 1000, "samples_per_second": 100.0, "wall_seconds": 14.0}
+    speed = Speed.of(run, {**summary, **({"ema_loss": 1.0} if averaged else {})})
+    assert speed.sample == pytest.approx(0.01)
+    assert speed.judged == pytest.approx(4.0 / passes), "what is left of 14 s after 10 of training"
+
+
+def test_jobs_are_counted_by_their_samples_and_evaluations() -> None:
+    config = parse(["--recipe=quadratic", "--batch.size=16", "--evaluate.every=10sa"])
+    schedule = replace(config.schedule, length=Duration(1120, "sa"))
+    plain = replace(config, schedule=schedule)
+    averaged = replace(plain, ema=EmaConfig(Duration(10, "sa")))
+    cost = Cost.of([(Job("a", plain), 1000), (Job("b", averaged), 1000)])
+    # 120 samples are 8 steps of 16, and no step is followed by two evaluations.
+    assert cost == Cost(240, 8 + 16, 2)
+    assert cost.seconds(Speed(0.5, 2.0)) == (120.0, 48.0)
+
+
+def test_a_process_knows_how_long_it_has_been_there() -> None:
+    code = "import time; time.sleep(.3)\nfrom largebatch.study.cost import start_seconds as s\n"
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(s())"], capture_output=True, text=True, check=True
+    )
+    assert 0.3 <= float(done.stdout) <= time.monotonic() - began + 0.02
