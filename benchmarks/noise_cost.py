@@ -39,8 +39,8 @@ SOURCES = {  # passes of a step, default distance
     "first": (4, 16),
     "passes": (4, 16),
     "split": (1, 100),
-    "doubling": (4, 100),
-    "doubling of one pass": (1, 100),
+    "doubling": (4, 128),
+    "doubling of one pass": (1, 128),
 }
 
 

@@ -17,6 +17,7 @@ API = {
     "distributed": "The torus: a back end, a hook, a function; the cost model.",
     "tasks": "What a step means: the base class of tasks and what there is.",
     "probes": "Instruments on a live run, and the noise scale's estimator.",
+    "weight_space": "Directions, paths and smoothing of the loss as a function of the weights.",
     "study": "Questions asked of many runs.",
     "record": "Run directories, metrics, records of benchmarks.",
 }

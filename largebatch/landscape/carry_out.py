@@ -25,6 +25,7 @@ from largebatch.processes.lifetime import StopRequest, signals_as_before
 from largebatch.record import BenchmarkRecord
 from largebatch.train.config import Config
 from largebatch.train.outcome import Outcome
+from largebatch.train.progress import say
 from largebatch.train.session import session
 from largebatch.weight_space import WeightPath
 
@@ -84,6 +85,8 @@ def carry_out(
                 settings, networks, folder, name, _trainer(world, device, heartbeat)
             )
             if path is None:
+                if world.is_main:
+                    say("stopped; the same command goes on")
                 return None
         beside = WeightPath(networks.statistics) if interpolated else None
         assert path is not None

@@ -36,6 +36,9 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(list(arguments))
     settings = _settings(options)
     settings.check()
+    for option, value in (("--nproc", options.nproc), ("--timeout", options.timeout)):
+        if not value > 0:
+            raise UserError(f"{option} {value}: above 0")
     folder: Path = options.folder or _folder(settings)
     forgive_lost_output()
     world = detect()

@@ -79,6 +79,7 @@ def test_another_seed_draws_other_directions(make_run: Make) -> None:
         (["a", "--extent=0"], "--extent 0.0: above 0"),
         (["a", "--data.root=gone"], "is not there"),
         (["a", "b", "--length=soon", "--nproc=2"], "--length soon"),
+        (["a", "--nproc=0"], "--nproc 0: above 0"),
         (["a", "--what"], "unrecognized arguments: --what"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",

@@ -51,6 +51,7 @@ RANGE: dict[str, list[Any]] = {
     "data.workers": [-1],
     "data.image_size": [0, -32],
     "data.mixup": [-0.2, *INFINITE],
+    "data.mixup_layers": [[0], ["layer9"]],  # data.mixup is 0
     "data.cutmix": [-0.2, *INFINITE],
     "data.limit": [0, -5],
     "data.least_area": [0.0, -1.0, 1.5, 0.5, *INFINITE],
