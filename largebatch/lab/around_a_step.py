@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
 from largebatch.lab.descent import descend, digits, network
 from largebatch.lab.whole_batch import Samples
 from largebatch.models.init import initialize
 from largebatch.optim import SGD
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 WIDTHS = (64, *[64] * 6, 10)
 RATE, BATCH, EVERY = 0.1, 64, 4

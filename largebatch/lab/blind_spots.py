@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
 from largebatch.lab.blind_signals import CLASSES, SIDE, SIGNALS, Images, Labels
 from largebatch.lab.descent import accuracy, descend, digits
 from largebatch.lab.experiment import (
@@ -29,8 +32,6 @@ from largebatch.lab.experiment import (
 from largebatch.lab.pictures import Series, lines
 from largebatch.models.digits_cnn import digits_cnn
 from largebatch.optim import SGD
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 NOISE = 1.6  # standard deviation, of images of variance 1
 MISSED, FOUND = 0.03, 0.98

@@ -6,9 +6,10 @@ Hoffer et al. 2018, "Norm matters", section 2.2; exact with 1 - rate x decay in 
 from __future__ import annotations
 
 import torch
-from largebatch.lab.descent import digits, network
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from largebatch.lab.descent import digits, network
 
 
 def hidden(model: nn.Module) -> list[nn.Linear]:

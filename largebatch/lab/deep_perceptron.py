@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
 from largebatch.lab.whole_batch import Samples
 from largebatch.models.init import initialize
 from largebatch.optim import SGD
 from largebatch.report.log_fit import straight_line
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 Rule: TypeAlias = Literal["default", "kaiming", "xavier"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

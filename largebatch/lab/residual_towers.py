@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+
 from largebatch.models.layers import kaiming_fan_out
 from largebatch.models.nf_resnet import ALPHA, NormFreeBlock
 from largebatch.models.wide_resnet import PreActivationBlock
 from largebatch.nn import convert_batch_norm
-from torch import Tensor, nn
 
 
 def with_norm(channels: int, blocks: int) -> nn.Sequential:

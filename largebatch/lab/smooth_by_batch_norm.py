@@ -15,6 +15,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
 from largebatch.lab.around_a_step import EVERY, drawn, largest_rate, walk
 from largebatch.lab.descent import digits
 from largebatch.lab.experiment import (
@@ -27,8 +30,6 @@ from largebatch.lab.experiment import (
     spread,
 )
 from largebatch.lab.pictures import lines, over_seeds
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 
 def theorem(seed: int) -> tuple[float, float]:

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
 from largebatch.lab.blind_signals import linear, tree
 from largebatch.lab.blind_spots import FOUND, MISSED, judge
 from largebatch.lab.descent import accuracy, descend
 from largebatch.lab.experiment import Experiment, Findings, Scale, experiments
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 CLASSES, LENGTH, WORDS, EMBEDDED = 10, 50, 200, 24
 TOPIC = 5  # words of its own; the first 20 words are the signals'

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from largebatch.lab.decay_as_rate import directions, hidden
 from largebatch.lab.descent import accuracy, descend, digits, network
 from largebatch.lab.experiment import (
@@ -25,7 +27,6 @@ from largebatch.lab.experiment import (
 )
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.optim import SGD
-from torch import Tensor, nn
 
 WIDTHS = (64, 64, 64, 10)
 RATE, MOMENTUM, DECAY, BATCH, EVERY = 0.05, 0.9, 2e-3, 64, 15
