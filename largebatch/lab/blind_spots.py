@@ -144,7 +144,7 @@ class BlindSpots(Experiment):
             " for the simple methods to find the class and for the network to be able not to",
             f"missed: within {100 * MISSED:g} points of the network without a signal; found: at"
             f" least {100 * FOUND:g}%",
-            "the shallow network of the last signal is given the mean alone: of raw pixels it finds less",
+            "the last signal's network is given the mean alone: of raw pixels it finds less",
         ]
         if scale.quick:
             notes.append("quick: the network has hardly been trained, and can find nothing yet")

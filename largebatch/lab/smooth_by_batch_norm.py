@@ -164,6 +164,6 @@ class SmoothByBatchNorm(Experiment):
         notes = [
             f"the first {steps} steps, in which the digits are learned; by step 600 both losses are"
             " near 0, and medians over all of these show no difference",
-            "the shift grows with the rate, which without norm is a third of the largest stable one",
+            "the shift grows with the rate, which without norm is a third of the largest",
         ]
         return Findings([*checks, *identities], rows, charts, notes)
