@@ -13,7 +13,7 @@ from statistics import median
 
 from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments, spread
 from largebatch.lab.pictures import Series, lines, over_seeds
-from largebatch.lab.signal_propagation import TOWERS, propagate
+from largebatch.lab.residual_towers import TOWERS, propagate
 from largebatch.models.nf_resnet import ALPHA
 from largebatch.report.log_fit import straight_line
 

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from largebatch.lab.blind_spots import FOUND, MISSED, judge, linear, tree
+from largebatch.lab.blind_signals import linear, tree
+from largebatch.lab.blind_spots import FOUND, MISSED, judge
 from largebatch.lab.descent import accuracy, descend
 from largebatch.lab.experiment import Experiment, Findings, Scale, experiments
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from largebatch.lab.decay_as_rate import directions, hidden
 from largebatch.lab.descent import accuracy, descend, digits, network
 from largebatch.lab.experiment import (
     Check,
@@ -48,11 +48,6 @@ class Path:
     held: float = 0.0
 
 
-def hidden(model: nn.Module) -> list[nn.Linear]:
-    """Return the linear layers but the last."""
-    return [layer for layer in model.modules() if isinstance(layer, nn.Linear)][:-1]
-
-
 def jacobian(model: nn.Module, images: Tensor) -> float:
     """Return the mean norm of the derivatives of an image's logits, in evaluation mode."""
     x, total = images.clone().requires_grad_(), torch.zeros(len(images))
@@ -82,54 +77,6 @@ def walk(norm: bool, decay: float, seed: int, steps: int) -> Path:
     model.eval()
     path.train, path.held = accuracy(model, samples), accuracy(model, held)
     return path
-
-
-def directions(seed: int, steps: int = 30) -> tuple[float, float]:
-    """Compare decay with the corrected rate, by plain gradient descent in float64.
-
-    Returns:
-        the largest distance of two directions of a layer, and the largest cosine of a layer's
-        weights with their gradient.
-    """
-    samples = digits("train", torch.float64, 256)
-    rate, decay, cosine = 0.1, 0.1, 0.0
-    decayed, corrected = (network(WIDTHS, seed, True, dtype=torch.float64) for _ in range(2))
-    for module in (*decayed.modules(), *corrected.modules()):
-        if isinstance(module, nn.BatchNorm1d):
-            module.eps = 1e-30
-    pairs = list(zip(hidden(decayed), hidden(corrected), strict=True))
-    for _ in range(steps):
-        factors = [
-            float(b.square().sum() / a.square().sum() / (1 - rate * decay))
-            for a, b in ((a.weight.detach(), b.weight.detach()) for a, b in pairs)
-        ]
-        for model in (decayed, corrected):
-            model.zero_grad()
-            cross_entropy(model(samples[0]), samples[1]).backward()
-        with torch.no_grad():
-            for (a, b), factor in zip(pairs, factors, strict=True):
-                cosine = max(cosine, abs(float(_cosine(a.weight, a.weight.grad))))
-                a.weight.mul_(1 - rate * decay)
-                _step(b.weight, rate * (factor - 1))  # the rest comes below
-            for model in (decayed, corrected):
-                for p in model.parameters():
-                    _step(p, rate)
-    apart = max(float((_unit(a.weight) - _unit(b.weight)).norm()) for a, b in pairs)
-    return apart, cosine
-
-
-def _step(w: Tensor, rate: float) -> None:
-    assert w.grad is not None
-    w.sub_(w.grad, alpha=rate)
-
-
-def _unit(w: Tensor) -> Tensor:
-    return w.detach() / w.detach().norm()
-
-
-def _cosine(w: Tensor, g: Tensor | None) -> Tensor:
-    assert g is not None
-    return (w * g).sum() / (w.norm() * g.norm())
 
 
 @experiments.register("wd-mech")

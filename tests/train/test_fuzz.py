@@ -137,6 +137,7 @@ RANGE: dict[str, list[Any]] = {
 CONTRADICTIONS: list[dict[str, Any]] = [
     {"norm.kind": "ghost"},
     {"norm.kind": "l1"},
+    {"norm.kind": "batch_channel"},
     {"norm.kind": "ghost", "norm.ghost_size": 32, "norm.topk": 5},
     {"norm.kind": "batch", "norm.ghost_size": 32},
     {"norm.kind": "none", "norm.running": "last"},
