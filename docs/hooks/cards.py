@@ -12,6 +12,7 @@ CARDS = {
     "largebatch/optim/README.md": "methods/optimizers.md",
     "largebatch/nn/README.md": "methods/norms.md",
     "largebatch/nn/WEIGHTS.md": "methods/weights.md",
+    "largebatch/nn/CONTRAST.md": "methods/contrastive.md",
     "largebatch/engine/README.md": "methods/engines.md",
     "largebatch/probes/README.md": "methods/noise.md",
     "benchmarks/README.md": "records.md",

@@ -50,6 +50,23 @@ def _sync(options: argparse.Namespace) -> BenchmarkRecord:
     return sync.run(options.rounds)
 
 
+def _contrastive(options: argparse.Namespace) -> BenchmarkRecord:
+    from largebatch.bench import contrastive
+
+    for kind in options.models:
+        if kind not in contrastive.KINDS:
+            known = ", ".join(contrastive.KINDS)
+            raise UserError(f"largebatch bench contrastive: --models {kind!r}: choose from {known}")
+    pairs, ranks = options.batches or [contrastive.PAIRS], options.ranks or [1, 2]
+    if min(ranks) < 1 or min(pairs) < 2 * max(ranks):
+        raise UserError(
+            "largebatch bench contrastive: --batches: at least 2 pairs for each of --ranks"
+        )
+    return contrastive.run(
+        options.rounds, pairs, ranks, kinds=options.models or tuple(contrastive.KINDS)
+    )
+
+
 def _scaling(options: argparse.Namespace) -> tuple[BenchmarkRecord, Charts]:
     from largebatch.bench import scaling
 
@@ -106,6 +123,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "norm": _norm,
     "optim": _optim,
     "sync": _sync,
+    "contrastive": _contrastive,
     "imagenet": _imagenet,
     "tokens": _tokens,
     "scaling": _scaling,
@@ -129,7 +147,7 @@ def run(arguments: Sequence[str]) -> int:
         nargs="+",
         default=[],
         help="optim: whose tensors; all. imagenet, scaling: one. tokens: layers x heads x width of"
-        " a GPT, such as 12x12x768",
+        " a GPT, such as 12x12x768. contrastive: kinds of losses; all",
     )
     parser.add_argument(
         "--with",
@@ -138,12 +156,13 @@ def run(arguments: Sequence[str]) -> int:
         default=[],
         help="imagenet: what our further rows change, such as LARS, contiguous, compiled",
     )
-    parser.add_argument("--ranks", type=int, nargs="+", help="scaling: 1 2 4")
+    parser.add_argument("--ranks", type=int, nargs="+", help="scaling: 1 2 4. contrastive: 1 2")
     parser.add_argument(
         "--batches",
         type=int,
         nargs="+",
-        help="images of a rank's step (imagenet, scaling), windows (tokens)",
+        help="images of a rank's step (imagenet, scaling), windows (tokens), pairs of all ranks"
+        " (contrastive)",
     )
     parser.add_argument("--image-size", type=int, help="pixels a side (imagenet, scaling)")
     parser.add_argument("--context", type=int, default=64, help="tokens: of a window; 64")

@@ -34,6 +34,7 @@ COLLECTIVES = (
     "reduce_scatter",
     "reduce_scatter_tensor_coalesced",
     "scatter",
+    "send",
 )
 
 
@@ -44,7 +45,7 @@ class Message:
     Attributes:
         kind: the process group's method.
         size: bytes of the result on one rank: of an all-reduce its tensor, of an all-gather what
-            all ranks have sent.
+            all ranks have sent; of a send those that it sends.
         ranks: of the group.
         label: what :func:`groups_of` called the group.
     """
@@ -76,6 +77,10 @@ class RecordingGroup(dist.ProcessGroup):
     def getBackendName(self) -> str:
         """Return the name under which the group was asked for."""
         return BACKEND
+
+    def recv(self, *arguments: Any) -> Any:
+        """Receive; the message is noted where it is sent."""
+        return self.inner.recv(*arguments)
 
 
 def _noted(kind: str) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
 """A contrastive loss over more samples than one forward pass holds, exactly.
 
 Every sample's gradient depends on all embeddings of the step, so each micro-batch goes forward
-twice: without a graph for its embeddings, and again, once their gradients are known, with one (Gao,
-Zhang, Han, Callan, "Scaling deep contrastive learning batch size under memory limited setup", 2021).
+twice: without a graph for its embeddings, and with one when their gradients are known (Gao, Zhang,
+Han, Callan, "Scaling deep contrastive learning batch size under memory limited setup", 2021).
 Exact where both passes give the same embeddings: the same draws of dropout, and norms that look at
 the micro-batch as they did before. Ghost batches do, whatever the micro-batches are.
 """
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from largebatch._errors import UserError
-from largebatch.nn.contrastive_loss import TILE, ContrastKind, Exchange, contrast
+from largebatch.nn.contrast_arguments import ContrastKind, Exchange, Group, form_of
+from largebatch.nn.contrastive_loss import contrast
 from largebatch.nn.frozen import frozen_statistics
 
 Batch = TypeVar("Batch")
@@ -30,7 +30,7 @@ def contrast_in_passes(
     encode: Callable[[Batch], Pair],
     batches: Sequence[Batch],
     temperature: float | Tensor,
-    group: dist.ProcessGroup | Literal["alone"] | None = None,
+    group: Group = None,
     kind: ContrastKind = "ntxent",
     **options: Any,
 ) -> Iterator[Tensor]:
@@ -68,12 +68,12 @@ def contrast_in_passes(
 def losses_of_passes(
     embeddings: Sequence[Pair],
     temperature: float | Tensor,
-    group: dist.ProcessGroup | Literal["alone"] | None = None,
+    group: Group = None,
     kind: ContrastKind = "ntxent",
     *,
     bias: float | Tensor | None = None,
     normalize: bool = True,
-    tile: int = TILE,
+    tile: int | None = None,
     exchange: Exchange | None = None,
 ) -> list[PassLoss]:
     """Return the loss of each pass of this rank, to be called with its embeddings once more.
@@ -87,26 +87,21 @@ def losses_of_passes(
     """
     if not embeddings:
         raise UserError(
-            "contrast_in_passes: no micro-batch: give a rank without samples an empty one"
+            "contrast_in_passes: no micro-batch: an empty one for a rank without samples"
         )
     counts = [a.shape[0] for a, _ in embeddings]
-    whole = [torch.cat([pair[side].detach() for pair in embeddings]) for side in (0, 1)]
+    whole_a, whole_b = (
+        torch.cat([z.detach() for z in side]) for side in zip(*embeddings, strict=True)
+    )
+    form = form_of(whole_a, whole_b, temperature, group, kind, bias, normalize, tile, exchange)
     learned = [value for value in (temperature, bias) if _learned(value)]
-    fresh = {id(value): value.detach().requires_grad_() for value in learned}
     with torch.enable_grad():
-        leaves = [z.requires_grad_() for z in whole]
-        loss, values = contrast(
-            leaves[0],
-            leaves[1],
-            fresh.get(id(temperature), temperature),
-            group,
-            kind,
-            fresh.get(id(bias), bias),
-            normalize,
-            tile,
-            exchange,
-        )
-        of_a, of_b, *rest = torch.autograd.grad(loss, [*leaves, *fresh.values()])
+        t = temperature.detach().requires_grad_() if _learned(temperature) else temperature
+        b = bias.detach().requires_grad_() if _learned(bias) else bias
+        inputs = [whole_a.requires_grad_(), whole_b.requires_grad_()]
+        inputs += [value for value in (t, b) if _learned(value)]
+        loss, values = contrast(whole_a, whole_b, t, b, form)
+        of_a, of_b, *rest = torch.autograd.grad(loss, inputs)
     parts = zip(values.split(counts), of_a.split(counts), of_b.split(counts), strict=True)
     losses = [PassLoss(value.sum(), (a, b)) for value, a, b in parts]
     losses[0] = PassLoss(losses[0].value, (*losses[0].gradients, *rest), tuple(learned))
@@ -162,5 +157,5 @@ class _Draws:
             torch.cuda.set_rng_state(self._cuda, self._device)
 
 
-def _learned(value: float | Tensor | None) -> bool:
+def _learned(value: float | Tensor | None) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.requires_grad

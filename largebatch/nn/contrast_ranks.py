@@ -1,16 +1,16 @@
 """How the ranks of a contrastive loss see each other's embeddings: gathered, or round a ring.
 
-A rank sends nothing but its own embeddings and, before the backward pass, three numbers a pair:
-its share of the others' gradients it works out itself from theirs. With n pairs of d numbers on each
-of W ranks, a rank sends
+A rank sends its own embeddings and, before the backward pass, three numbers a pair: from theirs
+each rank works out by itself what its embeddings get from the others' losses. With n pairs of d
+numbers on each of W ranks, a rank sends
 
-| exchange | forward           | backward                         | holds of others |
-|----------|-------------------|----------------------------------|-----------------|
-| gather   | 2 (W-1) n d       | 3 (W-1) n                        | 2 (W-1) n d     |
-| ring     | 2 (W-1) n d       | 2 (W-1) n d + 3 (W-1) n          | 4 n d           |
+| exchange | forward     | backward                  | holds of others |
+|----------|-------------|---------------------------|-----------------|
+| gather   | 2 (W-1) n d | 3 (W-1) n                 | 2 (W-1) n d     |
+| ring     | 2 (W-1) n d | 2 (W-1) n d + 3 (W-1) n   | 4 n d           |
 
-numbers, and six more of eight bytes to each in the forward pass. Gathers are padded to the rank
-that has most; the ring sends rows as they are.
+numbers, and seven of eight bytes to each other rank before the forward pass. Gathers are padded to
+the rank that has most; the ring sends rows as they are.
 """
 
 from __future__ import annotations
@@ -23,15 +23,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from largebatch._errors import UserError
-
-GATHERED = 2**28
-"""Bytes of others' embeddings, from which on they go round a ring unless the caller chooses."""
+from largebatch.nn.over_ranks import gather
 
 Embeddings = tuple[Tensor, Tensor, slice]
-"""Both sides of some ranks, and where these lie among all ranks' pairs."""
+"""Both sides of some ranks, and where these lie among the pairs of all."""
 
 
-class Ranks:
+class Peers:
     """The ranks whose embeddings are contrasted.
 
     Args:
@@ -45,65 +43,69 @@ class Ranks:
         if self.rank < 0:
             raise UserError("contrastive_loss: this rank is not in group: only its ranks call it")
 
-    def rows_of(self, numbers: list[float], device: torch.device) -> list[list[float]]:
-        """Return the numbers that each rank gives."""
+    def numbers(self, own: list[float], device: torch.device) -> list[list[float]]:
+        """Return the numbers of each rank."""
         if self.size == 1:
-            return [numbers]
-        own = torch.tensor(numbers, dtype=torch.float64, device=device)
-        return self._gathered(own).tolist()
+            return [own]
+        message = torch.tensor(own, dtype=torch.float64, device=device)
+        return self._gathered(message).tolist()
 
-    def all_of(self, own: Tensor, counts: list[int]) -> Tensor:
-        """Return what all ranks have along the last dimension, one after the other."""
-        if self.size == 1:
-            return own
-        most = max(counts)
-        padded = own.new_zeros((*own.shape[:-1], most))
-        padded[..., : own.shape[-1]] = own
-        parts = self._gathered(padded).unbind()
-        return torch.cat([part[..., :n] for part, n in zip(parts, counts, strict=True)], -1)
+    def of_pairs(self, own: Tensor, counts: list[int]) -> Tensor:
+        """Return (k, N) of all pairs from this rank's (k, n)."""
+        return own if self.size == 1 else self._rows(own.t(), counts).t()
 
     def gathered(self, a: Tensor, b: Tensor, counts: list[int]) -> list[Embeddings]:
         """Return the others' embeddings: those of the ranks before, and of the ranks after."""
+        if self.size == 1:
+            return []
         first, after = sum(counts[: self.rank]), sum(counts[: self.rank + 1])
-        every = [self._rows(side, counts) for side in (a, b)]
+        every_a, every_b = self._rows(a, counts), self._rows(b, counts)
         spans = (slice(0, first), slice(after, sum(counts)))
-        return [(every[0][s], every[1][s], s) for s in spans if s.stop > s.start]
+        return [(every_a[span], every_b[span], span) for span in spans if span.start < span.stop]
 
     def ring(self, a: Tensor, b: Tensor, counts: list[int]) -> Iterator[Embeddings]:
-        """Yield the others' embeddings rank by rank; the next are under way meanwhile."""
-        starts = [sum(counts[:rank]) for rank in range(self.size)]
-        held, owner = [a.contiguous(), b.contiguous()], self.rank
+        """Yield the others' embeddings rank by rank, the next under way meanwhile."""
+        held: tuple[Tensor, ...] = (a.contiguous(), b.contiguous())
         for step in range(1, self.size):
-            coming = (self.rank - step) % self.size
-            new = [a.new_empty((counts[coming], a.shape[1])) for _ in range(2)]
-            works = self._pass_on(held, new)
-            if owner != self.rank and counts[owner]:
-                yield held[0], held[1], slice(starts[owner], starts[owner] + counts[owner])
+            owner = (self.rank - step) % self.size
+            coming = held[0].new_empty((2, counts[owner], a.shape[1])).unbind()
+            works = self._pass_on(held, coming)
+            if step > 1:
+                yield self._block(held, counts, owner + 1)
             for work in works:
                 work.wait()
-            held, owner = new, coming
-        if owner != self.rank and counts[owner]:
-            yield held[0], held[1], slice(starts[owner], starts[owner] + counts[owner])
+            held = coming
+        yield self._block(held, counts, self.rank + 1)
 
-    def _pass_on(self, sent: list[Tensor], received: list[Tensor]) -> list[Any]:
+    def _block(self, held: tuple[Tensor, ...], counts: list[int], owner: int) -> Embeddings:
+        start = sum(counts[: owner % self.size])
+        return held[0], held[1], slice(start, start + held[0].shape[0])
+
+    def _pass_on(self, sent: tuple[Tensor, ...], received: tuple[Tensor, ...]) -> list[Any]:
         """Begin to send to the rank after this one what it lacks, and to receive likewise."""
         group: Any = self.group
         after = dist.get_global_rank(group, (self.rank + 1) % self.size)
         before = dist.get_global_rank(group, (self.rank - 1) % self.size)
-        ops = [dist.P2POp(dist.isend, t, after, group) for t in sent if t.numel()]
-        ops += [dist.P2POp(dist.irecv, t, before, group) for t in received if t.numel()]
-        return list(dist.batch_isend_irecv(ops)) if ops else []
+        operations = [
+            *(dist.P2POp(dist.isend, tensor, after, group) for tensor in sent if tensor.numel()),
+            *(
+                dist.P2POp(dist.irecv, tensor, before, group)
+                for tensor in received
+                if tensor.numel()
+            ),
+        ]
+        return list(dist.batch_isend_irecv(operations)) if operations else []
 
     def _rows(self, own: Tensor, counts: list[int]) -> Tensor:
+        """Return the rows of all ranks, one rank after the other."""
         most = max(counts)
         if own.shape[0] < most:
             own = torch.cat((own, own.new_zeros((most - own.shape[0], own.shape[1]))))
-        gathered = self._gathered(own)
+        parts = self._gathered(own)
         if min(counts) == most:
-            return gathered.flatten(0, 1)
-        return torch.cat([part[:n] for part, n in zip(gathered, counts, strict=True)])
+            return parts.flatten(0, 1)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def _gathered(self, own: Tensor) -> Tensor:
-        result = own.new_empty(self.size * own.numel())
-        dist.all_gather_into_tensor(result, own.reshape(-1), group=self.group)
-        return result.view(self.size, *own.shape)
+        group: Any = self.group
+        return gather(own.reshape(-1), group.group_name, self.size).view(self.size, *own.shape)

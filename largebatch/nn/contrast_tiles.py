@@ -24,7 +24,7 @@ class Kind:
     Attributes:
         meets: pairs (own side, side of any rank) whose logits an anchor is compared to.
         once: the same on one rank, each unordered pair once.
-        pairwise: every logit is a decision of its own (sigmoid), in place of one in a row (softmax).
+        pairwise: every logit is a decision of its own (sigmoid), not one choice a row (softmax).
     """
 
     meets: tuple[tuple[int, int], ...]

@@ -266,7 +266,7 @@ def _largest(x: Tensor, name: str, size: int) -> tuple[Tensor, Tensor]:
         extremes = [x.amax(dims).to(mean.dtype), x.amin(dims).to(mean.dtype)]
     else:
         extremes = [torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf)]
-    parts = _gather(_message(own, mean, *extremes), name, size).view(size, -1)
+    parts = gather(_message(own, mean, *extremes), name, size).view(size, -1)
     counts, (means, high, low) = parts[:, :1], parts[:, 1:].unflatten(1, (3, -1)).unbind(1)
     count = counts.sum().clamp(min=1)
     center = (counts * means).sum(0) / count
@@ -284,7 +284,7 @@ def _top(x: Tensor, top: int, name: str, size: int) -> tuple[Tensor, Tensor]:
     if own > 0:
         deviations = (values - center.unsqueeze(1)).abs()
         largest = torch.cat((deviations.topk(min(top, own), dim=1).values, absent), 1)
-    every = _gather(largest.t().contiguous(), name, size).topk(top, dim=0).values
+    every = gather(largest.t().contiguous(), name, size).topk(top, dim=0).values
     real = ~(every < 0)  # a NaN is real
     mean = torch.where(real, every, 0.0).sum(0) / count.clamp(max=top)
     kth = torch.where(real, every, math.inf).amin(0)
@@ -301,6 +301,7 @@ def _sum(message: Tensor, name: str) -> Tensor:
     return torch.ops._c10d_functional.wait_tensor(summed)
 
 
-def _gather(message: Tensor, name: str, size: int) -> Tensor:
+def gather(message: Tensor, name: str, size: int) -> Tensor:
+    """Return the messages of all ``size`` ranks of the group, one after the other."""
     gathered = torch.ops._c10d_functional.all_gather_into_tensor(message, size, name)
     return torch.ops._c10d_functional.wait_tensor(gathered)
