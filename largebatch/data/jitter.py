@@ -7,8 +7,14 @@ are worked on together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
+
+Change: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Returns images changed, each by its factor, (n, 1, 1, 1)."""
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow has it
 COUNT = 12  # numbers that an image needs
@@ -50,7 +56,7 @@ def distorted(images: Tensor, numbers: Tensor, strength: float, blur: bool) -> T
     return images
 
 
-def _some(images: Tensor, chosen: Tensor, change, factors: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def _some(images: Tensor, chosen: Tensor, change: Change, factors: Tensor) -> Tensor:
     """Change the chosen images, each by its factor."""
     rows = chosen.nonzero()[:, 0]
     if not len(rows):
