@@ -34,9 +34,9 @@ CSRC = ROOT / "csrc"
 # Hot kernels by file: the name, and the bytes that a thread loads for one unit of work. A unit is
 # what 16 bytes of the parameter or of x hold: 4 float32 or 8 bfloat16 values.
 HOT: dict[str, dict[str, int]] = {
-    # Access 1: channels last, 2: planar. NormPolicy 0: L2, 1: L1, 2: top-k. Of a norm's loops the one
-    # without a residual, which backward reads a mask; forward, the one that writes a mask shows in
-    # `most_instructions` alone.
+    # Access 1: channels last, 2: planar. NormPolicy 0: L2, 1: L1, 2: top-k. Of a norm's loops the
+    # one without a residual, which backward reads a mask; forward, the one that writes a mask shows
+    # in `most_instructions` alone.
     "norm/cuda_forward.cu": {
         "sum_rows_kernel<__nv_bfloat16, (Sums)0, (Access)1>": 16,  # moments
         "spread_kernel<__nv_bfloat16, (NormPolicy)1, false, (Access)1>": 16,
@@ -240,9 +240,7 @@ def read_functions(disassembly: str) -> dict[str, tuple[list[Instruction], list[
     return found
 
 
-def inner_loops(
-    code: list[Instruction], loops: list[tuple[int, int]]
-) -> list[list[Instruction]]:
+def inner_loops(code: list[Instruction], loops: list[tuple[int, int]]) -> list[list[Instruction]]:
     """Return the loops without a loop in them; without a loop, all of the kernel."""
     inner = [
         (first, last)

@@ -282,9 +282,7 @@ class LAMB(LayerwiseOptimizer):
         states = bundle.fit.last
         if not all("step" in state for state in states):
             for param, state in zip(bundle.params, states, strict=True):
-                state.setdefault(
-                    "step", torch.zeros((), dtype=torch.float32, device=param.device)
-                )
+                state.setdefault("step", torch.zeros((), dtype=torch.float32, device=param.device))
         if bundle.whole:
             return [state["step"] for state in states]
         return [states[piece.param]["step"].clone() for piece in bundle.pieces]
