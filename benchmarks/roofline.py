@@ -253,7 +253,9 @@ def page(record: dict[str, Any]) -> str:
     lines += [
         "The kernels as nvcc made them, with the ReLU's mask, and their launches: milliseconds "
         "forward + backward together, and times 3 + 5 whole passes. The slabs' row is of memory "
-        "and launches alone, as if the slabs of every norm fitted.",
+        "and launches alone, as if the slabs of every norm fitted. The rows are of L2. L1 and "
+        "top-k take as many: in the first, blocks that start later wait for the means of those "
+        "that started before them. Theirs reads x once more (L1), or five times (top-k).",
         "",
     ]
     full = [FULL_BYTES / 2 * size / gpu.copy for gpu in GPUS]

@@ -1,8 +1,8 @@
 // Launchers of the CUDA kernels of the batch norm family, free of torch's headers.
 //
 // Pointers are to device memory, null where a call has no such tensor. `Acc` is double for double
-// elements, else float. Each launcher returns nullptr, or CUDA's message if a launch failed. Nothing
-// waits for the device.
+// elements, else float. Each launcher returns nullptr, or CUDA's message if a launch failed.
+// Nothing waits for the device.
 
 #pragma once
 

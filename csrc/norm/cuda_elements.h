@@ -81,7 +81,8 @@ __global__ void __launch_bounds__(kThreads, kNormalizeResident<T, By>) normalize
   Walk<By> walk(at, cut, halo);
   const Place<By> place = walk.place;
   if (!halo && place.count == 0) return;  // with one, all lanes of a warp have to stay
-  const bool is_owner = By != Access::kAcross || (place.count > 0 && !(halo && walk.lane % 32 == 31));
+  const bool is_owner =
+      By != Access::kAcross || (place.count > 0 && !(halo && walk.lane % 32 == 31));
   const MaskPlace<By, uint8_t> bits_at(at, place, of.mask, is_owner);
   const int64_t channels = at.ghosts() * at.channels;
   const Acc* const table = of.coefficients + walk.share.ghost * at.channels;
@@ -142,8 +143,8 @@ __device__ __forceinline__ double with_sign_of(double d, double value) {
   return d < 0 ? -value : value;
 }
 
-// What a gradient needs beside grad and constant, see math.h: the kernels' tables have the rows grad,
-// constant, spread, kth and share.
+// What a gradient needs beside grad and constant, see math.h: the kernels' tables have the rows
+// grad, constant, spread, kth and share.
 template <NormPolicy Policy, typename Acc>
 struct SpreadTerm {
   Acc constant, spread, kth, tie;

@@ -178,8 +178,8 @@ __device__ __forceinline__ void by_mask(const uint8_t* mask, const Body& body) {
 // Scratch memory of a block.
 using SumMemory = double[kUnit][kThreads + 1];
 
-// Adds up share `number`. Returns, in all threads, whether the block came last and finished its tile.
-// Channels vary fastest: a thread has eight of them, a block 8 * lanes.
+// Adds up share `number`. Returns, in all threads, whether the block came last and finished its
+// tile. Channels vary fastest: a thread has eight of them, a block 8 * lanes.
 template <typename T, Sums What, Access By>
 __device__ __forceinline__ bool sum_rows(
     const NormLayout& at,
@@ -323,8 +323,8 @@ __device__ __forceinline__ void sum_threads(double (&total)[outputs_of(What)], i
   }
 }
 
-// The same, planar: cut.lanes threads, a warp or the block, have one channel, and its rows in the samples of
-// a part. Where rows are no multiples of eight values (kAcross), the units are those of the memory,
+// The same, planar: cut.lanes threads, a warp or the block, have one channel, and its rows in the
+// samples of a part. Where rows are no multiples of eight values (kAcross), the units are those of the memory,
 // and what belongs to the rows before and after is left out.
 template <typename T, Sums What, Access By>
 __device__ __forceinline__ bool sum_planar(

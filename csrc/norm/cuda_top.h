@@ -1,5 +1,5 @@
-// Top-k for k of at least 2: the k-th largest deviation, and the mean of the k largest, once the mean
-// is there. For k = 1 the sums know it (Sums::kExtremes).
+// Top-k for k of at least 2: the k-th largest deviation, and the mean of the k largest, once the
+// mean is there. For k = 1 the sums know it (Sums::kExtremes).
 
 #pragma once
 

@@ -1,7 +1,8 @@
-// How blocks of one launch wait for others. CUDA promises that a block which runs goes on running, but
-// not that another one starts meanwhile. So a block may wait for those that surely run: for all of a
-// cooperative launch (cuda_slab.h), and in any launch for blocks that have started before it, if these
-// wait for nobody (cuda_spread.h).
+// How blocks of one launch wait for others. CUDA promises that a block which runs goes on running,
+// but not that another one starts meanwhile. So a block may wait for those that surely run: for all
+// of a cooperative launch (cuda_slab.h), and in any launch for blocks that have started before it,
+// if these wait for nobody (cuda_spread.h), as in the scans with look-back of Merrill and Garland,
+// "Single-pass Parallel Prefix Scan with Decoupled Look-back", 2016.
 
 #pragma once
 
@@ -9,8 +10,8 @@
 
 namespace largebatch {
 
-// The number of blocks that have taken one before; in all threads of a block, once. `next` is 0 before
-// a launch.
+// The number of blocks that have taken one before; in all threads of a block, once. `next` is 0
+// before a launch.
 __device__ __forceinline__ unsigned int take_number(unsigned int* next) {
   __shared__ unsigned int number;
   if (threadIdx.x == 0) number = atomicAdd(next, 1u);
@@ -25,8 +26,8 @@ __device__ __forceinline__ void raise(unsigned int* count) {
   if (threadIdx.x == 0) atomicAdd(count, 1u);
 }
 
-// Waits until `count` has come to `wanted`; what blocks have written before they raised it can be read
-// after. Should that not happen for seconds, the launch ends in an error.
+// Waits until `count` has come to `wanted`; what blocks have written before they raised it can be
+// read after. Should that not happen for seconds, the launch ends in an error.
 __device__ __forceinline__ void wait_until(unsigned int* count, int wanted) {
   constexpr int kPatience = 1 << 24;
   if (threadIdx.x == 0) {
