@@ -22,6 +22,7 @@ from largebatch.nn.contrast_arguments import GATHERED
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 KINDS = ("ntxent", "clip", "siglip")
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 WIDTH = 5
 SHARES = (7, 5, 3, 1)
 
@@ -33,7 +34,7 @@ def whole_matrix(
     if normalize:
         a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
     count = len(a)
-    pairs = torch.arange(count)
+    pairs = torch.arange(count, device=a.device)
     if kind == "ntxent":
         views = torch.cat((a, b))
         logits = (views @ views.t() / temperature).fill_diagonal_(-math.inf)
@@ -42,7 +43,7 @@ def whole_matrix(
     if kind == "clip":
         losses = [F.cross_entropy(m, pairs, reduction="sum") for m in (logits, logits.t())]
         return (losses[0] + losses[1]) / 2
-    signs = 2 * torch.eye(count, dtype=a.dtype) - 1
+    signs = 2 * torch.eye(count, dtype=a.dtype, device=a.device) - 1
     return -F.logsigmoid(signs * (logits + bias)).sum()
 
 
@@ -74,10 +75,11 @@ def with_gradients(
     return [value.detach(), *torch.autograd.grad(value * scale, inputs)]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_the_whole_matrix(kind: str, normalize: bool) -> None:
-    a, b = embeddings(16)
+def test_it_is_the_whole_matrix(kind: str, normalize: bool, device: str) -> None:
+    a, b = (z.to(device) for z in embeddings(16))
     expected = with_gradients(whole_matrix, a, b, kind, scale=0.7, normalize=normalize)
     for tile in (1, 3, 16, None):
         found = with_gradients(
