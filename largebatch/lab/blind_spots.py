@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from largebatch.data.source import Split
 from largebatch.lab.blind_signals import CLASSES, SIDE, SIGNALS, Images, Labels
-from largebatch.lab.descent import accuracy, descend, digits
+from largebatch.lab.descent import accuracy, fit
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Drawing,
@@ -29,6 +31,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import seeded
 from largebatch.lab.pictures import Series, lines
 from largebatch.models.digits_cnn import digits_cnn
 from largebatch.optim import SGD
@@ -37,9 +40,9 @@ NOISE = 1.6  # standard deviation, of images of variance 1
 MISSED, FOUND = 0.03, 0.98
 
 
-def noisy(split: str, copies: int, rng: np.random.Generator) -> tuple[Images, Labels]:
+def noisy(split: Split, copies: int, rng: np.random.Generator) -> tuple[Images, Labels]:
     """Return digits of 16x16 pixels with fresh noise on every copy."""
-    images, labels = digits(split)  # type: ignore[arg-type]
+    images, labels = digits(split)
     large = interpolate(images, scale_factor=2.0)[:, 0].numpy().repeat(copies, 0)
     noise = rng.normal(0, NOISE, large.shape).astype(np.float32)
     return large + noise, labels.numpy().repeat(copies)
@@ -47,12 +50,10 @@ def noisy(split: str, copies: int, rng: np.random.Generator) -> tuple[Images, La
 
 def cnn(x: Images, y: Labels, held: tuple[Images, Labels], epochs: float, seed: int) -> float:
     """Return the accuracy of `digits_cnn` after so many epochs."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = digits_cnn(CLASSES, (1, SIDE, SIDE))
     samples, steps = _tensors(x, y), math.ceil(epochs * len(y) / 64)
-    for _ in descend(model, samples, SGD(model.parameters(), 0.05, 0.9), 64, steps, seed):
-        pass
+    fit(model, samples, SGD(model.parameters(), 0.05, 0.9), 64, steps, seed)
     return accuracy(model.eval(), _tensors(*held))
 
 

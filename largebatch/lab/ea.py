@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from largebatch.lab.digits import CLASSES, Digits
+from largebatch.lab.descent import accuracy
+from largebatch.lab.digits import CLASSES, digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -122,8 +124,8 @@ class Evolution(Experiment):
             {"seed": seed, **{f"d = {d}": c for d, c in zip(sizes, cost, strict=True)}}
             for seed, cost in zip(scale.seeds, costs, strict=True)
         ]
-        digits, passes = Digits.load(), scale.pick(100, 1000)
-        pairs_of = [contest(digits, seed, passes) for seed in scale.seeds]
+        passes = scale.pick(100, 1000)
+        pairs_of = [contest(seed, passes) for seed in scale.seeds]
         for row, (ours, theirs) in zip(rows, pairs_of, strict=True):
             row |= {"evolution on digits": ours, "gradient on digits": theirs}
         checks.append(
@@ -139,26 +141,24 @@ class Evolution(Experiment):
         return Findings(checks, rows, [("Cost against size", note, picture)])
 
 
-def contest(digits: Digits, seed: int, passes: int) -> tuple[float, float]:
+def contest(seed: int, passes: int) -> tuple[float, float]:
     """Return held-out accuracies of a linear classifier, evolved and by gradient descent.
 
     A pass forward counts as one, a pass forward and back as three.
     """
-    inputs, held = (x.flatten(1) for x in (digits.images, digits.held_images))
-    features = inputs.shape[1]
+    (images, targets), val = digits("train"), digits("val")
+
+    def scores(w: Tensor, images: Tensor) -> Tensor:
+        return images.flatten(1) @ w.view(CLASSES, -1).T
 
     def losses(population: Tensor) -> Tensor:
-        scores = inputs @ population.view(-1, CLASSES, features).mT
-        return torch.stack([cross_entropy(score, digits.targets) for score in scores])
+        return torch.stack([cross_entropy(scores(w, images), targets) for w in population])
 
-    def right(w: Tensor) -> float:
-        hits = (held @ w.view(CLASSES, features).T).argmax(1) == digits.held_targets
-        return round(float(hits.double().mean()), 4)
-
-    start = torch.zeros(CLASSES * features)
+    start = torch.zeros(CLASSES * 64)
     evolved, _ = evolve(losses, start, 0.05, seed, lambda _, spent: spent >= passes)
     w = start.requires_grad_()
     for _ in range(passes // 3):
         (gradient,) = torch.autograd.grad(losses(w[None])[0], w)
         w = (w - 0.5 * gradient).detach().requires_grad_()
-    return right(evolved), right(w)
+    ours, theirs = (round(accuracy(partial(scores, each), val), 4) for each in (evolved, w))
+    return ours, theirs

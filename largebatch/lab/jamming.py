@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from largebatch.lab.perceptrons import digits
+from largebatch.lab.digits import drawn_digits
 
 INPUTS = 10
 RATE = 0.03
@@ -28,13 +28,11 @@ class Nets:
 
     def __init__(self, widths: tuple[int, int], count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        sizes = [INPUTS, *widths, 1]
         self.layers: list[tuple[Tensor, Tensor]] = []
-        for fan, out in pairwise(sizes):
+        for fan, out in pairwise((INPUTS, *widths, 1)):
             weight = torch.randn(count, fan, out, generator=generator) / math.sqrt(fan)
-            self.layers.append(
-                (weight.requires_grad_(), torch.zeros(count, 1, out).requires_grad_())
-            )
+            bias = torch.zeros(count, 1, out)
+            self.layers.append((weight.requires_grad_(), bias.requires_grad_()))
         self.parameters = [tensor for layer in self.layers for tensor in layer]
         self.size = sum(tensor[0].numel() for tensor in self.parameters)
 
@@ -63,7 +61,8 @@ def random_data(count: int, seed: int) -> Data:
 
 def parity_data(count: int, seed: int) -> tuple[Data, Data]:
     """Return digits to train with and held out, even or odd, by their ten principal components."""
-    x, y, x_test, y_test = digits(count, seed)
+    (x, y), (x_test, y_test) = drawn_digits(count, seed)
+    x, x_test = x.flatten(1), x_test.flatten(1)
     mean = x.mean(0)
     _, values, axes = torch.linalg.svd(x - mean, full_matrices=False)
     scale = values[:INPUTS] / math.sqrt(count)

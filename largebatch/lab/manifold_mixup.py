@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from largebatch.lab.descent import digits
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -18,6 +18,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import seeded
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.lab.short_run import summary_of
 from largebatch.models.digits_cnn import digits_cnn
@@ -33,8 +34,7 @@ KINDS = {
 
 def identity(seed: int) -> float:
     """Return how far logits move when states are mixed with a share of 1, the farthest block's."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad():
         model = digits_cnn()
         x = digits("train", limit=32)[0]
         partners, ones, farthest = torch.randperm(len(x)), torch.ones(len(x)), 0.0

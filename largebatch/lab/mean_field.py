@@ -115,13 +115,11 @@ class MeanField(Experiment):
         checks = [
             Check("mean squared distance of SGD and GD ~ N^b", "b = -1", fit, close),
             Check("mean step of single samples less that of all", "0", f"{apart:.1e}", same, True),
-            Check(
-                "loss at the end, widest over narrowest",
-                "at most 1: N large enough, a global minimum",
-                spread([a / b for a, b in zip(wide, narrow, strict=True)]),
-                agreed(a <= b for a, b in zip(wide, narrow, strict=True)),
-            ),
-        ]
+            Check("loss at the end, widest over narrowest",
+                  "at most 1: N large enough, a global minimum",
+                  spread([a / b for a, b in zip(wide, narrow, strict=True)]),
+                  agreed(a <= b for a, b in zip(wide, narrow, strict=True))),
+        ]  # fmt: skip
         gap = scatter("N", "squared distance", [Series("SGD - GD", widths, mean)], "xy")
         charts = [
             ("SGD against gradient descent", "mean square over outputs and seeds", gap),

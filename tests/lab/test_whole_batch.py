@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.lab.descent import accuracy, descend, digits, network
+from largebatch.lab.descent import accuracy, descend
+from largebatch.lab.digits import digits
+from largebatch.lab.networks import perceptron
 from largebatch.lab.whole_batch import WholeBatch, dense_hessian, loss_of
 from largebatch.optim import SGD
 from largebatch.probes.hessian import Hessian
@@ -16,7 +18,7 @@ from largebatch.weight_space import weights_of
 
 def test_products_are_those_of_the_dense_hessian() -> None:
     samples = digits("train", torch.float64, limit=50)
-    model = network((64, 5, 10), 0, activation=nn.Tanh, dtype=torch.float64)
+    model = perceptron((64, 5, 10), 0, activation=nn.Tanh, dtype=torch.float64)
     space = ParameterSpace(model)
     vector = space.random(1)
     product = Hessian(space, WholeBatch(model, samples))(vector)
@@ -27,7 +29,7 @@ def test_products_are_those_of_the_dense_hessian() -> None:
 
 def test_looking_leaves_a_model_with_norms_as_it_was() -> None:
     samples = digits("train", limit=50)
-    model = network((64, 5, 10), 0, norm=True)
+    model = perceptron((64, 5, 10), 0, norm=True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     replay = WholeBatch(model, samples)
     replay.gradient()
@@ -45,7 +47,7 @@ def test_digits_are_those_of_a_run() -> None:
 
 def test_a_batch_of_everything_is_gradient_descent() -> None:
     samples = digits("train", torch.float64, limit=40)
-    model, twin = (network((64, 10), 0, dtype=torch.float64) for _ in range(2))
+    model, twin = (perceptron((64, 10), 0, dtype=torch.float64) for _ in range(2))
     losses = list(descend(model, samples, SGD(model.parameters(), lr=0.1), 40, 5, seed=1))
     replay, space = WholeBatch(twin, samples), ParameterSpace(twin)
     for loss in losses:
@@ -76,9 +78,9 @@ def test_an_epoch_has_every_sample_once_and_a_seed_its_own_order() -> None:
 
 def test_training_learns_and_ends_where_it_diverges() -> None:
     samples = digits("train")
-    model = network((64, 10), 0)
+    model = perceptron((64, 10), 0)
     assert accuracy(model, samples) < 0.3
     losses = list(descend(model, samples, SGD(model.parameters(), lr=0.1), 32, 90, 0))
     assert len(losses) == 90 and accuracy(model, samples) > 0.9
-    model = network((64, 32, 32, 10), 0)
+    model = perceptron((64, 32, 32, 10), 0)
     assert len(list(descend(model, samples, SGD(model.parameters(), lr=1e6), 32, 90, 0))) < 90
