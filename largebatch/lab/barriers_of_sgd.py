@@ -60,11 +60,8 @@ class BarriersOfSGD(Experiment):
         for seed in scale.seeds:
             model = perceptron((64, 32, 32, 10), seed)
             space, whole = ParameterSpace(model), loss_of(model, samples)
-            kept, seen, after = (
-                {0: space.weights()},
-                list[tuple[bool, bool, bool]](),
-                weights_of(model),
-            )
+            kept, seen = {0: space.weights()}, list[tuple[bool, bool, bool]]()
+            after = weights_of(model)
             path = descend(model, samples, SGD(model.parameters(), lr=RATE), BATCH, steps, seed)
             for number, _ in enumerate(path, 1):
                 before, after, kept[number] = after, weights_of(model), space.weights()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +60,7 @@ def judge(
     found: Mapping[str, Sequence[tuple[float, float]]],
     clean: Sequence[float],
     claims: Mapping[str, tuple[str, float]],
-) -> tuple[list[Check], list[dict[str, Any]], tuple[str, str, Drawing]]:
+) -> tuple[list[Check], list[dict[str, str]], tuple[str, str, Drawing]]:
     """Return a check, a row and a place in the picture for every signal.
 
     Args:
@@ -72,29 +71,25 @@ def judge(
     least = min(simple for pairs in found.values() for _, simple in pairs)
     words = f"{100 * FOUND:g} to 100"
     simplest = "least accuracy of the simple methods, %"
-    checks: list[Check] = []
-    rows: list[dict[str, Any]] = []
+    seen, checks = spread([100 * share for share in clean]), list[Check]()
+    rows = [{"signal": "none", "network %": seen, "best": "", "best %": ""}]
     for name, pairs in found.items():
         method, claimed = claims[name]
         misses = agreed(
             cnn < without + MISSED and simple >= FOUND
             for (cnn, simple), without in zip(pairs, clean, strict=True)
         )
-        seen, simple = (spread([100 * pair[n] for pair in pairs]) for n in (0, 1))
+        ours, simple = (spread([100 * pair[n] for pair in pairs]) for n in (0, 1))
         checks.append(
             Check(
                 f"{name}: network against {method}, %",
                 f"84.9 (as without a signal) against {claimed:g}",
-                f"{seen} (without {spread([100 * c for c in clean])}) against {simple}",
+                f"{ours} (without {seen}) against {simple}",
                 misses,
             )
         )
-        rows.append({"signal": name, "network %": seen, "best": method, "best %": simple})
+        rows.append({"signal": name, "network %": ours, "best": method, "best %": simple})
     checks.append(Check(simplest, words, f"{100 * least:.2f}", least >= FOUND, True))
-    rows.insert(
-        0,
-        {"signal": "none", "network %": spread([100 * c for c in clean]), "best": "", "best %": ""},
-    )
     places = list(range(len(found)))
     columns = list(found.values())
     series = [

@@ -74,11 +74,10 @@ def learn(model: Model, weights: nn.Module, train: Samples, seed: int, epochs: i
     fit(model, train, optimizer, BATCH, steps, seed, schedule=lambda done: 1 - done)
 
 
-def greedily(
-    train: Samples, val: Samples, seed: int, hidden: int, epochs: int
-) -> tuple[list[float], bool]:
+def greedily(seed: int, hidden: int, epochs: int) -> tuple[list[float], bool]:
     """Train stage after stage; return the accuracy after each, and whether the frozen ones kept
     every bit, running statistics among them."""
+    train, val = digits("train"), digits("val")
     network, found, kept = stages(seed, hidden), [], True
     for number, stage in enumerate(network):
         below = nn.Sequential(*(each.features for each in network[:number])).eval()
@@ -95,13 +94,11 @@ def greedily(
     return found, kept
 
 
-def end_to_end(
-    train: Samples, val: Samples, seed: int, hidden: int, epochs: int, count: int = 3
-) -> float:
+def end_to_end(seed: int, hidden: int, epochs: int, count: int = 3) -> float:
     """Return the accuracy of the same network trained as one, for as many steps a layer."""
     model = whole(stages(seed, hidden, count))
-    learn(model, model, train, seed, epochs)
-    return accuracy(model.eval(), val)
+    learn(model, model, digits("train"), seed, epochs)
+    return accuracy(model.eval(), digits("val"))
 
 
 @experiments.register("greedy")
@@ -116,9 +113,9 @@ class GreedyLayerwise(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Compare the depths, the classifiers and training as one, seed by seed."""
-        sets, epochs = (digits("train"), digits("val")), scale.pick(2, 4)
-        greedy = {k: [greedily(*sets, s, k - 1, epochs) for s in scale.seeds] for k in PRINTED}
-        as_one = [end_to_end(*sets, seed, 0, epochs) for seed in scale.seeds]
+        epochs = scale.pick(2, 4)
+        greedy = {k: [greedily(s, k - 1, epochs) for s in scale.seeds] for k in PRINTED}
+        as_one = [end_to_end(seed, 0, epochs) for seed in scale.seeds]
         last = {k: [accuracies[-1] for accuracies, _ in runs] for k, runs in greedy.items()}
         first = [accuracies[0] for accuracies, _ in greedy[1]]
         kept = all(kept for runs in greedy.values() for _, kept in runs)
@@ -148,7 +145,5 @@ class GreedyLayerwise(Experiment):
             levels={"trained as one": fmean(as_one)},
         )
         note = "range over seeds; each stage is trained, then frozen"
-        notes = [
-            f"{epochs} epochs a stage; after 12 every k is at 99%, where nothing is told apart"
-        ]
-        return Findings(checks, rows, [("Accuracy stage by stage", note, picture)], notes)
+        said = f"{epochs} epochs a stage; after 12 every k is at 99%, where nothing is told apart"
+        return Findings(checks, rows, [("Accuracy stage by stage", note, picture)], [said])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 import torch
@@ -61,13 +61,13 @@ def random_data(count: int, seed: int) -> Data:
 
 def parity_data(count: int, seed: int) -> tuple[Data, Data]:
     """Return digits to train with and held out, even or odd, by their ten principal components."""
-    (x, y), (x_test, y_test) = drawn_digits(count, seed)
-    x, x_test = x.flatten(1), x_test.flatten(1)
-    mean = x.mean(0)
-    _, values, axes = torch.linalg.svd(x - mean, full_matrices=False)
-    scale = values[:INPUTS] / math.sqrt(count)
-    train, test = ((part - mean) @ axes[:INPUTS].T / scale for part in (x, x_test))
-    return Data(train, 1.0 - 2 * (y % 2)), Data(test, 1.0 - 2 * (y_test % 2))
+    sets = drawn_digits(count, seed)
+    pixels = sets[0][0].flatten(1)
+    _, values, axes = torch.linalg.svd(pixels - pixels.mean(0), full_matrices=False)
+    onto = axes[:INPUTS].T / values[:INPUTS] * math.sqrt(count)
+    centred = ((x.flatten(1) - pixels.mean(0), y) for x, y in sets)
+    train, held = (Data(x @ onto, 1.0 - 2 * (y % 2)) for x, y in centred)
+    return train, held
 
 
 def hinge(margins: Tensor) -> Tensor:
@@ -132,9 +132,8 @@ def scan(
     Args:
         downwards: begin with the largest, and end after two shapes in a row that do not fit.
     """
-    shapes = shapes[::-1] if downwards else shapes
     rows: list[Scanned] = []
-    for shape in shapes:
+    for shape in shapes[::-1] if downwards else shapes:
         nets = Nets(shape, count, seed)
         margins, losses = train(nets, data, steps, loss)
         with torch.no_grad():
@@ -147,9 +146,5 @@ def scan(
 
 def threshold(scanned: Sequence[Scanned]) -> int | None:
     """Return N*: the least N that fits, and all larger ones with it."""
-    found = None
-    for each in reversed(scanned):
-        if not each.fits:
-            break
-        found = each.size
-    return found
+    fitting = list(takewhile(lambda each: each.fits, reversed(scanned)))
+    return fitting[-1].size if fitting else None

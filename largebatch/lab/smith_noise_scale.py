@@ -119,8 +119,8 @@ class SmithNoiseScale(Experiment):
         ]
         other = [ends[3][k] / ends[0][k] for k in range(len(ends[0]))]
         checks.append(
-            Check("digits: largest over least loss, three settings of one g; and with a quarter of g",
-                  "1 at one g, not at another", f"{spread(apart)}; {spread(other)}",
+            Check("digits: largest over least loss, three settings of one g; and with a quarter of"
+                  " g", "1 at one g, not at another", f"{spread(apart)}; {spread(other)}",
                   agreed(a < max(b, 1 / b) for a, b in zip(apart, other, strict=True)))
         )  # fmt: skip
         note = "training loss; three of the same rate over batch, one of a quarter of it"
