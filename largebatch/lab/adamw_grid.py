@@ -62,8 +62,8 @@ def apart(momentum: float, steps: int = 20) -> float:
 
 def slant(rates: Sequence[float], decays: Sequence[float], losses: np.ndarray) -> float:
     """Return the correlation of log rate and log decay over the basin: 0 of one along the axes."""
-    best = np.argsort(losses, axis=None)[: max(3, round(BASIN * losses.size))]
-    row, column = np.unravel_index(best, losses.shape)
+    edge = np.sort(losses, axis=None)[max(3, round(BASIN * losses.size)) - 1]
+    row, column = np.nonzero(losses <= edge * (1 + 1e-9))  # all that are as good as the last
     x, y = np.log(rates)[row], np.log(decays)[column]
     if x.std() == 0 or y.std() == 0:
         return 0.0

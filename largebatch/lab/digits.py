@@ -18,7 +18,7 @@ Samples = tuple[Tensor, Tensor]
 def digits(split: Split, dtype: torch.dtype = torch.float32, limit: int | None = None) -> Samples:
     """Return images (n, 1, 8, 8) as a run sees them, and their classes.
 
-    There are 1,442 to train with, of which ``limit`` takes the first, and 355 held out.
+    There are 1,442 to train with and 355 held out; ``limit`` is the run's ``data.limit``.
     """
     source = build_source(DataConfig(name="digits", limit=limit), split)
     assert isinstance(source, ArraySource)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from largebatch.lab.descent import Model, accuracy, fit
 from largebatch.lab.digits import CLASSES, Samples, digits
 from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments, spread
+from largebatch.lab.networks import seeded
 from largebatch.lab.paired import exceeds
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.models.layers import conv3x3, kaiming_fan_out
@@ -57,9 +58,9 @@ def block(channels: int, out: int, stride: int) -> nn.Sequential:
 
 def stages(seed: int, hidden: int, count: int = len(CHANNELS)) -> list[Stage]:
     """Build the network, stage by stage; the second halves the side."""
-    torch.manual_seed(seed)
     widths = (1, *CHANNELS)
-    return [Stage(widths[n], widths[n + 1], 1 + (n == 1), hidden) for n in range(count)]
+    with seeded(seed):
+        return [Stage(widths[n], widths[n + 1], 1 + (n == 1), hidden) for n in range(count)]
 
 
 def whole(network: Sequence[Stage]) -> nn.Sequential:

@@ -23,7 +23,7 @@ from largebatch.lab.experiment import (
 )
 from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import lines, over_seeds
-from largebatch.lab.whole_batch import loss_of
+from largebatch.lab.whole_batch import WholeBatch, loss_of
 from largebatch.optim import SGD
 from largebatch.weight_space import (
     WeightPath,
@@ -106,7 +106,7 @@ class LossAlongALine(Experiment):
                 curve = [loss(moved(weights, (along, a))) for a in at]
                 around[batch].append(curve)
                 solutions.append(weights_of(model, statistics=True))
-                own.append(float(nn.functional.cross_entropy(model(train[0]), train[1])))
+                own.append(float(WholeBatch(model, train).loss()))
                 half = points // 4
                 rows.append({"seed": seed, "batch": batch, "loss": own[-1],
                              "rise at 0.5": (curve[half] + curve[-1 - half]) / 2 - own[-1],
