@@ -12,7 +12,8 @@ from statistics import mean
 import torch
 from torch import nn
 
-from largebatch.lab.descent import descend, digits
+from largebatch.lab.descent import fit
+from largebatch.lab.digits import Samples, digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -22,8 +23,8 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import seeded
 from largebatch.lab.pictures import lines, over_seeds
-from largebatch.lab.whole_batch import Samples
 from largebatch.models import image_offers, model_of
 from largebatch.optim import SGD
 
@@ -100,17 +101,15 @@ class AdamOnConvolutions(Experiment):
     ) -> list[float]:
         each = len(samples[1]) // BATCH
         model = _model(drop, seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             steps = epochs * each
-            path = list(descend(model, samples, make(model, rate), BATCH, steps, seed))
+            path = fit(model, samples, make(model, rate), BATCH, steps, seed)
         path += [path[-1]] * (steps - len(path))  # one that has diverged stays where it is
         return [mean(path[k : k + each]) for k in range(0, steps, each)]
 
 
 def _model(drop: float, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return model_of("adam_cnn", {"drop": drop or None}, image_offers(10, (1, 8, 8)))
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
-from largebatch.lab.descent import descend, digits, network
+from largebatch.lab.descent import accuracy, fit
+from largebatch.lab.digits import Samples, digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -24,8 +24,9 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import heat
-from largebatch.lab.whole_batch import Samples
+from largebatch.lab.whole_batch import WholeBatch
 from largebatch.optim import SGD, SGDW
 
 WIDTHS = (64, 64, 10)
@@ -61,8 +62,8 @@ def apart(momentum: float, steps: int = 20) -> float:
 
 def slant(rates: Sequence[float], decays: Sequence[float], losses: np.ndarray) -> float:
     """Return the correlation of log rate and log decay over the basin: 0 of one along the axes."""
-    best = np.argsort(losses, axis=None)[: max(3, round(BASIN * losses.size))]
-    row, column = np.unravel_index(best, losses.shape)
+    edge = np.sort(losses, axis=None)[max(3, round(BASIN * losses.size)) - 1]
+    row, column = np.nonzero(losses <= edge * (1 + 1e-9))  # all that are as good as the last
     x, y = np.log(rates)[row], np.log(decays)[column]
     if x.std() == 0 or y.std() == 0:
         return 0.0
@@ -140,13 +141,9 @@ class DecoupledDecay(Experiment):
         steps: int, seed: int,
     ) -> tuple[float, float]:  # fmt: skip
         """Return loss and error of what is held out."""
-        model = network(WIDTHS, seed)
+        model = perceptron(WIDTHS, seed)
         scaled = decay / rate if name == "AdamW" else decay  # torch's is multiplied by the rate
         optimizer = KINDS[name](model.parameters(), lr=rate, weight_decay=scaled)
-        for number, _ in enumerate(descend(model, train, optimizer, 32, steps, seed), 1):
-            cosine = (1 + math.cos(math.pi * number / steps)) / 2
-            optimizer.param_groups[0]["lr"] = rate * cosine
-        with torch.no_grad():
-            outputs = model(held_out[0])
-            wrong = (outputs.argmax(1) != held_out[1]).float().mean()
-            return float(cross_entropy(outputs, held_out[1])), float(wrong)
+        fit(model, train, optimizer, 32, steps, seed,
+            schedule=lambda done: (1 + math.cos(math.pi * done)) / 2)  # fmt: skip
+        return float(WholeBatch(model, held_out).loss()), 1 - accuracy(model, held_out)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from largebatch.lab.codes import Network, sweep, take
-from largebatch.lab.digits import Digits, descend
+from largebatch.lab.descent import accuracy, batches, fit
+from largebatch.lab.digits import Samples, digits
 from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments, spread
 from largebatch.lab.paired import exceeds
 from largebatch.lab.pictures import lines, over_seeds
+from largebatch.optim import SGD
 
 BATCH = 100
 NEAR = 0.01  # of accuracy
@@ -33,11 +34,11 @@ class AlternatingMinimisation(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Watch f over the blocks, and compare accuracies after as many passes over the data."""
-        digits, epochs = Digits.load(torch.float64), scale.pick(2, 15)
+        train, val = digits("train", torch.float64), digits("val", torch.float64)
+        some, epochs = (train[0][:300], train[1][:300]), scale.pick(2, 15)
         curves, rises = [], []
         for seed in scale.seeds:
             network = Network.drawn(seed)
-            some = digits.images[:300], digits.targets[:300]
             codes = network.codes(some[0])
             curve = [float(network.objective(*some, codes))]
             for _ in range(scale.pick(3, 10)):
@@ -45,8 +46,8 @@ class AlternatingMinimisation(Experiment):
                     curve.append(float(network.objective(*some, codes)))
             curves.append(curve)
             rises.append(max(b - a for a, b in pairwise(curve)) / curve[0])
-        ours = [online(digits, seed, epochs) for seed in scale.seeds]
-        theirs = [by_sgd(digits, seed, epochs) for seed in scale.seeds]
+        ours = [online(train, val, seed, epochs) for seed in scale.seeds]
+        theirs = [by_sgd(train, val, seed, epochs) for seed in scale.seeds]
         begins, ends = ([curve[place] for curve in curves] for place in (0, -1))
         checks = [
             Check("largest rise of f over a block, as a share of f at the start", "none",
@@ -68,18 +69,18 @@ class AlternatingMinimisation(Experiment):
         return Findings(checks, rows, [("Objective block by block", note, picture)])
 
 
-def online(digits: Digits, seed: int, epochs: int) -> float:
+def online(train: Samples, val: Samples, seed: int, epochs: int) -> float:
     """Return the held-out accuracy that batches of codes and weights in turn have come to."""
     network = Network.drawn(seed)
-    for images, targets in digits.batches(seed, BATCH, epochs):
+    for images, targets in batches(train, BATCH, epochs * (len(train[1]) // BATCH), seed):
         take(network, images, targets)
-    return digits.accuracy(network)
+    return accuracy(network, val)
 
 
-def by_sgd(digits: Digits, seed: int, epochs: int) -> float:
+def by_sgd(train: Samples, val: Samples, seed: int, epochs: int) -> float:
     """Return that of SGD with momentum from the same weights, over the same batches."""
     network = Network.drawn(seed)
     weights = [w.requires_grad_() for w in (*network.weights, network.classifier)]
-    batches = digits.batches(seed, BATCH, epochs)
-    descend(weights, batches, lambda x, y: cross_entropy(network(x), y), 0.05)
-    return digits.accuracy(network)
+    optimizer, steps = SGD(weights, lr=0.05, momentum=0.9), epochs * (len(train[1]) // BATCH)
+    fit(network, train, optimizer, BATCH, steps, seed, schedule=lambda done: 1 - done)
+    return accuracy(network, val)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from largebatch.lab.descent import descend, digits, network
-from largebatch.lab.whole_batch import Samples
-from largebatch.models.init import initialize
+from largebatch.lab.descent import descend, fit
+from largebatch.lab.digits import Samples, digits
+from largebatch.lab.networks import perceptron
 from largebatch.optim import SGD
 
 WIDTHS = (64, *[64] * 6, 10)
@@ -38,11 +38,7 @@ class Path:
 
 def drawn(norm: bool, seed: int) -> nn.Sequential:
     """Return the network under Kaiming's rule, so that it learns without a norm too."""
-    model = network(WIDTHS, seed, norm)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        initialize(model, "kaiming")
-    return model
+    return perceptron(WIDTHS, seed, norm, rule="kaiming")
 
 
 def gradient(model: nn.Module, samples: Samples) -> tuple[float, list[Tensor]]:
@@ -96,7 +92,7 @@ def largest_rate(norm: bool, seed: int, steps: int) -> float:
     samples, largest = digits("train"), 0.0
     for rate in LADDER:
         model = drawn(norm, seed)
-        losses = list(descend(model, samples, SGD(model.parameters(), rate), BATCH, steps, seed))
+        losses = fit(model, samples, SGD(model.parameters(), rate), BATCH, steps, seed)
         if not sum(losses[-5:]) / 5 < losses[0]:
             break
         largest = rate

@@ -11,9 +11,9 @@ from __future__ import annotations
 from math import log
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from largebatch.lab.descent import digits, network
+from largebatch.lab.descent import descend
+from largebatch.lab.digits import Samples, digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -23,14 +23,15 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
-from largebatch.lab.mode_connectivity import PLACES, batches, solution
+from largebatch.lab.mode_connectivity import PLACES, solution
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import Series, lines, scatter
 from largebatch.lab.string_method import string
-from largebatch.lab.whole_batch import Samples, loss_of
+from largebatch.lab.whole_batch import loss_of
 from largebatch.optim import SGD
 from largebatch.probes.parameter_space import ParameterSpace
 from largebatch.report.log_fit import straight_line
-from largebatch.weight_space import WeightPath, loss_barrier, path_losses, polychain
+from largebatch.weight_space import WeightPath, loss_barrier, path_losses, polychain, weights_of
 
 BATCH, RATE = 32, 0.1
 INSIDE = [k / 8 for k in range(9)]
@@ -57,18 +58,15 @@ class BarriersOfSGD(Experiment):
         steps, looks = scale.pick(200, 2000), scale.pick(20, 100)
         flat, convex, bounced = list[float](), list[float](), list[float]()
         for seed in scale.seeds:
-            model = network((64, 32, 32, 10), seed)
+            model = perceptron((64, 32, 32, 10), seed)
             space, whole = ParameterSpace(model), loss_of(model, samples)
-            optimizer = SGD(space.params.values(), lr=RATE)
             kept, seen = {0: space.weights()}, list[tuple[bool, bool, bool]]()
-            for number, batch in enumerate(batches(samples, BATCH, steps, seed), 1):
-                before = _named(space)
-                optimizer.zero_grad()
-                cross_entropy(model(batch[0]), batch[1]).backward()
-                optimizer.step()
-                kept[number] = space.weights()
+            after = weights_of(model)
+            path = descend(model, samples, SGD(model.parameters(), lr=RATE), BATCH, steps, seed)
+            for number, _ in enumerate(path, 1):
+                before, after, kept[number] = after, weights_of(model), space.weights()
                 if number % (steps // looks) == 0:
-                    on = path_losses(whole, WeightPath([before, _named(space)]), INSIDE)
+                    on = path_losses(whole, WeightPath([before, after]), INSIDE)
                     bend = [a - 2 * b + c for a, b, c in zip(on, on[1:], on[2:], strict=False)]
                     tiny = 1e-6 * (1 + max(on))  # rounding of losses in float32
                     seen.append((loss_barrier(INSIDE, on) < tiny, min(bend) > -tiny,
@@ -106,7 +104,7 @@ class BarriersOfSGD(Experiment):
             for seed in scale.seeds:
                 ends = []
                 for number in (2 * seed, 2 * seed + 1):
-                    model = network((64, width, 10), number)
+                    model = perceptron((64, width, 10), number)
                     solution(model, samples, steps, number)
                     ends.append(ParameterSpace(model).weights())
                 space, whole = ParameterSpace(model), loss_of(model, samples)
@@ -115,7 +113,7 @@ class BarriersOfSGD(Experiment):
                     bends = []
                     for point in points:
                         space.set(point)
-                        bends.append(_named(space))
+                        bends.append(weights_of(model))
                     losses = path_losses(whole, WeightPath(bends, polychain), PLACES)
                     own[kind].append(loss_barrier(PLACES, losses))
             sizes.append(float(space.size))
@@ -144,10 +142,6 @@ class BarriersOfSGD(Experiment):
             ("Barriers by size", "mean over pairs of networks; cut off at 1e-6",
              scatter("weights", "barrier", series, log="xy"))
         )  # fmt: skip
-
-
-def _named(space: ParameterSpace) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in space.params.items()}
 
 
 def _far(a: Tensor, b: Tensor) -> float:

@@ -19,7 +19,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
-from largebatch.lab.group_or_batch_norm import digits_run
+from largebatch.lab.group_or_batch_norm import digits_error
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.nn import BatchChannelNorm, GhostBatchNorm
 
@@ -69,7 +69,7 @@ class BatchChannel(Experiment):
             for size in ghosts[:1] if name == "group norm" else ghosts:
                 own = () if name == "group norm" else (f"--norm.ghost_size={size}",)
                 errors[name, size] = [
-                    digits_run(BATCH, 1.0, epochs, seed, (*more, *own)) for seed in scale.seeds
+                    digits_error(BATCH, 1.0, epochs, seed, (*more, *own)) for seed in scale.seeds
                 ]
         for size in ghosts[1:]:  # a group norm knows no ghosts
             errors["group norm", size] = errors["group norm", ghosts[0]]

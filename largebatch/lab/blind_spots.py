@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from largebatch.data.source import Split
 from largebatch.lab.blind_signals import CLASSES, SIDE, SIGNALS, Images, Labels
-from largebatch.lab.descent import accuracy, descend, digits
+from largebatch.lab.descent import accuracy, fit
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Drawing,
@@ -29,6 +30,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import seeded
 from largebatch.lab.pictures import Series, lines
 from largebatch.models.digits_cnn import digits_cnn
 from largebatch.optim import SGD
@@ -37,9 +39,9 @@ NOISE = 1.6  # standard deviation, of images of variance 1
 MISSED, FOUND = 0.03, 0.98
 
 
-def noisy(split: str, copies: int, rng: np.random.Generator) -> tuple[Images, Labels]:
+def noisy(split: Split, copies: int, rng: np.random.Generator) -> tuple[Images, Labels]:
     """Return digits of 16x16 pixels with fresh noise on every copy."""
-    images, labels = digits(split)  # type: ignore[arg-type]
+    images, labels = digits(split)
     large = interpolate(images, scale_factor=2.0)[:, 0].numpy().repeat(copies, 0)
     noise = rng.normal(0, NOISE, large.shape).astype(np.float32)
     return large + noise, labels.numpy().repeat(copies)
@@ -47,12 +49,10 @@ def noisy(split: str, copies: int, rng: np.random.Generator) -> tuple[Images, La
 
 def cnn(x: Images, y: Labels, held: tuple[Images, Labels], epochs: float, seed: int) -> float:
     """Return the accuracy of `digits_cnn` after so many epochs."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = digits_cnn(CLASSES, (1, SIDE, SIDE))
     samples, steps = _tensors(x, y), math.ceil(epochs * len(y) / 64)
-    for _ in descend(model, samples, SGD(model.parameters(), 0.05, 0.9), 64, steps, seed):
-        pass
+    fit(model, samples, SGD(model.parameters(), 0.05, 0.9), 64, steps, seed)
     return accuracy(model.eval(), _tensors(*held))
 
 
@@ -60,7 +60,7 @@ def judge(
     found: Mapping[str, Sequence[tuple[float, float]]],
     clean: Sequence[float],
     claims: Mapping[str, tuple[str, float]],
-) -> tuple[list[Check], list[dict[str, Any]], tuple[str, str, Drawing]]:
+) -> tuple[list[Check], list[dict[str, str]], tuple[str, str, Drawing]]:
     """Return a check, a row and a place in the picture for every signal.
 
     Args:
@@ -71,29 +71,25 @@ def judge(
     least = min(simple for pairs in found.values() for _, simple in pairs)
     words = f"{100 * FOUND:g} to 100"
     simplest = "least accuracy of the simple methods, %"
-    checks: list[Check] = []
-    rows: list[dict[str, Any]] = []
+    seen, checks = spread([100 * share for share in clean]), list[Check]()
+    rows = [{"signal": "none", "network %": seen, "best": "", "best %": ""}]
     for name, pairs in found.items():
         method, claimed = claims[name]
         misses = agreed(
             cnn < without + MISSED and simple >= FOUND
             for (cnn, simple), without in zip(pairs, clean, strict=True)
         )
-        seen, simple = (spread([100 * pair[n] for pair in pairs]) for n in (0, 1))
+        ours, simple = (spread([100 * pair[n] for pair in pairs]) for n in (0, 1))
         checks.append(
             Check(
                 f"{name}: network against {method}, %",
                 f"84.9 (as without a signal) against {claimed:g}",
-                f"{seen} (without {spread([100 * c for c in clean])}) against {simple}",
+                f"{ours} (without {seen}) against {simple}",
                 misses,
             )
         )
-        rows.append({"signal": name, "network %": seen, "best": method, "best %": simple})
+        rows.append({"signal": name, "network %": ours, "best": method, "best %": simple})
     checks.append(Check(simplest, words, f"{100 * least:.2f}", least >= FOUND, True))
-    rows.insert(
-        0,
-        {"signal": "none", "network %": spread([100 * c for c in clean]), "best": "", "best %": ""},
-    )
     places = list(range(len(found)))
     columns = list(found.values())
     series = [

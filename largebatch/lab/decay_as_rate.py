@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from largebatch.lab.descent import digits, network
+from largebatch.lab.digits import digits
+from largebatch.lab.networks import perceptron
 
 
 def hidden(model: nn.Module) -> list[nn.Linear]:
@@ -27,7 +28,7 @@ def directions(seed: int, steps: int = 30) -> tuple[float, float]:
     samples = digits("train", torch.float64, 256)
     rate, decay, cosine = 0.1, 0.1, 0.0
     decayed, corrected = (
-        network((64, 64, 64, 10), seed, True, dtype=torch.float64) for _ in range(2)
+        perceptron((64, 64, 64, 10), seed, True, dtype=torch.float64) for _ in range(2)
     )
     for module in (*decayed.modules(), *corrected.modules()):
         if isinstance(module, nn.BatchNorm1d):

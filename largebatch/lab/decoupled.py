@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from largebatch.lab.digits import Digits
-from largebatch.lab.greedy import BATCH, RATE, Stage, held_out, stages
+from largebatch.lab.descent import accuracy, batches
+from largebatch.lab.digits import Samples, digits
+from largebatch.lab.greedy import BATCH, RATE, Stage, stages, whole
 from largebatch.optim import SGD
 from largebatch.processes import World
 
@@ -48,14 +49,14 @@ class Layer:
 def learn(world: World, seeds: list[int], epochs: int) -> list[dict[str, Any]]:
     """Train this rank's layer; rank 0 then trains them all by itself, for comparison."""
     torch.set_num_threads(1)
-    digits, found = Digits.load(torch.float64), []
-    alone(0, world.world_size, digits.batches(0, BATCH, 1)[:2])  # what comes late is loaded now
+    train, val, found = digits("train", torch.float64), digits("val", torch.float64), []
+    alone(0, world.world_size, list(batches(train, BATCH, 2, 0)))  # what comes late is loaded now
     for seed in seeds:
-        batches = digits.batches(seed, BATCH, epochs)
+        taken = list(batches(train, BATCH, epochs * (len(train[1]) // BATCH), seed))
         dist.barrier()
         begun, busy = time.perf_counter(), time.process_time()
-        layer = Layer(stages(seed, HIDDEN, world.world_size)[world.rank].double(), len(batches))
-        row = {"waits": over_ranks(world, layer, batches), "busy": time.process_time() - busy}
+        layer = Layer(stages(seed, HIDDEN, world.world_size)[world.rank].double(), len(taken))
+        row = {"waits": over_ranks(world, layer, taken), "busy": time.process_time() - busy}
         dist.barrier()
         row["seconds"] = time.perf_counter() - begun
         found.append(row)
@@ -63,7 +64,7 @@ def learn(world: World, seeds: list[int], epochs: int) -> list[dict[str, Any]]:
             dist.send(flat(layer.stage), 0)
             continue
         begun, busy = time.perf_counter(), time.process_time()
-        together = alone(seed, world.world_size, batches)
+        together = alone(seed, world.world_size, taken)
         row["seconds alone"] = time.perf_counter() - begun
         row["busy alone"] = time.process_time() - busy
         apart = (flat(together[0]) - flat(layer.stage)).abs().max()
@@ -71,15 +72,15 @@ def learn(world: World, seeds: list[int], epochs: int) -> list[dict[str, Any]]:
             theirs = torch.empty_like(flat(stage))
             dist.recv(theirs, rank)
             apart = torch.maximum(apart, (flat(stage) - theirs).abs().max())
-        row |= {"apart": float(apart), "accuracy": held_out(digits, together)}
+        row |= {"apart": float(apart), "accuracy": accuracy(whole(together).eval(), val)}
     return found
 
 
-def over_ranks(world: World, layer: Layer, batches: list[tuple[Tensor, Tensor]]) -> float:
+def over_ranks(world: World, layer: Layer, taken: list[Samples]) -> float:
     """Take all batches, with a message up for each; return the seconds spent waiting for one."""
     sent: deque[tuple[Any, Tensor]] = deque()
     shape, waits = (BATCH, *below(world)), 0.0
-    for images, targets in batches:
+    for images, targets in taken:
         x = images
         if world.rank > 0:
             x, begun = torch.empty(shape, dtype=images.dtype), time.perf_counter()
@@ -105,10 +106,10 @@ def below(world: World) -> tuple[int, ...]:
     return tuple(x.shape[1:])
 
 
-def alone(seed: int, count: int, batches: list[tuple[Tensor, Tensor]]) -> list[Stage]:
+def alone(seed: int, count: int, taken: list[Samples]) -> list[Stage]:
     """Train all layers at once in one process."""
-    layers = [Layer(stage.double(), len(batches)) for stage in stages(seed, HIDDEN, count)]
-    for x, targets in batches:
+    layers = [Layer(stage.double(), len(taken)) for stage in stages(seed, HIDDEN, count)]
+    for x, targets in taken:
         for layer in layers:
             x = layer.features(x)
         for layer in layers:

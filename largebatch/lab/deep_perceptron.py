@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from largebatch.lab.whole_batch import Samples
+from largebatch.lab.descent import fit
+from largebatch.lab.digits import Samples, digits
+from largebatch.lab.networks import Rule, perceptron, seeded
 from largebatch.models.init import initialize
 from largebatch.optim import SGD
 from largebatch.report.log_fit import straight_line
 
-Rule: TypeAlias = Literal["default", "kaiming", "xavier"]
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 RULES: tuple[Rule, ...] = ("default", "kaiming", "xavier")
+RATES = (0.003, 0.03, 0.3)
 
 
-def deep(activation: str, rule: Rule, depth: int, seed: int, width: int = 128) -> nn.Sequential:
-    """Return a perceptron of ``depth`` hidden layers, drawn by ``model.init``'s rule."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = [nn.Flatten(), nn.Linear(64, width)]
-        for _ in range(depth):
-            layers += [ACTIVATIONS[activation](), nn.Linear(width, width)]
-        model = nn.Sequential(*layers, ACTIVATIONS[activation](), nn.Linear(width, 10))
-        initialize(model, rule)
-    return model
+def deep(activation: str, rule: Rule, depth: int, seed: int) -> nn.Sequential:
+    """Return a perceptron of ``depth`` + 1 hidden layers of 128."""
+    return perceptron((64, *[128] * (depth + 1), 10), seed, False, ACTIVATIONS[activation], rule)
+
+
+def learned(activation: str, rule: Rule, depth: int, seed: int, steps: int) -> float:
+    """Return the least training loss over rates after so many steps."""
+    samples, best = digits("train"), math.inf
+    for rate in RATES:
+        model = deep(activation, rule, depth, seed)
+        last = fit(model, samples, SGD(model.parameters(), rate, 0.9), 64, steps, seed)[-10:]
+        best = min(best, fmean(last) if math.isfinite(last[-1]) else math.inf)
+    return best
 
 
 def gradients(model: nn.Sequential, samples: Samples) -> list[float]:
@@ -58,8 +59,7 @@ def factor(norms: list[float]) -> float:
 def sampled(rule: Rule) -> float:
     """Return the variance of a large layer's weights over the rule's."""
     layer = nn.Linear(800, 400)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         initialize(layer, rule)
     expected = 2 / 800 if rule == "kaiming" else 2 / (800 + 400)
     return float(layer.weight.detach().var()) / expected

@@ -1,73 +1,58 @@
-"""Digits, a small network for them, and plain training: what experiments on weights begin with."""
+"""Plain training: batches, steps of any optimizer, and the accuracy that is reached."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from largebatch.data import DataConfig, build_source
-from largebatch.data.memory import ArraySource
-from largebatch.data.source import Split
-from largebatch.lab.whole_batch import LossOf, Samples
+from largebatch.lab.digits import Samples
+
+Model = Callable[[Tensor], Any]
+"""Outputs of inputs; a module, most often."""
+
+LossOf = Callable[[Any, Tensor], Tensor]
+"""The mean loss of outputs and targets."""
 
 
-def digits(split: Split, dtype: torch.dtype = torch.float32, limit: int | None = None) -> Samples:
-    """Return images (n, 1, 8, 8) as a run sees them, and their classes."""
-    source = build_source(DataConfig(name="digits", limit=limit), split)
-    assert isinstance(source, ArraySource)
-    mean, std = (torch.tensor(v, dtype=dtype).view(-1, 1, 1) for v in (source.mean, source.std))
-    return (source.images.to(dtype) * source.scale - mean) / std, source.labels
-
-
-def network(
-    widths: Sequence[int],
-    seed: int,
-    norm: bool = False,
-    activation: type[nn.Module] = nn.ReLU,
-    dtype: torch.dtype = torch.float32,
-) -> nn.Sequential:
-    """Return linear layers with activations between, and batch norm before these.
-
-    Inputs are flattened. Where second derivatives are measured, tanh is the activation: of ReLU the
-    gradient jumps, and a difference of gradients finds the jump.
-    """
-    layers: list[nn.Module] = [nn.Flatten()]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for number, (before, after) in enumerate(pairwise(widths)):
-            layers.append(nn.Linear(before, after))
-            if number < len(widths) - 2:
-                layers += [nn.BatchNorm1d(after)] * norm + [activation()]
-    return nn.Sequential(*layers).to(dtype)
+def batches(samples: Samples, size: int, steps: int, seed: int) -> Iterator[Samples]:
+    """Yield so many batches; every epoch has a new order and leaves out what fills no batch."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, targets = samples
+    each = max(1, len(targets) // size)
+    for number in range(steps):
+        if number % each == 0:
+            order = torch.randperm(len(targets), generator=generator).split(size)
+        rows = order[number % each]
+        yield inputs[rows], targets[rows]
 
 
 def descend(
-    model: nn.Module,
+    model: Model,
     samples: Samples,
     optimizer: torch.optim.Optimizer,
     batch: int,
     steps: int,
     seed: int,
     loss: LossOf = cross_entropy,
+    schedule: Callable[[float], float] = lambda done: 1.0,
 ) -> Iterator[float]:
-    """Train, and yield each step's mean loss after the step; every epoch has a new order.
+    """Train, and yield each step's loss after the step; it ends where the loss is not finite.
 
-    A batch of the whole set is gradient descent. It ends where the loss is not finite.
+    A batch of the whole set is gradient descent.
+
+    Args:
+        schedule: factor of the optimizer's rates when this share of the steps is done.
     """
-    generator = torch.Generator().manual_seed(seed)
-    inputs, targets = samples
-    count, order = len(targets), list[Tensor]()
-    for _ in range(steps):
-        if not order:
-            whole = torch.randperm(count, generator=generator)
-            order = list(whole[: count - count % min(batch, count)].split(batch))
-        rows = order.pop()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for number, (inputs, targets) in enumerate(batches(samples, batch, steps, seed)):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(number / steps)
         optimizer.zero_grad()
-        value = loss(model(inputs[rows]), targets[rows])
+        value = loss(model(inputs), targets)
         value.backward()
         optimizer.step()
         yield float(value.detach())
@@ -75,7 +60,22 @@ def descend(
             return
 
 
+def fit(
+    model: Model,
+    samples: Samples,
+    optimizer: torch.optim.Optimizer,
+    batch: int,
+    steps: int,
+    seed: int,
+    loss: LossOf = cross_entropy,
+    schedule: Callable[[float], float] = lambda done: 1.0,
+) -> list[float]:
+    """Take all steps of :func:`descend`; return their losses."""
+    return list(descend(model, samples, optimizer, batch, steps, seed, loss, schedule))
+
+
 @torch.no_grad()
-def accuracy(model: nn.Module, samples: Samples) -> float:
-    """Return the share of samples that the model, as it stands, gets right."""
-    return float((model(samples[0]).argmax(1) == samples[1]).float().mean())
+def accuracy(model: Model, samples: Samples) -> float:
+    """Return the share of samples whose largest output is the right one."""
+    inputs, targets = samples
+    return float((model(inputs).argmax(1) == targets).double().mean())

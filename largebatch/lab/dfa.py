@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from largebatch.lab.digits import CLASSES, Digits
+from largebatch.lab.digits import CLASSES, digits
 from largebatch.lab.experiment import Experiment, Findings, Scale, experiments
 from largebatch.lab.fa import report
 from largebatch.lab.feedback import WIDTHS, Perceptron, gaussians, learn
@@ -18,11 +18,11 @@ from largebatch.lab.feedback import WIDTHS, Perceptron, gaussians, learn
 def same_as_backpropagation() -> float:
     """Return the largest difference from the gradient where both must agree: a linear network,
     B_j the product of the weights above layer j."""
-    network, digits = Perceptron.drawn(0, linear=True), Digits.load(torch.float64)
+    network = Perceptron.drawn(0, linear=True)
     above = [network.weights[-1]]
     for weight in network.weights[-2:0:-1]:
         above.insert(0, above[0] @ weight)
-    batch = digits.images[:32], digits.targets[:32]
+    batch = digits("train", torch.float64, limit=32)
     ours = network.gradients(*batch, above, direct=True)
     theirs = network.backpropagated(*batch)
     return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
@@ -40,13 +40,12 @@ class DirectFeedbackAlignment(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Follow the angle to the gradient, and compare accuracies, seed by seed."""
-        digits, epochs = Digits.load(torch.float64), scale.pick(4, 30)
+        epochs = scale.pick(4, 30)
         shapes = [(CLASSES, width) for width in WIDTHS[1:-1]]
         random = [
-            learn(digits, seed, epochs, gaussians(1000 + seed, shapes), direct=True)
-            for seed in scale.seeds
+            learn(seed, epochs, gaussians(1000 + seed, shapes), direct=True) for seed in scale.seeds
         ]
-        back = [learn(digits, seed, epochs, None)[0] for seed in scale.seeds]
-        fixed = [learn(digits, seed, epochs, None, hidden=False)[0] for seed in scale.seeds]
+        back = [learn(seed, epochs, None)[0] for seed in scale.seeds]
+        fixed = [learn(seed, epochs, None, hidden=False)[0] for seed in scale.seeds]
         identity = "of a linear network with B_j = the weights above, less backpropagation's"
         return report(scale, same_as_backpropagation(), identity, random, back, fixed)

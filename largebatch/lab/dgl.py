@@ -8,7 +8,6 @@ the ranks work on several batches at once: a pipeline without a way back.
 from __future__ import annotations
 
 from largebatch.lab.decoupled import AHEAD, HIDDEN, learn
-from largebatch.lab.digits import Digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -37,12 +36,12 @@ class DecoupledGreedyLearning(Experiment):
         """Compare weights and work with one process's, and accuracy with backpropagation."""
         count, epochs = scale.pick(2, 3), scale.pick(1, 12)
         ranks = on_ranks(count, learn, list(scale.seeds), epochs)
-        digits, rows = Digits.load(), []
+        rows = []
         for number, seed in enumerate(scale.seeds):
             runs = [rank[number] for rank in ranks]
             rows.append({
                 "seed": seed, "ranks": count, "accuracy": round(runs[0]["accuracy"], 4),
-                "backprop": round(end_to_end(digits, seed, HIDDEN, epochs, count), 4),
+                "backprop": round(end_to_end(seed, HIDDEN, epochs, count), 4),
                 "seconds": round(runs[0]["seconds"], 2),
                 "seconds of one process": round(runs[0]["seconds alone"], 2),
                 "share waiting": round(max(r["waits"] / r["seconds"] for r in runs), 3),

@@ -1,69 +1,37 @@
-"""The digits as tensors, for experiments whose training is not backpropagation through a model."""
+"""The handwritten digits as tensors: as runs divide them, or drawn anew for a seed."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from largebatch.data import DataConfig
-from largebatch.data.build import build_source
-from largebatch.optim import SGD
+from largebatch.data import DataConfig, build_source
+from largebatch.data.memory import ArraySource
+from largebatch.data.source import Split
 
 CLASSES = 10
 
+Samples = tuple[Tensor, Tensor]
+"""Inputs, normalised, and targets."""
 
-@dataclass(frozen=True)
-class Digits:
-    """scikit-learn's digits, divided as the package's runs have them.
 
-    Attributes:
-        images: (1442, 1, 8, 8), normalised. targets: int64 (1442,).
-        held_images, held_targets: the 355 that are held out.
+def digits(split: Split, dtype: torch.dtype = torch.float32, limit: int | None = None) -> Samples:
+    """Return images (n, 1, 8, 8) as a run sees them, and their classes.
+
+    There are 1,442 to train with and 355 held out; ``limit`` is the run's ``data.limit``.
     """
-
-    images: Tensor
-    targets: Tensor
-    held_images: Tensor
-    held_targets: Tensor
-
-    @staticmethod
-    def load(dtype: torch.dtype = torch.float32) -> Digits:
-        """Read them in this type."""
-        parts: list[Tensor] = []
-        for split in ("train", "val"):
-            source: Any = build_source(DataConfig(name="digits"), split)
-            images = (source.images.double() * source.scale - source.mean[0]) / source.std[0]
-            parts += [images.to(dtype), source.labels]
-        return Digits(*parts)
-
-    def batches(self, seed: int, batch: int, epochs: int) -> list[tuple[Tensor, Tensor]]:
-        """Return (images, targets) of whole batches, in a new order every epoch."""
-        generator = torch.Generator().manual_seed(seed)
-        orders = [torch.randperm(len(self.targets), generator=generator) for _ in range(epochs)]
-        rows = [part for o in orders for part in o.split(batch) if len(part) == batch]
-        return [(self.images[part], self.targets[part]) for part in rows]
-
-    def accuracy(self, model: Callable[[Tensor], Tensor]) -> float:
-        """Return the share of the held-out digits whose largest output is the right one."""
-        with torch.no_grad():
-            right = model(self.held_images).argmax(1) == self.held_targets
-        return float(right.double().mean())
+    source = build_source(DataConfig(name="digits", limit=limit), split)
+    assert isinstance(source, ArraySource)
+    mean, std = (torch.tensor(v, dtype=dtype).view(-1, 1, 1) for v in (source.mean, source.std))
+    return (source.images.to(dtype) * source.scale - mean) / std, source.labels
 
 
-def descend(
-    parameters: Iterable[Tensor],
-    batches: Sequence[tuple[Tensor, Tensor]],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    lr: float,
-) -> None:
-    """Take a step of SGD with momentum for each batch, at a rate that falls to 0 in a line."""
-    optimizer = SGD(parameters, lr=lr, momentum=0.9)
-    for number, (images, targets) in enumerate(batches):
-        optimizer.param_groups[0]["lr"] = lr * (1 - number / len(batches))
-        optimizer.zero_grad()
-        loss(images, targets).backward()
-        optimizer.step()
+def drawn_digits(
+    count: int, seed: int, dtype: torch.dtype = torch.float32
+) -> tuple[Samples, Samples]:
+    """Draw ``count`` of all 1,797 digits to train with; return these and the others."""
+    parts = zip(digits("train", dtype), digits("val", dtype), strict=True)
+    images, targets = (torch.cat(part) for part in parts)
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
+    first, rest = order[:count], order[count:]
+    return (images[first], targets[first]), (images[rest], targets[rest])

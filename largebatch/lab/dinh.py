@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from largebatch.lab.descent import descend, digits, network
+from largebatch.lab.descent import fit
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -20,6 +21,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.lab.whole_batch import WholeBatch, dense_hessian
 from largebatch.optim import SGD
@@ -50,10 +52,9 @@ class Reparametrized(Experiment):
         rows = list[dict[str, float]]()
         outputs, predicted, filters = list[float](), list[float](), list[float]()
         for seed in scale.seeds:
-            model = network((64, 16, 10), seed, dtype=torch.float64)
+            model = perceptron((64, 16, 10), seed, dtype=torch.float64)
             optimizer = SGD(model.parameters(), lr=0.1)
-            for _ in descend(model, samples, optimizer, 50, scale.pick(300, 2000), seed):
-                pass
+            fit(model, samples, optimizer, 50, scale.pick(300, 2000), seed)
             space, replay = ParameterSpace(model), WholeBatch(model, samples)
             plain, same = space.weights(), model(samples[0]).detach()
             hessian = dense_hessian(model, samples)

@@ -12,7 +12,8 @@ from statistics import mean
 import torch
 from torch import Tensor, nn
 
-from largebatch.lab.descent import accuracy, descend, digits
+from largebatch.lab.descent import accuracy, fit
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -22,6 +23,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import seeded
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.models.digits_cnn import digits_cnn
 from largebatch.optim import SGD
@@ -35,8 +37,7 @@ PASSES = [1, 2, 4, 8, 16, 32, 64, 128]
 @torch.no_grad()
 def passes(model: nn.Module, x: Tensor, count: int, seed: int) -> Tensor:
     """Return the logits (count, n, classes) of passes that drop other units each."""
-    with torch.random.fork_rng(devices=[]), dropping(model):
-        torch.manual_seed(seed)
+    with seeded(seed), dropping(model):
         return torch.stack([model(x) for _ in range(count)])
 
 
@@ -68,12 +69,10 @@ class DropoutAtTestTime(Experiment):
         distances, slopes, still, rows = [], [], [], []
         errors, strangers, single, averaged = [], [], [], []
         for seed in scale.seeds:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with seeded(seed):
                 model = digits_cnn(drop=DROP)
             optimizer = SGD(model.parameters(), 0.05, 0.9)
-            for _ in descend(model, samples, optimizer, 64, scale.pick(30, 150), seed):
-                pass
+            fit(model, samples, optimizer, 64, scale.pick(30, 150), seed)
             model.eval()
             with torch.no_grad():
                 exact = model(x)
@@ -102,44 +101,26 @@ class DropoutAtTestTime(Experiment):
                     layer.p = 0.0
             still.append(float(passes(model, x, 4, seed).var(0).max()))
             rows.append(
-                {
-                    "seed": seed,
-                    "accuracy, evaluation": round(accuracy(model, (x, y)), 4),
-                    "one pass": round(single[-1], 4),
-                    f"mean of {count}": round(averaged[-1], 4),
-                    "spread, right": f"{float(spreads[~wrong].mean()):.4f}",
-                    "wrong": f"{float(spreads[wrong].mean()):.4f}" if wrong.any() else "",
-                    "noise": f"{float(strange.mean()):.4f}",
-                }
-            )
+                {"seed": seed, "accuracy, evaluation": round(accuracy(model, (x, y)), 4),
+                 "one pass": round(single[-1], 4), f"mean of {count}": round(averaged[-1], 4),
+                 "spread, right": f"{float(spreads[~wrong].mean()):.4f}",
+                 "wrong": f"{float(spreads[wrong].mean()):.4f}" if wrong.any() else "",
+                 "noise": f"{float(strange.mean()):.4f}"}
+            )  # fmt: skip
         checks = [
-            Check(
-                "power of k in the distance of the mean of k passes to evaluation",
-                "-1/2: it tends to evaluation's output",
-                spread(slopes),
-                all(abs(s + 0.5) < 0.05 for s in slopes),
-                True,
-            ),
+            Check("power of k in the distance of the mean of k passes to evaluation",
+                  "-1/2: it tends to evaluation's output", spread(slopes),
+                  all(abs(s + 0.5) < 0.05 for s in slopes), True),
             Check("variance at p = 0", "0", f"{max(still):g}", max(still) == 0.0, True),
-            Check(
-                "mean of passes against one pass, accuracy",
-                "better: an ensemble",
-                f"{spread(averaged)} against {spread(single)}",
-                agreed(a > b for a, b in zip(averaged, single, strict=True)),
-            ),
-            Check(
-                "spread tells wrong answers from right ones, AUC",
-                "above 0.5",
-                spread(errors) if errors else "no answer was wrong",
-                agreed(auc > 0.5 for auc in errors),
-            ),
-            Check(
-                "spread tells noise from digits, AUC",
-                "above 0.5",
-                spread(strangers),
-                agreed(auc > 0.5 for auc in strangers),
-            ),
-        ]
+            Check("mean of passes against one pass, accuracy", "better: an ensemble",
+                  f"{spread(averaged)} against {spread(single)}",
+                  agreed(a > b for a, b in zip(averaged, single, strict=True))),
+            Check("spread tells wrong answers from right ones, AUC", "above 0.5",
+                  spread(errors) if errors else "no answer was wrong",
+                  agreed(auc > 0.5 for auc in errors)),
+            Check("spread tells noise from digits, AUC", "above 0.5", spread(strangers),
+                  agreed(auc > 0.5 for auc in strangers)),
+        ]  # fmt: skip
         theory = [mean(d[0] for d in distances) / math.sqrt(k) for k in counts]
         series = [
             over_seeds("passes", counts, distances, "lines+markers"),

@@ -1,20 +1,21 @@
-"""Evolution: a population is evaluated, the best are kept, and noise makes the next from them.
+"""What evolution costs: its gradient, its growth with the number of weights, and digits.
 
-Rechenberg 1973 for the strategy and its rule of one fifth; Salimans et al. 2017, "Evolution
-strategies as a scalable alternative to reinforcement learning", for the gradient that it estimates.
+Salimans et al. 2017, "Evolution strategies as a scalable alternative to reinforcement learning".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from largebatch.lab.digits import CLASSES, Digits
+from largebatch.lab.descent import accuracy
+from largebatch.lab.digits import CLASSES, digits
+from largebatch.lab.evolution import estimate, evaluations, evolve
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -26,55 +27,6 @@ from largebatch.lab.experiment import (
 )
 from largebatch.lab.pictures import Series, over_seeds, scatter
 from largebatch.report.log_fit import straight_line
-
-Fitness = Callable[[Tensor], Tensor]
-"""The loss of each row of a population (members, numbers)."""
-
-POPULATION, KEPT = 20, 4
-
-
-def estimate(loss: Fitness, w: Tensor, sigma: float, pairs: int, seed: int) -> Tensor:
-    """Return the mean of (f(w + s e) - f(w - s e)) e / 2s over e ~ N(0, I): the gradient of f
-    smoothed by the noise, which on a quadratic is the gradient itself."""
-    noise = torch.randn(pairs, len(w), dtype=w.dtype, generator=torch.Generator().manual_seed(seed))
-    slope = (loss(w + sigma * noise) - loss(w - sigma * noise)) / (2 * sigma)
-    return slope @ noise / pairs
-
-
-def evolve(
-    loss: Fitness, start: Tensor, sigma: float, seed: int, until: Callable[[float, int], bool]
-) -> tuple[Tensor, int]:
-    """Mutate the best until told to stop; return the best of all and the evaluations it took.
-
-    More than a fifth of the children better than the worst parent: the noise grows, else it
-    shrinks.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    parents, scores, evaluations = start[None], loss(start[None]), 1
-    while not until(float(scores[0]), evaluations):
-        chosen = torch.randint(len(parents), (POPULATION,), generator=generator)
-        noise = torch.randn(POPULATION, len(start), dtype=start.dtype, generator=generator)
-        children = parents[chosen] + sigma * noise
-        found = loss(children)
-        evaluations += POPULATION
-        better = float((found < scores[-1]).double().mean())
-        sigma *= math.exp((better - 0.2) / 0.8 / 3)
-        everyone, values = torch.cat((parents, children)), torch.cat((scores, found))
-        best = values.argsort()[:KEPT]
-        parents, scores = everyone[best], values[best]
-    return parents[0], evaluations
-
-
-def bowl(w: Tensor) -> Tensor:
-    """Return half the squared length of every row."""
-    return w.square().sum(-1) / 2
-
-
-def evaluations(size: int, seed: int) -> int:
-    """Return the evaluations until the loss of a bowl of so many weights is a tenth."""
-    start = torch.ones(size, dtype=torch.float64)
-    _, spent = evolve(bowl, start, size**-0.5, seed, lambda best, _: best < size / 20)
-    return spent
 
 
 @experiments.register("ea")
@@ -122,8 +74,8 @@ class Evolution(Experiment):
             {"seed": seed, **{f"d = {d}": c for d, c in zip(sizes, cost, strict=True)}}
             for seed, cost in zip(scale.seeds, costs, strict=True)
         ]
-        digits, passes = Digits.load(), scale.pick(100, 1000)
-        pairs_of = [contest(digits, seed, passes) for seed in scale.seeds]
+        passes = scale.pick(100, 1000)
+        pairs_of = [contest(seed, passes) for seed in scale.seeds]
         for row, (ours, theirs) in zip(rows, pairs_of, strict=True):
             row |= {"evolution on digits": ours, "gradient on digits": theirs}
         checks.append(
@@ -139,26 +91,24 @@ class Evolution(Experiment):
         return Findings(checks, rows, [("Cost against size", note, picture)])
 
 
-def contest(digits: Digits, seed: int, passes: int) -> tuple[float, float]:
+def contest(seed: int, passes: int) -> tuple[float, float]:
     """Return held-out accuracies of a linear classifier, evolved and by gradient descent.
 
     A pass forward counts as one, a pass forward and back as three.
     """
-    inputs, held = (x.flatten(1) for x in (digits.images, digits.held_images))
-    features = inputs.shape[1]
+    (images, targets), val = digits("train"), digits("val")
+
+    def scores(w: Tensor, images: Tensor) -> Tensor:
+        return images.flatten(1) @ w.view(CLASSES, -1).T
 
     def losses(population: Tensor) -> Tensor:
-        scores = inputs @ population.view(-1, CLASSES, features).mT
-        return torch.stack([cross_entropy(score, digits.targets) for score in scores])
+        return torch.stack([cross_entropy(scores(w, images), targets) for w in population])
 
-    def right(w: Tensor) -> float:
-        hits = (held @ w.view(CLASSES, features).T).argmax(1) == digits.held_targets
-        return round(float(hits.double().mean()), 4)
-
-    start = torch.zeros(CLASSES * features)
+    start = torch.zeros(CLASSES * 64)
     evolved, _ = evolve(losses, start, 0.05, seed, lambda _, spent: spent >= passes)
     w = start.requires_grad_()
     for _ in range(passes // 3):
         (gradient,) = torch.autograd.grad(losses(w[None])[0], w)
         w = (w - 0.5 * gradient).detach().requires_grad_()
-    return right(evolved), right(w)
+    ours, theirs = (round(accuracy(partial(scores, each), val), 4) for each in (evolved, w))
+    return ours, theirs

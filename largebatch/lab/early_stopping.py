@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+from largebatch.lab.descent import accuracy, descend
+from largebatch.lab.digits import drawn_digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -19,9 +21,10 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
-from largebatch.lab.implicit_bias import POINTS, RATE, descend
-from largebatch.lab.perceptrons import digits, judged, perceptron, step
+from largebatch.lab.implicit_bias import POINTS, RATE, logistic_path
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import lines, over_seeds
+from largebatch.lab.whole_batch import WholeBatch
 from largebatch.optim import SGD
 
 OUTLIER = np.array([-1.0, 0.0])  # on the wrong side: its loss tends to ln t - 1.80
@@ -38,7 +41,7 @@ class NoEarlyStopping(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Follow held-out loss and error far beyond the loss's minimum."""
-        path = descend(POINTS, RATE, scale.pick(10**5, 10**6))
+        path = logistic_path(POINTS, RATE, scale.pick(10**5, 10**6))
         times = [t for t in path if t >= 10]
         losses = [float(np.log1p(np.exp(-OUTLIER @ path[t]))) for t in times]
         slope = (losses[-1] - losses[-11]) / math.log(times[-1] / times[-11])
@@ -107,16 +110,14 @@ class NoEarlyStopping(Experiment):
 
 def _followed(points: list[int], seed: int) -> dict[str, list[float]]:
     """Return training loss, held-out loss and error, and weight norm at those steps."""
-    data, model = digits(300, seed), perceptron(64, seed=seed)
+    (train, held), model = drawn_digits(300, seed), perceptron((64, 64, 10), seed)
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
     found: dict[str, list[float]] = {"train": [], "loss": [], "error": [], "norm": []}
-    for number in range(1, points[-1] + 1):
-        train = step(model, optimizer, data.x, data.y)
+    for number, loss in enumerate(descend(model, train, optimizer, 300, points[-1], seed), 1):
         if number in points:
-            loss, mistakes = judged(model, data.x_test, data.y_test)
-            found["train"].append(float(train))
-            found["loss"].append(loss)
-            found["error"].append(mistakes / len(data.y_test))
+            found["train"].append(loss)
+            found["loss"].append(float(WholeBatch(model, held).loss()))
+            found["error"].append(1 - accuracy(model, held))
             squares = sum(float(p.detach().square().sum()) for p in model.parameters())
             found["norm"].append(math.sqrt(squares))
     return found

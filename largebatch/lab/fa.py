@@ -10,7 +10,7 @@ from statistics import fmean
 
 import torch
 
-from largebatch.lab.digits import Digits
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -29,10 +29,9 @@ NEAR = 0.01  # of accuracy
 
 def same_as_autograd() -> float:
     """Return the angle between autograd's gradient and ours with the weights as feedback."""
-    network, digits = Perceptron.drawn(0), Digits.load(torch.float64)
+    network, batch = Perceptron.drawn(0), digits("train", torch.float64, limit=32)
     for weight in network.weights:
         weight.requires_grad_()
-    batch = digits.images[:32], digits.targets[:32]
     loss = torch.nn.functional.cross_entropy(network(batch[0]), batch[1])
     theirs = torch.autograd.grad(loss, network.weights)
     with torch.no_grad():
@@ -52,11 +51,11 @@ class FeedbackAlignment(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Follow the angle to the gradient, and compare accuracies, seed by seed."""
-        digits, epochs = Digits.load(torch.float64), scale.pick(4, 30)
+        epochs = scale.pick(4, 30)
         shapes = list(zip(WIDTHS[2:], WIDTHS[1:-1], strict=True))
-        random = [learn(digits, s, epochs, gaussians(1000 + s, shapes)) for s in scale.seeds]
-        back = [learn(digits, s, epochs, None)[0] for s in scale.seeds]
-        fixed = [learn(digits, s, epochs, None, hidden=False)[0] for s in scale.seeds]
+        random = [learn(s, epochs, gaussians(1000 + s, shapes)) for s in scale.seeds]
+        back = [learn(s, epochs, None)[0] for s in scale.seeds]
+        fixed = [learn(s, epochs, None, hidden=False)[0] for s in scale.seeds]
         off = same_as_autograd()
         return report(scale, off, "with B = W transposed, ours less backpropagation's",
                       random, back, fixed)  # fmt: skip

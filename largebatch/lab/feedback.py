@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from largebatch.lab.digits import CLASSES, Digits
+from largebatch.lab.descent import accuracy, batches
+from largebatch.lab.digits import CLASSES, digits
 from largebatch.optim import SGD
 
 WIDTHS = (64, 96, 96, CLASSES)
@@ -85,7 +86,6 @@ def angle(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 
 def learn(
-    digits: Digits,
     seed: int,
     epochs: int,
     feedback: Sequence[Tensor] | None,
@@ -99,21 +99,21 @@ def learn(
         feedback: None for backpropagation. hidden: whether the hidden layers learn at all.
     """
     network = Perceptron.drawn(seed)
-    batches = digits.batches(seed, BATCH, epochs)
+    train, val = digits("train", torch.float64), digits("val", torch.float64)
+    probe, each = (train[0][:256], train[1][:256]), len(train[1]) // BATCH
     optimizer = SGD(network.weights if hidden else network.weights[-1:], lr=RATE, momentum=0.9)
     angles: list[float] = []
 
     def measure() -> None:
-        probe = digits.images[:256], digits.targets[:256]
         taken = network.gradients(*probe, feedback or network.weights[1:], direct)
         angles.append(angle(taken[:-1], network.backpropagated(*probe)[:-1]))
 
-    for number, (images, targets) in enumerate(batches):
-        if number % (len(batches) // epochs) == 0:
+    for number, (images, targets) in enumerate(batches(train, BATCH, epochs * each, seed)):
+        if number % each == 0:
             measure()
         taken = network.gradients(images, targets, feedback or network.weights[1:], direct)
         for weight, gradient in zip(network.weights, taken, strict=True):
             weight.grad = gradient
         optimizer.step()
     measure()
-    return digits.accuracy(network), angles
+    return accuracy(network, val), angles

@@ -6,12 +6,12 @@ on 10,000 images, gradient descent 194. Here on the digits, trained to the same 
 
 from __future__ import annotations
 
-from itertools import islice
 from statistics import median
 
 import torch
-from torch import nn
 
+from largebatch.lab.descent import accuracy, descend
+from largebatch.lab.digits import Samples, drawn_digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -20,8 +20,9 @@ from largebatch.lab.experiment import (
     agreed,
     experiments,
 )
-from largebatch.lab.perceptrons import Digits, batches, digits, judged, perceptron, step
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import lines, over_seeds
+from largebatch.lab.whole_batch import WholeBatch
 from largebatch.optim import SGD
 
 BATCH, ENOUGH = 20, 0.02
@@ -46,9 +47,9 @@ class DescentAndSgd(Experiment):
         mistakes: dict[tuple[str, int], list[int]] = {}
         for width in widths:
             for seed in scale.seeds:
-                data = digits(train, seed)
+                sets = drawn_digits(train, seed)
                 for name, size in (("SGD", BATCH), ("GD", train)):
-                    steps, found, parameters = _trained(data, width, size, RATES[name], seed)
+                    steps, found, parameters = _trained(*sets, width, size, RATES[name], seed)
                     mistakes.setdefault((name, width), []).append(found)
                     sizes[width] = parameters
                     rows.append(
@@ -72,7 +73,7 @@ class DescentAndSgd(Experiment):
             )
             for width in widths
         }
-        apart = _difference(digits(train, 0))
+        apart = _difference(drawn_digits(train, 0, torch.float64)[0])
         checks = [
             Check(
                 f"mistakes of GD and SGD, widest, of {held_out}",
@@ -120,31 +121,24 @@ class DescentAndSgd(Experiment):
         return Findings(checks, rows, [chart], notes)
 
 
-def _trained(data: Digits, width: int, size: int, rate: float, seed: int) -> tuple[int, int, int]:
+def _trained(
+    train: Samples, held: Samples, width: int, size: int, rate: float, seed: int
+) -> tuple[int, int, int]:
     """Return steps to the loss, mistakes, parameters."""
-    model = perceptron(width, width, seed=seed)
-    optimizer = SGD(model.parameters(), lr=rate)
-    steps = 0
-    for rows in islice(batches(len(data.x), size, seed), MOST):
-        step(model, optimizer, data.x[rows], data.y[rows])
-        steps += 1
-        if steps % 25 == 0 and judged(model, data.x, data.y)[0] < ENOUGH:
+    model = perceptron((64, width, width, 10), seed)
+    path = descend(model, train, SGD(model.parameters(), lr=rate), size, MOST, seed)
+    whole = WholeBatch(model, train)
+    for steps, _ in enumerate(path, 1):
+        if steps % 25 == 0 and whole.loss() < ENOUGH:
             break
-    found = judged(model, data.x_test, data.y_test)[1]
-    return steps, found, sum(p.numel() for p in model.parameters())
+    mistakes = round((1 - accuracy(model, held)) * len(held[1]))
+    return steps, mistakes, sum(p.numel() for p in model.parameters())
 
 
-def _difference(data: Digits) -> float:
+def _difference(samples: Samples) -> float:
     """Return the largest entry of the mean of all batches' gradients less that of all at once."""
-    model, parts = (
-        perceptron(8, seed=0, dtype=torch.float64),
-        torch.arange(len(data.x)).split(BATCH),
-    )
-    parameters, x = list(model.parameters()), data.x.double()
-
-    def gradient(rows: torch.Tensor) -> torch.Tensor:
-        loss = nn.functional.cross_entropy(model(x[rows]), data.y[rows])
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
-
-    mean = torch.stack([gradient(rows) for rows in parts]).mean(0)
-    return float((mean - gradient(torch.arange(len(x)))).abs().max())
+    model = perceptron((64, 8, 10), 0, dtype=torch.float64)
+    parts = zip(*(part.split(BATCH) for part in samples), strict=True)
+    gradients = [torch.cat([g.flatten() for g in WholeBatch(model, part).gradient()])
+                 for part in (*parts, samples)]  # fmt: skip
+    return float((torch.stack(gradients[:-1]).mean(0) - gradients[-1]).abs().max())

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from largebatch.lab.descent import descend, digits, network
+from largebatch.lab.descent import descend
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -18,6 +19,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.lab.whole_batch import WholeBatch
 from largebatch.optim import SGD
@@ -49,7 +51,7 @@ class GradientOverlap(Experiment):
         shares, spans = list[list[float]](), list[float]()
         for seed in scale.seeds:
             model, run = (
-                network((64, 32, 10), seed, activation=nn.Tanh, dtype=torch.float64),
+                perceptron((64, 32, 10), seed, activation=nn.Tanh, dtype=torch.float64),
                 list[float](),
             )
             space, replay = ParameterSpace(model), WholeBatch(model, samples)

@@ -11,13 +11,15 @@ from statistics import fmean
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from largebatch.lab.digits import CLASSES, Digits, descend
+from largebatch.lab.descent import Model, accuracy, fit
+from largebatch.lab.digits import CLASSES, Samples, digits
 from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments, spread
+from largebatch.lab.networks import seeded
 from largebatch.lab.paired import exceeds
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.models.layers import conv3x3, kaiming_fan_out
+from largebatch.optim import SGD
 
 CHANNELS = (16, 16, 32)
 PRINTED = {1: 88.3, 2: 90.4, 3: 91.7}  # CIFAR-10, %, of Belilovsky's code
@@ -43,9 +45,10 @@ class Stage(nn.Module):
         )
         kaiming_fan_out(self)
 
-    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of the stage's own classifier."""
-        return cross_entropy(self.head(self.features(x)), targets)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs of the stage's own classifier."""
+        outputs: Tensor = self.head(self.features(x))
+        return outputs
 
 
 def block(channels: int, out: int, stride: int) -> nn.Sequential:
@@ -55,45 +58,48 @@ def block(channels: int, out: int, stride: int) -> nn.Sequential:
 
 def stages(seed: int, hidden: int, count: int = len(CHANNELS)) -> list[Stage]:
     """Build the network, stage by stage; the second halves the side."""
-    torch.manual_seed(seed)
     widths = (1, *CHANNELS)
-    return [Stage(widths[n], widths[n + 1], 1 + (n == 1), hidden) for n in range(count)]
+    with seeded(seed):
+        return [Stage(widths[n], widths[n + 1], 1 + (n == 1), hidden) for n in range(count)]
 
 
-def held_out(digits: Digits, trained: Sequence[Stage]) -> float:
-    """Return the accuracy of the last stage's classifier."""
-    whole = nn.Sequential(*(stage.features for stage in trained), trained[-1].head).eval()
-    return digits.accuracy(whole)
+def whole(network: Sequence[Stage]) -> nn.Sequential:
+    """Return the features of all stages under the last one's classifier."""
+    return nn.Sequential(*(stage.features for stage in network), network[-1].head)
 
 
-def greedily(digits: Digits, seed: int, hidden: int, epochs: int) -> tuple[list[float], bool]:
+def learn(model: Model, weights: nn.Module, train: Samples, seed: int, epochs: int) -> None:
+    """Train some weights of a model by SGD with momentum, at a rate that falls to 0 in a line."""
+    optimizer = SGD(weights.parameters(), lr=RATE, momentum=0.9)
+    steps = epochs * (len(train[1]) // BATCH)
+    fit(model, train, optimizer, BATCH, steps, seed, schedule=lambda done: 1 - done)
+
+
+def greedily(seed: int, hidden: int, epochs: int) -> tuple[list[float], bool]:
     """Train stage after stage; return the accuracy after each, and whether the frozen ones kept
     every bit, running statistics among them."""
+    train, val = digits("train"), digits("val")
     network, found, kept = stages(seed, hidden), [], True
     for number, stage in enumerate(network):
         below = nn.Sequential(*(each.features for each in network[:number])).eval()
         before = {name: value.clone() for name, value in below.state_dict().items()}
 
-        def loss(
-            x: Tensor, targets: Tensor, stage: Stage = stage, below: nn.Module = below
-        ) -> Tensor:
+        def model(x: Tensor, stage: Stage = stage, below: nn.Module = below) -> Tensor:
             with torch.no_grad():
                 x = below(x)
-            return stage.loss(x, targets)
+            return stage(x)
 
-        descend(stage.parameters(), digits.batches(seed, BATCH, epochs), loss, RATE)
+        learn(model, stage, train, seed, epochs)
         kept &= all(torch.equal(value, before[name]) for name, value in below.state_dict().items())
-        found.append(held_out(digits, network[: number + 1]))
+        found.append(accuracy(whole(network[: number + 1]).eval(), val))
     return found, kept
 
 
-def end_to_end(digits: Digits, seed: int, hidden: int, epochs: int, count: int = 3) -> float:
+def end_to_end(seed: int, hidden: int, epochs: int, count: int = 3) -> float:
     """Return the accuracy of the same network trained as one, for as many steps a layer."""
-    network = stages(seed, hidden, count)
-    whole = nn.Sequential(*(stage.features for stage in network), network[-1].head)
-    batches = digits.batches(seed, BATCH, epochs)
-    descend(whole.parameters(), batches, lambda x, y: cross_entropy(whole(x), y), RATE)
-    return held_out(digits, network)
+    model = whole(stages(seed, hidden, count))
+    learn(model, model, digits("train"), seed, epochs)
+    return accuracy(model.eval(), digits("val"))
 
 
 @experiments.register("greedy")
@@ -108,9 +114,9 @@ class GreedyLayerwise(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Compare the depths, the classifiers and training as one, seed by seed."""
-        digits, epochs = Digits.load(), scale.pick(2, 4)
-        greedy = {k: [greedily(digits, s, k - 1, epochs) for s in scale.seeds] for k in PRINTED}
-        whole = [end_to_end(digits, seed, 0, epochs) for seed in scale.seeds]
+        epochs = scale.pick(2, 4)
+        greedy = {k: [greedily(s, k - 1, epochs) for s in scale.seeds] for k in PRINTED}
+        as_one = [end_to_end(seed, 0, epochs) for seed in scale.seeds]
         last = {k: [accuracies[-1] for accuracies, _ in runs] for k, runs in greedy.items()}
         first = [accuracies[0] for accuracies, _ in greedy[1]]
         kept = all(kept for runs in greedy.values() for _, kept in runs)
@@ -124,23 +130,21 @@ class GreedyLayerwise(Experiment):
                   " ".join(f"{100 * fmean(last[k]):.1f}%" for k in PRINTED),
                   exceeds(last[3], last[1])),
             Check("accuracy as good as that of training as one, to 1 point",
-                  "yes", f"{spread(last[1])} against {spread(whole)}",
-                  exceeds(last[1], whole, -NEAR)),
+                  "yes", f"{spread(last[1])} against {spread(as_one)}",
+                  exceeds(last[1], as_one, -NEAR)),
         ]  # fmt: skip
         rows = [
             {"k": k, "seed": seed, **{f"stage {n}": round(a, 4) for n, a in enumerate(runs, 1)},
              "as one": round(one, 4)}
             for k, found in greedy.items()
-            for seed, (runs, _), one in zip(scale.seeds, found, whole, strict=True)
+            for seed, (runs, _), one in zip(scale.seeds, found, as_one, strict=True)
         ]  # fmt: skip
         picture = lines(
             "stages",
             "held-out accuracy",
             [over_seeds(f"k = {k}", (1, 2, 3), [r for r, _ in runs]) for k, runs in greedy.items()],
-            levels={"trained as one": fmean(whole)},
+            levels={"trained as one": fmean(as_one)},
         )
         note = "range over seeds; each stage is trained, then frozen"
-        notes = [
-            f"{epochs} epochs a stage; after 12 every k is at 99%, where nothing is told apart"
-        ]
-        return Findings(checks, rows, [("Accuracy stage by stage", note, picture)], notes)
+        said = f"{epochs} epochs a stage; after 12 every k is at 99%, where nothing is told apart"
+        return Findings(checks, rows, [("Accuracy stage by stage", note, picture)], [said])

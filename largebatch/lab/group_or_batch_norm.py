@@ -19,7 +19,7 @@ from largebatch.lab.experiment import (
     spread,
 )
 from largebatch.lab.pictures import lines, over_seeds
-from largebatch.lab.short_run import summary_of
+from largebatch.lab.short_run import digits_run
 
 NORMS = {
     "batch norm": ("--norm.kind=batch",),
@@ -28,30 +28,16 @@ NORMS = {
 RATE, REFERENCE = 0.05, 32
 
 
-def digits_run(batch: int, factor: float, epochs: int, seed: int, more: Sequence[str]) -> float:
+def digits_error(batch: int, factor: float, epochs: int, seed: int, more: Sequence[str]) -> float:
     """Return the error on the held-out digits; 1 of a run that diverged.
 
     Args:
         factor: on a rate of 0.05 at batch 32, which follows the batch in proportion.
         more: options of the norm.
     """
-    summary = summary_of(
-        [
-            "--data.name=digits",
-            "--model.name=digits_cnn",
-            f"--batch.size={batch}",
-            f"--batch.reference={REFERENCE}",
-            "--optim.name=sgd",
-            f"--optim.lr={RATE * factor}",
-            "--optim.momentum=0.9",
-            "--optim.scaling=linear",
-            f"--schedule.length={epochs}ep",
-            "--schedule.curve=cosine",
-            f"--evaluate.every={epochs}ep",
-            f"--run.seed={seed}",
-            *more,
-        ]
-    )
+    batches = (f"--batch.size={batch}", f"--batch.reference={REFERENCE}")
+    rates = (f"--optim.lr={RATE * factor}", "--optim.scaling=linear")
+    summary = digits_run(epochs, seed, (*batches, *rates, *more))
     return 1.0 - float(summary["top1"]) if "top1" in summary else 1.0
 
 
@@ -73,7 +59,7 @@ class GroupOrBatchNorm(Experiment):
         for name, more in NORMS.items():
             for batch in batches:
                 tried = {
-                    factor: [digits_run(batch, factor, epochs, s, more) for s in scale.seeds]
+                    factor: [digits_error(batch, factor, epochs, s, more) for s in scale.seeds]
                     for factor in factors
                 }
                 chosen = min(tried, key=lambda factor: mean(tried[factor]))

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from largebatch.lab.descent import descend, digits, network
+from largebatch.lab.descent import fit
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Drawing,
@@ -22,6 +23,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import Series, lines
 from largebatch.lab.whole_batch import WholeBatch, dense_hessian
 from largebatch.optim import SGD
@@ -59,13 +61,12 @@ class DensityOfTheHessian(Experiment):
         steps, vectors = scale.pick(500, 4000), scale.pick(10, 64)
         found, gathered, apart = Findings([], []), list[float](), list[float]()
         for seed in scale.seeds:
-            model = network((64, 16, 10), seed, activation=nn.Tanh, dtype=torch.float64)
+            model = perceptron((64, 16, 10), seed, activation=nn.Tanh, dtype=torch.float64)
             space, shares = ParameterSpace(model), list[float]()
             for when in ("beginning", "end"):
                 if when == "end":
-                    for _ in descend(model, samples, SGD(space.params.values(), lr=0.1), 50,
-                                     steps, seed):  # fmt: skip
-                        pass
+                    optimizer = SGD(space.params.values(), lr=0.1)
+                    fit(model, samples, optimizer, 50, steps, seed)
                 values = torch.linalg.eigvalsh(dense_hessian(model, samples))
                 product = Hessian(space, WholeBatch(model, samples))
                 seen = quadrature(product, space, 30, vectors, 1000 * seed)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from largebatch.lab.descent import accuracy, descend, digits, network
+from largebatch.lab.descent import accuracy, fit
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -19,6 +20,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import Series, lines
 from largebatch.lab.whole_batch import WholeBatch, dense_hessian
 from largebatch.optim import SGD
@@ -58,14 +60,13 @@ class TopOfTheHessian(Experiment):
         series, ends = list[Series](), list[tuple[Tensor, Tensor]]()
         for seed in scale.seeds:
             model, moments = (
-                network((64, 16, 10), seed, activation=nn.Tanh, dtype=torch.float64),
+                perceptron((64, 16, 10), seed, activation=nn.Tanh, dtype=torch.float64),
                 list[Tensor](),
             )
             for when in ("beginning", "end"):
                 if when == "end":
                     optimizer = SGD(model.parameters(), lr=0.1)
-                    for _ in descend(model, samples, optimizer, 50, steps, seed):
-                        pass
+                    fit(model, samples, optimizer, 50, steps, seed)
                 values = torch.linalg.eigvalsh(dense_hessian(model, samples))
                 space = ParameterSpace(model)
                 product = Hessian(space, WholeBatch(model, samples))

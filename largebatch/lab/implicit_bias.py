@@ -33,7 +33,7 @@ ACROSS = math.log(4) / 2.5  # e^-(2 w_y) : e^(.5 w_y) = .2 : .8
 ALONG = math.log(RATE / 0.2) - 2 * ACROSS  # w_x - ln t: dw_x/dt = RATE * loss = 1 / t
 
 
-def descend(points: Floats, rate: float, steps: int) -> dict[int, Floats]:
+def logistic_path(points: Floats, rate: float, steps: int) -> dict[int, Floats]:
     """Return w of gradient descent from 0 on the summed logistic loss, ten times a decade.
 
     Args:
@@ -102,7 +102,7 @@ class ImplicitBias(Experiment):
     def measure(self, scale: Scale) -> Findings:
         """Compare with the limits; a tolerance is ten times what the theory leaves at that t."""
         steps = scale.pick(10**5, 10**6)
-        known = moments(descend(POINTS, RATE, steps), POINTS, np.array([1.0, 0.0]))
+        known = moments(logistic_path(POINTS, RATE, steps), POINTS, np.array([1.0, 0.0]))
         last, before = known[-1], known[-11]
         growth = float(np.linalg.norm(last.w) - np.linalg.norm(before.w))
         gaps = [moment.gap for moment in known if moment.t >= 1000]
@@ -112,40 +112,26 @@ class ImplicitBias(Experiment):
             near("w along it, less ln t", float(last.w[0]) - math.log(steps), ALONG, tolerance),
             near("rate x t x loss", last.product, 1, tolerance),
             near("d |w| / d ln t, last decade", growth / math.log(10), 1, 0.02),
-            Check(
-                "gap of the margin x ln t",
-                "bounded",
-                f"{min(gaps):.3f} to {max(gaps):.3f}",
-                max(gaps) < 2 * min(gaps),
-                True,
-            ),
-        ]
+            Check("gap of the margin x ln t", "bounded", f"{min(gaps):.3f} to {max(gaps):.3f}",
+                  max(gaps) < 2 * min(gaps), True),
+        ]  # fmt: skip
         curves, aside = {"known limits": known}, []
         for seed in scale.seeds:
             points, limit = separable(seed)
-            drawn = moments(descend(points, RATE, steps // 5), points, limit)
+            drawn = moments(logistic_path(points, RATE, steps // 5), points, limit)
             curves[f"drawn, seed {seed}"] = drawn
             ahead = float(np.linalg.norm(limit)) * math.log(10)
             aside.append(abs(drawn[-1].rest - drawn[-11].rest) / ahead)
         checks.append(
-            Check(
-                "drawn data: growth of |rho| over the last decade, of w_hat log t's",
-                "0: bounded",
-                spread(aside),
-                agreed(share < 0.1 for share in aside),
-            )
-        )
+            Check("drawn data: growth of |rho| over the last decade, of w_hat log t's",
+                  "0: bounded", spread(aside), agreed(share < 0.1 for share in aside))
+        )  # fmt: skip
         rows = [
-            {
-                "data": name,
-                "steps": path[-1].t,
-                "rate t loss": round(path[-1].product, 6),
-                "1 - cosine": f"{path[-1].angle:.3e}",
-                "gap x ln t": round(path[-1].gap, 4),
-                "|rho|": round(path[-1].rest, 4),
-            }
+            {"data": name, "steps": path[-1].t, "rate t loss": round(path[-1].product, 6),
+             "1 - cosine": f"{path[-1].angle:.3e}", "gap x ln t": round(path[-1].gap, 4),
+             "|rho|": round(path[-1].rest, 4)}
             for name, path in curves.items()
-        ]
+        ]  # fmt: skip
 
         def chart(title: str, note: str, key: str, log: str) -> tuple[str, str, Drawing]:
             series = [

@@ -6,45 +6,31 @@ activation's slope. Initialisation keeps the product near one, or the gradient v
 
 from __future__ import annotations
 
-import math
+import operator
 
 import torch
 
 from largebatch.lab.deep_perceptron import (
     ACTIVATIONS,
     RULES,
-    Rule,
     deep,
     factor,
     gradients,
+    learned,
     lecture_example,
     sampled,
 )
-from largebatch.lab.descent import descend, digits
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
     Findings,
     Scale,
-    agreed,
     experiments,
     spread,
 )
+from largebatch.lab.paired import compared
 from largebatch.lab.pictures import lines, over_seeds
-from largebatch.optim import SGD
-
-RATES = (0.003, 0.03, 0.3)
-
-
-def learned(activation: str, rule: Rule, depth: int, seed: int, steps: int) -> float:
-    """Return the least training loss over rates after so many steps."""
-    samples, best = digits("train"), math.inf
-    for rate in RATES:
-        model = deep(activation, rule, depth, seed)
-        last = list(descend(model, samples, SGD(model.parameters(), rate, 0.9), 64, steps, seed))
-        mean = sum(last[-10:]) / 10
-        best = min(best, mean if math.isfinite(mean) else math.inf)
-    return best
 
 
 @experiments.register("init-grad")
@@ -120,16 +106,12 @@ class InitialGradients(Experiment):
                 max(best) < 0.5,
                 True,
             ),
-            Check(
+            compared(
                 f"ReLU, {depth} layers trained: loss, Kaiming against torch's default",
                 "good init lets it learn",
-                " against ".join(spread(trained["relu", rule]) for rule in ("kaiming", "default")),
-                agreed(
-                    a < b
-                    for a, b in zip(
-                        trained["relu", "kaiming"], trained["relu", "default"], strict=True
-                    )
-                ),
+                trained["relu", "kaiming"],
+                trained["relu", "default"],
+                operator.lt,
             ),
         ]
         rows = [

@@ -7,21 +7,24 @@ bias, with r their correlation, whose condition number is (1 + |r|) / (1 - |r|) 
 from __future__ import annotations
 
 import math
+import operator
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from largebatch.lab.descent import accuracy, descend, digits, network
+from largebatch.lab.descent import accuracy, fit
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
     Findings,
     Scale,
-    agreed,
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
+from largebatch.lab.paired import compared
 from largebatch.lab.pictures import Series, lines
 from largebatch.optim import SGD
 
@@ -37,12 +40,17 @@ def standardized(x: Floats) -> Floats:
     return result
 
 
+def with_bias(x: Floats) -> Floats:
+    """Return the columns and one of ones."""
+    return np.concatenate((x, np.ones((len(x), 1))), axis=1)
+
+
 def curvature(x: Floats) -> tuple[Floats, float, Floats]:
     """Return the Hessian of least squares with a bias, its condition number and eigenvalues.
 
     By singular values of the inputs: squares of these would not leave the small ones a digit.
     """
-    design = np.concatenate((x, np.ones((len(x), 1))), axis=1) / math.sqrt(len(x))
+    design = with_bias(x) / math.sqrt(len(x))
     values: Floats = np.linalg.svd(design, compute_uv=False).astype(np.float64) ** 2
     return design.T @ design, float(values[0] / values[-1]), values
 
@@ -50,7 +58,7 @@ def curvature(x: Floats) -> tuple[Floats, float, Floats]:
 def losses(x: Floats, steps: int) -> list[float]:
     """Return the excess loss of gradient descent from 0, at the best constant rate."""
     hessian, _, values = curvature(x)
-    design = np.concatenate((x, np.ones((len(x), 1))), axis=1)
+    design = with_bias(x)
     best = np.linalg.lstsq(design, TARGETS, rcond=None)[0]
     off, rate, found = -best, 2 / (values[0] + values[-1]), []
     for _ in range(steps + 1):
@@ -71,8 +79,8 @@ def trained(scaled: bool, seed: int, steps: int) -> tuple[float, float]:
         samples, held = (((x - low) / (high - low) * 16, y) for x, y in (samples, held))
     found = []
     for rate in RATES:
-        model = network((64, 64, 10), seed)
-        run = list(descend(model, samples, SGD(model.parameters(), rate), 64, steps, seed))
+        model = perceptron((64, 64, 10), seed)
+        run = fit(model, samples, SGD(model.parameters(), rate), 64, steps, seed)
         last = sum(run[-10:]) / 10
         found.append((last if math.isfinite(last) else math.inf, accuracy(model, held)))
     return min(found)
@@ -91,10 +99,9 @@ class InputNormalization(Experiment):
         """Compare condition numbers, and steps at the best rate of each."""
         after = standardized(INPUTS)
         r = float(np.corrcoef(INPUTS.T)[0, 1])
-        _, raw, _ = curvature(INPUTS)
-        _, scaled, _ = curvature(after)
         expected = (1 + abs(r)) / (1 - abs(r))
-        _, units, _ = curvature(standardized(INPUTS * np.array([1e-3, 1e5])))
+        other = standardized(INPUTS * np.array([1e-3, 1e5]))
+        raw, scaled, units = (curvature(x)[1] for x in (INPUTS, after, other))
         steps = 300
         paths = {"as given": losses(INPUTS, steps), "standardized": losses(after, steps)}
         left = {name: path[-1] / path[0] for name, path in paths.items()}
@@ -102,55 +109,28 @@ class InputNormalization(Experiment):
             name: [trained(name == "standardized", s, scale.pick(60, 400)) for s in scale.seeds]
             for name in paths
         }
-        pairs = list(zip(runs["as given"], runs["standardized"], strict=True))
+        ends = {name: [loss for loss, _ in found] for name, found in runs.items()}
         checks = [
-            Check(
-                "condition number as given",
-                "larger: ill-conditioned",
-                f"{raw:.3g}, {raw / scaled:.2g} times as large",
-                raw > 1e6 * scaled,
-                True,
-            ),
-            Check(
-                "condition number of the standardized table",
-                f"(1 + |r|) / (1 - |r|) = {expected:.6g}",
-                f"{scaled:.6g}",
-                bool(abs(scaled / expected - 1) < 1e-9),
-                True,
-            ),
-            Check(
-                "the same after a change of units",
-                "unchanged",
-                f"{units:.6g}",
-                bool(abs(units / scaled - 1) < 1e-9),
-                True,
-            ),
-            Check(
-                f"share of the loss left by {steps} steps of gradient descent",
-                "smaller when standardized",
-                f"{left['standardized']:.2g} against {left['as given']:.2g}",
-                left["standardized"] < 0.01 * left["as given"],
-                True,
-            ),
-            Check(
-                "network on digits, loss at its best rate",
-                "smaller when standardized",
-                " against ".join(
-                    spread([loss for loss, _ in runs[n]]) for n in ("standardized", "as given")
-                ),
-                agreed(b[0] < a[0] for a, b in pairs),
-            ),
-        ]
+            Check("condition number as given", "larger: ill-conditioned",
+                  f"{raw:.3g}, {raw / scaled:.2g} times as large", raw > 1e6 * scaled, True),
+            Check("condition number of the standardized table",
+                  f"(1 + |r|) / (1 - |r|) = {expected:.6g}", f"{scaled:.6g}",
+                  bool(abs(scaled / expected - 1) < 1e-9), True),
+            Check("the same after a change of units", "unchanged", f"{units:.6g}",
+                  bool(abs(units / scaled - 1) < 1e-9), True),
+            Check(f"share of the loss left by {steps} steps of gradient descent",
+                  "smaller when standardized",
+                  f"{left['standardized']:.2g} against {left['as given']:.2g}",
+                  left["standardized"] < 0.01 * left["as given"], True),
+            compared("network on digits, loss at its best rate", "smaller when standardized",
+                     ends["standardized"], ends["as given"], operator.lt),
+        ]  # fmt: skip
         rows = [
-            {
-                "inputs": name,
-                "condition number": f"{number:.4g}",
-                "loss left": f"{left[name]:.2g}",
-                "digits: loss": spread([loss for loss, _ in runs[name]]),
-                "digits: accuracy": spread([right for _, right in runs[name]]),
-            }
+            {"inputs": name, "condition number": f"{number:.4g}", "loss left": f"{left[name]:.2g}",
+             "digits: loss": spread(ends[name]),
+             "digits: accuracy": spread([right for _, right in runs[name]])}
             for name, number in (("as given", raw), ("standardized", scaled))
-        ]
+        ]  # fmt: skip
         series = [Series(name, list(range(steps + 1)), path) for name, path in paths.items()]
         chart = (
             "Gradient descent on the table",

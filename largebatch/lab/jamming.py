@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from largebatch.lab.perceptrons import digits
+from largebatch.lab.digits import drawn_digits
 
 INPUTS = 10
 RATE = 0.03
@@ -28,13 +28,11 @@ class Nets:
 
     def __init__(self, widths: tuple[int, int], count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        sizes = [INPUTS, *widths, 1]
         self.layers: list[tuple[Tensor, Tensor]] = []
-        for fan, out in pairwise(sizes):
+        for fan, out in pairwise((INPUTS, *widths, 1)):
             weight = torch.randn(count, fan, out, generator=generator) / math.sqrt(fan)
-            self.layers.append(
-                (weight.requires_grad_(), torch.zeros(count, 1, out).requires_grad_())
-            )
+            bias = torch.zeros(count, 1, out)
+            self.layers.append((weight.requires_grad_(), bias.requires_grad_()))
         self.parameters = [tensor for layer in self.layers for tensor in layer]
         self.size = sum(tensor[0].numel() for tensor in self.parameters)
 
@@ -63,12 +61,13 @@ def random_data(count: int, seed: int) -> Data:
 
 def parity_data(count: int, seed: int) -> tuple[Data, Data]:
     """Return digits to train with and held out, even or odd, by their ten principal components."""
-    x, y, x_test, y_test = digits(count, seed)
-    mean = x.mean(0)
-    _, values, axes = torch.linalg.svd(x - mean, full_matrices=False)
-    scale = values[:INPUTS] / math.sqrt(count)
-    train, test = ((part - mean) @ axes[:INPUTS].T / scale for part in (x, x_test))
-    return Data(train, 1.0 - 2 * (y % 2)), Data(test, 1.0 - 2 * (y_test % 2))
+    sets = drawn_digits(count, seed)
+    pixels = sets[0][0].flatten(1)
+    _, values, axes = torch.linalg.svd(pixels - pixels.mean(0), full_matrices=False)
+    onto = axes[:INPUTS].T / values[:INPUTS] * math.sqrt(count)
+    centred = ((x.flatten(1) - pixels.mean(0), y) for x, y in sets)
+    train, held = (Data(x @ onto, 1.0 - 2 * (y % 2)) for x, y in centred)
+    return train, held
 
 
 def hinge(margins: Tensor) -> Tensor:
@@ -133,9 +132,8 @@ def scan(
     Args:
         downwards: begin with the largest, and end after two shapes in a row that do not fit.
     """
-    shapes = shapes[::-1] if downwards else shapes
     rows: list[Scanned] = []
-    for shape in shapes:
+    for shape in shapes[::-1] if downwards else shapes:
         nets = Nets(shape, count, seed)
         margins, losses = train(nets, data, steps, loss)
         with torch.no_grad():
@@ -148,9 +146,5 @@ def scan(
 
 def threshold(scanned: Sequence[Scanned]) -> int | None:
     """Return N*: the least N that fits, and all larger ones with it."""
-    found = None
-    for each in reversed(scanned):
-        if not each.fits:
-            break
-        found = each.size
-    return found
+    fitting = list(takewhile(lambda each: each.fits, reversed(scanned)))
+    return fitting[-1].size if fitting else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from largebatch.lab.descent import accuracy, descend, digits, network
+from largebatch.lab.descent import accuracy, fit
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -19,6 +20,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import Series, lines
 from largebatch.lab.whole_batch import WholeBatch, loss_of
 from largebatch.probes.parameter_space import ParameterSpace
@@ -75,11 +77,10 @@ class SharpMinima(Experiment):
         for seed in scale.seeds:
             ends = []
             for batch in (SMALL, LARGE):
-                model = network((64, 64, 64, 64, 10), seed, norm=True)
+                model = perceptron((64, 64, 64, 64, 10), seed, norm=True)
                 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
                 steps = epochs * (len(train[1]) // batch)
-                for _ in descend(model, train, optimizer, batch, steps, seed):
-                    pass
+                fit(model, train, optimizer, batch, steps, seed)
                 replay = WholeBatch(model, train)
                 row: dict[str, float] = {"seed": seed, "batch": batch, "loss": float(replay.loss())}
                 row |= {f"sharpness, {size:g}": phi(model, replay, size) for size in SIZES}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from largebatch.lab.descent import accuracy, descend, digits
+from largebatch.lab.descent import accuracy, fit
+from largebatch.lab.digits import Samples, digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -19,8 +20,8 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import seeded
 from largebatch.lab.pictures import lines, over_seeds
-from largebatch.lab.whole_batch import Samples
 from largebatch.models import image_offers, model_of
 
 COUNTS = {"f2": 2_780_085, "c1": 1_757_834}
@@ -77,12 +78,11 @@ class KeskarNetworks(Experiment):
             ends = {batch: list[tuple[float, float]]() for batch in batches}
             for seed in scale.seeds:
                 for batch in batches:
-                    with torch.random.fork_rng(devices=[]):
-                        torch.manual_seed(seed)
+                    with seeded(seed):
                         model = model_of(name, {}, image_offers(outputs, own))
                         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
                         steps = epochs * (count // batch)
-                        path = list(descend(model, train, optimizer, batch, steps, seed))
+                        path = fit(model, train, optimizer, batch, steps, seed)
                     each = count // batch
                     curves[batch].append(
                         [sum(path[k : k + each]) / each for k in range(0, len(path), each)]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from largebatch.lab.descent import descend, digits, network
+from largebatch.lab.descent import fit
+from largebatch.lab.digits import Samples, digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -20,8 +21,9 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import lines, over_seeds
-from largebatch.lab.whole_batch import Samples, loss_of
+from largebatch.lab.whole_batch import WholeBatch, loss_of
 from largebatch.optim import SGD
 from largebatch.weight_space import (
     WeightPath,
@@ -51,9 +53,8 @@ def invariance(samples: Samples) -> tuple[float, float]:
 
     Along directions of filters, and along plain Gaussian ones.
     """
-    model = network((64, 16, 16, 10), 0, dtype=torch.float64)
-    for _ in descend(model, samples, SGD(model.parameters(), lr=0.1), 32, 200, 0):
-        pass
+    model = perceptron((64, 16, 16, 10), 0, dtype=torch.float64)
+    fit(model, samples, SGD(model.parameters(), lr=0.1), 32, 200, 0)
     loss, own = loss_of(model, samples), weights_of(model)
     at = [-1 + k / 5 for k in range(11)]
     found = {True: 0.0, False: 0.0}
@@ -94,11 +95,10 @@ class LossAlongALine(Experiment):
         for seed in scale.seeds:
             solutions, own = [], []
             for batch in (SMALL, LARGE):
-                model = network((64, 64, 64, 10), seed, norm=True)
+                model = perceptron((64, 64, 64, 10), seed, norm=True)
                 optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
                 steps = epochs * (len(train[1]) // batch)
-                for _ in descend(model, train, optimizer, batch, steps, seed):
-                    pass
+                fit(model, train, optimizer, batch, steps, seed)
                 settle(model, train)
                 loss = loss_of(model.eval(), train)
                 weights = weights_of(model)
@@ -106,7 +106,7 @@ class LossAlongALine(Experiment):
                 curve = [loss(moved(weights, (along, a))) for a in at]
                 around[batch].append(curve)
                 solutions.append(weights_of(model, statistics=True))
-                own.append(float(nn.functional.cross_entropy(model(train[0]), train[1])))
+                own.append(float(WholeBatch(model, train).loss()))
                 half = points // 4
                 rows.append({"seed": seed, "batch": batch, "loss": own[-1],
                              "rise at 0.5": (curve[half] + curve[-1 - half]) / 2 - own[-1],

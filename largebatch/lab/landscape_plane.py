@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from largebatch.lab.descent import accuracy, descend, digits
+from largebatch.lab.descent import accuracy, fit
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -20,6 +21,7 @@ from largebatch.lab.experiment import (
     spread,
 )
 from largebatch.lab.landscape_line import invariance, settle
+from largebatch.lab.networks import seeded
 from largebatch.lab.pictures import heat
 from largebatch.lab.whole_batch import loss_of
 from largebatch.models import image_offers, model_of
@@ -50,13 +52,11 @@ class LossOverAPlane(Experiment):
         rows, charts, centres = list[dict[str, float]](), [], list[float]()
         for seed in scale.seeds:
             for batch in (SMALL, LARGE):
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
+                with seeded(seed):
                     model = model_of(name, {}, image_offers(10, (1, 8, 8)))
                 optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
                 steps = epochs * (len(train[1]) // batch)
-                for _ in descend(model, train, optimizer, batch, steps, seed):
-                    pass
+                fit(model, train, optimizer, batch, steps, seed)
                 settle(model, train)
                 loss, weights = loss_of(model.eval(), seen), weights_of(model)
                 generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from largebatch.lab.descent import fit
+from largebatch.lab.digits import Samples, drawn_digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -18,8 +20,9 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
-from largebatch.lab.perceptrons import Digits, batches, digits, perceptron, step
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import Series, lines
+from largebatch.lab.whole_batch import dense_hessian
 from largebatch.optim import SGD
 from largebatch.probes.lanczos import lanczos
 from largebatch.probes.parameter_space import ParameterSpace
@@ -28,11 +31,11 @@ SETTINGS = ((0.02, 16), (0.04, 32), (0.08, 64), (0.08, 16), (0.16, 32), (0.32, 6
 TRAIN = 512
 
 
-def top_eigenvalue(model: nn.Module, data: Digits, products: int = 20) -> float:
+def top_eigenvalue(model: nn.Module, samples: Samples, products: int = 20) -> float:
     """Return the largest eigenvalue of the training loss's Hessian, by Lanczos."""
     space = ParameterSpace(model)
     parameters = list(model.parameters())
-    loss = nn.functional.cross_entropy(model(data.x), data.y)
+    loss = nn.functional.cross_entropy(model(samples[0]), samples[1])
     slope = torch.cat(
         [g.flatten() for g in torch.autograd.grad(loss, parameters, create_graph=True)]
     )
@@ -43,20 +46,6 @@ def top_eigenvalue(model: nn.Module, data: Digits, products: int = 20) -> float:
 
     start = torch.randn(space.size, generator=torch.Generator().manual_seed(0), dtype=slope.dtype)
     return float(lanczos(product, start, products, space).values[-1])
-
-
-def dense_top(model: nn.Module, data: Digits) -> float:
-    """Return the same of the whole matrix, a row at a time."""
-    parameters = list(model.parameters())
-    loss = nn.functional.cross_entropy(model(data.x), data.y)
-    slope = torch.cat(
-        [g.flatten() for g in torch.autograd.grad(loss, parameters, create_graph=True)]
-    )
-    rows = [
-        torch.cat([g.flatten() for g in torch.autograd.grad(each, parameters, retain_graph=True)])
-        for each in slope
-    ]
-    return float(torch.linalg.eigvalsh(torch.stack(rows))[-1])
 
 
 @experiments.register("jastr")
@@ -70,17 +59,15 @@ class RateOverBatch(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Compare largest eigenvalues after equally many epochs."""
-        epochs = scale.pick(20, 100)
+        epochs, double = scale.pick(20, 100), torch.float64
         tops: dict[tuple[float, int], list[float]] = {}
         rows = []
         for rate, size in SETTINGS:
             for seed in scale.seeds:
-                data, model = digits(TRAIN, seed), perceptron(32, seed=seed)
-                optimizer, order = SGD(model.parameters(), lr=rate), batches(TRAIN, size, seed)
-                for _ in range(epochs * TRAIN // size):
-                    part = next(order)
-                    loss = step(model, optimizer, data.x[part], data.y[part])
-                found = top_eigenvalue(model, data)
+                samples, model = drawn_digits(TRAIN, seed)[0], perceptron((64, 32, 10), seed)
+                optimizer = SGD(model.parameters(), lr=rate)
+                path = fit(model, samples, optimizer, size, epochs * TRAIN // size, seed)
+                found = top_eigenvalue(model, samples)
                 tops.setdefault((rate, size), []).append(found)
                 rows.append(
                     {
@@ -88,7 +75,7 @@ class RateOverBatch(Experiment):
                         "batch": size,
                         "rate / batch": rate / size,
                         "seed": seed,
-                        "last loss": round(float(loss), 4),
+                        "last loss": round(path[-1], 4),
                         "largest eigenvalue": round(found, 3),
                     }
                 )
@@ -100,8 +87,9 @@ class RateOverBatch(Experiment):
             for group in (low, high)
         ]
         falls = [tops[b][k] / tops[a][k] for k in seeds for a, b in zip(low, high, strict=True)]
-        small, model = digits(64, 0, torch.float64), perceptron(4, seed=0, dtype=torch.float64)
-        exact, ours = dense_top(model, small), top_eigenvalue(model, small, 60)
+        (small, _), model = drawn_digits(64, 0, double), perceptron((64, 4, 10), 0, dtype=double)
+        exact = float(torch.linalg.eigvalsh(dense_hessian(model, small))[-1])
+        ours = top_eigenvalue(model, small, 60)
         checks = [
             Check(
                 "largest eigenvalue at four times the rate over batch, of that at one",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from largebatch.lab.descent import descend, digits, network
+from largebatch.lab.descent import descend, fit
+from largebatch.lab.digits import Samples, digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -18,8 +19,9 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import Series, lines, over_seeds
-from largebatch.lab.whole_batch import Samples, WholeBatch
+from largebatch.lab.whole_batch import WholeBatch
 from largebatch.optim import SGD
 
 WIDTHS = (64, 64, 64, 10)
@@ -28,16 +30,17 @@ LOW, HIGH = 1e-3, 30.0
 
 def ramp(samples: Samples, batch: int, steps: int, seed: int) -> tuple[list[float], list[float]]:
     """Return rates, each a constant factor above the one before, and the loss at each step."""
-    model = network(WIDTHS, seed)
-    optimizer = SGD(model.parameters(), lr=LOW)
-    rates, losses = list[float](), list[float]()
-    for loss in descend(model, samples, optimizer, batch, steps, seed):
-        rates.append(optimizer.param_groups[0]["lr"])
+    model = perceptron(WIDTHS, seed)
+    optimizer, losses = SGD(model.parameters(), lr=LOW), list[float]()
+
+    def growth(done: float) -> float:
+        return (HIGH / LOW) ** done
+
+    for loss in descend(model, samples, optimizer, batch, steps, seed, schedule=growth):
         losses.append(loss)
         if not loss < 1e4:
             break
-        optimizer.param_groups[0]["lr"] = LOW * (HIGH / LOW) ** (len(losses) / steps)
-    return rates, losses
+    return [LOW * growth(number / steps) for number in range(len(losses))], losses
 
 
 def largest_stable(rates: list[float], losses: list[float]) -> float:
@@ -105,7 +108,6 @@ class RateRange(Experiment):
         return Findings(checks, rows, charts, ["Perceptron 64-64-64-10 on the digits, plain SGD."])
 
     def _end(self, samples: Samples, rate: float, steps: int, seed: int) -> float:
-        model = network(WIDTHS, seed)
-        for _ in descend(model, samples, SGD(model.parameters(), lr=rate), 32, steps, seed):
-            pass
+        model = perceptron(WIDTHS, seed)
+        fit(model, samples, SGD(model.parameters(), lr=rate), 32, steps, seed)
         return float(WholeBatch(model, samples).loss())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from largebatch.lab.descent import digits
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -18,8 +18,9 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import seeded
 from largebatch.lab.pictures import lines, over_seeds
-from largebatch.lab.short_run import summary_of
+from largebatch.lab.short_run import digits_run
 from largebatch.models.digits_cnn import digits_cnn
 from largebatch.nn import hidden_mixing, mix_blocks
 
@@ -33,8 +34,7 @@ KINDS = {
 
 def identity(seed: int) -> float:
     """Return how far logits move when states are mixed with a share of 1, the farthest block's."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad():
         model = digits_cnn()
         x = digits("train", limit=32)[0]
         partners, ones, farthest = torch.randperm(len(x)), torch.ones(len(x)), 0.0
@@ -48,23 +48,8 @@ def identity(seed: int) -> float:
 
 def figures(images: int, epochs: int, seed: int, more: tuple[str, ...]) -> tuple[float, float]:
     """Return the error and the loss on the held-out digits, of a run on so many digits."""
-    summary = summary_of(
-        [
-            "--data.name=digits",
-            "--model.name=digits_cnn",
-            f"--data.limit={images}",
-            "--batch.size=32",
-            "--optim.name=sgd",
-            "--optim.lr=0.05",
-            "--optim.momentum=0.9",
-            "--optim.weight_decay=1e-4",
-            f"--schedule.length={epochs}ep",
-            "--schedule.curve=cosine",
-            f"--evaluate.every={epochs}ep",
-            f"--run.seed={seed}",
-            *more,
-        ]
-    )
+    few = (f"--data.limit={images}", "--batch.size=32", "--optim.weight_decay=1e-4")
+    summary = digits_run(epochs, seed, (*few, "--optim.lr=0.05", *more))
     return 1.0 - float(summary["top1"]), float(summary["loss"])
 
 

@@ -91,8 +91,7 @@ class MeanField(Experiment):
         time, long = scale.pick((6.0, 400.0), (10.0, 4000.0))
         rows, points = [], []
         for seed in scale.seeds:
-            x, _ = problem(seed)
-            gaps = []
+            (x, _), gaps = problem(seed), []
             for count in widths:
                 flow = descend(count, seed, time, 1 / count)(x)
                 gaps.append(float((sample(count, seed, time)(x) - flow).square().mean()))
@@ -103,7 +102,6 @@ class MeanField(Experiment):
         slope, _, error, _ = straight_line(*logs)
         fit, close = f"b = {slope:.2f} ± {error:.2f}", abs(slope + 1) < max(0.25, 2 * error)
         apart = _difference()
-        same = apart < 1e-12
         curves, ends = [], []
         for count in (widths[0], widths[-1]):
             runs = [_losses(count, seed, long) for seed in scale.seeds]
@@ -114,14 +112,13 @@ class MeanField(Experiment):
         narrow, wide = ends
         checks = [
             Check("mean squared distance of SGD and GD ~ N^b", "b = -1", fit, close),
-            Check("mean step of single samples less that of all", "0", f"{apart:.1e}", same, True),
-            Check(
-                "loss at the end, widest over narrowest",
-                "at most 1: N large enough, a global minimum",
-                spread([a / b for a, b in zip(wide, narrow, strict=True)]),
-                agreed(a <= b for a, b in zip(wide, narrow, strict=True)),
-            ),
-        ]
+            Check("mean step of single samples less that of all", "0", f"{apart:.1e}",
+                  apart < 1e-12, True),
+            Check("loss at the end, widest over narrowest",
+                  "at most 1: N large enough, a global minimum",
+                  spread([a / b for a, b in zip(wide, narrow, strict=True)]),
+                  agreed(a <= b for a, b in zip(wide, narrow, strict=True))),
+        ]  # fmt: skip
         gap = scatter("N", "squared distance", [Series("SGD - GD", widths, mean)], "xy")
         charts = [
             ("SGD against gradient descent", "mean square over outputs and seeds", gap),

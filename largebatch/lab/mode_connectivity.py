@@ -6,13 +6,12 @@ Bezier curve and a chain of two lines, each with one bend that is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from largebatch.lab.descent import descend, digits, network
+from largebatch.lab.descent import batches, fit
+from largebatch.lab.digits import Samples, digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -22,8 +21,9 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import lines, over_seeds
-from largebatch.lab.whole_batch import Samples, loss_of
+from largebatch.lab.whole_batch import loss_of
 from largebatch.optim import SGD
 from largebatch.weight_space import (
     Curve,
@@ -38,14 +38,6 @@ from largebatch.weight_space import (
 
 PLACES = [k / 40 for k in range(41)]
 KINDS = {"Bezier curve": bezier, "chain of two lines": polychain}
-
-
-def batches(samples: Samples, size: int, steps: int, seed: int) -> Iterator[Samples]:
-    """Draw so many batches."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        rows = torch.randint(len(samples[1]), (size,), generator=generator)
-        yield samples[0][rows], samples[1][rows]
 
 
 def cost(model: nn.Module, batch: Samples) -> Tensor:
@@ -70,10 +62,8 @@ def joined(
 
 def solution(model: nn.Module, samples: Samples, steps: int, seed: int) -> dict[str, Tensor]:
     """Return the weights after training."""
-    for _ in descend(
-        model, samples, SGD(model.parameters(), lr=0.1, momentum=0.9), 64, steps, seed
-    ):
-        pass
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    fit(model, samples, optimizer, 64, steps, seed)
     return weights_of(model)
 
 
@@ -96,7 +86,7 @@ class ModeConnectivity(Experiment):
         for seed in scale.seeds:
             ends = []
             for number in (2 * seed, 2 * seed + 1):
-                model = network((64, 32, 32, 10), number)
+                model = perceptron((64, 32, 32, 10), number)
                 ends.append(solution(model, train, steps, number))
             first, last = ends
             paths = {"line": WeightPath(ends)} | {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from largebatch.lab.digits import Digits
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments
 from largebatch.lab.pictures import Series, lines
 from largebatch.lab.ranks import on_ranks
@@ -28,21 +28,20 @@ BATCH = 32
 def compare(world: World, steps: int) -> dict[str, float]:
     """Train the towers and, beside them, the monolith; return their largest differences."""
     torch.manual_seed(0)
-    digits = Digits.load(torch.float64)
+    images, targets = digits("train", torch.float64)
     whole = monolith(SMALL, (64, 64, 10), (1, 8, 8)).double()
     tower = Tower(whole, world.rank)
     ours, theirs = (SGD(m.parameters(), lr=0.05, momentum=0.9) for m in (tower, whole))
     found = {"forward": 0.0, "backward": 0.0, "weights": 0.0, "towers": 0.0, "whole": 0.0}
     for step in range(steps):
-        rows = torch.arange(step * BATCH, (step + 1) * BATCH) % len(digits.targets)
-        images, targets = digits.images[rows], digits.targets[rows]
+        rows = torch.arange(step * BATCH, (step + 1) * BATCH) % len(targets)
         outputs = {}
         # The backward of a gather sums over the ranks: each answers for its share of the loss.
         for name, model, share in (("towers", tower, 1 / TOWERS), ("whole", whole, 1.0)):
             begun = time.perf_counter()
             model.zero_grad()
-            outputs[name] = model(images)
-            (cross_entropy(outputs[name], targets) * share).backward()
+            outputs[name] = model(images[rows])
+            (cross_entropy(outputs[name], targets[rows]) * share).backward()
             found[name] += (time.perf_counter() - begun) / steps
         found["forward"] = max(found["forward"], apart(outputs["towers"], outputs["whole"]))
         for mine, its in zip(tower.parameters(), whole.parameters(), strict=True):

@@ -10,7 +10,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from largebatch.lab.descent import descend, digits, network
+from largebatch.lab.descent import fit
+from largebatch.lab.digits import digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -20,6 +21,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.lab.whole_batch import WholeBatch
 from largebatch.optim import SGD
@@ -50,11 +52,10 @@ class OutliersByBatch(Experiment):
         for seed in scale.seeds:
             run = []
             for batch in batches:
-                model = network((64, 32, 10), seed, activation=nn.Tanh, dtype=torch.float64)
+                model = perceptron((64, 32, 10), seed, activation=nn.Tanh, dtype=torch.float64)
                 space, replay = ParameterSpace(model), WholeBatch(model, samples)
                 optimizer = SGD(space.params.values(), lr=RATE)
-                for _ in descend(model, samples, optimizer, batch, steps, seed):
-                    pass
+                fit(model, samples, optimizer, batch, steps, seed)
                 values = lanczos(Hessian(space, replay), space.random(seed), 60, space).values
                 run.append(float(values[-1]))
                 rows.append({"seed": seed, "batch": batch, "loss": float(replay.loss()),

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import starmap
 from statistics import fmean, stdev
 
+from largebatch.lab.experiment import Check, agreed, spread
+
 CONFIDENCE = 0.95
+
+Order = Callable[[float, float], bool]
+"""Such as ``operator.lt``."""
+
+
+def compared(
+    what: str,
+    claimed: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    holds: Order,
+) -> Check:
+    """Return the check of an order that every seed's pair has to keep."""
+    said = agreed(starmap(holds, zip(ours, theirs, strict=True)))
+    return Check(what, claimed, f"{spread(ours)} against {spread(theirs)}", said)
 
 
 def exceeds(ours: Sequence[float], theirs: Sequence[float], by: float = 0.0) -> bool | None:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, one_hot, relu
 
-from largebatch.lab.digits import CLASSES, Digits
+from largebatch.lab.descent import accuracy, fit
+from largebatch.lab.digits import CLASSES, Samples, digits
 from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments, spread
+from largebatch.lab.networks import seeded
 from largebatch.lab.paired import exceeds
 from largebatch.lab.pictures import Series, lines
 
@@ -50,26 +52,29 @@ class LocalLayer(nn.Module):
         return (1 - beta) * cross_entropy(self.predict(h), targets) + beta * apart
 
 
-def train(digits: Digits, way: str, seed: int, epochs: int) -> float:
+def wrong(train: Samples, val: Samples, way: str, seed: int, epochs: int) -> float:
     """Return the held-out error of a perceptron whose hidden layers learn ``way``."""
-    torch.manual_seed(seed)
-    layers = [LocalLayer(*pair) for pair in pairwise(WIDTHS)]
-    last = nn.Linear(WIDTHS[-1], CLASSES)
-    weights = [p for module in (*layers, last) for p in module.parameters()]
-    optimizer = torch.optim.Adam(weights, lr=RATE)
-    batches = digits.batches(seed, BATCH, epochs)
-    for number, (images, targets) in enumerate(batches):
-        optimizer.param_groups[0]["lr"] = RATE * (1 - number / len(batches))
-        optimizer.zero_grad()
-        h, local = images.flatten(1), torch.zeros(())
-        for layer in layers:
-            h = layer(h if way == "global" else h.detach())
-            if way != "global":
-                local = local + layer.loss(h, targets, WEIGHTS[way])
-        out = last(h if way == "global" else h.detach())
-        (local + cross_entropy(out, targets)).backward()
-        optimizer.step()
-    return 1 - digits.accuracy(nn.Sequential(nn.Flatten(), *layers, last))
+    with seeded(seed):
+        layers = [LocalLayer(*pair) for pair in pairwise(WIDTHS)]
+        last = nn.Linear(WIDTHS[-1], CLASSES)
+
+    def states(images: Tensor) -> list[Tensor]:
+        found = [images.flatten(1)]
+        for layer in (*layers, last):
+            found.append(layer(found[-1] if way == "global" else found[-1].detach()))
+        return found[1:]
+
+    def loss(found: list[Tensor], targets: Tensor) -> Tensor:
+        total = cross_entropy(found[-1], targets)
+        if way != "global":
+            for layer, h in zip(layers, found, strict=False):
+                total = total + layer.loss(h, targets, WEIGHTS[way])
+        return total
+
+    optimizer = torch.optim.Adam(nn.ModuleList([*layers, last]).parameters(), lr=RATE)
+    steps = epochs * (len(train[1]) // BATCH)
+    fit(states, train, optimizer, BATCH, steps, seed, loss, lambda done: 1 - done)
+    return 1 - accuracy(lambda images: states(images)[-1], val)
 
 
 def identities() -> list[Check]:
@@ -104,8 +109,8 @@ class LocalErrorSignals(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Compare the errors' order with the paper's, seed by seed."""
-        digits, epochs = Digits.load(), scale.pick(4, 25)
-        errors = {way: [train(digits, way, s, epochs) for s in scale.seeds] for way in PRINTED}
+        sets, epochs = (digits("train"), digits("val")), scale.pick(4, 25)
+        errors = {way: [wrong(*sets, way, s, epochs) for s in scale.seeds] for way in PRINTED}
         checks = identities()
         for better, worse in (("predsim", "global"), ("predsim", "sim"), ("predsim", "pred")):
             checks.append(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from largebatch.lab.networks import seeded
 from largebatch.models.layers import kaiming_fan_out
 from largebatch.models.nf_resnet import ALPHA, NormFreeBlock
 from largebatch.models.wide_resnet import PreActivationBlock
@@ -64,8 +65,7 @@ class Signal:
 @torch.no_grad()
 def propagate(name: str, seed: int, channels: int, blocks: int, images: int = 8) -> Signal:
     """Send Gaussian noise through freshly drawn blocks, in training mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         tower = TOWERS[name](channels, blocks)
         x = torch.randn(images, channels, 16, 16)
     signal = Signal([], [], [])

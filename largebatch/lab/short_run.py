@@ -1,4 +1,4 @@
-"""A run of `largebatch train` from beginning to end, of which the figures alone are kept."""
+"""A run of `largebatch train` on the digits, of which the figures alone are kept."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ from typing import Any
 from largebatch.train import parse, run
 
 
-def summary_of(options: Sequence[str]) -> dict[str, Any]:
-    """Return what a run says of itself at its end; of one that diverged, ``{"lost": why}``.
+def digits_run(epochs: int, seed: int, options: Sequence[str]) -> dict[str, Any]:
+    """Train `digits_cnn` by SGD with momentum, its rate falling as a cosine; measure at the end.
 
     Args:
-        options: of ``largebatch train``, such as ``--optim.lr=0.1``.
+        options: of ``largebatch train`` besides, such as ``--optim.lr=0.1``.
+
+    Returns:
+        what the run says of itself; of one that diverged, ``{"lost": why}``.
     """
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        quiet = ["--telemetry.hardware_every=0", "--checkpoint.every=100%"]
+        own = [
+            *("--data.name=digits", "--model.name=digits_cnn"),
+            *("--optim.name=sgd", "--optim.momentum=0.9"),
+            *(f"--schedule.length={epochs}ep", "--schedule.curve=cosine"),
+            *(f"--evaluate.every={epochs}ep", "--checkpoint.every=100%"),
+            *("--telemetry.hardware_every=0", f"--run.seed={seed}", f"--run.dir={folder}/run"),
+        ]
         with redirect_stderr(io.StringIO()):
-            outcome = run(parse.parse([*quiet, *options, f"--run.dir={folder}/run"]))
+            outcome = run(parse.parse([*own, *options]))
     return outcome.summary or {"lost": outcome.lost}

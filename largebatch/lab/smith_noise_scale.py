@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from largebatch.lab.descent import descend
+from largebatch.lab.digits import drawn_digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -21,8 +23,9 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
-from largebatch.lab.perceptrons import batches, digits, judged, perceptron, step
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import lines, over_seeds
+from largebatch.lab.whole_batch import WholeBatch
 from largebatch.optim import SGD
 
 CURVATURE, SIGMA = 1.0, 1.0
@@ -85,32 +88,20 @@ class SmithNoiseScale(Experiment):
             error = theory * math.sqrt(2 / chains)
             heights.setdefault(round(at.scale, 9), []).append(found / at.scale)
             rows.append(
-                {
-                    **at._asdict(),
-                    "g / N": round(at.scale, 5),
-                    "variance": round(found, 6),
-                    "formula": round(theory, 6),
-                }
-            )
+                {**at._asdict(), "g / N": round(at.scale, 5), "variance": round(found, 6),
+                 "formula": round(theory, 6)}
+            )  # fmt: skip
             checks.append(
-                Check(
-                    f"variance at rest, rate {at.rate}, batch {at.batch}, momentum {at.momentum}",
-                    f"{theory:.5f}",
-                    f"{found:.5f} ± {error:.5f}",
-                    abs(found - theory) < 4 * error,
-                    True,
-                )
-            )
+                Check(f"variance at rest, rate {at.rate}, batch {at.batch}, momentum {at.momentum}",
+                      f"{theory:.5f}", f"{found:.5f} ± {error:.5f}",
+                      abs(found - theory) < 4 * error, True)
+            )  # fmt: skip
         equal = heights[round(QUADRATIC[0].scale, 9)]
         checks.insert(
             0,
-            Check(
-                f"variance over g, {len(equal)} settings of g / N = {QUADRATIC[0].scale}",
-                "the same",
-                spread(equal),
-                max(equal) < 1.1 * min(equal),
-            ),
-        )
+            Check(f"variance over g, {len(equal)} settings of g / N = {QUADRATIC[0].scale}",
+                  "the same", spread(equal), max(equal) < 1.1 * min(equal)),
+        )  # fmt: skip
         epochs = scale.pick(10, 40)
         settings = (Setting(0.02, 8), Setting(0.04, 16), Setting(0.08, 32), Setting(0.02, 32))
         curves, ends = [], []
@@ -128,13 +119,10 @@ class SmithNoiseScale(Experiment):
         ]
         other = [ends[3][k] / ends[0][k] for k in range(len(ends[0]))]
         checks.append(
-            Check(
-                "digits: largest over least loss, three settings of one g; and with a quarter of g",
-                "1 at one g, not at another",
-                f"{spread(apart)}; {spread(other)}",
-                agreed(a < max(b, 1 / b) for a, b in zip(apart, other, strict=True)),
-            )
-        )
+            Check("digits: largest over least loss, three settings of one g; and with a quarter of"
+                  " g", "1 at one g, not at another", f"{spread(apart)}; {spread(other)}",
+                  agreed(a < max(b, 1 / b) for a, b in zip(apart, other, strict=True)))
+        )  # fmt: skip
         note = "training loss; three of the same rate over batch, one of a quarter of it"
         chart = ("Digits", note, lines("epoch", "loss", curves, "y"))
         return Findings(checks, rows, [chart])
@@ -142,12 +130,10 @@ class SmithNoiseScale(Experiment):
 
 def _losses(at: Setting, seed: int, epochs: int) -> list[float]:
     """Return the training loss after each epoch."""
-    data, model = digits(1024, seed), perceptron(64, seed=seed)
-    optimizer, order = SGD(model.parameters(), lr=at.rate), batches(1024, at.batch, seed)
-    found = []
-    for _ in range(epochs):
-        for _ in range(1024 // at.batch):
-            rows = next(order)
-            step(model, optimizer, data.x[rows], data.y[rows])
-        found.append(judged(model, data.x, data.y)[0])
+    (train, _), model = drawn_digits(1024, seed), perceptron((64, 64, 10), seed)
+    optimizer, whole = SGD(model.parameters(), lr=at.rate), WholeBatch(model, train)
+    each, found = 1024 // at.batch, []
+    for number, _ in enumerate(descend(model, train, optimizer, at.batch, epochs * each, seed), 1):
+        if number % each == 0:
+            found.append(float(whole.loss()))
     return found

@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from largebatch.lab.whole_batch import Samples, WholeBatch
+from largebatch.lab.digits import Samples
+from largebatch.lab.whole_batch import WholeBatch
 from largebatch.probes.parameter_space import ParameterSpace
 
 

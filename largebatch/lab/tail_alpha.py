@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from largebatch.lab.digits import drawn_digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -21,7 +22,7 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
-from largebatch.lab.perceptrons import digits
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import lines, over_seeds
 from largebatch.optim import SGD
 from largebatch.probes import tail_index
@@ -40,19 +41,19 @@ def stable(alpha: float, count: int, rng: np.random.Generator) -> Tensor:
 
 def along_training(width: int, seed: int, steps: int, every: int) -> list[float]:
     """Return the index of the noise of batches of 100 while a two-layer network learns."""
-    torch.manual_seed(seed)
-    data = digits(1000, seed)
-    model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+    (x, y), _ = drawn_digits(1000, seed)
+    model = perceptron((64, width, 10), seed)
     parameters = list(model.parameters())
+    generator = torch.Generator().manual_seed(seed)
     optimizer = SGD(parameters, lr=0.1)
     found = []
 
     def gradient(rows: Tensor | slice) -> list[Tensor]:
-        loss = nn.functional.cross_entropy(model(data.x[rows]), data.y[rows])
+        loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
         return list(torch.autograd.grad(loss, parameters))
 
     for step in range(steps):
-        grads = gradient(torch.randperm(len(data.x))[:BATCH])
+        grads = gradient(torch.randperm(len(y), generator=generator)[:BATCH])
         if step % every == 0:
             whole = gradient(slice(None))
             noise = [(a - b).flatten() for a, b in zip(grads, whole, strict=True)]

@@ -11,6 +11,8 @@ import math
 import numpy as np
 import torch
 
+from largebatch.lab.descent import descend
+from largebatch.lab.digits import drawn_digits
 from largebatch.lab.experiment import (
     Check,
     Experiment,
@@ -20,13 +22,16 @@ from largebatch.lab.experiment import (
     experiments,
     spread,
 )
-from largebatch.lab.perceptrons import batches, digits, judged, perceptron, step
+from largebatch.lab.networks import perceptron
 from largebatch.lab.pictures import Series, lines
 from largebatch.lab.random_potential import log_times, potentials, walk
+from largebatch.lab.whole_batch import WholeBatch
 from largebatch.optim import SGD
+from largebatch.probes.parameter_space import ParameterSpace
 from largebatch.report.log_fit import log_fit, straight_line
 
 EXPONENTS = (0.5, 0.75, 0.9)
+WIDTHS = (64, 64, 64, 64, 10)
 HEIGHT = 30.0  # standard deviation of V after one site
 
 
@@ -54,22 +59,14 @@ class UltraSlow(Experiment):
             fits = [straight_line(np.log(at + 1.0).tolist(), np.log(m).tolist())[0] for m in means]
             fit, error = float(np.mean(fits)), float(np.std(fits, ddof=1)) / math.sqrt(8)
             rows.append(
-                {
-                    "g": exponent,
-                    "fit": round(fit, 4),
-                    "SE": round(error, 4),
-                    "1/g": round(1 / fit, 3),
-                }
-            )
+                {"g": exponent, "fit": round(fit, 4), "SE": round(error, 4),
+                 "1/g": round(1 / fit, 3)}
+            )  # fmt: skip
             checks.append(
-                Check(
-                    f"d ~ (ln t)^a in a potential of g = {exponent}",
-                    f"a = {1 / exponent:.3f}",
-                    f"a = {1 / fit:.3f} ± {error / fit**2:.3f}",
-                    abs(fit - exponent) < 3 * error,
-                    True,
-                )
-            )
+                Check(f"d ~ (ln t)^a in a potential of g = {exponent}", f"a = {1 / exponent:.3f}",
+                      f"a = {1 / fit:.3f} ± {error / fit**2:.3f}", abs(fit - exponent) < 3 * error,
+                      True)
+            )  # fmt: skip
             mean = np.mean(means, axis=0).tolist()
             curves.append(Series(f"g = {exponent}", mean, (at + 1.0).tolist()))
         checks.append(_walked(scale.pick(2000, 20000), rng))
@@ -82,26 +79,15 @@ class UltraSlow(Experiment):
             fitted.append(found)
             charted.append(Series(f"seed {seed}", steps, distances))
             rows.append(
-                {
-                    "digits, seed": seed,
-                    "g of the loss": round(slopes[-1], 3),
-                    "log fit": found.text(),
-                }
-            )
+                {"digits, seed": seed, "g of the loss": round(slopes[-1], 3),
+                 "log fit": found.text()}
+            )  # fmt: skip
         checks += [
-            Check(
-                "digits: std of the loss ~ distance^g from the start",
-                "g = 1, so that d ~ log t",
-                f"g = {spread(slopes)}",
-                agreed(0.75 < g < 1.25 for g in slopes),
-            ),
-            Check(
-                "digits, high rate: R² of distance = a + b ln t",
-                "above .95",
-                spread([fit.r2 for fit in fitted], 4),
-                agreed(fit.r2 > 0.95 for fit in fitted),
-            ),
-        ]
+            Check("digits: std of the loss ~ distance^g from the start", "g = 1, so that d ~ log t",
+                  f"g = {spread(slopes)}", agreed(0.75 < g < 1.25 for g in slopes)),
+            Check("digits, high rate: R² of distance = a + b ln t", "above .95",
+                  spread([fit.r2 for fit in fitted], 4), agreed(fit.r2 > 0.95 for fit in fitted)),
+        ]  # fmt: skip
         charts = [
             (
                 "Distance in random potentials",
@@ -128,18 +114,15 @@ def _walked(walkers: int, rng: np.random.Generator) -> Check:
 
 def _rise(seed: int) -> float:
     """Return the power of the distance that the spread of the loss grows with, over directions."""
-    data, model = digits(300, seed), perceptron(64, 64, 64, seed=seed, norm=True)
-    parameters = list(model.parameters())
-    start = torch.nn.utils.parameters_to_vector(parameters).detach()
-    at = (0.5, 1.0, 2.0, 4.0, 8.0)
-    rises = []
+    (train, _), model = drawn_digits(300, seed), perceptron(WIDTHS, seed, norm=True)
+    space, whole = ParameterSpace(model), WholeBatch(model, train)
+    start, at = space.weights(), (0.5, 1.0, 2.0, 4.0, 8.0)
+    generator, rises = torch.Generator().manual_seed(seed), []
     for _ in range(50):
-        way = torch.randn_like(start)
-        row = []
+        way, row = torch.randn(space.size, generator=generator), []
         for distance in (0.0, *at):
-            moved = start + distance * way / way.norm()
-            torch.nn.utils.vector_to_parameters(moved, parameters)
-            row.append(judged(model, data.x, data.y)[0])
+            space.set(start + distance * way / way.norm())
+            row.append(float(whole.loss()))
         rises.append([(value - row[0]) ** 2 for value in row[1:]])
     spreads = [math.sqrt(sum(column) / len(column)) for column in zip(*rises, strict=True)]
     return straight_line([math.log(d) for d in at], [math.log(s) for s in spreads])[0]
@@ -147,16 +130,11 @@ def _rise(seed: int) -> float:
 
 def _distances(seed: int, steps: int) -> tuple[list[float], list[float]]:
     """Return steps and distances from the start under SGD at a high rate, batch 32."""
-    data, model = digits(1000, seed), perceptron(64, 64, 64, seed=seed, norm=True)
-    optimizer, order = SGD(model.parameters(), lr=0.1, momentum=0.9), batches(1000, 32, seed)
-    parameters = list(model.parameters())
-    start = torch.nn.utils.parameters_to_vector(parameters).detach().clone()
+    (train, _), model = drawn_digits(1000, seed), perceptron(WIDTHS, seed, norm=True)
+    optimizer, space = SGD(model.parameters(), lr=0.1, momentum=0.9), ParameterSpace(model)
+    start, found = space.weights(), dict[float, float]()
     points = {round(10 ** (k / 10)) for k in range(int(10 * math.log10(steps)) + 1)}
-    found = []
-    for number in range(1, steps + 1):
-        rows = next(order)
-        step(model, optimizer, data.x[rows], data.y[rows])
+    for number, _ in enumerate(descend(model, train, optimizer, 32, steps, seed), 1):
         if number in points:
-            now = torch.nn.utils.parameters_to_vector(parameters).detach()
-            found.append((float(number), float((now - start).norm())))
-    return [s for s, _ in found], [d for _, d in found]
+            found[float(number)] = float((space.weights() - start).norm())
+    return list(found), list(found.values())

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from largebatch.lab.descent import LossOf
+from largebatch.lab.digits import Samples
 from largebatch.nn import frozen_statistics
 from largebatch.probes import Forward, Replay, Side
 from largebatch.weight_space import Loss, Weights
-
-Samples = tuple[Tensor, Tensor]
-"""Inputs, normalised, and targets."""
-
-LossOf = Callable[[Tensor, Tensor], Tensor]
 
 
 class WholeBatch(Replay):

@@ -9,7 +9,15 @@ import pytest
 from largebatch.lab import experiments
 from largebatch.lab.perform import drawn, file_stem, perform, words
 
-FASTEST = {"mean-field", "noisy-gd", "tail-alpha"}  # by default; the rest are slow
+# By default; the rest are slow.
+FASTEST = {
+    "mean-field",
+    "noisy-gd",
+    "res-scale",
+    "smooth-loss",
+    "spp",
+    "tail-alpha",
+}  # by default; the rest are slow
 QUICK_SECONDS = 8.0  # of processor time on a quiet core; a busy one is given twice as much
 
 
