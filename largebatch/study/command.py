@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def run_study(factory: Callable[..., Study], name: str, arguments: Sequence[str]
         UserError: an option is unknown or of another type, or a job is refused.
         RunFailure: jobs failed, or the study was stopped.
     """
-    options, rest = _parser(name).parse_known_args(list(arguments))
+    parser = _parser(name)
+    parser.epilog = inspect.getdoc(factory)
+    options, rest = parser.parse_known_args(list(arguments))
     study = _made(factory, name, rest)
     folder: Path = options.folder or Path("studies") / plain(name)
     if not list(study.jobs({})):  # all that it asks is known
@@ -96,7 +99,8 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"largebatch study {name}",
         description="Carry out a study; the same command goes on. --key=value sets an option of"
-        " its own, see --list, and most take those of largebatch train.",
+        " its own, and most studies take the options of largebatch train.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -195,7 +195,7 @@ HOW_TO["accelerate"] = "accelerate"
 def test_a_migration_runs(name: str, folder: Path) -> None:
     if HOW_TO[name] and importlib.util.find_spec(HOW_TO[name]) is None:
         pytest.skip(f"{HOW_TO[name]} is not installed")
-    text = (DOCS / "howto" / f"{name}.py").read_text(encoding="utf-8")
+    text = (DOCS / "howto" / f"from_{name}.py").read_text(encoding="utf-8")
     assert "loss" in run(blocks.Block("python", text, 0, True, True, ""), name)
 
 
@@ -209,7 +209,7 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 
 
 def test_every_migration_has_a_page_and_a_script() -> None:
-    found = {path.stem for path in (DOCS / "howto").glob("*.py")}
+    found = {path.stem.removeprefix("from_") for path in (DOCS / "howto").glob("*.py")}
     assert found == set(HOW_TO) == {p.stem for p in (DOCS / "howto").glob("*.md")} - {"index"}
 
 
