@@ -22,9 +22,7 @@ def excluded(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
     excluded = [names[id(param)] for param in layerwise.excluded()]
     if not excluded:
         return [f"each of {len(names)} tensors has a rate of its own"]
-    return [
-        f"{len(excluded)} of {len(names)} tensors take the plain rate: {', '.join(excluded)}"
-    ]
+    return [f"{len(excluded)} of {len(names)} tensors take the plain rate: {', '.join(excluded)}"]
 
 
 def caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:
