@@ -157,8 +157,8 @@ class Decision(Study):
             if time.most == ANY:
                 timed = "as given"
             yield (
-                f"{time.ranks} GPU{'s' * (time.ranks > 1)}: {time.rate:,.6g} samples/s each, {1e3 * time.fixed:,.4g} ms a"
-                f" step besides ({timed}); {best}"
+                f"{time.ranks} GPU{'s' * (time.ranks > 1)}: {time.rate:,.6g} samples/s each,"
+                f" {1e3 * time.fixed:,.4g} ms a step besides ({timed}); {best}"
             )
 
     def draw(self, record: BenchmarkRecord, path: Path) -> bool:

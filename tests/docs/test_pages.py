@@ -24,6 +24,9 @@ import pytest
 
 from largebatch._documents import parse_yaml
 from largebatch.cli import VERBS, main
+from largebatch.study.command import study_parser
+from largebatch.study.options import read_options
+from largebatch.study.study import studies
 from largebatch.train.keys import check_keys, known_keys, task_kind
 from largebatch.train.parse import parse
 
@@ -76,6 +79,9 @@ def check_command(words: list[str]) -> None:
     assert verb in VERBS, words
     if verb == "train" and not any(each.startswith(("--help", "-h")) for each in options):
         parse([each for each in options if each != "--print_config"])
+    elif verb == "study" and options[0] in studies:
+        _, own = study_parser(options[0]).parse_known_args(options[1:])
+        parse(read_options(studies.entry(options[0]).factory, options[0], own).get("base", []))
     elif verb != "train":
         named = [each.partition("=")[0] for each in options if each.startswith("--")]
         assert [each for each in named if each not in help_of(verb)] == [], words
