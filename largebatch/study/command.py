@@ -100,7 +100,8 @@ def study_parser(name: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"largebatch study {name}",
         description="Carry out a study; the same command goes on. --key=value sets an option of"
-        " its own, and most\nstudies take the options of largebatch train. --list names the studies.",
+        " its own, and most\nstudies take the options of largebatch train. --list names the"
+        " studies.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
