@@ -227,7 +227,6 @@ def test_a_run_with_a_target_is_known_by_what_it_took():
     assert headline({**summary, "target": None}) == "top1 0.97"
 
 
-
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_a_disk_that_is_full_from_the_start(command, tmp_path, monkeypatch, nproc):
     def full(*_):
