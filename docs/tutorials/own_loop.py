@@ -2,7 +2,7 @@
 
     python own_loop.py DATA [EPOCHS]
 
-DATA is the folder of the four files of MNIST; torchvision downloads them if they are absent.
+torchvision keeps MNIST in DATA/MNIST/raw, and downloads it there if it is absent.
 """
 
 import sys
@@ -46,8 +46,9 @@ def main(root: str, epochs: int) -> None:
         order = torch.randperm(len(images))
         for start in range(0, len(images), BATCH):
             seen = epoch + start / len(images)  # in epochs: the rate follows samples, not steps
+            warmup = min(1.0, seen + 0.1)  # from a tenth of the rate, over the first epoch
             for group in optimizer.param_groups:
-                group["lr"] = peak * min(1.0, (seen + 0.1) / 1.0) * (1 - seen / epochs)
+                group["lr"] = peak * warmup * (1 - seen / epochs)
             chosen = order[start : start + BATCH]
             loss = cross_entropy(model(images[chosen]), labels[chosen])
             loss.backward()

@@ -91,7 +91,8 @@ def _cifar(config: DataConfig, split: Split, layout: _Layout) -> ArraySource:
     else:
         raise UserError(
             f"data.root={str(root)!r}: no folder {layout.python_folder} or "
-            f"{layout.binary_folder} in it; data.name={config.name!r} is not downloaded"
+            f"{layout.binary_folder} in it; nothing is downloaded, but "
+            f"torchvision.datasets.CIFAR{layout.num_classes}({str(root)!r}, download=True) does"
         )
     images = np.concatenate([part[0] for part in parts])
     labels = np.concatenate([part[1] for part in parts])

@@ -106,7 +106,8 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             content = file.read(size + 1)
     except FileNotFoundError:
         raise UserError(
-            f"data.root: no file {path} (nor {packed.name}); it is not downloaded"
+            f"data.root: no file {path} (nor {packed.name}); nothing is downloaded, but"
+            f" torchvision.datasets.{path.parent.parent.name}(data.root, download=True) does"
         ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"data.root: cannot read {path}: {error}") from None

@@ -103,9 +103,10 @@ def require_same_settings(path: Path, values: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: damaged ({error}); take another --folder") from None
     for key in values:
         if key in differing:
+            old, new = ("unset" if v is None else v for v in (before.get(key), values[key]))
             raise UserError(
-                f"--folder {path.parent}: its points are of {key} {before.get(key)}, not"
-                f" {values[key]}; take another folder"
+                f"--folder {path.parent}: its points are of {key} {old}, not {new};"
+                " take another folder"
             )
 
 

@@ -83,7 +83,7 @@ class LARS(LayerwiseOptimizer):
         preset: ``paper``, ``mlperf``, ``timm``, ``larc`` or ``optax``.
         nesterov: look ahead, in the preset's variables.
         eps: added to the denominator.
-        denominator: ``sum``: \\|g\\| + b \\|w\\|; ``joint``: \\|g + b w\\|.
+        denominator: ``sum``: ``|g| + b |w|``; ``joint``: ``|g + b w|``.
         lr_inside_momentum: the rate enters the buffer with the gradient, else it multiplies the
             buffer.
         ratio_inside_momentum: the same of the trust ratio.

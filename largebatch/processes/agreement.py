@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Mapping
+from textwrap import shorten
 from typing import Any, TypeVar
 
 import torch
@@ -114,7 +115,7 @@ def lost_peer(error: RuntimeError, world: World, heartbeat: Heartbeat | None = N
         return UserError("")
     account = heartbeat.account() if heartbeat is not None else ""
     lost = account or f"another rank has ended or is out of reach; {CONTINUE}"
-    return RunFailure(f"rank {world.rank}: {lost} ({text.splitlines()[0][:120]})")
+    return RunFailure(f"rank {world.rank}: {lost} ({shorten(text.splitlines()[0], 120)})")
 
 
 def _device() -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if not arguments or arguments[0].startswith("-"):
         if {"-h", "--help"} & set(arguments):
-            _parser("NAME").print_help()
+            study_parser("NAME").print_help()
             return 0
         raise UserError(
             f"largebatch study: name one of {', '.join(studies.names())}, or"
@@ -51,7 +52,9 @@ def run_study(factory: Callable[..., Study], name: str, arguments: Sequence[str]
         UserError: an option is unknown or of another type, or a job is refused.
         RunFailure: jobs failed, or the study was stopped.
     """
-    options, rest = _parser(name).parse_known_args(list(arguments))
+    parser = study_parser(name)
+    parser.epilog = inspect.getdoc(factory)
+    options, rest = parser.parse_known_args(list(arguments))
     study = _made(factory, name, rest)
     folder: Path = options.folder or Path("studies") / plain(name)
     if not list(study.jobs({})):  # all that it asks is known
@@ -92,11 +95,14 @@ def _write(
         print(f"page: {page}")
 
 
-def _parser(name: str) -> argparse.ArgumentParser:
+def study_parser(name: str) -> argparse.ArgumentParser:
+    """Return what reads the options that every study has."""
     parser = _Parser(
         prog=f"largebatch study {name}",
         description="Carry out a study; the same command goes on. --key=value sets an option of"
-        " its own, see --list, and most take those of largebatch train.",
+        " its own, and most\nstudies take the options of largebatch train. --list names the"
+        " studies.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -147,7 +147,7 @@ class Decision(Study):
             batch, hours = fastest_batch(need, time), fastest_hours(need, time)
             best = (
                 f"fewest hours at batch sqrt({critical} x {time.fixed:.4g} x {time.ranks} x"
-                f" {time.rate:,.4g}) = {figures(batch):,}: {duration(3600 * hours)}"
+                f" {time.rate:,.6g}) = {figures(batch):,}: {duration(3600 * hours)}"
                 if time.fixed > 0
                 else "nothing is fixed, so that no batch is too small"
             )
@@ -157,8 +157,8 @@ class Decision(Study):
             if time.most == ANY:
                 timed = "as given"
             yield (
-                f"{time.ranks} GPUs: {time.rate:,.4g} samples/s each, {1e3 * time.fixed:.3g} ms a"
-                f" step besides ({timed}); {best}"
+                f"{time.ranks} GPU{'s' * (time.ranks > 1)}: {time.rate:,.6g} samples/s each,"
+                f" {1e3 * time.fixed:,.4g} ms a step besides ({timed}); {best}"
             )
 
     def draw(self, record: BenchmarkRecord, path: Path) -> bool:

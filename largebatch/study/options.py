@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from largebatch._documents import dump_yaml, read_yaml
@@ -15,7 +16,7 @@ from largebatch._errors import UserError, nearest
 from largebatch._paths import UserPath
 from largebatch.record import json_text
 from largebatch.study.study import Study
-from largebatch.train.keys import options
+from largebatch.train.keys import expected, options
 from largebatch.train.parse import FILES, options_of
 
 BASE = "base"
@@ -40,7 +41,7 @@ def read_options(
         UserError: an option is unknown, missing or of another type, in one line.
     """
     known = {spoken(key): key for key in inspect.signature(factory).parameters}
-    hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    hints = hints_of(factory)
     given: dict[str, str] = {}
     base: list[str] = []
     for option, words in _from_files(_divided(arguments)):
@@ -73,10 +74,28 @@ def read_options(
 
 
 def described(factory: Callable[..., Study]) -> Iterator[str]:
-    """Yield each option with its type and default."""
+    """Yield each option with what it takes and its default, in words."""
+    hints = hints_of(factory)
     for key, parameter in inspect.signature(factory).parameters.items():
-        default = "" if parameter.default is parameter.empty else f" ({parameter.default!r})"
-        yield f"--{spoken(key)}={str(parameter.annotation).removeprefix('typing.')}{default}"
+        kinds = [_in_words(kind) for kind in options(hints.get(key, str)) if kind is not NoneType]
+        default, words = parameter.default, ""
+        if default is parameter.empty:
+            words = "; has to be set"
+        elif default not in (None, ()):
+            several = isinstance(default, Sequence) and not isinstance(default, str)
+            words = f" [{', '.join(map(str, default)) if several else default}]"
+        yield f"--{spoken(key)}=  {' or '.join(kinds)}{words}"
+
+
+def hints_of(factory: Callable[..., Study]) -> dict[str, Any]:
+    """Return the types of a factory's arguments."""
+    return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+
+
+def _in_words(kind: Any) -> str:
+    item = get_args(kind)[0] if _is_list(kind) else kind
+    words = expected(item).partition(" (")[0]
+    return words if item is kind else f"one or more, each {words}"
 
 
 def _divided(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:

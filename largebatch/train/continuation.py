@@ -89,7 +89,10 @@ def what_is_there(config: Config, directory: RunDirectory) -> dict[str, Any]:
 
 
 def headline(summary: dict[str, Any]) -> str:
-    """Return the figure that a finished run is known by, in words."""
+    """Return the figure that a finished run is known by, in words; with a target, what it took."""
+    if target := summary.get("target"):
+        figure, value = next(iter(target.items()))
+        return f"{figure} {value:.6g} after {target['samples']:,} samples"
     name = summary.get("headline") or "loss"
     value = summary.get(name)
     return f"{name} {value:.6g}" if isinstance(value, (int, float)) else "no validation"

@@ -20,8 +20,9 @@ def excluded(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
         return []
     names = {id(param): name for name, param in model.named_parameters()}
     excluded = [names[id(param)] for param in layerwise.excluded()]
-    listed = f": {', '.join(excluded)}" if excluded else ""
-    return [f"{len(excluded)} of {len(names)} tensors do not adapt their rate{listed}"]
+    if not excluded:
+        return [f"each of {len(names)} tensors has a rate of its own"]
+    return [f"{len(excluded)} of {len(names)} tensors take the plain rate: {', '.join(excluded)}"]
 
 
 def caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:

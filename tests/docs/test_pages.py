@@ -24,6 +24,9 @@ import pytest
 
 from largebatch._documents import parse_yaml
 from largebatch.cli import VERBS, main
+from largebatch.study.command import study_parser
+from largebatch.study.options import read_options
+from largebatch.study.study import studies
 from largebatch.train.keys import check_keys, known_keys, task_kind
 from largebatch.train.parse import parse
 
@@ -76,6 +79,9 @@ def check_command(words: list[str]) -> None:
     assert verb in VERBS, words
     if verb == "train" and not any(each.startswith(("--help", "-h")) for each in options):
         parse([each for each in options if each != "--print_config"])
+    elif verb == "study" and options[0] in studies:
+        _, own = study_parser(options[0]).parse_known_args(options[1:])
+        parse(read_options(studies.entry(options[0]).factory, options[0], own).get("base", []))
     elif verb != "train":
         named = [each.partition("=")[0] for each in options if each.startswith("--")]
         assert [each for each in named if each not in help_of(verb)] == [], words
@@ -195,7 +201,7 @@ HOW_TO["accelerate"] = "accelerate"
 def test_a_migration_runs(name: str, folder: Path) -> None:
     if HOW_TO[name] and importlib.util.find_spec(HOW_TO[name]) is None:
         pytest.skip(f"{HOW_TO[name]} is not installed")
-    text = (DOCS / "howto" / f"{name}.py").read_text(encoding="utf-8")
+    text = (DOCS / "howto" / f"from_{name}.py").read_text(encoding="utf-8")
     assert "loss" in run(blocks.Block("python", text, 0, True, True, ""), name)
 
 
@@ -209,7 +215,7 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 
 
 def test_every_migration_has_a_page_and_a_script() -> None:
-    found = {path.stem for path in (DOCS / "howto").glob("*.py")}
+    found = {path.stem.removeprefix("from_") for path in (DOCS / "howto").glob("*.py")}
     assert found == set(HOW_TO) == {p.stem for p in (DOCS / "howto").glob("*.md")} - {"index"}
 
 

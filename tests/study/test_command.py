@@ -127,7 +127,16 @@ def test_mistakes_are_one_line(here: Path, capsys, arguments, words) -> None:
 def test_the_list(capsys) -> None:
     assert main(["study", "--list"]) == 0
     printed = capsys.readouterr().out
-    assert "\nsweep " in f"\n{printed}" and "--seeds=Sequence[int] ((0, 1, 2))" in printed
+    assert (
+        "\nsweep " in f"\n{printed}"
+        and "--seeds=  one or more, each a whole number [0, 1, 2]" in printed
+    )
+
+
+def test_the_help_says_what_each_option_is_for(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "decision", "--help"])
+    assert "watts: that a GPU draws." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", studies.names())

@@ -18,7 +18,7 @@ from largebatch.cli import main
 from largebatch.record import RunDirectory, read_metrics
 from largebatch.train import checkpoint
 from largebatch.train.config import Config
-from largebatch.train.continuation import choose_directory, what_is_there
+from largebatch.train.continuation import choose_directory, headline, what_is_there
 from largebatch.train.parse import dump
 
 SHORT = ["--data.limit=200", "--batch.size=64", "--schedule.length=4st", "--checkpoint.every=2st"]
@@ -217,6 +217,14 @@ def test_a_run_dir_that_cannot_be(command, tmp_path, name, nproc):
     (tmp_path / "file").write_text("")
     code, printed = command(f"--run.nproc={nproc}", directory=name)
     assert code == 2 and "run.dir=" in printed and printed.count("\n") == 1
+
+
+def test_a_run_with_a_target_is_known_by_what_it_took():
+    summary = {"headline": "top1", "top1": 0.97, "loss": 0.08}
+    assert headline(summary) == "top1 0.97"
+    reached = {"loss": 0.08, "seconds": 0.6, "samples": 3652, "steps": 30}
+    assert headline({**summary, "target": reached}) == "loss 0.08 after 3,652 samples"
+    assert headline({**summary, "target": None}) == "top1 0.97"
 
 
 @pytest.mark.parametrize("nproc", [1, 2])

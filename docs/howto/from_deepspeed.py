@@ -23,11 +23,12 @@ outcome = run(
             "--distributed.deepspeed_config=ds_config.json",
             "--optim.name=lamb",
             "--optim.preset=deepspeed",
-            "--optim.lr=0.01",
+            "--optim.lr=0.3",
             "--schedule.length=2ep",
             "--run.dir=by_deepspeed",
         ]
     )
 )
 assert outcome.finished
+assert outcome.summary["loss"] < 2.0, outcome.summary
 print(f"loss {outcome.summary['loss']:.3f} after {outcome.samples} samples")
