@@ -304,6 +304,7 @@ def rank_main(rank: int, folder: Path, size: int) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
     mp.spawn(rank_main, (tmp_path, 2), nprocs=2)
 

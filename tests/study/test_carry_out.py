@@ -161,6 +161,7 @@ def test_in_this_process(tmp_path: Path, capsys) -> None:
     assert carry_out(One(Job("a", parse(CONFIG))), moved).rows == [{"job": "a"}]
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_can_be_a_result(tmp_path: Path, capsys) -> None:
     wrong = ["--data.limit=64", "--batch.size=16", "--schedule.length=8ep", "--optim.lr=1e30"]
     study = One(Job("a", parse(wrong), may_be_lost=True), Job("b", parse(CONFIG)))

@@ -48,6 +48,7 @@ def test_bounds_are_students_and_share_their_deviation() -> None:
     assert alone.bound is None and alone.passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [0.0, 0.9])
 def test_the_limit_holds_the_truth_as_often_as_it_says(shared: float) -> None:
     """Overheads of a hyperbola, 0.2 at batch 50; seeds err alone, or mostly together."""

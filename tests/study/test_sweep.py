@@ -58,6 +58,7 @@ def finished(name: str, figure: str, value: float) -> Outcome:
     return Outcome(Path(name), True, 1, 1, {"headline": figure, "name": name, figure: value})
 
 
+@pytest.mark.slow
 def test_every_cell_has_the_same_budget() -> None:
     sweep = Sweep(
         cells={"a": ["--optim.lr=0.1"], "b": ["--optim.lr=0.2"]},
