@@ -51,6 +51,7 @@ def test_the_sweeps_of_the_benchmarks_can_be_asked(file: Path, tmp_path: Path, c
     jobs = len((tmp_path / "runs" / "jobs" / "commands.txt").read_text().splitlines())
     assert f"{jobs} of {jobs} jobs to do" in capsys.readouterr().out
     expected = {"norms_f1_mnist": 42, "norms_cifar10": 9, "fixed_classifier_mnist": 9}
+    expected |= {"simclr_digits": 12, "simclr_cifar10": 12}
     assert jobs == expected.get(file.stem, 36)
 
 
