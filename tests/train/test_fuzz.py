@@ -510,7 +510,6 @@ GROUPS: list[dict[str, Any]] = [
     {"norm.kind": "topk", "norm.ghost_size": 32, "norm.topk": 5},
     {"optim.name": "adamw", "optim.betas": [0.8, 0.99], "optim.eps": 1e-6},
     {"optim.name": "muon", "optim.momentum": 0.95},
-    {"data.mixup": 0.2, "data.mixup_layers": ["input", 1, "layer2"]},
     {"optim.name": "sgdw", "optim.nesterov": True, "optim.momentum": 0.95},
     {"optim.name": "rmsprop_warmup", "optim.transition_center": "5%", "optim.eps": 1e-6},
     {"optim.sam_rho": 0.1, "optim.sam_scope": "rank"},
