@@ -26,6 +26,7 @@ from largebatch.nn import contrastive_loss
 from largebatch.nn.contrast_arguments import TILES
 from largebatch.nn.contrast_tiles import KINDS as KINDS
 from largebatch.processes import World
+from largebatch.processes.ending import end_group
 from largebatch.processes.group import choose_device
 from largebatch.record import BenchmarkRecord, json_text
 
@@ -201,7 +202,7 @@ def _rank_main(rank: int, folder: Path, size: int, rounds: int, count: int, widt
     if rank == 0:
         (folder / "rows.json").write_text(json_text(rows))
     dist.barrier()
-    dist.destroy_process_group()
+    end_group()
 
 
 def _sent(kind: str, size: int, ranks: int) -> float:

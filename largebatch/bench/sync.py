@@ -28,6 +28,7 @@ from largebatch.engine import DataParallel
 from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig, convert_batch_norm, ghost_place, step_end
 from largebatch.processes import World
+from largebatch.processes.ending import end_group
 from largebatch.record import BenchmarkRecord, json_text
 
 RANKS = 4
@@ -154,4 +155,4 @@ def _rank_main(rank: int, folder: Path, rounds: int, steps: int, samples: int, m
     if rank == 0:
         (folder / "rows.json").write_text(json_text(list(rows.values())))
     dist.barrier()
-    dist.destroy_process_group()
+    end_group()

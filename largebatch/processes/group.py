@@ -14,6 +14,7 @@ from largebatch._cores import usable_cores
 from largebatch._errors import RunFailure, UserError
 from largebatch.processes.address import gloo_interface, loopback_interface
 from largebatch.processes.agreement import lost_peer
+from largebatch.processes.ending import end_group
 from largebatch.processes.environment import World
 from largebatch.processes.heartbeat import RECORDED, Heartbeat
 from largebatch.processes.rendezvous import JOIN_SECONDS, shared_store
@@ -102,4 +103,4 @@ def process_group(
         if heartbeat is not None:
             heartbeat.close()
         if dist.is_initialized():
-            dist.destroy_process_group()
+            end_group()

@@ -16,6 +16,7 @@ from largebatch.bench.messages import BACKEND, messages, register
 from largebatch.bench.sync_peers import GatheredBatchNorm
 from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig, SyncBatchNorm
+from largebatch.processes.ending import end_group
 
 MODEL = "digits_cnn"
 
@@ -87,7 +88,7 @@ def rank_main(rank: int, folder: Path) -> None:
     messages.clear()
     compiled(x).sum().backward()
     assert [(m.kind, m.size) for m in messages] == [("allreduce", 28), ("allreduce", 24)]
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.mark.slow

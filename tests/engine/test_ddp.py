@@ -19,6 +19,7 @@ from largebatch.distributed.grid import Grid
 from largebatch.distributed.selection import Selection
 from largebatch.engine import DataParallel, DistributedConfig, bucket_size, build_engine
 from largebatch.engine.bucket import make_buckets
+from largebatch.processes.ending import end_group
 
 RANKS = 3
 LINKS = CostModel(Link(1e-5, 3e-8), Link(1e-5, 3e-8))  # a flat ring is the best on one host
@@ -99,7 +100,7 @@ def rank_main(rank: int, folder: Path) -> None:
     found["hook"] = [p.grad.clone() for p in engine.model.parameters()]
     found["sizes"] = sizes_by_auto(rank)
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    end_group()
 
 
 def deep() -> nn.Module:

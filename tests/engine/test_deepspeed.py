@@ -18,6 +18,7 @@ from largebatch._errors import UserError
 from largebatch.engine import DistributedConfig, Engine, Terms, build_engine
 from largebatch.optim import OptimConfig, build_optimizer, clip_gradients
 from largebatch.processes import World
+from largebatch.processes.ending import end_group
 
 RANKS, STEPS, HALF, CLIP = 2, 8, 4, 0.5
 CASES = [
@@ -132,7 +133,7 @@ def rank_main(rank: int, folder: Path) -> None:
     found = {str(case): one_case(case, rank) for case in CASES}
     if rank == 0:
         torch.save(found, folder / "found")
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from largebatch.engine import DistributedConfig, build_engine
 from largebatch.optim import SGD, clip_gradients
 from largebatch.processes import World
+from largebatch.processes.ending import end_group
 
 RANKS, MICRO = 4, 2
 SHARES = {"even": (3, 3, 3, 3), "uneven": (7, 3, 1, 1)}
@@ -92,7 +93,7 @@ def rank_main(rank: int, folder: Path, shard_ranks: int | None) -> None:
     for entry, buffer in zip(again.values(), found["momentum"], strict=True):
         assert torch.equal(entry["momentum_buffer"], buffer)
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.mark.parametrize("shard_ranks", [None, pytest.param(2, marks=pytest.mark.slow)])

@@ -15,6 +15,7 @@ from torch import nn
 from largebatch._errors import UserError
 from largebatch.engine import DistributedConfig, Engine, build_engine
 from largebatch.processes import World
+from largebatch.processes.ending import end_group
 
 
 def make() -> nn.Module:
@@ -108,7 +109,7 @@ def rank_main(rank: int, folder: Path) -> None:
         step(engine, samples(rank))
         found[apart] = squares.parts.tolist(), squares.shares.tolist()
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    end_group()
 
 
 def test_on_two_ranks_they_are_of_the_parts_and_of_the_sum(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from largebatch.nn import (
     losses_of_passes,
     step_end,
 )
+from largebatch.processes.ending import end_group
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 GHOST, PAIRS, INPUTS, WIDTH = 4, 16, 6, 5
@@ -164,7 +165,7 @@ def rank_main(rank: int, folder: Path) -> None:
         for gradient in summed:
             dist.all_reduce(gradient)
         torch.testing.assert_close(summed, gradients(expected), **EXACT)
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from largebatch._errors import UserError
 from largebatch.bench.messages import BACKEND, groups_of, messages, register
 from largebatch.nn import contrastive_loss
 from largebatch.nn.contrast_arguments import GATHERED
+from largebatch.processes.ending import end_group
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 KINDS = ("ntxent", "clip", "siglip")
@@ -301,7 +302,7 @@ def rank_main(rank: int, folder: Path, size: int) -> None:
             check_unequal_upstream(rank, None, shares[:size])
     check_messages(rank, 6)
     check_refusals(rank)
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from largebatch.nn import (
     merge_running_stats,
     step_end,
 )
+from largebatch.processes.ending import end_group
 
 CHANNELS, GHOST = 3, 4
 MODES = [("sequential", 0.1), ("averaged", 0.1), ("last", 0.1), ("sequential", None)]
@@ -158,7 +159,7 @@ def rank_main(rank, address, results):
     dist.all_reduce = counted
     merge_running_stats(both)
     assert calls == [2 + 2 * 2 * CHANNELS]
-    dist.destroy_process_group()
+    end_group()
 
 
 def test_ranks_equal_one_process(tmp_path):

@@ -26,6 +26,7 @@ from largebatch.nn import (
     merge_running_stats,
     step_end,
 )
+from largebatch.processes.ending import end_group
 
 RANKS, SAMPLES, CHANNELS = 3, 10, 5
 SHARES = ((4, 3, 3), (7, 3, 0), (0, 1, 9), (9, 0, 1))
@@ -148,7 +149,7 @@ def rank_main(rank: int, folder: Path) -> None:
     check_groups_and_places(rank, pair if rank < 2 else single)
     check_half_precision_and_offsets(rank)
     check_refusals(rank)
-    dist.destroy_process_group()
+    end_group()
 
 
 def test_three_ranks_are_one_process(tmp_path: Path) -> None:

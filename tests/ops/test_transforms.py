@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from largebatch import _ops
 from largebatch._ops.norm_reference import NormPolicy, ghost_counts, normalized
 from largebatch.nn.over_ranks import norm_over_ranks, ranks_of
+from largebatch.processes.ending import end_group
 
 SIZE, FULL, EPS = 4, 1, 1e-3  # 7 samples: a ghost of four, one of three
 POLICIES = [(NormPolicy.L2, 1), (NormPolicy.L1, 1), (NormPolicy.TOP_K, 1), (NormPolicy.TOP_K, 3)]
@@ -163,4 +164,4 @@ def test_over_ranks_there_are_first_derivatives_alone(tmp_path: Any) -> None:
             torch.autograd.grad(call(x), x, create_graph=True)
         assert torch.autograd.grad(call(x), x)[0].any()
     finally:
-        dist.destroy_process_group()
+        end_group()

@@ -19,6 +19,7 @@ from largebatch.optim import (
     clip_grad_norm_,
     clip_gradients,
 )
+from largebatch.processes.ending import end_group
 
 
 def net() -> nn.Module:
@@ -88,7 +89,7 @@ def sharded_rank(rank: int, world: int, folder: Path) -> None:
         compare(*(list(model.parameters()) for model in pair))
         assert not torch.equal(next(whole.parameters()), before[1][0])
     compare(before[0], [param.detach() for param in whole.parameters()])
-    dist.destroy_process_group()
+    end_group()
 
 
 def test_fsdp_equals_one_process(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from largebatch._errors import UserError
 from largebatch.optim import LAMB, LARS, SGD, param_groups, shard_for_deepspeed
+from largebatch.processes.ending import end_group
 
 STEPS, WORLD = 8, 2
 MAKE = {
@@ -75,7 +76,7 @@ def one_rank(rank: int, stage: int, folder: Path) -> None:
             assert not torch.allclose(expected, start, rtol=1e-2)
     held = [p._hp_mapping is not None for p in model.parameters()]
     torch.save(held, folder / f"held{rank}")
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.mark.skipif(

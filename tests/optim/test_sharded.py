@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from largebatch._errors import UserError
 from largebatch.optim import LAMB, LARS, Fragment
+from largebatch.processes.ending import end_group
 
 STEPS = 5
 MAKE = {
@@ -78,7 +79,7 @@ def fsdp_rank(rank: int, world: int, replicas: int, folder: Path) -> None:
     for name in MAKE:
         fsdp_run(rank, world, name, replicas, folder)
     dist.barrier()
-    dist.destroy_process_group()
+    end_group()
 
 
 def fsdp_run(rank: int, world: int, name: str, replicas: int, folder: Path) -> None:
@@ -141,7 +142,7 @@ def flat_rank(rank: int, world: int, folder: Path) -> None:
     for name in MAKE:
         flat_run(rank, world, name, folder)
     dist.barrier()
-    dist.destroy_process_group()
+    end_group()
 
 
 def flat_run(rank: int, world: int, name: str, folder: Path) -> None:
@@ -201,7 +202,7 @@ def whole_rank(rank: int, world: int, folder: Path) -> None:
         for a, b in zip(model.parameters(), plain.parameters(), strict=True):
             assert torch.equal(a, b), name
     dist.barrier()
-    dist.destroy_process_group()
+    end_group()
 
 
 def test_torchs_zero_redundancy_optimizer_gives_each_rank_whole_tensors(tmp_path):
@@ -238,4 +239,4 @@ def test_one_rank_with_fragments_steps_as_with_tensors(tmp_path):
             with pytest.raises(UserError, match="Fragment"):
                 optimizer.shard(again, [bad], 2)
     finally:
-        dist.destroy_process_group()
+        end_group()
