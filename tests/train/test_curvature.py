@@ -167,6 +167,34 @@ def test_against_dense_derivatives(folder: Path) -> None:
     assert logged is not None and loss < logged.sums[0] / 75  # the step went down
 
 
+def test_against_curvlinops(folder: Path) -> None:
+    """The same products by another library, to 1e-5 of the vector's length."""
+    curvlinops = pytest.importorskip("curvlinops")
+    trainer = trainer_of(folder, {"name": "curvature"}, model=ModelConfig(name="nets:plain_net"))
+    replay = replay_of(trainer)
+    net, stepper = trainer.parts.model, trainer.parts.stepper
+    parts = []
+    for one in replay._passes:
+        with stepper.frozen():
+            parts.append(
+                stepper.forward(
+                    replay._share, one, lambda net, batch: (batch.inputs.clone(), batch.targets)
+                )
+            )
+    data = [tuple(torch.cat(each) for each in zip(*parts, strict=True))]
+    assert len(data[0][1]) == 75
+    space = ParameterSpace(net)
+    loss, params = nn.CrossEntropyLoss(), list(net.parameters())
+    for kind, theirs in (
+        (Hessian, curvlinops.HessianLinearOperator),
+        (GaussNewton, curvlinops.GGNLinearOperator),
+    ):
+        vector = space.random(5)
+        expected = theirs(net, loss, params, data) @ vector
+        found = kind(space, replay)(vector)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.norm()))
+
+
 def test_the_room_of_a_step_is_that_of_a_dense_line_search(folder: Path) -> None:
     trainer = trainer_of(
         folder,
