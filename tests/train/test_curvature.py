@@ -26,6 +26,7 @@ from largebatch.processes import World
 from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
 from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
+from largebatch.tasks.classification import ClassificationConfig
 from largebatch.train.build import build
 from largebatch.train.config import (
     Config,
@@ -318,6 +319,29 @@ def test_full_batches_train_at_the_edge_of_stability(folder: Path) -> None:
     values = [v["curvature_times_rate"] for v in found if "curvature_times_rate" in v]
     assert values[0] < 1.5, values
     assert 1.8 <= values[-1] <= 2.3 and 1.8 <= sorted(values[3:])[len(values[3:]) // 2] <= 2.5
+
+
+@pytest.mark.slow
+def test_adam_on_full_batches_trains_at_its_own_edge(folder: Path) -> None:
+    """Cohen et al. 2022: in Adam's coordinates curvature x rate climbs to 38 and stays there."""
+    trainer = trainer_of(
+        folder,
+        {"name": "curvature", "every": "20st", "products": 8},
+        model=ModelConfig(name="nets:deep_net"),
+        task=ClassificationConfig(label_smoothing=0.1),
+        data=DataConfig(limit=500, augment="none"),
+        batch=BatchConfig(size=500),
+        optim=OptimConfig(name="adamw", lr=0.01, weight_decay=0.0, betas=(0.9, 0.99)),
+        schedule=ScheduleConfig(length=Duration(1200, "st"), curve="constant"),
+        precision=PrecisionConfig(compute="fp32"),
+        evaluate=EvaluateConfig(every=Duration(5000, "st")),
+    )
+    found: list[dict[str, Any]] = []
+    assert trainer.run([Kept(found)])
+    values = [v["curvature_times_rate"] for v in found if "curvature_times_rate" in v]
+    assert max(values[:10]) < 20, values
+    end = sorted(values[-20:])
+    assert end[2] >= 30 and end[-3] <= 46 and 34 <= end[10] <= 42, end
 
 
 class Kept:
