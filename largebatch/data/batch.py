@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from dataclasses import fields, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,3 +35,29 @@ class Batch(Protocol):
     def head(self, ghosts: int) -> Batch:
         """Return the samples of the first ``ghosts`` ghost batches, as views."""
         ...
+
+
+Own = TypeVar("Own", bound="Rows")
+
+
+class Rows:
+    """What dataclasses of batches share; their tensors and arrays have a row a sample."""
+
+    indices: NDArray[np.int64]
+    ghosts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def head(self: Own, ghosts: int) -> Own:
+        """Return the samples of the first ``ghosts`` ghost batches, as views."""
+        kept = self.ghosts[:ghosts]
+        n = sum(kept)
+        found: dict[str, Any] = {"ghosts": kept}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, (Tensor, np.ndarray)):
+                found[field.name] = value[:n]
+            elif hasattr(value, "head"):
+                found[field.name] = value.head(n)
+        return replace(self, **found)  # type: ignore[type-var]

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from largebatch.data.batch import Rows
+
 
 @dataclass
-class FeatureBatch:
+class FeatureBatch(Rows):
     """The rows of one request, see :class:`~largebatch.data.batch.Batch`.
 
     Attributes:
@@ -27,18 +29,7 @@ class FeatureBatch:
     positions: NDArray[np.int64]
     ghosts: tuple[int, ...]
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
     def tensors(self) -> Iterator[Tensor]:
         """Yield inputs and targets."""
         yield self.inputs
         yield self.targets
-
-    def head(self, ghosts: int) -> FeatureBatch:
-        """Return the rows of the first ``ghosts`` ghost batches, as views."""
-        kept = self.ghosts[:ghosts]
-        n = sum(kept)
-        return FeatureBatch(
-            self.inputs[:n], self.targets[:n], self.indices[:n], self.positions[:n], kept
-        )

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from largebatch.data.batch import Rows
 from largebatch.data.mixing import Mixed
 
 
 @dataclass
-class ImageBatch:
+class ImageBatch(Rows):
     """The images of one request, see :class:`~largebatch.data.batch.Batch`.
 
     Attributes:
@@ -32,9 +33,6 @@ class ImageBatch:
     ghosts: tuple[int, ...]
     mixed: Mixed | None = None
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
     def tensors(self) -> Iterator[Tensor]:
         """Yield inputs and targets, and what is mixed in."""
         yield self.inputs
@@ -42,16 +40,3 @@ class ImageBatch:
         if self.mixed is not None:
             yield from (self.mixed.partners, self.mixed.weight, self.mixed.rows)
             yield from self.mixed.hidden.values()
-
-    def head(self, ghosts: int) -> ImageBatch:
-        """Return the samples of the first ``ghosts`` ghost batches, as views."""
-        kept = self.ghosts[:ghosts]
-        n, mixed = sum(kept), self.mixed
-        return ImageBatch(
-            self.inputs[:n],
-            self.targets[:n],
-            self.indices[:n],
-            self.positions[:n],
-            kept,
-            None if mixed is None else mixed.head(n),
-        )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from largebatch.data.batch import Rows
+
 
 @dataclass
-class TokenBatch:
+class TokenBatch(Rows):
     """The windows of one request, see :class:`~largebatch.data.batch.Batch`.
 
     Attributes:
@@ -34,23 +36,6 @@ class TokenBatch:
     streams: NDArray[np.int64] | None = None
     begins: bool = False
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
     def tensors(self) -> Iterator[Tensor]:
         """Yield the tokens."""
         yield self.tokens
-
-    def head(self, ghosts: int) -> TokenBatch:
-        """Return the windows of the first ``ghosts`` ghost batches, as views."""
-        kept = self.ghosts[:ghosts]
-        n = sum(kept)
-        return replace(
-            self,
-            tokens=self.tokens[:n],
-            indices=self.indices[:n],
-            positions=self.positions[:n],
-            ghosts=kept,
-            counted=None if self.counted is None else self.counted[:n],
-            streams=None if self.streams is None else self.streams[:n],
-        )

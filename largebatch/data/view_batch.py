@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from largebatch.data.batch import Rows
+
 
 @dataclass
-class ViewBatch:
+class ViewBatch(Rows):
     """The images of one request, each in two random views, see :class:`~largebatch.data.Batch`.
 
     Attributes:
@@ -28,18 +30,7 @@ class ViewBatch:
     positions: NDArray[np.int64]
     ghosts: tuple[int, ...]
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
     def tensors(self) -> Iterator[Tensor]:
         """Yield views and targets."""
         yield self.views
         yield self.targets
-
-    def head(self, ghosts: int) -> ViewBatch:
-        """Return the samples of the first ``ghosts`` ghost batches, as views of the memory."""
-        kept = self.ghosts[:ghosts]
-        n = sum(kept)
-        return ViewBatch(
-            self.views[:n], self.targets[:n], self.indices[:n], self.positions[:n], kept
-        )

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -130,8 +130,10 @@ class WorkerReader:
         except (OSError, EOFError, RuntimeError) as error:
             if isinstance(error, RunFailure) or not self._workers:
                 raise
-            # A pipe may break a moment before its process has ended.
-            multiprocessing.connection.wait([p.sentinel for p in self._processes], timeout=1)
+            # A pipe breaks a moment before its process has ended, and a sentinel is a pipe too.
+            ends = {process.sentinel: process for process in self._processes}
+            for sentinel in multiprocessing.connection.wait(list(ends), timeout=1):
+                ends[cast(int, sentinel)].join(1)
             codes = [process.exitcode or 0 for process in self._processes]
             if min(codes, default=0) < 0:
                 cause = f"a data worker was killed by signal {-min(codes)}"
