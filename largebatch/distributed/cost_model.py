@@ -243,7 +243,7 @@ class CostModel:
         algorithms: Sequence[Algorithm] = ("flat", "torus"),
         chunks: Sequence[int] = CHUNKS,
     ) -> Choice:
-        """Return the fastest of ``algorithms``; of equally fast ones, the earlier in the list.
+        """Return the fastest of ``algorithms``, with the first chunk count that is about as fast.
 
         Args:
             bytes: size of the message, as fp32.

@@ -99,7 +99,7 @@ class Topology:
     def discover(
         cls, store: Store, rank: int, world_size: int, grid: str | None = None
     ) -> Topology:
-        """Exchange host identities through ``store`` and lay the grid; every rank must call this."""
+        """Exchange host identities through ``store`` and lay the grid; a collective call."""
         store.set(f"host/{rank}", host_identity())
         keys = [f"host/{other}" for other in range(world_size)]
         hosts = store.multi_get(keys) if store.has_extended_api() else map(store.get, keys)  # type: ignore[attr-defined]

@@ -75,7 +75,7 @@ class CompiledTorus:
         return work
 
     def close(self) -> bool:
-        """Wait until all reductions begun are done, and end the threads; see :meth:`Torus.close`."""
+        """Wait for all reductions begun, and end the threads; see :meth:`Torus.close`."""
         ended: bool = self._torus.close()
         return ended
 

@@ -1,12 +1,12 @@
 """ShuffleNet: 1x1 convolutions in groups whose channels are shuffled.
 
 Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices",
-2018, table 1, three groups. torchvision has its successor alone.
+2018, table 1, three groups. torchvision has only its successor.
 
-It has 1,865,728 parameters. The table of Hoffer et al. 2018 ("Fix your classifier") says 1,826,555,
-of whose 960,000 the classifier has 52.56%: that is none of the forms we could make (with biases or
-not, a norm at the stem or not, the first unit grouped or not), and an odd number, though each of
-the layers has an even one.
+The network has 1,865,728 parameters. The table of Hoffer et al. 2018 ("Fix your classifier") gives
+1,826,555, of which the classifier's 960,000 are 52.56%. We could not reproduce this number with any
+form of the network (with or without biases, a norm at the stem, a grouped first unit). It is odd,
+although every layer has an even number of parameters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STAGES = ((240, 4), (480, 8), (960, 4))
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1, shuffle, 3x3 a channel, grouped 1x1, beside a shortcut.
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, beside a shortcut.
 
     The first unit of a stage halves the size and appends the pooled input to the branch.
     """
