@@ -1,8 +1,8 @@
 """Decode only a box of a JPEG, by nvImageCodec if it is installed.
 
-Rows below the box are never read, and columns and rows around the box skip the inverse transform.
-This takes about a seventh of a training view's time off, with the same bits as a full decode. The
-library comes with DALI (``pip install 'largebatch[dali]'``).
+Rows below the box are never read, and columns and rows around the box skip the inverse transform:
+about a seventh of a training view's time, with the same bits as a full decode. The library comes
+with DALI (``pip install 'largebatch[dali]'``).
 """
 
 from __future__ import annotations
