@@ -16,7 +16,7 @@ class UserPath(str):
     shell leaves the ``~`` of ``--run.dir=~/x`` alone, and so does a YAML file.
 
     Raises:
-        UserError: it is empty, names the home of nobody here, or is a word for none.
+        UserError: the path is empty, names the home of an unknown user, or is a word for none.
     """
 
     __slots__ = ()
@@ -33,7 +33,7 @@ class UserPath(str):
 
 
 def user_path(text: str) -> Path:
-    """Return the path that an option of a command line names, for ``argparse``."""
+    """Return the path in a command-line option, for ``argparse``."""
     try:
         return Path(UserPath(text))
     except UserError as error:

@@ -69,7 +69,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any] | None:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value read from JSON is a number that a float can hold (not 1e999 or true)."""
+    """Return whether a value read from JSON is a number that fits a float (not 1e999 or true)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     return -1.7976931348623157e308 <= value <= 1.7976931348623157e308

@@ -89,7 +89,7 @@ class RunDirectory:
 
     @property
     def lost(self) -> Path:
-        """The reason why a run was lost (divergence or lack of memory), JSON; absent in other runs."""
+        """The reason why a run was lost (divergence or lack of memory), JSON; else absent."""
         return self.path / "lost.json"
 
     @property
