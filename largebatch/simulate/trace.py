@@ -39,7 +39,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Gradient:
-    """A parameter's gradient: number of elements, and of operators launched until it is complete."""
+    """A parameter's gradient: number of elements, and of operators launched to complete it."""
 
     name: str
     elements: int
