@@ -12,7 +12,7 @@ from largebatch._errors import UserError
 class UserPath(str):
     """The path of a file or folder that a person wrote: ``~`` is their home, ``~NAME`` NAME's.
 
-    Every config key and option that holds a path has this type, and nothing else expands one: a
+    Every config key and option that holds a path has this type, and nothing else expands ``~``. A
     shell leaves the ``~`` of ``--run.dir=~/x`` alone, and so does a YAML file.
 
     Raises:

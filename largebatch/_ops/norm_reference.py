@@ -29,7 +29,7 @@ def norm_constant(policy: NormPolicy, count: int) -> float:
 
     L1: sqrt(pi/2), exact for normally distributed values. Top-k: the published constant for the
     largest of n values, 0.5 (1 + sqrt(pi ln 4)) / sqrt(2 ln n), for every k, as in the paper's
-    code; on normal values it gives 1.4 times the deviation at k = 1, and 1.0 to 1.35 at k = 10.
+    code. On normal values this gives 1.4 times the deviation at k = 1, and 1.0 to 1.35 at k = 10.
     """
     if policy == NormPolicy.L2:
         return 1.0

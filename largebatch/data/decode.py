@@ -3,7 +3,7 @@
 Only the pixels inside the crop are resized, in uint8, with the same antialiased bilinear filter as
 Pillow's. JPEGs are decoded by nvImageCodec or simplejpeg if installed, else by Pillow. All three
 use libjpeg-turbo and give the same bits. A training view at least twice as large as needed is
-decoded at a half, a quarter or an eighth of its size, which skips most of the inverse cosine
+decoded at a half, a quarter or an eighth of its size. This skips most of the inverse cosine
 transform. Evaluation decodes in full.
 """
 

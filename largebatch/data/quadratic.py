@@ -2,8 +2,8 @@
 
 Features are Gaussian with variances i^-0.75, i = 1 to 256. Targets are a fixed linear map of the
 features plus noise. Every epoch draws anew, so no sample comes twice. The validation set is the 256
-axes of the features, scaled so that its mean loss is exactly the excess risk of the population, 1/2
-(w - truth)' H (w - truth), without sampling noise.
+axes of the features, scaled. Its mean loss is exactly the excess risk of the population, 1/2 (w -
+truth)' H (w - truth), without sampling noise.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Rajbhandari et al. 2020, "ZeRO", stage 3; Zhao et al. 2023, "PyTorch FSDP". A block's parameters are
 gathered for its forward pass and again for its backward pass. Its gradients are summed into the
 sharded parts. With ``shard_ranks`` below the number of ranks, each group of ``shard_ranks`` ranks
-holds a copy of the model (hybrid sharding), which takes more memory but sends fewer messages
-between hosts.
+holds a copy of the model (hybrid sharding). This takes more memory but sends fewer messages between
+hosts.
 """
 
 from __future__ import annotations

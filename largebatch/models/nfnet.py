@@ -6,10 +6,10 @@ GELU, average pooling in the shortcut. Block and bookkeeping of variances are th
 ``nf_resnet``. Padding is symmetric, as is usual in PyTorch. Unlike in the authors' code, stochastic
 depth keeps the expectation.
 
-Their recipe beside the network: adaptive gradient clipping (``optim.agc``: 0.01, the classifier's
-weight left out), Nesterov's momentum 0.9 with rate 0.1 x batch / 256, 5 epochs of warm-up and a
-cosine over 360, label smoothing 0.1, weight decay 2e-5 on weights alone, and images of 192, 224,
-256, 320, 384, 416 and 448 pixels for F0 to F6.
+The authors train with adaptive gradient clipping (``optim.agc``: 0.01, the classifier's weight left
+out) and Nesterov's momentum 0.9. The rate is 0.1 x batch / 256, with 5 epochs of warm-up and a
+cosine over 360. Label smoothing is 0.1, and weight decay 2e-5 on weights alone. Images have 192,
+224, 256, 320, 384, 416 and 448 pixels for F0 to F6.
 """
 
 from __future__ import annotations

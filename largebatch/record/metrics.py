@@ -59,8 +59,8 @@ class MetricsWriter:
 
         Lines of steps past ``samples``, which will be repeated, are removed, and so is an
         incomplete last line. Damaged lines before them are kept. If the run starts over at 0, or if
-        a damaged line would be removed, a copy of the whole file is kept as ``metrics-1.jsonl`` or
-        the next free number.
+        a damaged line would be removed, the whole old file is kept. Its name is ``metrics-1.jsonl``
+        or the next free number.
 
         Raises:
             OSError: the file cannot be read and truncated.

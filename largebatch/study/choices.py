@@ -1,8 +1,8 @@
 """Compare batches and numbers of GPUs by hours, cost and energy to a target.
 
 Steps to a target are S(B) = Smin + Emin / B (the hyperbola, see :mod:`largebatch.study.hyperbola`)
-and a step takes t = B / (P r) + c on P GPUs, with r the samples a second of a GPU and c the fixed
-time of a step. So the time is S t. Its minimum is at B = sqrt(critical batch x c P r), the
+and a step takes t = B / (P r) + c on P GPUs. Here r is the samples a second of a GPU and c the
+fixed time of a step. So the time is S t. Its minimum is at B = sqrt(critical batch x c P r), the
 geometric mean of the critical batch and of the samples that the GPUs could process in the time c.
 The minimum is (sqrt(Emin / (P r)) + sqrt(Smin c))^2.
 """

@@ -59,7 +59,7 @@ class Decision(Study):
         gpus: numbers of GPUs to choose from; unset: those that were timed.
         batches: batches to choose from; unset: four per doubling.
         price: price of a GPU for an hour; unset: cost is in GPU-hours.
-        watts: power of a GPU.
+        watts: that a GPU draws.
         within: how much more than the cheapest choice the third choice may cost.
         task: row of the steps-to-target record; unset: the only one.
     """

@@ -1,9 +1,9 @@
 """`study generalization-gap`: the accuracy that a large batch loses, and what remedies regain.
 
-Hoffer et al. 2017, "Train longer, generalize better", table 1. The rows are the small batch, the
-large batch with nothing adapted, and three remedies, each added to the ones before: a rate by the
-square root of the batch, ghost batches of the small batch's size, and as many updates as the small
-batch takes.
+Hoffer et al. 2017, "Train longer, generalize better", table 1. The first rows are the small batch,
+and the large batch with nothing adapted. Three remedies follow, each added to the ones before: a
+rate by the square root of the batch, ghost batches of the small batch's size, and as many updates
+as the small batch takes.
 """
 
 from __future__ import annotations

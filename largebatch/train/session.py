@@ -59,10 +59,10 @@ class RanksFailed(RunFailure):
 def run(config: Config, start: Path | None = None, stop: StopRequest | None = None) -> Outcome:
     """Train as ``config`` says: start the run, continue it, or find it finished.
 
-    There are three ways to call this function: in a single process; in ranks started by a launcher,
-    where every rank calls it and gets the same outcome; and with ``config.run.nproc`` above 1,
-    where it starts the ranks itself and returns after them. The caller's signal handlers are
-    restored afterwards.
+    There are three ways to call this function. In a single process it trains alone. In ranks
+    started by a launcher, every rank must call it and gets the same outcome. With
+    ``config.run.nproc`` above 1 it starts the ranks itself and returns after them. The caller's
+    signal handlers are restored afterwards.
 
     Args:
         start: checkpoint of another run to branch off from. The branch takes over model, optimizer,
