@@ -18,8 +18,7 @@ from torch.futures import Future
 
 
 def stretch(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` itself if it is contiguous, else a contiguous copy to be written back
-    later.
+    """Return ``tensor`` itself if it is contiguous, else a contiguous copy to write back later.
 
     Raises:
         RuntimeError: elements share memory, as in an expanded tensor, so there is no place for the

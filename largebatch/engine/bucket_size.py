@@ -34,9 +34,7 @@ class BucketSize:
         self._begun = time.perf_counter()
 
     def end(self) -> None:
-        """Record that the last backward pass has ended; every rank must call this, even without a
-        pass.
-        """
+        """Record that the last backward pass has ended; every rank must call this."""
         self._wait_for_device()
         now = time.perf_counter()
         self._timed.append(0.0 if self._begun is None else now - self._begun)

@@ -148,8 +148,7 @@ class Engine(ABC):
         return None if self.alone else dist.all_reduce(values, async_op=True)
 
     def watch_squares(self) -> Squares:
-        """Return the squared norms of gradients, which the engine computes for steps that ask for
-        them.
+        """Return the squared norms of gradients, which the engine computes on request.
 
         Raises:
             UserError: the engine does not expose each rank's own gradients.

@@ -114,9 +114,7 @@ class FullySharded(Engine):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Return a context that gathers the whole model on every rank, so that passes need no
-        messages.
-        """
+        """Return a context with the whole model on every rank, so that passes need no messages."""
         for module in self._sharded:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()

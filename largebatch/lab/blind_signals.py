@@ -110,9 +110,7 @@ def linear() -> Any:
 
 @dataclass(frozen=True)
 class Signal:
-    """A signal: how it hides the class, the simple method that finds it, and its accuracy on the
-    slide.
-    """
+    """How a signal hides the class, the simple method that finds it, and its lecture accuracy."""
 
     hide: Hide
     best: str

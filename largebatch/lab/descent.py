@@ -19,9 +19,7 @@ LossOf = Callable[[Any, Tensor], Tensor]
 
 
 def batches(samples: Samples, size: int, steps: int, seed: int) -> Iterator[Samples]:
-    """Yield ``steps`` batches; every epoch has a new order, and its incomplete last batch is
-    dropped.
-    """
+    """Yield ``steps`` batches; every epoch has a new order and drops an incomplete last batch."""
     generator = torch.Generator().manual_seed(seed)
     inputs, targets = samples
     each = max(1, len(targets) // size)

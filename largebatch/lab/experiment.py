@@ -80,9 +80,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def measure(self, scale: Scale) -> Findings:
-        """Run the experiment. The same scale gives the same results; no download, no file left
-        behind.
-        """
+        """Run it. The same scale gives the same results; no download, no file left behind."""
 
 
 class Hall(Registry[type[Experiment], Facts]):

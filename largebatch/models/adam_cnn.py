@@ -20,9 +20,7 @@ from largebatch.models.registry import ImageShape, models, need_size
 def adam_cnn(
     num_classes: int = 10, image_shape: ImageShape = (3, 32, 32), drop: float = 0.0
 ) -> nn.Module:
-    """Build the network; ``drop`` is the dropout of the inputs and before the linear layer of
-    1,000.
-    """
+    """Build the network; ``drop`` is the dropout of the inputs and before the linear layer."""
     need_size("adam_cnn", image_shape, 8)
     channels, height, width = image_shape
     layers: list[nn.Module] = [nn.Dropout(drop)]

@@ -185,10 +185,10 @@ def transformer_xl(
     tied_embeddings: bool = True,
     drop: float = 0.0,
 ) -> TransformerXL:
-    """Build a Transformer-XL with the sizes in section ``model``; memory: ``context`` or more
-    tokens.
+    """Build a Transformer-XL with the sizes in section ``model``.
 
-    The model needs data read in streams (``data.streams``).
+    The model remembers ``context`` tokens or more, and needs data read in streams
+    (``data.streams``).
     """
     remembered = context if memory is None else memory
     return TransformerXL(vocabulary, remembered, layers, heads, width, tied_embeddings, drop)

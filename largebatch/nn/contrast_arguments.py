@@ -58,8 +58,7 @@ def form_of(
     tile: int | None,
     exchange: Exchange | None,
 ) -> Form:
-    """Check the arguments of :func:`largebatch.nn.contrastive_loss` on all ranks; a collective
-    call.
+    """Check the arguments of :func:`largebatch.nn.contrastive_loss`; a collective call.
 
     Raises:
         UserError: in the cases that :func:`largebatch.nn.contrastive_loss` lists.

@@ -42,9 +42,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Side:
-    """Embeddings scaled row by row, ``z * factor``, (n, d): read a span at a time, in the factor's
-    type.
-    """
+    """Rows scaled by ``factor``, (n, d): read a span at a time, in the factor's type."""
 
     z: Tensor
     factor: Tensor

@@ -121,9 +121,7 @@ def wrong_span(config: NormConfig, world_size: int) -> str:
 
 
 def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
-    """Replace every batch norm of ``model`` as section ``norm`` says; see
-    :func:`convert_batch_norm`.
-    """
+    """Replace every batch norm of ``model`` by section ``norm``; see :func:`convert_batch_norm`."""
     check_norm(config)
     factory, facts = norms.entry(config.kind).factory, norms.entry(config.kind).facts
 

@@ -24,8 +24,7 @@ _current: hidden_mixing | None = None
 
 
 class hidden_mixing:
-    """Mix hidden states of forward passes inside a ``with`` block: ``lerp(state[partners],
-    state)``.
+    """Mix hidden states of forward passes in a ``with`` block: ``lerp(state[partners], state)``.
 
     Args:
         partners: int64 (n,), for each row the index of the row that is mixed into it.

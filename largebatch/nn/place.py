@@ -2,8 +2,8 @@
 
 A step of the trainer is a sequence of ghost batches. Each rank takes some of them, in one or more
 micro-batches. A norm cannot know the position of a forward's ghosts in the step by itself. It needs
-the position to give every ghost the same weight in the running statistics as one process would that
-takes the whole step.
+the position to give every ghost the weight in the running statistics that the ghost has when one
+process takes the whole step.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ _current: Place | None = None
 
 
 class ghost_place:
-    """Inside a ``with`` block, tell norms that a forward holds ghosts ``first`` onwards of
-    ``total``.
+    """In a ``with`` block, tell norms that forwards hold ghosts ``first`` onwards of ``total``.
 
     Inside the block, norms put their statistics aside until ``largebatch.nn.step_end(model,
     total)``, which every rank must call once per optimizer step. A module must then run once per

@@ -41,8 +41,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Fragments:
-    """The layout of a flat parameter, as given to
-    :meth:`~largebatch.optim.LayerwiseOptimizer.shard`.
+    """The layout of a flat parameter: see :meth:`~largebatch.optim.LayerwiseOptimizer.shard`.
 
     Attributes:
         parts: the fragments on this rank.

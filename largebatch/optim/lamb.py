@@ -209,9 +209,7 @@ class LAMB(LayerwiseOptimizer):
         return self.moments
 
     def adopt_group(self, group: dict[str, Any], states: dict[Any, Any]) -> dict[str, Any]:
-        """Return a saved group in our terms. timm and apex count steps in the group, others per
-        state.
-        """
+        """Return a saved group in our terms; timm and apex count steps in groups, not states."""
         group = super().adopt_group(group, states)
         group["bias_correction"] = _named(
             group.get("bias_correction", self.defaults["bias_correction"]), self.defaults

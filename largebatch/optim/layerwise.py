@@ -97,8 +97,7 @@ class LayerwiseOptimizer(ScaledStep, Optimizer):
     def shard(
         self, param: Tensor, parts: Iterable[Fragment], tensors: int, group: Any = None
     ) -> None:
-        """Give the layout of a flat parameter: which stretches belong to which tensors of the
-        model.
+        """Give the layout of a flat parameter: the stretches of the model's tensors in it.
 
         DeepSpeed's ZeRO and other partitioners lay tensors out so, with parts of a tensor on other
         ranks. Norms are then exactly those of the model's tensors. The ranks of ``group`` sum two

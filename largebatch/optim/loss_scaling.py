@@ -36,9 +36,7 @@ class ScaledStep(Portable):
 
     @property
     def unscales(self) -> bool:
-        """Whether the step undoes the loss scale by itself; as in torch, the default with
-        ``fused=True`` only.
-        """
+        """Whether the step unscales by itself; as in torch, at first only with ``fused=True``."""
         return self._step_supports_amp_scaling
 
     @unscales.setter

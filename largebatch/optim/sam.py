@@ -1,6 +1,4 @@
-"""Sharpness-aware minimization (SAM, Foret et al. 2021): step by the gradient at a worse point
-nearby.
-"""
+"""Sharpness-aware minimization (Foret et al. 2021): step by the gradient at a worse place."""
 
 from __future__ import annotations
 
@@ -91,9 +89,7 @@ class SAM(Wrapper):
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
-        """Move the weights by e, made from the present gradients, for the length of a ``with``
-        block.
-        """
+        """Move the weights by e, from the present gradients, for a ``with`` block."""
         params = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
         with torch.no_grad():
             weights = [local(param) for param in params]

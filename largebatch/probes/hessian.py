@@ -70,8 +70,7 @@ class Hessian(_Difference):
 
 
 class GaussNewton(_Difference):
-    """The Gauss-Newton matrix ``J' L J``: J the model's Jacobian, L the loss's Hessian by the
-    output.
+    """The Gauss-Newton matrix ``J' L J``: Jacobian J of the output, Hessian L of the loss in it.
 
     ``J v`` is a difference of outputs. ``L`` is a second derivative of the loss alone. ``J'`` is
     applied by the engine's own backward pass (Schraudolph 2002). A product takes two forward passes

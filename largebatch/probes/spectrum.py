@@ -35,8 +35,7 @@ class Spectrum:
     weights: Tensor
 
     def moment(self, power: int) -> tuple[float, float]:
-        """Return the mean of the eigenvalues' ``power``-th powers, and its standard error over
-        vectors.
+        """Return the mean of eigenvalues to the ``power``, and its standard error over vectors.
 
         With a single vector the error is infinite.
         """

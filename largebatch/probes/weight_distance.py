@@ -18,8 +18,7 @@ SPACED = frozenset(round(SPACING**power) for power in range(256))
 
 
 class WeightDistance(Instrument):
-    """Measures the norm of the weights and their distance from the start, ``|w|`` and ``|w -
-    w_0|``.
+    """Measures the weights' norm and their distance from the start, ``|w|`` and ``|w - w_0|``.
 
     The norms are over all parameters. Hoffer et al. 2017, section 4, found that ``|w - w_0|`` grows
     with the log of the steps. Each measurement is a pass over all weights, so measured steps are
@@ -48,8 +47,7 @@ class WeightDistance(Instrument):
 
     @torch.no_grad()
     def norms(self) -> dict[str, Tensor]:
-        """Return ``norm`` and ``distance`` of the present weights; nothing on ranks that do not
-        measure.
+        """Return ``norm`` and ``distance`` of the weights; nothing on ranks that do not measure.
 
         Every rank must call it.
         """

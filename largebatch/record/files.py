@@ -13,8 +13,7 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that readers see the old or the new content, never a part, even after a
-    crash.
+    """Write a file so that readers see the old or the new content, even after a crash.
 
     The content goes to a temporary name in the same folder, is fsynced, and is renamed. A link is
     followed and kept. A new file takes the mode of the file that it replaces. Anything that is not

@@ -43,9 +43,7 @@ class TensorBoardMirror:
         self._absent = False
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Mirror the numbers of one line of metrics, except figures written less than
-        ``every_seconds`` ago.
-        """
+        """Mirror one line of metrics, except figures written less than ``every_seconds`` ago."""
         figures = {
             name: value
             for name, value in values.items()

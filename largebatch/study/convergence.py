@@ -111,11 +111,10 @@ class Convergence:
         return replace(self, cells=tuple(cells), remarks=self.remarks + tuple(said))
 
     def standing_out(self) -> list[str]:
-        """Add remarks on batches that need twice or half of what their neighbours suggest, worst
-        first.
+        """Add remarks on batches that need twice or half what their neighbours suggest.
 
-        A named batch no longer counts as a neighbour, or it would cast doubt on the batches beside
-        it.
+        The worst batch is named first. A named batch no longer counts as a neighbour, or it would
+        cast doubt on the batches beside it.
         """
         cells, said = list(self.cells), []
         while len(cells) > 2:

@@ -44,9 +44,7 @@ class Findings:
         return "ema_loss" if self.judge == "average" else "loss"
 
     def curve(self, branch: Branch, key: str, done: Done) -> Curve | None:
-        """Return the loss curve of a branch, None if the branch was lost (diverged or out of
-        memory).
-        """
+        """Return a branch's loss curve, None if it was lost (diverged or out of memory)."""
         name = branch.name()
         outcome = done[name]
         if outcome.lost:

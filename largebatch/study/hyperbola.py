@@ -182,8 +182,7 @@ def interpolate(cells: Sequence[Cell], level: float = OVERHEAD) -> Interpolated:
 
 
 def account_of_misfit(cells: Sequence[Cell], line: Line) -> str:
-    """Return in words how the means depart from the line: a flat part and a step, or the worst
-    batch.
+    """Return how the means depart from the line: a flat part and a step, or the worst batch.
 
     The flat part ends at the batch for which a constant followed by a line fits best.
     """

@@ -29,9 +29,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass
 class Moments:
-    """Second moments of a run: of the weights' error, of their average's error, and mixed;
-    (features,) each.
-    """
+    """Second moments of the errors of weights and average, and mixed ones; (features,) each."""
 
     error: Numbers = field(default_factory=lambda: TRUTH**2)
     average: Numbers = field(default_factory=lambda: TRUTH**2)

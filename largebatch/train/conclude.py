@@ -23,8 +23,7 @@ def conclude(
     weights: dict[str, Tensor] | None,
     averaged: dict[str, Tensor],
 ) -> None:
-    """Write the results of a finished run, with its weights; or print how to continue a stopped
-    run.
+    """Write the results of a finished run, or print how to continue a stopped one.
 
     Args:
         weights: the whole ``state_dict``; None if the run was stopped.

@@ -33,8 +33,7 @@ class Outcome:
     lost: str = ""
 
     def checkpoint(self, at: str | Duration) -> Path:
-        """Return the path of a checkpoint kept by ``checkpoint.at``, usable as ``start`` of other
-        runs.
+        """Return a checkpoint kept by ``checkpoint.at``, usable as ``start`` of other runs.
 
         Raises:
             RunFailure: the run has kept no checkpoint there.

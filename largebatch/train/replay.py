@@ -27,9 +27,7 @@ class Passes(Protocol):
         """Run a forward pass as in its step."""
 
     def memory_of(self, rows: dict[int, Tensor]) -> AbstractContextManager[None]:
-        """Start a ``with`` block from stream memory ``rows``, and restore the present memory after
-        it.
-        """
+        """Start a ``with`` block from stream memory ``rows``; restore the memory afterwards."""
 
     def frozen(self) -> AbstractContextManager[None]:
         """Leave running statistics and stream memory unchanged inside a ``with`` block."""

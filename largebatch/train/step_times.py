@@ -17,8 +17,7 @@ Marks = list[tuple[str, Any]]
 
 
 class StepTimes:
-    """Marks the time at which a step enters each phase; a phase's time is the difference of two
-    marks.
+    """Marks when a step enters each phase; a phase's time is the difference of two marks.
 
     On a CPU the marks are clock times. On a GPU they are stream events, so that ``data`` and
     ``communication`` count only time that no computation hides.

@@ -207,9 +207,7 @@ class Stepper:
 
     @contextmanager
     def memory_of(self, rows: dict[int, Tensor]) -> Iterator[None]:
-        """Start a ``with`` block from stream memory ``rows``, and restore the present memory after
-        it.
-        """
+        """Start a ``with`` block from stream memory ``rows``; restore the memory afterwards."""
         after = self._rows()
         self._remember(rows)
         try:

@@ -35,8 +35,7 @@ class StreamMemory:
         self._own = [stream for part in parts for stream in range(part.start, part.stop)]
 
     def capture(self) -> dict[str, Any] | None:
-        """Return the memory of all streams, with their numbers and one row each; None without
-        memory.
+        """Return the memory of all streams: numbers and one row each; None without memory.
 
         Every rank must call this.
         """
