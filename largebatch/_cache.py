@@ -1,7 +1,7 @@
-"""The folder of this user in which the package keeps what is worth keeping from run to run.
+"""The user's cache folder, for measurements and compiled code kept from run to run.
 
-What lies in it is loaded and believed, so nobody else may write there: as ssh does with its keys,
-a folder of another user or one that others may write is not used.
+Its content is loaded and trusted, so nobody else may write there. As with ssh's keys, a folder that
+belongs to another user, or that others may write, is not used.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_folder(name: str = "") -> Path:
-    """Return the folder, or the one called ``name`` in it; it is there, and this user's alone.
+    """Return the cache folder, or its subfolder ``name``; it exists and is this user's alone.
 
-    It is ``largebatch`` in XDG_CACHE_HOME or ``~/.cache``. Where that cannot be had (no home, no
-    space, somebody else's), a folder in the place for temporary files; and where that is somebody
-    else's too, one of this process alone, which goes with it.
+    The folder is ``largebatch`` in XDG_CACHE_HOME or ``~/.cache``. If this is not possible (no
+    home, no space, somebody else's folder), it is a folder among the temporary files. If that
+    belongs to somebody else too, it is a folder of this process alone, which is removed at its end.
     """
     home = os.environ.get("XDG_CACHE_HOME") or _home()
     places = [Path(home, "largebatch")] if os.path.isabs(home) else []
@@ -37,7 +37,7 @@ def cache_folder(name: str = "") -> Path:
 
 
 def trusted(path: Path) -> bool:
-    """Return whether a file or folder is this user's, no link, and nobody else may write it."""
+    """Return whether a file or folder is this user's, not a link, and not writable by others."""
     found = path.lstat()
     plain = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)
     return plain and found.st_uid == os.getuid() and not found.st_mode & OTHERS_WRITE

@@ -1,7 +1,7 @@
 """How many processor cores this process may use: by its affinity and by the quota of its cgroup.
 
-A container is mostly held by a quota and sees every core of its host: counted by affinity alone, a
-pod with 4 of 128 starts 128 threads, which the kernel then holds back.
+A container is usually limited by a quota and sees every core of its host. Counted by affinity
+alone, a pod with 4 of 128 cores would start 128 threads, which the kernel then throttles.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ PROCESS = Path("/proc/self")
 
 
 def usable_cores(process: Path = PROCESS) -> int:
-    """Return the number of cores: at least 1; a quota that is no whole number is rounded down.
+    """Return the number of cores, at least 1; a fractional quota is rounded down.
 
     Args:
-        process: where the kernel tells of this process, ``cgroup`` and ``mountinfo`` in it.
+        process: the kernel's folder for this process, with the files ``cgroup`` and ``mountinfo``.
     """
     try:
         affine = len(os.sched_getaffinity(0))

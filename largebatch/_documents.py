@@ -1,8 +1,9 @@
 """YAML and JSON files that people write: the one place where they are read.
 
-Read as data alone, without any tag of Python's. Refused, by name and line: a key given twice, of
-which a plain reader drops one, and what grows beyond a mebibyte once its aliases are written out
-(ten lines of ten aliases each are ten thousand million values).
+Files are read as data only, without any Python tag. Two things are refused, by name and line. One
+is a key given twice, of which a plain reader drops one. The other is a text that grows beyond a
+mebibyte once its aliases are written out (ten lines of ten aliases each are ten thousand million
+values).
 """
 
 from __future__ import annotations
@@ -55,14 +56,15 @@ class _Dumper(yaml.SafeDumper):
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Return what a YAML text says.
+    """Return the data in a YAML text.
 
     Args:
         text: one document, or none.
-        name: what to call it in messages, such as ``config='a.yaml'``.
+        name: name of the text in messages, such as ``config='a.yaml'``.
 
     Raises:
-        UserError: it is no YAML, gives a key twice or is too large; the line is named.
+        UserError: the text is not YAML, gives a key twice or is too large; the message names the
+            line.
     """
     loader: _Loader | None = None
     try:
@@ -97,16 +99,16 @@ def dump_yaml(tree: Any, in_one_line: bool = False) -> str:
 
 
 def read_yaml(path: str | Path, name: str) -> Any:
-    """Return what a YAML file says: :func:`parse_yaml` of :func:`read_text`."""
+    """Return the data in a YAML file: :func:`parse_yaml` of :func:`read_text`."""
     return parse_yaml(read_text(path, name), name)
 
 
 def read_json(path: str | Path, name: str) -> Any:
-    """Return what a JSON file says.
+    """Return the data in a JSON file.
 
     Raises:
-        UserError: it is no JSON (NaN and Infinity are none) or gives a key twice; what
-            :func:`read_text` refuses.
+        UserError: the text is not JSON (NaN and Infinity are not allowed) or gives a key twice; or
+            as for :func:`read_text`.
     """
     text = read_text(path, name)
 
@@ -135,7 +137,7 @@ def read_text(path: str | Path, name: str) -> str:
     """Read a file that a person wrote.
 
     Raises:
-        UserError: it cannot be read, is no UTF-8, or is larger than ``MOST``.
+        UserError: the file cannot be read, is not UTF-8, or is larger than ``MOST``.
     """
     try:
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""The exceptions that are printed in one line, and the words for other people's."""
+"""The exceptions that are printed in one line, and one-line forms of other exceptions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def one_line(text: str) -> str:
-    """Return ``text`` as a line that is safe on a terminal, wherever it comes from.
+    """Return ``text`` as one line that is safe on a terminal, whatever its origin.
 
-    Space of any kind becomes one blank; what does not print (escapes, controls, marks that turn the
-    direction of writing, halves of a surrogate pair) is spelled out.
+    White space of any kind becomes one blank. Characters that do not print (escapes, controls,
+    marks that change the writing direction, halves of a surrogate pair) are spelled out.
     """
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
@@ -22,13 +22,13 @@ def one_line(text: str) -> str:
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line that names the key, the value and what is allowed.
+    """A mistake that the user can correct: one line with the key, the value and the allowed values.
 
-    The command line prints it without a traceback and exits with 2; an empty one (said by another
-    rank already) only exits with 2.
+    The command line prints the message without a traceback and exits with 2. With an empty message
+    (printed by another rank already) it only exits with 2.
 
     Attributes:
-        one_rank: only this rank met it, so this rank has to say it; otherwise rank 0 does.
+        one_rank: only this rank met the mistake, so this rank prints it; otherwise rank 0 does.
     """
 
     one_rank = False
@@ -44,9 +44,9 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 class RunFailure(RuntimeError):
-    """A run that cannot go on through no mistake in its config (a full disk, a lost rank).
+    """A run cannot continue, without a mistake in its config (a full disk, a lost rank).
 
-    The command line prints it as one line and exits with 1; the last checkpoint stands.
+    The command line prints the message as one line and exits with 1. The last checkpoint is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -54,17 +54,17 @@ class RunFailure(RuntimeError):
 
 
 class Lost(RunFailure):
-    """A run that its own config has brought to an end: started again, it would end so again.
+    """A run has failed because of its own config, and would fail again if restarted.
 
-    It has diverged, or wants more memory than there is. Its run directory keeps the reason.
+    The run has diverged, or needs more memory than there is. Its run directory keeps the reason.
     """
 
 
 def raised(error: BaseException) -> str:
-    """Return what a user's code raised, and where in it: TYPE: MESSAGE (FILE:LINE).
+    """Return an error of a user's code with its place: TYPE: MESSAGE (FILE:LINE).
 
-    The place is the innermost one outside of installed packages, this one and Python itself; it is
-    left out where there is none.
+    The place is the innermost one outside of installed packages, this package and Python itself.
+    Without such a place it is left out.
     """
     theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame)]
     where = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""

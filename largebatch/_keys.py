@@ -1,4 +1,4 @@
-"""Marks beside a config's keys: what may differ in them.
+"""Marks on config keys: whether a key may differ on resumption or between ranks.
 
 dir: UserPath | None = field(default=None, metadata=FREE | OF_RANK)
 """
@@ -20,11 +20,11 @@ SETTLED = {"settled": True}
 
 
 def marked(config: type, mark: Mapping[str, bool]) -> tuple[str, ...]:
-    """Return the sections, and the ``section.key``, of a config that carry a mark.
+    """Return the sections and keys (``section.key``) of a config that carry a mark.
 
     Args:
-        config: the dataclass whose fields are sections, and keys that stand in none.
-        mark: of those above.
+        config: the dataclass whose fields are sections, and keys without a section.
+        mark: one of the marks in this module.
     """
 
     def found() -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""Standard output and error that cannot be written: no traceback, and never the end of a run.
+"""Handle standard output and error that cannot be written, without ending a run.
 
-``| head -1`` closes the pipe, a dropped connection takes the terminal, a log fills its disk. Where
-output is the result of a command its loss is a failure of one line. A progress line is no reason to
-stop a job of many machines: while one trains what cannot be written is dropped, and the exit code
-is that of the work.
+``| head -1`` closes the pipe, a dropped connection takes the terminal, a log fills its disk. If the
+output is the result of a command, its loss is a failure with a one-line message. During training,
+lines that cannot be written are dropped, and the exit code is that of the work: a progress line is
+no reason to stop a job on many machines.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class _Stream(io.FileIO):
 
 
 def take_streams() -> None:
-    """Let a lost standard output raise :class:`RunFailure`, once; a lost error stream nothing.
+    """Make a lost standard output raise :class:`RunFailure` once; ignore a lost error stream.
 
-    Descriptors 0 to 2 that are closed are opened on nothing, before a file takes their number.
-    Streams that a program has put in place of its own are left to it.
+    Closed descriptors 0 to 2 are opened on the null device, before a file takes their number.
+    Streams that a program has replaced by its own are left alone.
     """
     for number in range(3):
         try:
@@ -52,7 +52,7 @@ def take_streams() -> None:
 
 
 def forgive_lost_output() -> None:
-    """Drop what standard output does not take, from here on to the end."""
+    """From now on, drop text that standard output does not take."""
     take_streams()
     buffer = getattr(sys.stdout, "buffer", None)
     raw = getattr(buffer, "raw", buffer)

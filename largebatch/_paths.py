@@ -12,11 +12,11 @@ from largebatch._errors import UserError
 class UserPath(str):
     """The path of a file or folder that a person wrote: ``~`` is their home, ``~NAME`` NAME's.
 
-    Every config key and option that holds a path has this type, and nothing else expands one: a
+    Every config key and option that holds a path has this type, and nothing else expands ``~``. A
     shell leaves the ``~`` of ``--run.dir=~/x`` alone, and so does a YAML file.
 
     Raises:
-        UserError: it is empty, names the home of nobody here, or is a word for none.
+        UserError: the path is empty, names the home of an unknown user, or is a word for none.
     """
 
     __slots__ = ()
@@ -33,7 +33,7 @@ class UserPath(str):
 
 
 def user_path(text: str) -> Path:
-    """Return the path that an option of a command line names, for ``argparse``."""
+    """Return the path in a command-line option, for ``argparse``."""
     try:
         return Path(UserPath(text))
     except UserError as error:

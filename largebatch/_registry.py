@@ -1,4 +1,4 @@
-"""Registries: everything a config names is found here, with its summary and its source."""
+"""Registries: map names in a config to factories, with a summary and a source."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from largebatch._errors import UserError, nearest, raised
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rest of the package has to know of an entry: data, so that nobody asks for names.
+    """Facts about a registry entry that the rest of the package needs, in place of tests on names.
 
-    A registry whose entries differ in something has a subclass of its own.
+    A registry whose entries differ in facts has its own subclass.
     """
 
     def words(self) -> Iterator[str]:
-        """Yield the facts as `largebatch explain` prints them, a short line each."""
+        """Yield the facts as `largebatch explain` prints them, one short line each."""
         return iter(())
 
 
@@ -32,7 +32,7 @@ FactsOf = TypeVar("FactsOf", bound=Facts)
 
 @dataclass(frozen=True)
 class Entry(Generic[Factory, FactsOf]):
-    """One named thing: its factory, one line on what it is, the paper it comes from, its facts."""
+    """One registry entry: name, factory, one-line summary, source (paper) and facts."""
 
     name: str
     factory: Factory
@@ -46,7 +46,8 @@ class Registry(Generic[Factory, FactsOf]):
 
     Args:
         key: the config key that selects from this registry, for error messages (``model.name``).
-        facts: the facts of what is registered, or imported, without any: ``facts(factory)``.
+        facts: ``facts(factory)`` returns the facts of an entry registered or imported without
+            facts.
         importable: whether ``package.module:callable`` names something outside the registry.
     """
 
@@ -61,7 +62,7 @@ class Registry(Generic[Factory, FactsOf]):
     def register(
         self, name: str, summary: str, source: str = "", facts: FactsOf | None = None
     ) -> Callable[[Factory], Factory]:
-        """Return a decorator that enters its function or class under ``name``."""
+        """Return a decorator that registers a function or class under ``name``."""
         assert name not in self._entries, f"{self.key}: {name!r} is registered twice"
 
         def enter(factory: Factory) -> Factory:
@@ -82,18 +83,18 @@ class Registry(Generic[Factory, FactsOf]):
         return list(self._entries)
 
     def where(self, holds: Callable[[FactsOf], bool]) -> str:
-        """Return the names of the entries whose facts fulfil ``holds``: "ddp or fsdp"."""
+        """Return the names of entries whose facts fulfil ``holds``, in words: "ddp or fsdp"."""
         return " or ".join(entry.name for entry in self if holds(entry.facts))
 
     def imports(self, name: str) -> bool:
-        """Return whether ``name`` is code of somebody's, which :meth:`entry` would import."""
+        """Return whether ``name`` is a user's code, which :meth:`entry` would import."""
         return self.importable and name not in self._entries and ":" in name
 
     def entry(self, name: str) -> Entry[Factory, FactsOf]:
         """Return the entry of ``name``, importing it if it is ``package.module:callable``.
 
         Raises:
-            UserError: the name is unknown, or what it names cannot be imported or called.
+            UserError: the name is unknown, or its code cannot be imported or called.
         """
         if name in self._entries:
             return self._entries[name]
@@ -131,10 +132,10 @@ class Registry(Generic[Factory, FactsOf]):
 
 
 def named_by(factory: Callable[..., Any], offers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of ``offers`` that ``factory`` asks for by the names of its arguments.
+    """Return those ``offers`` that ``factory`` takes by the names of its arguments.
 
     Raises:
-        UserError: an argument without a default is not on offer.
+        UserError: an argument without a default is not among the offers.
     """
     parameters = inspect.signature(factory).parameters.values()
     given = {p.name: offers[p.name] for p in parameters if p.name in offers}
@@ -147,10 +148,10 @@ def named_by(factory: Callable[..., Any], offers: Mapping[str, Any]) -> dict[str
 
 @contextmanager
 def this_folder_last() -> Iterator[None]:
-    """Let modules of the folder we are in be found after all others, however we were started.
+    """Inside a ``with`` block, search the current folder last for modules.
 
-    While a user's code is imported and makes its first use of what it imports late; not longer: a
-    library that asks whether it can have another one is not to find a file of the user's.
+    Used only while a user's code is imported and makes its first late imports. After that, a
+    library that checks for another library must not find a file of the user's.
     """
     here = _Folder(os.getcwd())
     sys.path.append(here)

@@ -1,4 +1,4 @@
-"""Loading torch, which is nearly all of a command's start."""
+"""Load torch, which takes nearly all of a command's start time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading_torch() -> Iterator[None]:
-    """Look for no garbage among torch's modules: not while they load, not later, not at the end.
+    """Exclude torch's modules from garbage collection: while loading, later and at the end.
 
-    They are half a million objects that all stay, and looking through them was a third of a start.
-    A terminal says so meanwhile.
+    Torch's modules are half a million objects that all stay alive, and searching them took a third
+    of the start time. On a terminal a message is shown meanwhile.
     """
     if "torch" in sys.modules:  # a Python program's own: what is garbage there is not ours to say
         yield

@@ -1,4 +1,4 @@
-"""The command line: one function a verb, no logic of its own."""
+"""The command line ``largebatch VERB ...``: one function per verb, without logic of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What this machine has for a run and, for what is absent, why and whether it matters."""
+"""The command ``largebatch doctor``: list what this machine has for a run, and what is absent.
+
+For absent things it tells why they are absent and whether this matters.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,9 @@ class Check:
 
     Args:
         name: what was looked for.
-        status: ``ok``, ``absent`` (not there, which is no fault) or ``problem`` (to be mended).
+        status: ``ok``, ``absent`` (missing, but not a fault) or ``problem`` (to be corrected).
         value: what was found; empty if nothing.
-        reason: why it is absent or a problem, or what else there is to know.
+        reason: why it is absent or a problem, or other information.
     """
 
     name: str
@@ -44,7 +47,7 @@ class Check:
 
 
 def collect() -> list[Check]:
-    """Look at this machine. Needs no GPU, changes nothing, and raises nothing on odd machines."""
+    """Check this machine. Needs no GPU, changes nothing, and raises nothing on odd machines."""
     probes: dict[str, Callable[[], list[Check]]] = {
         "Python": _python,
         "largebatch": lambda: [Check("largebatch", "ok", __version__)],

@@ -1,9 +1,10 @@
 """The operators of largebatch: schemas, loading of the compiled kernels, references, fake kernels.
 
-Every operator lives in ``torch.ops.largebatch`` and has up to three faces: its reference here
-(plain PyTorch: the specification, and the fallback for every device without a kernel), a CPU kernel
-and a CUDA kernel (``csrc``, in ``largebatch._C``). ``LARGEBATCH_OPS=compiled|reference`` forces a
-face; ``compiled`` raises where the library is absent.
+Every operator is in ``torch.ops.largebatch`` and has up to three implementations (faces). The
+reference here is in plain PyTorch: it is the specification, and the fallback for devices without a
+kernel. A CPU kernel and a CUDA kernel are in ``csrc``, compiled to ``largebatch._C``.
+``LARGEBATCH_OPS=compiled|reference`` forces a face; ``compiled`` raises an error if the library is
+absent.
 
 The functions of this package call the operators; they are traced whole by ``torch.compile`` and
 never wait for the device.

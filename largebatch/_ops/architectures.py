@@ -1,4 +1,4 @@
-"""For which GPUs the compiled library has code, and what serves those for which it has none."""
+"""Decide for which GPUs the compiled library has code."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Iterable
 def has_code(architectures: Iterable[str], capability: tuple[int, int]) -> bool:
     """Return whether a GPU can run what was compiled for ``architectures``.
 
-    Machine code runs on its own and on later minor versions, PTX on all that is later; that of a
-    name with a letter (``9.0a``) on its own alone. CUDA C++ programming guide, section 3.1.
+    Machine code runs on its own version and on later minor versions. PTX runs on all later
+    versions. Code of a version with a letter (``9.0a``) runs on this version alone. Source: CUDA
+    C++ programming guide, section 3.1.
 
     Args:
-        architectures: as torch spells them, ``8.0`` or ``9.0+PTX``.
+        architectures: architectures in torch's form, ``8.0`` or ``9.0+PTX``.
         capability: (major, minor) of the GPU.
     """
     for name in architectures:

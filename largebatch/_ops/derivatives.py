@@ -22,15 +22,15 @@ def register_autograd(
 ) -> None:
     """Give operator ``name`` its derivatives.
 
-    ``torch.library.register_autograd`` knows reverse mode outside of ``torch.func`` alone: inside
-    it raises, and tangents of forward mode it drops. This rule serves one level of ``torch.func``
-    at a time, as those of torch's own operators do, and leaves forward mode to torch's operations.
+    ``torch.library.register_autograd`` supports reverse mode outside of ``torch.func`` only: inside
+    it raises, and it drops tangents of forward mode. This rule serves one level of ``torch.func``
+    at a time, as the rules of torch's own operators do. Forward mode is left to torch's operations.
 
     Args:
-        backward: as for ``torch.autograd.Function``.
-        setup_context: the same.
-        differentiable: takes the operator's arguments and computes it by operations that torch can
-            differentiate; it stands in for the operator where an argument has a tangent.
+        backward: backward function, as for ``torch.autograd.Function``.
+        setup_context: context function, as for ``torch.autograd.Function``.
+        differentiable: computes the operator from its arguments by operations that torch can
+            differentiate. Used in place of the operator if an argument has a tangent.
     """
     operator = getattr(torch.ops.largebatch, name).default
 
@@ -80,7 +80,7 @@ def has_tangent(args: Iterable[Any]) -> bool:
 
 
 def refuse_derivatives(name: str, *tensors: Iterable[Tensor]) -> None:
-    """Refuse a call that torch would give zeros as derivatives without a word.
+    """Refuse a call for which torch would silently give zeros as derivatives.
 
     Raises:
         RuntimeError: forward mode or ``torch.func`` differentiates by one of ``tensors``.
@@ -97,9 +97,9 @@ def refuse_derivatives(name: str, *tensors: Iterable[Tensor]) -> None:
 
 
 def register_refusal(name: str) -> None:
-    """Let operator ``name`` refuse as :func:`refuse_derivatives` does, however it is called.
+    """Make operator ``name`` refuse derivatives as :func:`refuse_derivatives` does.
 
-    Not for operators that take lists of tensors: a kernel in Python costs them too much.
+    Not for operators that take lists of tensors: a Python kernel would be too slow for them.
     """
     operator = getattr(torch.ops.largebatch, name).default
 

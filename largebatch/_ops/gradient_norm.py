@@ -57,8 +57,9 @@ register(
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm of all elements of ``tensors`` (one device) together.
 
-    The sum runs in float64 over fixed chunks in a fixed order, so that the thread count does not
-    change its bits. Returns a 0-d tensor: float64 if any input is, else float32; 0 for none.
+    The sum runs in float64 over fixed chunks in a fixed order, so that the number of threads does
+    not change its bits. The result is 0-d: float64 if any input is float64, else float32. It is 0
+    for an empty list.
     """
     if not tensors:
         return torch.zeros(())
@@ -77,8 +78,8 @@ def clip_factor(
     """Return norm and factor of clipping by the global norm, both 0-d.
 
     Args:
-        scale: one float32 or float64 on the device, 1 / loss scale: the norm is that of
-            ``scale`` x tensors.
+        scale: one float32 or float64 on the device, 1 / loss scale; the norm is of ``scale`` x
+            tensors.
         eps: the factor is min(1, ``max_norm`` / (norm + ``eps``)), times ``scale``.
     """
     if not tensors:

@@ -1,9 +1,9 @@
-"""What no kernel sees of its arguments: devices that differ, and autograd's rules for changes.
+"""Checks of arguments that kernels cannot make: different devices, and autograd's rules.
 
-torch's own operators refuse tensors of several devices. For others the dispatcher takes the fake
-kernel as soon as one tensor is on the meta device, and nothing would be computed, in silence. And
-torch refuses to change inference tensors, or those that a derivative is asked of, in the wrappers
-that it generates for its own operators alone.
+torch's own operators refuse tensors on several devices. For other operators the dispatcher takes
+the fake kernel as soon as one tensor is on the meta device, and would silently compute nothing.
+torch also refuses to change inference tensors, or tensors that need a derivative, but only in
+wrappers that it generates for its own operators.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 def on_one_device(
     schema: torch.FunctionSchema, fake: Callable[..., Any], host: Collection[str]
 ) -> Callable[..., Any]:
-    """Return ``fake``, refusing what the kernels refuse: tensors of more than one device.
+    """Return ``fake`` with a check that refuses tensors on more than one device.
 
-    Arguments named in ``host`` are on the CPU, or on the meta device as all others. A tensor
+    Arguments named in ``host`` are on the CPU, or on the meta device like all others. A tensor
     without elements stands for an absent one and may be on any real device.
     """
     names = [argument.name for argument in schema.arguments]
@@ -56,9 +56,9 @@ def written(schema: torch.FunctionSchema) -> list[str]:
 
 
 def in_place(operator: torch._ops.OpOverload) -> Callable[..., Any]:
-    """Return a kernel that goes before an operator's own and holds it to torch's rules.
+    """Return a kernel that runs before an operator's own and enforces torch's rules.
 
-    These are two refusals, and that autograd counts each change.
+    It makes the two refusals described above, and lets autograd count each change.
     """
     schema = operator._schema
     names, targets = [argument.name for argument in schema.arguments], written(schema)
@@ -86,9 +86,9 @@ def in_place(operator: torch._ops.OpOverload) -> Callable[..., Any]:
 
 
 def call_checked(operator: torch._ops.OpOverloadPacket, *args: Any, **options: Any) -> None:
-    """Call an operator past :func:`in_place`, whose way through Python takes as long as a kernel.
+    """Call an operator without :func:`in_place`, whose Python code takes as long as a kernel.
 
-    For the optimizers, which refuse inference tensors once and tell autograd of their steps.
+    For the optimizers, which make these checks once and tell autograd of their steps.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         operator(*args, **options)

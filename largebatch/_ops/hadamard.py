@@ -1,4 +1,4 @@
-"""``hadamard``: the product with a part of a Hadamard matrix, which is nowhere stored."""
+"""``hadamard``: the product with a part of a Hadamard matrix, without storing the matrix."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from largebatch._ops.library import _LIBRARY, Operator, notice, register
 
 
 def transform_length(features: int, outputs: int) -> int:
-    """Return how long a transform is needed: the smaller of both sizes' next powers of two.
+    """Return the length of the transform: the smaller of both sizes' next powers of two.
 
     In Sylvester's matrix H[i, j] = (-1)^popcount(i & j), rows below a power of two p repeat along
-    the columns with period p. So x can be added up to length p first where outputs are few, and
-    outputs repeat with period p where features are few.
+    the columns with period p. So with few outputs, x can first be summed to length p. With few
+    features, outputs repeat with period p.
     """
     return min(2 ** (features - 1).bit_length(), 2 ** (outputs - 1).bit_length())
 
@@ -73,13 +73,13 @@ def hadamard(x: Tensor, outputs: int) -> Tensor:
     """Return ``x`` times the transposed first ``outputs`` rows of a Hadamard matrix.
 
     The matrix is Sylvester's, H[i, j] = (-1)^popcount(i & j), of the next power of two from the
-    larger size; of each row as many columns count as ``x`` has features. A fast Walsh-Hadamard
-    transform takes O(features + p log p) additions a row, p being ``transform_length``, in float64
-    for float64 ``x``, else float32, in a fixed order. Differentiable to any order.
+    larger size, cut to as many columns as ``x`` has features. A fast Walsh-Hadamard transform takes
+    O(features + p log p) additions a row, with p the ``transform_length``. Sums are float64 for
+    float64 ``x``, else float32, in a fixed order. Differentiable to any order.
 
     Args:
         x: (..., features), at least one feature; float32, float64, float16 or bfloat16.
-        outputs: rows of the matrix, at least 1.
+        outputs: number of rows of the matrix, at least 1.
 
     Returns:
         (..., outputs), contiguous, of the type of ``x``.

@@ -243,19 +243,19 @@ def lars_(
         params: N tensors of one device, float32, float64, float16 or bfloat16, any layout.
         grads: their gradients, of the same shapes and types.
         momentum_buffers: float64 for float64, else float32 or bfloat16; empty if momentum is 0.
-        masters: empty, or a float32 copy of each 16-bit parameter, without elements for those that
-            have none. The step is taken on it, and the parameter rounded from it.
+        masters: empty, or a float32 copy of each 16-bit parameter (a tensor without elements for
+            other parameters). The step is taken on the copy, and the parameter is rounded from it.
         norms: (N, 3) float64 on the device; receives sum of w^2, sum of g^2 (joint: of
             (g + b w)^2) and the ratio.
         settings: (N, 3) float64 on the CPU: learning rate, weight decay, 1 where the tensor adapts.
         lr_factor: one float32 or float64 on the device; multiplies every rate.
-        grad_factor: the same; clip factor, 1 / loss scale.
-        found_inf: one float32 on the device; where it is not 0 the call changes nothing.
+        grad_factor: one float32 or float64 on the device: clip factor x 1 / loss scale.
+        found_inf: one float32 on the device; if it is not 0 the call changes nothing.
         clip_ratio: ratio <- min(ratio / lr, 1), as apex's LARC.
-        zero_is_raw: where a norm is zero the gradient stays as it is, without decay, as in LARC.
-        stage: ``sums`` writes the sums of ``norms`` alone, ``update`` reads them: between the two,
-            ranks that hold parts of a tensor add theirs.
-        reference: take the reference whatever there is.
+        zero_is_raw: if a norm is zero, the gradient is used unchanged, without decay, as in LARC.
+        stage: ``sums`` only writes the sums of ``norms``; ``update`` reads them. In between, ranks
+            that hold parts of a tensor add their sums.
+        reference: use the reference even if there is a kernel.
     """
     if not params:
         return

@@ -1,4 +1,4 @@
-"""Loading of the compiled library, and registration of what each family of operators brings."""
+"""Load the compiled library and register the operators with references and fake kernels."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Operator:
     """One operator of ``torch.ops.largebatch``.
 
     Attributes:
-        schema: as in ``csrc/ops.cpp``; a test holds the two equal.
+        schema: the schema, as in ``csrc/ops.cpp``; a test checks that both are equal.
         reference: plain PyTorch: the specification, and the fallback where there is no kernel.
-        fake: shapes and types without values, for torch.compile.
+        fake: fake kernel (shapes and types without values) for torch.compile.
         host: names of the arguments that are on the CPU, whatever device the others are on.
-        is_guarded: whether torch's rules for changes in place hold. Not where threads without
-            Python call, nor for communication, which torch holds to none.
+        is_guarded: whether torch's rules for in-place changes are enforced. Not for operators
+            called from threads without Python, nor for communication, to which torch applies none.
     """
 
     schema: str
@@ -72,7 +72,7 @@ def _load() -> str:
 
 
 def build_record() -> dict[str, Any]:
-    """Return what the build wrote down: which parts it left out, and why."""
+    """Return the record of the build: the parts that were left out, and why."""
     if not BUILD_RECORD.exists():
         return {}
     return dict(json.loads(BUILD_RECORD.read_text(encoding="utf-8")))
@@ -86,7 +86,7 @@ _older = ""  # what the compiled library lacks of this code, once an operator is
 
 
 def register(*operators: Operator) -> None:
-    """Define what the compiled library did not, and add references and fake kernels.
+    """Define operators missing in the compiled library; add references and fake kernels.
 
     Raises:
         ImportError: the compiled library has an operator with other arguments.
@@ -116,9 +116,9 @@ _without_code = ""  # why no GPU of this machine gets the kernels, known once CU
 
 
 def serve_gpus_without_code() -> None:
-    """Let the reference serve CUDA tensors if the library has no code for a GPU of this machine.
+    """Use the reference for CUDA tensors if the library has no code for a GPU of this machine.
 
-    Torch calls this when it first uses CUDA, and not before; without it, a kernel would raise.
+    Torch calls this when it first uses CUDA. Without it, a kernel would raise an error.
     """
     global _without_code
     built = build_record().get("architectures", [])
@@ -183,7 +183,7 @@ def _say_once(device_type: str) -> None:
 
 
 def notice(name: str, tensors: Sequence[Tensor]) -> None:
-    """Say once for a device that the reference serves it, before a call of ``name``."""
+    """Warn once per device that the reference is used, before a call of ``name``."""
     if tensors and not torch.compiler.is_compiling():
         device = tensors[0].device
         if device.type in ("cpu", "cuda") and not is_compiled(name, device):

@@ -137,7 +137,7 @@ def differentiable_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradient by torch's own operations, which can differentiate it again.
 
-    The statistics are functions of ``x``: all of the derivative goes to ``x``, none to them.
+    The statistics are functions of ``x``, so the whole derivative goes to ``x``.
     """
     counts = ghost_counts(x.shape[0], ghost_size, full)
     _, found = normalized(x, None, None, NormPolicy(policy), top, counts, eps)
@@ -209,17 +209,17 @@ def ghost_norm(
         r = 1 / (C(n) mean of the top largest |d| + eps)  TOP_K, see ``norm_constant``
 
     Statistics are float64 for float64 ``x``, else float32, and free of cancellation. Gradients of
-    any order are right; those of the first are compiled.
+    any order are supported; first-order ones are compiled.
 
     Args:
         x: (N, C, ...) with at least 2 dimensions and one value.
         weight: (C,) or None for 1.
         bias: (C,) or None for 0.
-        ghost_size: samples of a ghost.
-        full: ghosts of that size; samples that are left make one more ghost.
+        ghost_size: samples in a ghost.
+        full: number of ghosts of this size; remaining samples make one more ghost.
         eps: added to the mean square, or to the spread of the other norms.
-        policy: which norm.
-        top: values that TOP_K averages, at most all of a channel.
+        policy: the norm that measures the spread.
+        top: number of values that TOP_K averages, at most all of a channel.
         residual: added before the ReLU; of the shape and type of ``x``.
         relu: whether to end in a ReLU, whose mask is kept as bits.
 

@@ -1,4 +1,4 @@
-"""What ``ghost_norm`` computes, in plain PyTorch: the norms, their constants, their gradients."""
+"""The reference of ``ghost_norm`` in plain PyTorch: norms, constants and gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from largebatch._ops.norm_layout import from_bits, in_layout, in_layout_of, to_b
 
 
 class NormPolicy(IntEnum):
-    """What measures the spread of a channel in a ghost batch; numbered as in ``csrc/norm/math.h``.
+    """The measure of a channel's spread in a ghost batch; numbered as in ``csrc/norm/math.h``.
 
     L2: the mean of squares, under a root. L1: the mean of absolute deviations. TOP_K: the mean of
     the k largest absolute deviations; k = 1 is the L-infinity norm.
@@ -25,11 +25,11 @@ class NormPolicy(IntEnum):
 
 
 def norm_constant(policy: NormPolicy, count: int) -> float:
-    """Return what makes a spread of ``count`` values an estimate of the standard deviation.
+    """Return the factor from a spread of ``count`` values to an estimated standard deviation.
 
     L1: sqrt(pi/2), exact for normally distributed values. Top-k: the published constant for the
     largest of n values, 0.5 (1 + sqrt(pi ln 4)) / sqrt(2 ln n), for every k, as in the paper's
-    code; on normal values it gives 1.4 times the deviation at k = 1, and 1.0 to 1.35 at k = 10.
+    code. On normal values this gives 1.4 times the deviation at k = 1, and 1.0 to 1.35 at k = 10.
     """
     if policy == NormPolicy.L2:
         return 1.0
@@ -39,7 +39,7 @@ def norm_constant(policy: NormPolicy, count: int) -> float:
 
 
 def ghost_counts(samples: int, ghost_size: int, full: int) -> list[int]:
-    """Return the samples of each ghost: ``full`` times ``ghost_size``, then those that are left."""
+    """Return the samples in each ghost: ``full`` times ``ghost_size``, then the rest."""
     if ghost_size < 1 or full < 0 or full * ghost_size > samples:
         raise ValueError(f"{full} ghosts of {ghost_size} samples do not fit a batch of {samples}")
     left = samples - full * ghost_size

@@ -1,7 +1,7 @@
-"""The steps of ``ghost_norm`` one by one, for a ghost batch whose samples lie on several ranks.
+"""The single steps of ``ghost_norm``, for a ghost batch whose samples lie on several ranks.
 
-Between the steps the caller adds up what the ranks have: moments after the first, sums after the
-third. Each step takes the whole of its ``x`` for the rank's part of one ghost.
+Between the steps the caller sums over ranks: moments after the first step, sums after the third.
+Each step takes the whole of its ``x`` as the rank's part of one ghost.
 """
 
 from __future__ import annotations

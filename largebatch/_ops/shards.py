@@ -1,4 +1,4 @@
-"""``sum_shards``: what the ranks of one axis sent, added, divided and cast in a single pass."""
+"""``sum_shards``: add, divide and cast the shards from the ranks of one axis in a single pass."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def reference_sum_shards(
 ) -> Tensor:
     """Specify ``largebatch::sum_shards``: added in float64 in the order given, rounded once.
 
-    Whole numbers are added in their own type, which wraps, and divided towards zero; for truth
-    values the sum is "or". :func:`sum_shards` says what the arguments mean.
+    Integers are added in their own type, which wraps, and divided towards zero. For booleans the
+    sum is "or". See :func:`sum_shards` for the arguments.
     """
     if divisor < 1:
         raise ValueError(f"sum_shards: divisor {divisor}; at least 1")
@@ -65,10 +65,10 @@ def sum_shards(
 
     Args:
         shards: contiguous tensors of one type and size, on one device.
-        out: of the same type, or of a narrower floating-point type than float32 shards: the cast
-            costs no pass of its own. Floating-point sums are exact in float64 and rounded once.
+        out: tensor of the same type, or of a narrower floating-point type for float32 shards; the
+            cast costs no extra pass. Floating-point sums are exact in float64 and rounded once.
         divisor: 1 for a sum, the number of ranks for a mean.
-        squares: whether to add up squares on the way.
+        squares: whether to sum squares in the same pass.
 
     Returns two float64 numbers: the sum of the squares of all shards' elements, and of ``out``'s;
     zeros unless ``squares``.

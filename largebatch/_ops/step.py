@@ -1,4 +1,4 @@
-"""What the references of ``sgd_``, ``lars_`` and ``lamb_`` share: a tensor of a step at a time."""
+"""Shared code of the references of ``sgd_``, ``lars_`` and ``lamb_``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _check_lists(
 
 
 class StepCall:
-    """The lists of a call, widened tensor by tensor; what a skipped step must not change stays."""
+    """The tensor lists of a call, widened one by one; a skipped step changes nothing."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class StepCall:
         self.sign = -1.0 if maximize else 1.0
 
     def weight(self, index: int) -> Tensor:
-        """Return the parameter, from its master where it has one."""
+        """Return the parameter, from its master if there is one."""
         param = self.params[index]
         if self.masters and self.masters[index].numel() > 0:
             return self.masters[index]

@@ -1,8 +1,9 @@
-"""The C++ face of the torus schedule: compiled on first use against the running torch, then kept.
+"""The C++ implementation of the torus schedule, compiled on first use and cached.
 
-c10d's C++ interface changes between versions of torch, so no wheel can hold it. The result lies in
-the user's cache under torch's version and a hash of the sources; one process of a host builds it,
-under a lock, while the others wait. What another user may have written is not loaded.
+c10d's C++ interface changes between versions of torch, so no wheel can contain the compiled code.
+The result is stored in the user's cache under torch's version and a hash of the sources. One
+process per host builds it, under a lock, while the others wait. Files that another user may have
+written are not loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def source() -> Path:
 
 
 def cache() -> Path:
-    """Return the folder of what was compiled for these sources, torch and Python."""
+    """Return the folder of code compiled for these sources, torch and Python."""
     texts = [path.read_bytes() for path in sorted(source().parent.iterdir())]
     content = b"\0".join([*texts, repr((FLAGS, sys.version_info[:2])).encode()])
     name = f"torus-{torch.__version__}-{hashlib.sha256(content).hexdigest()[:16]}"
@@ -44,7 +45,7 @@ def cache() -> Path:
 
 
 def build() -> str:
-    """Compile what is not there yet, which takes half a minute; return why it failed, or ''.
+    """Compile if needed, which takes half a minute; return why it failed, or ''.
 
     A failure is remembered in the cache, so that every later start does not wait for it again;
     ``largebatch doctor --build`` tries again.
@@ -61,7 +62,7 @@ def build() -> str:
 
 
 def rebuild() -> str:
-    """Compile even where it failed before; return why it failed, or ''."""
+    """Compile even if it failed before; return why it failed, or ''."""
     try:
         _failure(cache()).unlink(missing_ok=True)
     except OSError as error:
@@ -85,7 +86,7 @@ def load() -> tuple[Any, str]:
     """Return the compiled module, or None and why it is absent, as LARGEBATCH_OPS asks.
 
     Raises:
-        UserError: ``LARGEBATCH_OPS=compiled`` and it cannot be built or loaded.
+        UserError: ``LARGEBATCH_OPS=compiled``, and the module cannot be built or loaded.
     """
     wish = os.environ.get("LARGEBATCH_OPS", "")
     if wish == "reference":

@@ -1,4 +1,7 @@
-"""Claims measured: each benchmark states its formula and runs its baseline beside it."""
+"""The command ``largebatch bench``: benchmarks of the package against baselines.
+
+Each benchmark states its formula and runs its baselines in turn, in the same session.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`largebatch bench contrastive`: a loss by tiles against the whole matrix of logits.
+"""`largebatch bench contrastive`: the loss by tiles against the loss by the whole logit matrix.
 
-Time and bytes where the matrix fits, on one rank and on several; peak memory, each in a process of
-its own, at a batch where it does not.
+Time and bytes are measured at a batch whose matrix fits, on one rank and on several. Peak memory is
+measured at a batch whose matrix does not fit, each contender in its own process.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def run(
 
     Args:
         rounds: alternating rounds.
-        pairs: of a step on all ranks, for times.
-        ranks: numbers of ranks; more than one are gloo ranks of this machine with a thread each.
+        pairs: pairs of a step on all ranks, for times.
+        ranks: numbers of ranks; several ranks run on this machine over gloo, with one thread each.
         held: pairs of one rank, for peak memory.
         width: numbers of an embedding.
-        kinds: of losses; several ranks take NT-Xent.
+        kinds: kinds of losses; several ranks take NT-Xent only.
     """
     device = choose_device(World())
     rows: list[dict[str, Any]] = []
@@ -98,7 +98,7 @@ def ours(kind: str, **options: Any) -> peers.Loss:
 
 
 def contenders(kind: str, count: int, device: torch.device) -> tuple[Losses, dict[str, str]]:
-    """Return who computes this kind on one rank, and why others do not."""
+    """Return the contenders for this kind on one rank, and the reasons why others are missing."""
     losses: Losses = {MATRIX: peers.whole_matrix(kind, TEMPERATURE), OURS: ours(kind)}
     absent = {}
     for name, peer in peers.PEERS.items() if kind == "ntxent" else ():

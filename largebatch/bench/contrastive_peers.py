@@ -1,6 +1,6 @@
-"""What `largebatch bench contrastive` measures against: the whole matrix of logits, and packages.
+"""Baselines of `largebatch bench contrastive`: the whole logit matrix, and other packages.
 
-Each returns the mean over pairs, as its users have it.
+Each returns the mean over pairs, as its users call it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def whole_matrix(kind: str, temperature: float) -> Loss:
-    """Return a loss by all logits at once, in torch's own operators, on one rank."""
+    """Return a loss by all logits at once, in plain torch operators, on one rank."""
 
     def ntxent(a: Tensor, b: Tensor) -> Tensor:
         views = F.normalize(torch.cat((a, b)), dim=1)
@@ -61,7 +61,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def gathered_matrix(temperature: float) -> Loss:
-    """Return NT-Xent of this rank's anchors by the logits against the gathered views of all."""
+    """Return NT-Xent of this rank's anchors against the gathered views of all ranks."""
 
     def loss(a: Tensor, b: Tensor) -> Tensor:
         count, size, rank = len(a), dist.get_world_size(), dist.get_rank()
@@ -83,7 +83,7 @@ def lightly(temperature: float, over_ranks: bool = False) -> Loss:
     """Return lightly's NTXentLoss.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: the package is not installed.
     """
     module = importlib.import_module("lightly.loss")
     loss: Loss = module.NTXentLoss(temperature, gather_distributed=over_ranks)
@@ -94,7 +94,7 @@ def metric_learning(temperature: float) -> Loss:
     """Return pytorch-metric-learning's NTXentLoss over two views.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: the package is not installed.
     """
     losses = importlib.import_module("pytorch_metric_learning.losses")
     loss: Loss = losses.SelfSupervisedLoss(losses.NTXentLoss(temperature))

@@ -1,4 +1,4 @@
-"""`largebatch bench data`: images a second of the JPEG pipeline, beside its peers."""
+"""`largebatch bench data`: images a second of the JPEG pipeline, and of other loaders."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(root: str, workers: int = 2, seconds: float = 4.0, rounds: int = 3) -> B
         root: any folder with images below it: ROOT/CLASS/* or ROOT/train/CLASS/*.
         workers: worker processes, or threads where a loader uses threads.
         seconds: length of one measurement.
-        rounds: how often each loader is measured, in turn.
+        rounds: number of measurements of each loader, in turn.
 
     Raises:
         UserError: the folder holds no image.

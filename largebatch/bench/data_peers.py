@@ -1,4 +1,4 @@
-"""The loaders that `largebatch bench data` measures against, each as its own guide has it.
+"""Other loaders for `largebatch bench data`, each set up as in its own guide.
 
 Every peer draws RandomResizedCrop(224) and a flip from the same files, in endless random order, and
 hands over batches of `BATCH` images. A peer's function returns the batches, or raises ImportError.

@@ -1,4 +1,4 @@
-"""`largebatch bench imagenet`: images/s of training, ours beside what others run, and its limit."""
+"""`largebatch bench imagenet`: images/s of training, against other trainers and the limit."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ Change = Callable[[Config], Config]
 
 @dataclass(frozen=True)
 class Settings:
-    """What all rows have in common.
+    """Settings common to all rows.
 
     Attributes:
         root: a folder of JPEGs to train on end to end, or None.
-        seconds, rounds: of a window, and windows of each contender.
+        seconds, rounds: seconds of a window, and number of windows per contender.
     """
 
     model: str = "resnet50"
@@ -87,7 +87,7 @@ def run(batches: Sequence[int], settings: Settings, own: Sequence[str] = ()) -> 
     """Measure every batch in float32 and bfloat16 on one device.
 
     Args:
-        batches: images of a step; one that does not fit in memory is halved until it does.
+        batches: images of a step; a batch that does not fit in memory is halved until it fits.
         own: names from ``OWN``; the first two by default, on a GPU all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`largebatch bench loop`: what the trainer costs over a bare PyTorch loop.
+"""`largebatch bench loop`: the overhead of the trainer over a bare PyTorch loop.
 
 The baseline is what an expert would write by hand for the same model, data, optimizer and loader:
 no schedule, no metrics, no exchange. Both run in this process in turn, from the same loader code,

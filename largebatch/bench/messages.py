@@ -1,7 +1,7 @@
-"""Every collective of a process, counted: a process group that passes all on to gloo.
+"""Count every collective of a process, by a process group that passes all calls on to gloo.
 
-Whoever makes the call is seen: our engine, torch's DistributedDataParallel with its broadcast of
-buffers (from C++), functional collectives in a compiled graph.
+Calls of all origins are seen: our engine, torch's DistributedDataParallel with its broadcast of
+buffers (from C++), and functional collectives in a compiled graph.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Message:
 
     Attributes:
         kind: the process group's method.
-        size: bytes of the result on one rank: of an all-reduce its tensor, of an all-gather what
-            all ranks have sent; of a send those that it sends.
-        ranks: of the group.
-        label: what :func:`groups_of` called the group.
+        size: bytes of the result on one rank: for an all-reduce its tensor, for an all-gather the
+            data of all ranks. For a send, the bytes sent.
+        ranks: number of ranks in the group.
+        label: label of the group by :func:`groups_of`.
     """
 
     kind: str
@@ -62,7 +62,7 @@ _label = "default"
 
 
 class RecordingGroup(dist.ProcessGroup):
-    """A gloo group on CPU that notes each collective in ``messages``."""
+    """A gloo group on CPU that records each collective in ``messages``."""
 
     def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
         super().__init__(rank, size)
@@ -75,11 +75,11 @@ class RecordingGroup(dist.ProcessGroup):
         self.label = _label
 
     def getBackendName(self) -> str:
-        """Return the name under which the group was asked for."""
+        """Return the name of the back end."""
         return BACKEND
 
     def recv(self, *arguments: Any) -> Any:
-        """Receive; the message is noted where it is sent."""
+        """Receive; the message is recorded by the sender."""
         return self.inner.recv(*arguments)
 
 
@@ -107,13 +107,13 @@ for _kind in COLLECTIVES:
 
 
 def register() -> None:
-    """Make ``recorded`` known to ``dist.init_process_group``."""
+    """Register the back end ``recorded`` with ``dist.init_process_group``."""
     dist.Backend.register_backend(BACKEND, RecordingGroup, devices=["cpu"])
 
 
 @contextmanager
 def groups_of(label: str) -> Iterator[None]:
-    """Call the groups that are made inside by ``label``."""
+    """Label the groups that are made inside a ``with`` block."""
     global _label
     before, _label = _label, label
     try:

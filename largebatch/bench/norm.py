@@ -1,7 +1,7 @@
-"""`largebatch bench norm`: batch norm, forward and backward, against torch and the usual forms.
+"""`largebatch bench norm`: forward and backward of batch norms, against torch's usual forms.
 
-Every contender is called as a user calls it, through autograd, on the same tensors, in turn within
-each round, beside a floor: the least a norm has to read and write, by torch's own loops.
+Every contender is called as by a user, through autograd, on the same tensors, in turn within each
+round. The floor is the time of torch's own loops for the least reads and writes of a norm.
 """
 
 from __future__ import annotations

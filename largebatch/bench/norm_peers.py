@@ -1,4 +1,4 @@
-"""What `largebatch bench norm` measures against: each form as its users write it today."""
+"""Baselines of `largebatch bench norm`: each form as users write it today."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 
 
 class ChunkAndCat(nn.Module):
-    """Ghost batch norm as a loop: torch's batch norm for each ghost, then one tensor of all."""
+    """Ghost batch norm as a loop: torch's batch norm for each ghost, then a concatenation."""
 
     def __init__(self, channels: int, ghost_size: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class ChunkAndCat(nn.Module):
 
 
 class ReshapedGhosts(nn.Module):
-    """Ghost batch norm in one call of torch's: a channel of a ghost as a channel of its own."""
+    """Ghost batch norm in one torch call: each ghost's channels become separate channels."""
 
     def __init__(self, channels: int, ghost_size: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""`largebatch bench optim`: one optimizer step on real models' tensors, against what else there is.
+"""`largebatch bench optim`: one optimizer step on real models' tensors, against other optimizers.
 
-All contenders step the same tensors in turn, in one process, so that what the machine does to one
-it does to all. The floor is the time that the step's bytes take at the bandwidth of a copy measured
-in the same run.
+All contenders step the same tensors in turn, in one process, so that disturbances of the machine
+affect all alike. The floor is the time for the step's bytes at the bandwidth of a copy, measured in
+the same run.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def run(models: list[str], seconds: float, rounds: int) -> BenchmarkRecord:
     """Measure the tensors of models.
 
     Args:
-        models: of ``MODELS``; none: all.
+        models: names in ``MODELS``; none: all.
         seconds: least time of all steps of one contender in one round.
-        rounds: times that every contender has its turn.
+        rounds: number of turns of every contender.
     """
     device = choose_device(World())
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Who else could take an optimizer's place: each a step over the same parameters, or a reason."""
+"""Other libraries' optimizers: each a step over the same parameters, or the reason for absence."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Peer:
     """One way to take a step.
 
     Attributes:
-        name: as the table shows it.
-        family: ``sgd``, ``lars``, ``adamw`` or ``lamb``: what it is compared with.
-        make: builds the step over parameters that have gradients. An exception is the reason why
-            the peer does not run.
+        name: name in the table.
+        family: ``sgd``, ``lars``, ``adamw`` or ``lamb``: the optimizers that it is compared with.
+        make: builds the step over parameters with gradients. An exception gives the reason why the
+            peer does not run.
     """
 
     name: str

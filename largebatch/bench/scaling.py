@@ -1,4 +1,4 @@
-"""`largebatch bench scaling`: images/s over ranks and batch, weak and strong, beside plain DDP."""
+"""`largebatch bench scaling`: weak and strong scaling in images/s, beside plain DDP."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ OURS, DDP = "largebatch", "PyTorch DDP"
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement on ``ranks`` ranks: ``batch`` images a rank, as the mode divides them."""
+    """One measurement on ``ranks`` ranks with ``batch`` images per rank."""
 
     mode: str
     ranks: int
@@ -60,11 +60,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all cases have in common.
+    """Settings common to all cases.
 
     Attributes:
-        seconds, rounds: of a window, and windows of each contender.
-        price: of a rank's device an hour. epochs: to the target accuracy.
+        seconds, rounds: seconds of a window, and number of windows per contender.
+        price: price of a rank's device for an hour.
+        epochs: epochs to the target accuracy.
     """
 
     model: str = "resnet18"
@@ -79,7 +80,7 @@ def cases(ranks: Sequence[int], batches: Sequence[int]) -> list[Case]:
     """Return the weak cases (each batch on every rank) and the strong ones (the same in all).
 
     Raises:
-        UserError: the ranks do not begin with 1, or a batch that they do not divide.
+        UserError: the ranks do not begin with 1, or do not divide a batch.
     """
     if list(ranks) != sorted(set(ranks)) or ranks[0] != 1:
         raise UserError(f"--ranks {' '.join(map(str, ranks))}: from 1 up, in order")
@@ -93,7 +94,7 @@ def cases(ranks: Sequence[int], batches: Sequence[int]) -> list[Case]:
 
 
 def run(ranks: Sequence[int], batches: Sequence[int], settings: Settings) -> BenchmarkRecord:
-    """Measure every case on ranks of this machine: a process each, on a GPU of its own if any."""
+    """Measure every case on ranks of this machine: one process each, on its own GPU if any."""
     every = cases(ranks, batches)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

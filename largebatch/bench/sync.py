@@ -1,7 +1,8 @@
-"""`largebatch bench sync`: what batch statistics over ranks cost in messages, bytes and time.
+"""`largebatch bench sync`: the cost of batch statistics over ranks in messages, bytes and time.
 
-Ghost batch norm (no message), groups of two, all ranks, and the algorithm of torch's SyncBatchNorm
-under torch's DistributedDataParallel, on gloo ranks of this machine.
+The contenders are ghost batch norm (no message), groups of two ranks, all ranks, and the algorithm
+of torch's SyncBatchNorm under torch's DistributedDataParallel. All run on gloo ranks of this
+machine.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def run(rounds: int, steps: int = 3, samples: int = 32, model: str = "resnet18")
 
     Args:
         rounds: alternating rounds of ``steps`` steps of every contender.
-        samples: of each rank, 32 by 32 pixels.
+        samples: samples of each rank, 32 by 32 pixels.
     """
     with tempfile.TemporaryDirectory() as folder:
         spawn(_rank_main, (Path(folder), rounds, steps, samples, model), nprocs=RANKS)

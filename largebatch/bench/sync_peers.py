@@ -1,9 +1,9 @@
-"""What the sync benchmark compares with: the algorithm of torch's SyncBatchNorm, over gloo.
+"""The baseline of the sync benchmark: the algorithm of torch's SyncBatchNorm, over gloo.
 
-torch's own refuses CPU tensors. Its collectives (torch 2.15, ``torch/nn/modules/_functions.py``)
-are one all-gather of (mean, inverse deviation, count) of every rank in the forward, 2C + 1 numbers
-from each, and one all-reduce of 2C in the backward. The arithmetic between is ours, so that only
-the messages differ.
+torch's own SyncBatchNorm refuses CPU tensors. Its collectives (torch 2.15,
+``torch/nn/modules/_functions.py``) are one all-gather of (mean, inverse deviation, count) of every
+rank in the forward, 2C + 1 numbers from each, and one all-reduce of 2C in the backward. The
+arithmetic between is ours, so that only the messages differ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training steps timed in turn: ours through the trainer, others as their users would run them."""
+"""Time training steps in turn: ours by the trainer, others as their users run them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Contender:
     """One way to train.
 
     Attributes:
-        images: of a step over all ranks; of text, its tokens.
+        images: images in a step over all ranks; for text, tokens.
         step: takes a training step.
-        times: where the time of its steps goes, if it is ours.
-        model: what it trains.
+        times: the phases of its steps' time, if it is our trainer.
+        model: the trained model.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Contender:
 
 
 def trainer(name: str, config: Config, world: World, device: torch.device) -> Contender:
-    """Return our own trainer's step on what ``config`` describes."""
+    """Return our own trainer's step for the run in ``config``."""
     parts = build(config, world, device)
     made = Trainer(config, parts, RunDirectory(Path("unused")), StopRequest())
     parts.model.train()
@@ -67,12 +67,12 @@ def plain(
     precision: torch.dtype,
     metrics: bool,
 ) -> Contender:
-    """Return the step of a loop as torchvision's reference and timm's script have it.
+    """Return the step of a plain loop, as in torchvision's reference and timm's script.
 
     Args:
         model: DistributedDataParallel or the bare model.
         batch: yields normalised images and labels on the device.
-        images: of a step over all ranks.
+        images: images in a step over all ranks.
         precision: bfloat16 runs under autocast.
         metrics: whether top-1 and top-5 are computed and read in every step.
     """
@@ -98,10 +98,10 @@ def plain(
 def windows(
     contenders: Sequence[Contender], seconds: float, rounds: int, world: World
 ) -> dict[str, list[float]]:
-    """Return images/s of every contender's windows, the ranks in step, contenders in turn.
+    """Return images/s of every contender's windows; ranks in step, contenders in turn.
 
-    Each window has as many steps as last about ``seconds``, at least two; the phases of our own
-    steps count from the first window on.
+    Each window has enough steps to last about ``seconds``, at least two. The phases of our own
+    steps are counted from the first window on.
     """
     device = next(contenders[0].model.parameters()).device
     counts = {}
@@ -136,7 +136,7 @@ def windows(
 
 
 def spread(values: Sequence[float], unit: str = "images/s") -> dict[str, float]:
-    """Return median, p5 and p95 of a rate; of few windows the last two are the extremes."""
+    """Return median, p5 and p95 of a rate; for few windows the last two are the extremes."""
     ordered = sorted(values)
     last = len(ordered) - 1
     return {
@@ -147,7 +147,7 @@ def spread(values: Sequence[float], unit: str = "images/s") -> dict[str, float]:
 
 
 def breakdown(contender: Contender) -> dict[str, float]:
-    """Return the milliseconds of each phase of our steps; empty of others."""
+    """Return the milliseconds of each phase of our steps; empty for other contenders."""
     times = contender.times
     if times is None or not times.steps:
         return {}
@@ -155,6 +155,6 @@ def breakdown(contender: Contender) -> dict[str, float]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU's work; a CPU has none outstanding."""
+    """Wait for a GPU's work; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

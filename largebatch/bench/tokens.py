@@ -64,7 +64,7 @@ def settings_of(model: str, context: int, vocabulary: int) -> Settings:
     """Read layers x heads x width.
 
     Raises:
-        UserError: it is none, or the vocabulary has no place for bytes.
+        UserError: the text has another form, or the vocabulary is too small for bytes.
     """
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", model):
         raise UserError(

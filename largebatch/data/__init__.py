@@ -1,6 +1,7 @@
-"""Data: which sample comes next, how it is read, and how it reaches the device.
+"""Data: which sample comes next, how a sample is read, and how a batch reaches the device.
 
-Importing this package registers every data set that a config can name.
+A :class:`Source` is a data set, a request names the samples of one forward pass, and a reader turns
+requests into batches. Importing this package registers every data set that ``data.name`` can name.
 """
 
 from largebatch.data import arrays, cifar, digits, imagefolder, mnist, quadratic, synthetic, text

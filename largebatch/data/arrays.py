@@ -27,12 +27,12 @@ _NAMES = ("x_train", "y_train", "x_test", "y_test")
 def arrays(config: DataConfig, split: Split, num_classes: int | None = None) -> ArraySource:
     """Build the source from the .npz file that ``data.root`` names.
 
-    Images are uint8 or float, (n, height, width), NHWC or NCHW with 1, 3 or 4 channels; features
-    are (n, features) and become images of one pixel with as many channels. Labels are integers in
-    [0, classes); unless ``model.num_classes`` is set, the largest of y_train tells the number of
-    classes, which is at most that of images. Mean and std per channel are those of x_train. The
-    standard augmentation (pad by an eighth, crop, flip) applies to images of 3 channels and at
-    least 16 pixels a side.
+    Images are uint8 or float, (n, height, width), NHWC or NCHW with 1, 3 or 4 channels. Features
+    are (n, features) and become images of one pixel with ``features`` channels. Labels are integers
+    in [0, classes). Unless ``model.num_classes`` is set, the largest label in y_train gives the
+    number of classes, which is at most the number of images. Mean and std per channel are those of
+    x_train. The standard augmentation (pad by an eighth, crop, flip) applies to images of 3
+    channels and at least 16 pixels a side.
     """
     path = required_root(config, "an .npz file with " + ", ".join(_NAMES))
     loaded = _load(path, _identity(path))

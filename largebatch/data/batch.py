@@ -1,4 +1,4 @@
-"""What one forward pass is given, as far as anything between a source and a task may know it."""
+"""The interface of a batch: what code between a data source and a task may know about it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class Batch(Protocol):
-    """The samples of one forward pass; what is in it is between the source and the task.
+    """The samples of one forward pass; only the source and the task know the contents.
 
     Attributes:
-        indices: int64 (n,), the samples: those asked for without the unreadable ones.
-        positions: int64 (n,), the position in the epoch's order of each.
+        indices: int64 (n,), indices of the samples, without unreadable ones.
+        positions: int64 (n,), position of each sample in the epoch's order.
         ghosts: sizes of the ghost batches, which add up to n.
     """
 
@@ -29,7 +29,7 @@ class Batch(Protocol):
         ...
 
     def tensors(self) -> Iterator[Tensor]:
-        """Yield every tensor of the batch; those that models are given have n rows."""
+        """Yield every tensor of the batch; tensors that models get have n rows."""
         ...
 
     def head(self, ghosts: int) -> Batch:

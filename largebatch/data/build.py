@@ -1,4 +1,4 @@
-"""From the config's section to a source."""
+"""Build the data source that the config section ``data`` describes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def build_source(config: DataConfig, split: Split, num_classes: int | None = Non
     Args:
         config: the ``data`` section.
         split: "train" or "val".
-        num_classes: ``model.num_classes`` where the config sets it: labels are checked against it,
-            and images offer it; otherwise the data set decides.
+        num_classes: ``model.num_classes`` if the config sets it. Labels are then checked against
+            it, and images offer it to models. Otherwise the data set decides.
 
     Raises:
         UserError: the name is unknown, the data are absent or malformed.
@@ -48,7 +48,7 @@ def build_source(config: DataConfig, split: Split, num_classes: int | None = Non
 
 
 def settled(config: DataConfig) -> DataConfig:
-    """Return the section with what it leaves to the data: the hash of a text.
+    """Return the section with values that depend on the data filled in: the hash of a text.
 
     Raises:
         UserError: the text is absent.

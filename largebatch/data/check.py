@@ -1,4 +1,4 @@
-"""Every image below a folder decoded once, before a run meets a damaged one."""
+"""Decode every image below a folder once, to find damaged images before a run does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_images(
         progress: called with (files checked, files in all) after each file.
 
     Yields:
-        (path, reason it cannot be read, or None), in the order of the paths.
+        (path, reason why the image cannot be read, or None), in the order of the paths.
 
     Raises:
         UserError: the folder is absent or holds no image file.
@@ -56,7 +56,7 @@ def check_images(
 
 
 def report_images(root: Path | str) -> int:
-    """Print the images below a folder that cannot be read, and return 0 if there are none, else 1.
+    """Print the unreadable images below a folder; return 0 if there are none, else 1.
 
     Raises:
         UserError: the folder is absent or holds no image file.

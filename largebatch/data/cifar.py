@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, read from the python or the binary files without trusting a pickle."""
+"""CIFAR-10 and CIFAR-100, read from the python or binary files without unpickling code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pillow's images as uint8 RGB: the right values, or a refusal that names the kind of pixels."""
+"""Convert Pillow images to uint8 RGB; refuse pixel formats without an agreed range."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ _WHITE_IS_ZERO, _UNSIGNED = 0, 1
 def rgb(image: Any) -> NDArray[np.uint8]:
     """Return the pixels of a Pillow image: uint8 (rows, columns, 3).
 
-    Grey is repeated, palettes are looked up, and alpha is left out: the colours are those stored
-    beneath it. Of deeper unsigned pixels the upper 8 bits count, which is how Pillow itself reads
-    16-bit colour.
+    Grey is repeated, palettes are looked up, and alpha is dropped without blending. Of deeper
+    unsigned pixels the upper 8 bits are taken, as Pillow itself reads 16-bit colour.
 
     Raises:
-        ValueError: signed, 32-bit or floating-point pixels: no range of theirs is agreed on.
+        ValueError: signed, 32-bit or floating-point pixels, which have no agreed range.
     """
     tags = image.tag_v2 if image.format == "TIFF" else {}
     if image.mode == "F" or set(tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))) != {_UNSIGNED}:

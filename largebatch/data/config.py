@@ -17,7 +17,7 @@ OF_VIEWS = ("least_area", "jitter", "blur")
 
 @dataclass
 class DataConfig:
-    """What is trained on, where it lies and how it is read."""
+    """The training data: which data set, where it is and how it is read."""
 
     name: str = "digits"
     """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, arrays, imagefolder, quadratic,
@@ -100,10 +100,10 @@ class DataConfig:
     run goes on with the same text alone."""
 
     def check(self) -> None:
-        """Refuse numbers out of range, and a pipeline that has nothing to decode.
+        """Refuse numbers out of range, and a decoding pipeline for data that need no decoding.
 
         Raises:
-            UserError: naming the key.
+            UserError: the message names the key.
         """
         for name, least in (("skip_corrupt", 0), ("mixup", 0), ("cutmix", 0)):
             value = getattr(self, name)

@@ -1,4 +1,4 @@
-"""Random resized crops of whole batches, each by numbers of its own."""
+"""Random resized crops of whole batches, each image by its own random numbers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ COUNT = 2 * _TRIES + 2  # numbers that a box needs
 def boxes(numbers: NDArray[np.float64], height: int, width: int, least: float) -> NDArray[np.int64]:
     """Draw the boxes of RandomResizedCrop: int64 (n, 4) of (top, left, height, width).
 
-    A share of the area from ``least`` to 1 and an aspect ratio from 3/4 to 4/3 on a log scale;
-    after ten misfits, the largest centred box of the nearest allowed ratio (Szegedy et al. 2015,
-    arXiv:1409.4842, as torchvision implements it).
+    A box has a share of the area from ``least`` to 1 and an aspect ratio from 3/4 to 4/3 on a log
+    scale. After ten boxes that do not fit, the largest centred box of the nearest allowed ratio is
+    taken (Szegedy et al. 2015, arXiv:1409.4842, as torchvision implements it).
 
     Args:
         numbers: float64 (n, `COUNT`) within [0, 1).
-        height, width: of the image, in pixels.
+        height, width: size of the image, in pixels.
     """
     tries = numbers[:, : 2 * _TRIES].reshape(-1, _TRIES, 2)
     area = height * width * (least + (1.0 - least) * tries[:, :, 0])
@@ -42,11 +42,11 @@ def boxes(numbers: NDArray[np.float64], height: int, width: int, least: float) -
 
 
 def resized(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a box out of each image and resize it, bilinearly, without regard to what lies around.
+    """Cut a box out of each image and resize it bilinearly, ignoring pixels outside of the box.
 
     Args:
         images: float (n, channels, rows, columns).
-        boxes: int64 (n, 4), no larger than ``size``: a filter against aliasing is not applied.
+        boxes: int64 (n, 4), no larger than ``size``, because no antialiasing filter is applied.
         size: (height, width) of the results.
     """
     for dim in (2, 3):

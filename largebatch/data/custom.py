@@ -32,18 +32,18 @@ class DatasetSource(SampleSource):
     Before each sample the generators of torch, numpy and ``random`` are seeded from (seed, epoch,
     index).
 
-    A sample that the data set cannot read (an OSError, an EOFError, whatever Pillow raises of a
-    file) counts for ``data.skip_corrupt``. Any other error is a mistake in the data set, and ends
-    the run by one line that names the sample.
+    A sample that the data set cannot read (an OSError, an EOFError, Pillow's errors for a file)
+    counts for ``data.skip_corrupt``. Any other error is a mistake in the data set. It ends the run
+    with one line that names the sample.
 
     Args:
         name: ``data.name``.
         dataset: the data set.
         chosen: which of its samples are used: int64 (n,).
         num_classes: labels are in [0, num_classes).
-        image_size: side of the images in pixels (None: as they come, all of one size).
-        unreadable: how many of the first samples may be unreadable before one that shows what the
-            samples look like.
+        image_size: side of the images in pixels (None: the data set's own size, the same for all).
+        unreadable: how many of the first samples may be unreadable before a readable one, from
+            which the form of samples is learnt.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class DatasetSource(SampleSource):
     def load(
         self, index: int, epoch: int, seed: int, image_size: int | None, augment: bool
     ) -> tuple[Tensor, int]:
-        """Read one sample with all generators keyed to it; see `SampleSource.load`."""
+        """Read one sample with all random generators seeded by it; see `SampleSource.load`."""
         number = int(self._chosen[index])
         with _Seeded(key(seed, epoch, index, Stream.SAMPLE)):
             image, label = self._sample(number)
@@ -223,14 +223,14 @@ def custom_source(
 ) -> Source:
     """Call the user's function with the split and wrap the data set it returns.
 
-    A :class:`~largebatch.data.source.Source` is taken as it is. Of a data set, the number of
-    classes is ``model.num_classes``, else its ``num_classes`` attribute, else the length of its
-    ``classes``. ``data.limit`` takes every class's share where the data set has its labels in
-    ``targets`` or ``labels``, as torchvision's have; otherwise, since no sample is read to learn
-    its label, it takes any samples by a fixed key.
+    A :class:`~largebatch.data.source.Source` is used unchanged. For a data set, the number of
+    classes is ``model.num_classes``, else its attribute ``num_classes``, else the length of its
+    ``classes``. ``data.limit`` keeps the shares of classes if the data set has labels in
+    ``targets`` or ``labels``, as torchvision's have. Otherwise it takes samples by a fixed hash,
+    since no sample is read to learn its label.
 
     Raises:
-        UserError: the function or the data set is not what it should be.
+        UserError: the function or the data set does not have the required form.
     """
     where = f"data.name={config.name!r}"
     with foreign_code(f"{where}: called with {split!r}"):

@@ -1,9 +1,9 @@
 """Batches of image files decoded and resized by NVIDIA DALI: threads on a CPU, nvJPEG on a GPU.
 
-What is read is settled here as everywhere else: the order, the windows and the flips come from the
-same keyed draws as the workers' (`FileSource.view`) and are fed to DALI batch by batch. Only the
-arithmetic is DALI's: it decodes in full where the workers decode large views at a fraction, and
-rounds its resizing otherwise.
+The order, the crops and the flips come from the same keyed draws as the worker processes'
+(`FileSource.view`), and are fed to DALI batch by batch. Only the arithmetic differs. DALI decodes
+in full where the workers decode large views at a fraction of the size, and rounds differently when
+resizing.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _AHEAD = 2  # batches in DALI, and as many again that are ready
 
 
 def require_dali() -> None:
-    """Refuse ``data.pipeline=dali`` where DALI is absent.
+    """Refuse ``data.pipeline=dali`` if DALI is absent.
 
     Raises:
-        UserError: saying how to install it.
+        UserError: the message tells how to install DALI.
     """
     try:
         import nvidia.dali  # noqa: F401
@@ -75,9 +75,9 @@ class DaliReader:
     Args:
         source: the image files.
         seed: the run's seed.
-        workers: threads that decode, and as many that read files.
-        augment: whether samples are drawn views (training) or fixed ones.
-        device: a GPU decodes there and leaves the pixels there.
+        workers: number of threads that decode, and of threads that read files.
+        augment: whether samples are random views (training) or fixed ones.
+        device: with a GPU, images are decoded on the GPU and stay there.
 
     Raises:
         UserError: DALI is absent.

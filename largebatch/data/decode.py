@@ -1,10 +1,10 @@
-"""Bytes of a photograph to uint8 pixels of the size wanted, as fast as the CPU allows.
+"""Decode a photograph to uint8 pixels of the wanted size, as fast as the CPU allows.
 
-The crop is a view, so only the pixels that are used get resized, in uint8, with the antialiased
-bilinear filter that Pillow uses too. JPEGs are decoded by nvImageCodec or simplejpeg where they are
-installed, else by Pillow; all three are libjpeg-turbo within and give the same bits. A
-training view at least twice as large as needed is decoded at a half, a quarter or an eighth of its
-size, which skips most of the inverse cosine transform; evaluation decodes in full.
+Only the pixels inside the crop are resized, in uint8, with the same antialiased bilinear filter as
+Pillow's. JPEGs are decoded by nvImageCodec or simplejpeg if installed, else by Pillow. All three
+use libjpeg-turbo and give the same bits. A training view at least twice as large as needed is
+decoded at a half, a quarter or an eighth of its size. This skips most of the inverse cosine
+transform. Evaluation decodes in full.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _LONGEST = 16
 
 
 def is_image(name: str) -> bool:
-    """Say whether a file's name has the ending of an image (torchvision's ImageFolder's list)."""
+    """Return whether a file's name has an image's extension (torchvision's ImageFolder's list)."""
     return name.lower().endswith(_EXTENSIONS)
 
 
 def random_box(draws: SampleDraws, height: int, width: int) -> Box:
     """Draw the box of RandomResizedCrop: (top, left, height, width).
 
-    A share of the area from 0.08 to 1 and an aspect ratio from 3/4 to 4/3 on a log scale; after ten
-    misfits, the largest centred box of the nearest allowed ratio (Szegedy et al. 2015,
-    arXiv:1409.4842, as torchvision implements it).
+    A box has a share of the area from 0.08 to 1 and an aspect ratio from 3/4 to 4/3 on a log scale.
+    After ten boxes that do not fit, the largest centred box of the nearest allowed ratio is taken
+    (Szegedy et al. 2015, arXiv:1409.4842, as torchvision implements it).
     """
     log_ratio = float(np.log(4 / 3))
     for _ in range(10):
@@ -83,14 +83,14 @@ def evaluation_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class View:
-    """Which part of an image a sample shows, and how: the same for every pipeline.
+    """The part of an image that a sample shows, and its size; the same for every pipeline.
 
     Attributes:
         box: (top, left, height, width) of the part, in pixels of the image.
-        factor: 1, 2, 4 or 8: the box, on whose grid it lies, has pixels enough when the image is
-            decoded at that fraction of its size.
+        factor: 1, 2, 4 or 8: the image may be decoded at 1/factor of its size and the box still has
+            enough pixels. The box lies on a grid of ``factor`` pixels.
         resized: (height, width) that the box is resized to.
-        corner: (top, left) of the square taken from that.
+        corner: (top, left) of the square taken from the resized box.
         size: side of the square.
         flip: whether the square is mirrored.
     """
@@ -104,20 +104,20 @@ class View:
 
 
 def training_view(height: int, width: int, size: int, crop: SampleDraws, flip: SampleDraws) -> View:
-    """Draw a box of an image, resized to a square; half of the views are mirrored.
+    """Draw a random box of an image, resized to a square; half of the views are mirrored.
 
     Args:
         height, width: of the image, in pixels.
         size: side of the square, in pixels.
-        crop: draws for the box.
-        flip: draws for the mirroring.
+        crop: random draws for the box.
+        flip: random draws for the mirroring.
     """
     box = random_box(crop, height, width)
     return box_view(box, size, flip.uniform() < 0.5)
 
 
 def box_view(box: Iterable[int], size: int, flip: bool = False) -> View:
-    """Return the view of a box resized to a square, decoded no larger than that needs."""
+    """Return the view of a box resized to a square, with the smallest sufficient decoding size."""
     top, left, rows, columns = map(int, box)
     factor = 1
     while factor < 8 and min(rows, columns) >= 2 * factor * size:
@@ -129,8 +129,8 @@ def box_view(box: Iterable[int], size: int, flip: bool = False) -> View:
 def evaluation_view(height: int, width: int, size: int) -> View:
     """Resize the shorter side to size * 256 / 224 and take the square in the centre.
 
-    Of a strip more than 16 times as long as it is broad, its middle of that length is resized: the
-    rest would not be seen, and the whole of a thin one would fill the memory.
+    If an image is more than 16 times as long as broad, only its middle of this length is resized.
+    The rest would not be seen, and resizing all of a thin strip would fill the memory.
     """
     rows, columns = (_middle(side, _LONGEST * min(height, width)) for side in (height, width))
     resized = evaluation_size(rows, columns, size)
@@ -145,16 +145,17 @@ def _middle(side: int, most: int) -> int:
 
 
 class UnreadableImage(ValueError):
-    """A file that is no image, no whole one, or one whose pixels mean nothing agreed on.
+    """A file that is not an image, is incomplete, or has pixels without an agreed range.
 
-    Whatever a decoder raises of a file is this; the message is one line.
+    All errors of decoders about a file become this error, with a one-line message.
     """
 
 
 def is_decoding_error(error: BaseException) -> bool:
-    """Say whether an error that a user's code raises is a file's fault, by what decoders raise.
+    """Return whether an error from a user's code is the fault of a file.
 
-    Files that cannot be read or end early, and whatever Pillow raises of a damaged one.
+    These are errors for files that cannot be read or end early, and Pillow's errors for damaged
+    files.
     """
     # Pillow's SyntaxError of a PNG names no file; that of the compiler does.
     of_pillow = type(error).__module__.startswith("PIL.") or (
@@ -171,8 +172,8 @@ class Photograph:
         height, width: in pixels.
 
     Raises:
-        UnreadableImage: the bytes are no image, or claim more than 178,956,970 pixels, or more than
-            they can hold.
+        UnreadableImage: the bytes are not an image, or claim more than 178,956,970 pixels, or more
+            pixels than they can hold.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -193,8 +194,8 @@ class Photograph:
         """Read an image file.
 
         Raises:
-            UnreadableImage: it cannot be read, is no regular file, is larger than 1 GiB, or holds
-                no image.
+            UnreadableImage: the file cannot be read, is not a regular file, is larger than 1 GiB,
+                or holds no image.
         """
         try:
             data = read_file(path, _MOST_BYTES)
@@ -219,12 +220,12 @@ class Photograph:
 
         Args:
             box: (top, left, height, width) in pixels of the whole image.
-            factor: 1, 2, 4 or 8: decode a JPEG at that fraction of its size, box and all; divides
-                every edge of the box.
+            factor: 1, 2, 4 or 8: decode a JPEG at 1/factor of its size, the box included; must
+                divide every edge of the box.
 
         Raises:
-            UnreadableImage: the image cannot be read whole, or its pixels have no agreed range;
-                Pillow's verdict counts.
+            UnreadableImage: the image cannot be read completely, or its pixels have no agreed
+                range, as Pillow judges.
         """
         if self._opened is None:
             part = decode_region(self.data, box) if factor == 1 else None
@@ -248,14 +249,14 @@ class Photograph:
 
     @property
     def plain(self) -> bool:
-        """Whether this is a whole RGB or grey JPEG by its ends: what every decoder reads alike."""
+        """Whether this is a complete RGB or grey JPEG, which all decoders read alike."""
         known = self._opened is None or (
             self._opened.format == "JPEG" and self._opened.mode in ("RGB", "L")
         )
         return known and self.data.endswith(END)
 
     def show(self, view: View) -> Tensor:
-        """Decode and resize what a view takes of the image: uint8 (3, size, size).
+        """Decode and resize the part of the image in a view: uint8 (3, size, size).
 
         Raises:
             UnreadableImage: see `pixels`.

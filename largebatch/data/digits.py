@@ -28,9 +28,9 @@ _MEAN, _STD = (0.3053,), (0.3761,)
 def digits(config: DataConfig, split: Split, num_classes: int | None = None) -> ArraySource:
     """Build the digits.
 
-    The set has no official split. Ours is fixed: of each class, the fifth (rounded down) with the
-    smallest keyed hash of its position is held out, which gives 1,442 training and 355 validation
-    images.
+    The set has no official split. Here the split is fixed: from each class, a fifth of the images
+    (rounded down), those with the smallest keyed hash of their position, is held out. This gives
+    1,442 training and 355 validation images.
     """
     table = _table()
     images = torch.from_numpy(table[:, :-1].astype(np.uint8)).view(-1, 1, 8, 8)

@@ -1,9 +1,10 @@
-"""Stateless random draws: every number is a hash of where it is used, not of what came before.
+"""Stateless random draws: every number is a hash of its place of use, not of earlier draws.
 
-A draw is a function of (seed, epoch, sample index, stream, number), so any number of workers and
-ranks, and any split into batches, sees the same randomness. The hash is the finaliser of SplitMix64
-(Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", OOPSLA, with David
-Stafford's variant 13 of the constants), which passes BigCrush as a counter-based generator.
+A draw is a function of (seed, epoch, sample index, stream, number). So any number of workers and
+ranks, and any split into batches, sees the same random numbers. The hash is the finaliser of
+SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", OOPSLA,
+with David Stafford's variant 13 of the constants), which passes BigCrush as a counter-based
+generator.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _SECOND = 0x94D049BB133111EB
 
 
 class Stream(IntEnum):
-    """What a draw decides; different streams of one sample are independent."""
+    """The purpose of a draw; different streams of one sample are independent."""
 
     ORDER = 0
     CROP = 1
@@ -74,8 +75,8 @@ def uniform(
     Args:
         seed: the run's seed.
         epoch: the epoch the samples are used in.
-        indices: sample indices (or positions), shape (n,).
-        stream: what the numbers are for, see `Stream`.
+        indices: sample indices (or positions), (n,).
+        stream: purpose of the numbers, see `Stream`.
         count: how many numbers each sample needs.
 
     Returns:
@@ -89,7 +90,7 @@ def uniform(
 
 
 class SampleDraws:
-    """The numbers of one sample and stream, one after the other: row ``index`` of `uniform`."""
+    """The random numbers of one sample and stream in turn: row ``index`` of `uniform`."""
 
     def __init__(self, seed: int, epoch: int, index: int, stream: int) -> None:
         self._state = mix_int(index ^ key(seed, epoch, stream))

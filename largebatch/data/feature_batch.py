@@ -1,4 +1,4 @@
-"""Rows of features and what is to be predicted from each."""
+"""Batches of feature vectors with targets, for regression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a data set: opened only where they are files, and shown in one safe line."""
+"""Open files of a data set safely, and print their names safely."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from largebatch.record.benchmark import memory_gib
 def open_file(path: Path | str) -> BinaryIO:
     """Open a regular file for reading.
 
-    A pipe would wait for a writer for ever, and a device need not end: both are refused at once.
+    Pipes and devices are refused at once: a pipe could wait for a writer for ever, and a device
+    need not end.
 
     Raises:
-        OSError: it is absent, may not be read or is not a regular file.
+        OSError: the file is absent, may not be read or is not a regular file.
     """
     descriptor, _ = _opened(path)
     return open(descriptor, "rb")
@@ -28,7 +29,7 @@ def read_file(path: Path | str, most: int) -> bytes:
     """Read a regular file of at most ``most`` bytes, in fewer calls than by `open_file`.
 
     Raises:
-        OSError: it cannot be opened as one, or is larger.
+        OSError: the file cannot be opened as a regular file, or is larger.
     """
     descriptor, size = _opened(path)
     try:
@@ -44,7 +45,7 @@ def read_file(path: Path | str, most: int) -> bytes:
 
 
 def refuse_beyond_memory(what: str, size: int) -> None:
-    """Raise the error that says that ``size`` bytes of ``what`` exceed this machine's memory."""
+    """Raise an error if ``size`` bytes of ``what`` exceed this machine's memory."""
     if size > memory_gib() * 2**30:
         raise UserError(
             f"{what} takes {size / 2**30:.1f} GiB, more than this machine's "
@@ -53,7 +54,7 @@ def refuse_beyond_memory(what: str, size: int) -> None:
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal must not see: control characters and bytes that are not UTF-8."""
+    """Escape characters unsafe for a terminal: control characters and bytes that are not UTF-8."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text

@@ -1,4 +1,4 @@
-"""Errors in a user's code as one line that says where."""
+"""Turn errors in a user's code into one line with their place."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _OURS = Path(__file__).parent
 
 @contextmanager
 def foreign_code(where: str, sample: str = "") -> Iterator[None]:
-    """Run code that is not ours.
+    """Run a user's code in a ``with`` block.
 
     Args:
-        where: what is asked for, for the message.
-        sample: the sample that is read, if it is one.
+        where: the requested object, for the message.
+        sample: the sample being read, if any.
 
     Raises:
         UnreadableSample: a sample's file cannot be read or decoded.

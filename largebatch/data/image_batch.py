@@ -23,7 +23,7 @@ class ImageBatch(Rows):
         indices, positions: int64 (n,), of the request without the unreadable samples.
         ghosts: sizes of the ghost batches, which add up to n; a ghost with no readable sample is
             left out.
-        mixed: the partners' labels and weights where mixup or CutMix is on.
+        mixed: the partners' labels and weights if mixup or CutMix is on.
     """
 
     inputs: Tensor
@@ -34,7 +34,7 @@ class ImageBatch(Rows):
     mixed: Mixed | None = None
 
     def tensors(self) -> Iterator[Tensor]:
-        """Yield inputs and targets, and what is mixed in."""
+        """Yield inputs and targets, and the tensors of ``mixed``."""
         yield self.inputs
         yield self.targets
         if self.mixed is not None:

@@ -1,4 +1,4 @@
-"""Labelled images: what every source of them has in common."""
+"""The base of all sources of labelled images."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ImageSource(Source):
         image_shape: (channels, height, width) of the images as the model receives them.
         scale: factor from stored pixels to the range of mean and std (1/255 for uint8 images).
         mean, std: per channel, of the scaled pixels; the model receives (x * scale - mean) / std.
-        mirrors: whether a mirrored image shows the same thing, as a photograph does and a digit
-            does not.
+        mirrors: whether a mirrored image keeps its meaning (true for photographs, false for
+            digits).
     """
 
     mirrors = True
@@ -49,10 +49,10 @@ class ImageSource(Source):
         return {"num_classes": self.num_classes, "image_shape": self.image_shape}
 
     def widen(self, num_classes: int, name: str) -> None:
-        """Let the images have ``num_classes``, which ``model.num_classes`` sets.
+        """Raise the number of classes to ``num_classes``, from ``model.num_classes``.
 
         Raises:
-            UserError: there are more.
+            UserError: the data have more classes.
         """
         if num_classes < self.num_classes:
             raise UserError(
@@ -63,7 +63,7 @@ class ImageSource(Source):
 
     @abstractmethod
     def pieces(self, config: DataConfig, delivery: Delivery) -> PieceReader:
-        """Return who reads the raw samples."""
+        """Return the reader of raw samples."""
 
     def reader(self, config: DataConfig, delivery: Delivery) -> Pipeline:
         """Return the pipeline that reads, augments and normalises."""
@@ -78,7 +78,7 @@ class ImageSource(Source):
         )
 
     def example(self, samples: int, delivery: Delivery, extent: int | None = None) -> ImageBatch:
-        """Return blank images of the first class: to read some would be an error's first place."""
+        """Return blank images of the first class; no file is read, since reading may fail."""
         channels, height, width = self.image_shape
         shape = (samples, channels, extent or height, extent or width)
         blank = torch.zeros(shape, dtype=delivery.dtype, device=delivery.device)

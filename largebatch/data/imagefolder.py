@@ -38,8 +38,8 @@ _LAYOUT = "a folder with train/CLASS/* and val/CLASS/*"
 class FileSource(SampleSource):
     """Labelled image files.
 
-    The paths are one block of bytes with offsets: a list of a million strings would be copied page
-    by page into every worker as their reference counts change.
+    The paths are stored as one block of bytes with offsets. A list of a million strings would be
+    copied into every worker page by page, as reference counts change.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class FileSource(SampleSource):
     def crops(
         self, index: int, epoch: int, seed: int, image_size: int | None, boxes: Boxes
     ) -> tuple[Tensor, int]:
-        """Read boxes of one image, which is decoded for each as far as that needs."""
+        """Read several boxes of one image, each decoded no larger than needed."""
         path, size = self.path(index), image_size or self.size
         try:
             image = Photograph.read(path)
@@ -93,7 +93,7 @@ class FileSource(SampleSource):
         return int(self._labels[index])
 
     def pieces(self, config: DataConfig, delivery: Delivery) -> PieceReader:
-        """Return who reads the images: DALI, or worker processes."""
+        """Return the reader of the images: DALI, or worker processes."""
         if config.pipeline != "dali":
             return super().pieces(config, delivery)
         augment = delivery.train and config.augment == "standard"
@@ -104,7 +104,7 @@ class FileSource(SampleSource):
     def view(
         image: Photograph, index: int, epoch: int, seed: int, size: int, augment: bool
     ) -> View:
-        """Return what a sample shows of its image; see `SampleSource.load` for the arguments."""
+        """Return the view of an image for a sample; see `SampleSource.load` for the arguments."""
         if not augment:
             return evaluation_view(image.height, image.width, size)
         crop = SampleDraws(seed, epoch, index, Stream.CROP)
@@ -120,8 +120,8 @@ class FileSource(SampleSource):
 def imagefolder(config: DataConfig, split: Split, num_classes: int | None = None) -> FileSource:
     """Build the source from a folder; class k is the k-th folder name in sorted order.
 
-    What counts as a class and as an image is said in `scan`. Both splits have the same folders; one
-    of val may be empty, one of train may not.
+    `largebatch.data.scan` defines which folders are classes and which files are images. Both splits
+    must have the same folders. A folder of val may be empty, a folder of train may not.
     """
     root = Path(required_root(config, _LAYOUT))
     where = f"data.root={str(root)!r}"

@@ -1,8 +1,8 @@
-"""Colour distortion and blur of whole batches of images, each image by numbers of its own.
+"""Colour distortion and blur of whole batches, each image by its own random numbers.
 
 Chen et al. 2020, "A simple framework for contrastive learning of visual representations" (SimCLR),
-appendix A. Every result hangs on its own image and numbers alone, to the bit, however many images
-are worked on together.
+appendix A. Every result depends only on its own image and numbers, to the bit, however many images
+are processed together.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _DEVIATION = 0.1, 2.0  # of the blur, in pixels
 def distorted(images: Tensor, numbers: Tensor, strength: float, blur: bool) -> Tensor:
     """Return images after SimCLR's colour distortion.
 
-    80% are changed in brightness, contrast, saturation and hue, in an order drawn for each, by
-    factors from 1 - 0.8 s to 1 + 0.8 s and a turn of the hue within 0.2 s; 20% lose their colour.
-    Of grey images brightness and contrast are all there is.
+    80% of the images are changed in brightness, contrast, saturation and hue, in a random order per
+    image. The factors are from 1 - 0.8 s to 1 + 0.8 s, and the hue turns by up to 0.2 s. 20% lose
+    their colour. For grey images only brightness and contrast change.
 
     Args:
         images: float (n, 1 or 3, height, width) within [0, 1].
-        numbers: float (n, `COUNT`) within [0, 1), of the images.
+        numbers: float (n, `COUNT`) within [0, 1), random numbers of the images.
         strength: s; 0 leaves colours as they are, and all images coloured.
-        blur: whether half of the images are blurred: a Gaussian of 0.1 to 2 pixels, a tenth of the
-            side wide.
+        blur: whether to blur half of the images, by a Gaussian of 0.1 to 2 pixels. The kernel is a
+            tenth of the image's side wide.
     """
     coloured = images.shape[1] == 3
     if strength > 0:

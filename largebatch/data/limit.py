@@ -1,4 +1,4 @@
-"""``data.limit``: a part of the training samples that looks like the whole."""
+"""``data.limit``: keep a part of the training samples with the class shares of the whole."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from largebatch.data.source import Split
 def limited(labels: NDArray[Any], config: DataConfig, split: Split) -> NDArray[np.int64]:
     """Return which samples ``data.limit`` keeps, in their order (it limits training only).
 
-    The choice depends on the labels alone: not on the seed, the ranks or the machine, and a larger
-    limit keeps what a smaller one keeps. The classes share the limit by Webster's method (Balinski
-    and Young 2001, "Fair representation"): the k-th sample of a class of n, in the order of a keyed
+    The choice depends only on the labels, not on the seed, the ranks or the machine. A larger limit
+    keeps all samples of a smaller one. Classes share the limit by Webster's method (Balinski and
+    Young 2001, "Fair representation"): the k-th sample of a class of n, in the order of a keyed
     hash, has its turn at (k - 1/2) / n.
 
     Args:
-        labels: of all samples, (n,); equal ones are a class.
+        labels: (n,), labels of all samples; equal labels are a class.
         config: the ``data`` section.
         split: "train" or "val".
     """

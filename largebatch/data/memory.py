@@ -1,4 +1,4 @@
-"""Images held in memory: a batch is a gather, a keyed crop and a keyed flip."""
+"""Images held in memory: a batch is a gather, a random crop and a random flip."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ArraySource(ImageSource):
     Args:
         images: uint8 or float32, (n, channels, height, width).
         labels: int64, (n,).
-        crop_and_flip: whether the standard augmentation pads and crops the images and flips half.
+        crop_and_flip: whether training pads and crops the images and flips half of them.
         image_size: side of the images that the model receives (None: as stored).
     """
 
@@ -57,7 +57,7 @@ class ArraySource(ImageSource):
         return indices
 
     def pieces(self, config: DataConfig, delivery: Delivery) -> ArrayReader:
-        """Return who gathers the images of a batch."""
+        """Return the reader that gathers the images of a batch."""
         augment = delivery.train and config.augment == "standard"
         return ArrayReader(self, delivery.seed, delivery.device, augment, delivery.channels_last)
 
@@ -65,15 +65,15 @@ class ArraySource(ImageSource):
 class ArrayReader:
     """Reads an `ArraySource` in the calling thread.
 
-    Gathering a batch takes microseconds, less than handing it over from another thread. A set that
-    fits lives on the device, where a batch then costs the transfer of its indices alone.
+    Gathering a batch takes microseconds, less than passing it between threads. If the set fits on
+    the device it is kept there. Then a batch costs only the transfer of its indices.
 
     Args:
         source: the images.
         seed: the run's seed.
         device: where the batches are wanted.
         augment: whether to apply the source's random crop and flip.
-        channels_last: keep the pixels in that order, so that no batch is transposed.
+        channels_last: keep the pixels in channels-last order, so that no batch is transposed.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ArrayReader:
             yield request, [Samples(images, self._labels.index_select(0, rows))]
 
     def close(self) -> None:
-        """Nothing to end: there is no worker."""
+        """Do nothing: there are no workers."""
 
     def _at_home(self, array: NDArray[np.int64]) -> Tensor:
         tensor = torch.from_numpy(array)

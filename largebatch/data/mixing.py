@@ -3,8 +3,8 @@
 Zhang, Cisse, Dauphin and Lopez-Paz 2018, "mixup: Beyond empirical risk minimization"
 (arXiv:1710.09412); Verma et al. 2019, "Manifold Mixup" (arXiv:1806.05236); Yun et al. 2019,
 "CutMix" (arXiv:1905.04899). Partners, lambda, the layer and the box of a ghost are drawn from
-(seed, epoch, position of its first sample), so what is mixed does not depend on how ghosts are
-spread over ranks and micro-batches.
+(seed, epoch, position of its first sample). So the result does not depend on how ghosts are divided
+over ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Mixed:
         partners: int64 (n,), the labels of the samples mixed in.
         weight: (n,), lambda: the share of each sample's own label, in the inputs' type.
         rows: int64 (n,), the samples mixed in, by their rows.
-        hidden: (n,) of each layer in which some ghost's states are mixed, by its number in
-            ``data.mixup_layers``: the share of each sample's own state there.
+        hidden: by layer (its number in ``data.mixup_layers``) in which some ghost is mixed, (n,):
+            the share of each sample's own state.
     """
 
     partners: Tensor
@@ -39,7 +39,7 @@ class Mixed:
     hidden: Mapping[int, Tensor] = field(default_factory=dict)
 
     def head(self, n: int) -> Mixed:
-        """Return what is of the first ``n`` samples, as views."""
+        """Return the part of the first ``n`` samples, as views."""
         hidden = {layer: share[:n] for layer, share in self.hidden.items()}
         return Mixed(self.partners[:n], self.weight[:n], self.rows[:n], hidden)
 
@@ -67,11 +67,11 @@ def mix_batch(
         mixup: alpha of mixup's Beta(alpha, alpha); 0 is off.
         cutmix: alpha of CutMix's; 0 is off. With both on, each ghost takes one or the other with
             equal chance.
-        layers: in one of which, with equal chance, a ghost is mixed that takes mixup; ``input`` are
-            the inputs, whose pixels are mixed here. Empty: these alone.
+        layers: a ghost that takes mixup is mixed in one of these layers, with equal chance.
+            ``input`` is the inputs, whose pixels are mixed here. Empty: the inputs only.
 
     Returns:
-        the mixed inputs, the partners' labels with their weights, and what is to be mixed later.
+        The mixed inputs, and the partners' labels with their weights and the layers to mix later.
     """
     assert sum(ghosts) == len(inputs)
     assert len(first_positions) == len(ghosts)

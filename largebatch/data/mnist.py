@@ -85,7 +85,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         dimensions: how many dimensions the array must have.
 
     Raises:
-        UserError: the file is absent, is not IDX, or is shorter or longer than its header says.
+        UserError: the file is absent, is not IDX, or its length differs from its header.
     """
     packed = path.with_name(path.name + ".gz")
     # Header: two zero bytes, 8 for unsigned bytes, the number of dimensions, each size big-endian.

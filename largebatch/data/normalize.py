@@ -15,9 +15,9 @@ class Normalizer:
     multiply-add over the memory in its own order.
 
     Args:
-        source: whose scale, mean and std.
+        source: source that gives scale, mean and std.
         device: where the inputs are wanted.
-        dtype: of the inputs.
+        dtype: type of the inputs.
         channels_last: memory format of the inputs.
     """
 

@@ -1,9 +1,9 @@
 """The order of the samples: a stateless function of (seed, epoch, position).
 
-No list of indices exists anywhere: position ``p`` of an epoch holds sample ``permutation(p)``, so a
-run on any number of ranks, resumed at any sample, reads the same order from the same formula. The
-permutation is an unbalanced Feistel network over the grid a x b >= n with cycle walking (Black and
-Rogaway 2002, "Ciphers with arbitrary finite domains", CT-RSA): memory O(1), any n, exact.
+No list of indices is stored: position ``p`` of an epoch holds sample ``permutation(p)``. So a run
+on any number of ranks, resumed at any sample, reads the same order. The permutation is an
+unbalanced Feistel network over a grid a x b >= n with cycle walking (Black and Rogaway 2002,
+"Ciphers with arbitrary finite domains", CT-RSA). It takes O(1) memory, and is exact for any n.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Permutation:
     """A keyed permutation of ``range(n)``, evaluated point by point.
 
     Args:
-        n: how many elements, from 1 to 2**62.
+        n: number of elements, from 1 to 2**62.
         key: 64 bits that choose the permutation.
     """
 
@@ -82,7 +82,7 @@ class EpochOrder:
     """The order in which each epoch visits ``n`` samples.
 
     Args:
-        n: how many samples an epoch has.
+        n: number of samples in an epoch.
         seed: the run's seed.
         shuffle: whether each epoch has its own random order (training) or all are sequential
             (evaluation).

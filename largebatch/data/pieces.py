@@ -1,4 +1,4 @@
-"""What a pipeline of images asks of a source, and of who reads its raw samples."""
+"""Interfaces between an image pipeline, its source and the readers of raw samples."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Samples:
     Attributes:
         images: uint8 or float32 (n, channels, height, width).
         labels: int64 (n,).
-        failures: of each unreadable sample its place in the piece, its name and the reason; the
-            images and labels are those of the others.
+        failures: for each unreadable sample, its place in the piece, its name and the reason.
+            Images and labels hold the other samples only.
     """
 
     images: Tensor
@@ -39,7 +39,7 @@ class PieceReader(Protocol):
         ...
 
     def close(self) -> None:
-        """End what works in the background."""
+        """End background work."""
         ...
 
 
@@ -72,7 +72,7 @@ class ImageFiles(Protocol):
     def view(
         self, image: Photograph, index: int, epoch: int, seed: int, size: int, augment: bool
     ) -> View:
-        """Return what a sample shows of its image."""
+        """Return the view of an image for a sample."""
         ...
 
 
@@ -85,5 +85,5 @@ class Images(Protocol):
     scale: float
 
     def pieces(self, config: DataConfig, delivery: Delivery) -> PieceReader:
-        """Return who reads the raw samples."""
+        """Return the reader of raw samples."""
         ...

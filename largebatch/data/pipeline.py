@@ -1,4 +1,4 @@
-"""From requests to normalised batches on the device, in order and ahead of time."""
+"""Turn requests into normalised batches on the device, in order and ahead of time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from largebatch.data.source import Delivery, Reader
 class Pipeline(Reader):
     """Reads, augments and normalises the samples of requests.
 
-    The pixels of a sample depend on (seed, epoch, sample index) alone, and mixing on (seed, epoch,
-    position): the number of workers and ranks and the sizes of the requests change nothing.
+    The pixels of a sample depend only on (seed, epoch, sample index), and mixing on (seed, epoch,
+    position). The number of workers and ranks and the sizes of the requests change nothing.
 
     Args:
         source: the samples.
@@ -56,11 +56,11 @@ class Pipeline(Reader):
     def read(self, requests: Iterable[Request]) -> Iterator[ImageBatch]:
         """Yield the batch of each request, in order; requests are drawn ahead of their batches.
 
-        One iteration at a time: a second call ends the first.
+        Only one iteration is possible at a time: a second call ends the first.
 
         Raises:
-            UserError: more samples are unreadable than ``data.skip_corrupt`` allows, or one is
-                not what it should be.
+            UserError: more samples are unreadable than ``data.skip_corrupt`` allows, or a sample
+                does not have the required form.
         """
         read = self._pieces.read(requests)
         if self.device.type == "cuda":

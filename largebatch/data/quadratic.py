@@ -1,9 +1,9 @@
-"""``quadratic``: noisy linear regression whose training is known exactly, for checks of studies.
+"""``quadratic``: noisy linear regression with exactly known training, to check studies.
 
-Features are Gaussian with variances i^-0.75, i = 1 to 256, targets a fixed linear map of them plus
-noise; every epoch draws anew, so no sample comes twice. The validation set is the 256 axes of the
-features, each as long as makes its mean loss the excess risk of the population, exactly: 1/2 (w -
-truth)' H (w - truth), without any noise of sampling.
+Features are Gaussian with variances i^-0.75, i = 1 to 256. Targets are a fixed linear map of the
+features plus noise. Every epoch draws anew, so no sample comes twice. The validation set is the 256
+axes of the features, scaled. Its mean loss is exactly the excess risk of the population, 1/2 (w -
+truth)' H (w - truth), without sampling noise.
 """
 
 from __future__ import annotations

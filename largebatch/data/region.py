@@ -1,8 +1,8 @@
-"""Decoding no more of a JPEG than a box of it, by nvImageCodec where that is installed.
+"""Decode only a box of a JPEG, by nvImageCodec if it is installed.
 
-Rows below the box are never read, columns and rows around it skip the inverse transform: about a
-seventh of a training view's time, with the same bits as a full decode. The library comes with DALI
-(``pip install 'largebatch[dali]'``).
+Rows below the box are never read, and columns and rows around the box skip the inverse transform:
+about a seventh of a training view's time, with the same bits as a full decode. The library comes
+with DALI (``pip install 'largebatch[dali]'``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def decode_region(data: bytes, box: tuple[int, int, int, int]) -> NDArray[np.uin
         box: (top, left, height, width) in pixels.
 
     Returns:
-        uint8 (height, width, 3), or None where the library is absent or declines the file.
+        uint8 (height, width, 3), or None if the library is absent or declines the file.
     """
     # A file cut short must fail as a whole, though the box may lie before the cut.
     if not data.endswith(END):

@@ -1,7 +1,7 @@
-"""The data sets a config can name.
+"""The registry of data sets, from which ``data.name`` chooses.
 
-A factory of ours is called with the ``data`` section, the split and ``model.num_classes``; a user's
-with the split.
+A factory in the registry is called with the ``data`` section, the split and ``model.num_classes``.
+A user's factory is called with the split.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from largebatch._registry import Facts, Registry
 
 @dataclass(frozen=True)
 class DataFacts(Facts):
-    """What the rest of the package has to know of a data set.
+    """Facts about a data set that the rest of the package needs.
 
     Attributes:
-        image_files: its samples are image files, which any of the pipelines may decode.
-        text: its samples are windows of text, which the keys of text are about.
-        library: the text is that of Python's own library, wherever that lies.
+        image_files: its samples are image files, which any pipeline may decode.
+        text: its samples are windows of text, so the config keys for text apply.
+        library: the text is Python's own standard library, so no ``data.root`` is needed.
     """
 
     image_files: bool = False
@@ -28,7 +28,7 @@ class DataFacts(Facts):
     library: bool = False
 
     def words(self) -> Iterator[str]:
-        """Yield the facts, a short line each."""
+        """Yield the facts, one short line each."""
         if self.image_files:
             yield "samples are image files: any data.pipeline decodes them"
         if self.text:

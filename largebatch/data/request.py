@@ -1,4 +1,4 @@
-"""What the trainer asks of a reader."""
+"""A request: the samples that the trainer asks a reader for."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Request:
-    """One forward's samples, in the order wanted.
+    """The samples of one forward pass, in order.
 
     Attributes:
         epoch: which epoch they belong to.
         indices: int64 (n,), sample indices; n may be 0 (a rank without samples in a step).
-        positions: int64 (n,), the position in the epoch of each.
-        extent: how large a sample is wanted (None: the source's own): the side of an image in
-            pixels, the length of a window in tokens.
+        positions: int64 (n,), position of each sample in the epoch.
+        extent: size of a sample (None: the source's own): side of an image in pixels, or length of
+            a window in tokens.
         ghosts: sizes of the ghost batches, which add up to n (empty: the request is one ghost).
     """
 

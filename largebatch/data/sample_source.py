@@ -30,7 +30,7 @@ class SampleSource(ImageSource):
     """A source that reads one sample at a time, in worker processes.
 
     Attributes:
-        dtype: of the images that `load` returns.
+        dtype: type of the images that `load` returns.
     """
 
     dtype: torch.dtype = torch.uint8
@@ -46,14 +46,14 @@ class SampleSource(ImageSource):
             epoch: the epoch that asks for it.
             seed: the run's seed.
             image_size: side of the square image wanted (None: the source's own).
-            augment: whether to draw a random view (training) or the fixed one.
+            augment: whether to take a random view (training) or the fixed one.
 
         Returns:
             the image, uint8 or float32 (channels, height, width), and its label.
 
         Raises:
             UnreadableSample: the sample cannot be read.
-            UserError: it is not what it should be.
+            UserError: the sample does not have the required form.
         """
 
     def crops(
@@ -62,11 +62,11 @@ class SampleSource(ImageSource):
         """Read one sample's boxes, each resized to the size of an image: (n, channels, ...).
 
         Args:
-            index, epoch, seed, image_size: as of :meth:`load`.
-            boxes: draws them, once the size of the image is known.
+            index, epoch, seed, image_size: as for :meth:`load`.
+            boxes: function that draws the boxes from the image's height and width.
 
         Raises:
-            UnreadableSample, UserError: as of :meth:`load`.
+            UnreadableSample, UserError: as for :meth:`load`.
         """
         image, label = self.load(index, epoch, seed, image_size, augment=False)
         height, width = image.shape[1:]
@@ -83,5 +83,5 @@ class SampleSource(ImageSource):
 
 
 def default_workers() -> int:
-    """Return this rank's share of the cores that the process may use, from 1 to 16."""
+    """Return the default number of workers: this rank's share of usable cores, from 1 to 16."""
     return min(max(usable_cores() // detect().local_world_size, 1), _MOST_WORKERS)

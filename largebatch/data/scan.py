@@ -1,4 +1,4 @@
-"""What a folder of images holds: image files, each folder once, and nothing a system left there."""
+"""Find image files and classes in a folder, without hidden and system files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _Identity = tuple[int, int]
 def find_images(folder: Path | str) -> list[str]:
     """Return the paths of the image files in a folder and the folders below it, sorted.
 
-    Links are followed, but each folder is read once, and none above ``folder`` is. Names that begin
-    with a dot (``.ipynb_checkpoints``, ``._x.jpg``) and folders that systems make (``@eaDir``,
-    ``__MACOSX``) are left out.
+    Links are followed, but each folder is read once, and folders above ``folder`` are never read.
+    Names that begin with a dot (``.ipynb_checkpoints``, ``._x.jpg``) and folders made by systems
+    (``@eaDir``, ``__MACOSX``) are left out.
 
     Raises:
         UserError: a folder cannot be read.
@@ -77,7 +77,7 @@ def find_classes(split: Path) -> list[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Say whether a file or folder of that name is no part of the data."""
+    """Return whether a file or folder of this name is not part of the data."""
     return name.startswith(".") or name in _NOT_DATA
 
 

@@ -1,4 +1,4 @@
-"""What workers may have ready, by the shared memory through which they hand over images."""
+"""Limit how much workers prepare ahead, by the free shared memory that passes images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Share:
     """How a reader and its workers use shared memory.
 
     Attributes:
-        ahead: pieces that each worker has ready.
-        piece: most bytes of a piece; None: no limit.
-        copy: whether the reader copies what it has in use out of shared memory.
+        ahead: number of pieces that each worker prepares ahead.
+        piece: largest number of bytes of a piece; None: no limit.
+        copy: whether the reader copies images in use out of shared memory.
     """
 
     ahead: int
@@ -29,20 +29,20 @@ class Share:
 
 
 def share(sample: int, samples: int, workers: int, pinned: bool) -> Share:
-    """Divide this rank's share of what is free: containers often have 64 MiB in all.
+    """Divide this rank's share of free shared memory (containers often have 64 MiB in all).
 
-    Workers have a request and a piece each ready, and the reader holds the batch in use and the one
-    that is gathered, unless it moves them to pinned memory. Where that is more than half of what is
-    free, the reader copies, pieces are smaller, and fewer are ready.
+    Workers have a request and one piece each ready. The reader holds the batch in use and the next
+    one, unless it moves them to pinned memory. If this takes more than half of the free memory, the
+    reader copies, pieces are smaller, and fewer are prepared ahead.
 
     Args:
-        sample: bytes of a sample.
-        samples: of a request.
+        sample: bytes per sample.
+        samples: number of samples per request.
         workers: number of processes.
-        pinned: whether the reader moves what it receives to pinned memory.
+        pinned: whether the reader moves images to pinned memory.
 
     Raises:
-        UserError: there is no room for a sample of each worker.
+        UserError: there is not enough room for one sample per worker.
     """
     ahead = -(-max(samples, 1) // (PIECE * max(workers, 1))) + 1
     try:

@@ -1,4 +1,4 @@
-"""What a data set is to a run: how many samples, in which order, and who reads them."""
+"""The interface of a data set: number of samples, their order, and their reader."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Opened = TypeVar("Opened", bound="Reader")
 
 
 class Order(Protocol):
-    """Which sample stands at a position: a pure function of (epoch, position)."""
+    """The sample at each position of an epoch: a pure function of (epoch, position)."""
 
     def indices(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Return the samples at positions [start, stop) of an epoch: int64 (stop - start,)."""
@@ -32,13 +32,13 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class Delivery:
-    """How a run wants its batches.
+    """The form in which a run wants its batches.
 
     Attributes:
-        seed: the run's; all that is drawn of a sample is keyed to (seed, epoch, sample).
+        seed: the run's seed; all random draws are keyed to (seed, epoch, sample).
         device: where the batches are wanted.
         train: whether to augment and mix (training) or to read plainly (evaluation).
-        dtype: of floating-point inputs.
+        dtype: type of floating-point inputs.
         channels_last: memory format of images.
     """
 
@@ -57,11 +57,11 @@ class Reader(ABC):
         """Yield the batch of each request, in order. A second call ends the first.
 
         Raises:
-            UserError: a sample is not what it should be.
+            UserError: a sample does not have the required form.
         """
 
     def close(self) -> None:  # noqa: B027
-        """End what works in the background."""
+        """End background work."""
 
     def __enter__(self: Opened) -> Opened:
         return self
@@ -73,8 +73,8 @@ class Reader(ABC):
 class Source(ABC):
     """A finite set of samples.
 
-    A subclass says how many there are and what it offers to models, and either reads a batch by
-    :meth:`batch` or brings a reader of its own.
+    A subclass gives the number of samples and what it offers to models. It either reads a batch by
+    :meth:`batch` or returns its own reader by :meth:`reader`.
     """
 
     @abstractmethod
@@ -83,16 +83,16 @@ class Source(ABC):
 
     @abstractmethod
     def offers(self) -> dict[str, Any]:
-        """Return what models and tasks may ask for by the names of their arguments.
+        """Return the values that models and tasks may take by the names of their arguments.
 
         Images offer ``num_classes`` and ``image_shape``, text ``vocabulary`` and ``context``.
         """
 
     def widen(self, num_classes: int, name: str) -> None:
-        """Take ``model.num_classes``, which only labelled samples have a use for.
+        """Accept ``model.num_classes``; only sources of labelled samples do.
 
         Raises:
-            UserError: these have none.
+            UserError: the samples have no labels.
         """
         raise UserError(f"model.num_classes={num_classes}: data.name={name!r} has no classes")
 
@@ -104,22 +104,22 @@ class Source(ABC):
         """Read the samples of one request.
 
         Raises:
-            UserError: a subclass brings a reader of its own, and no :meth:`example`.
+            UserError: the subclass has its own reader, and no :meth:`example`.
         """
         raise UserError(f"{type(self).__name__}: a source defines batch, or reader and example")
 
     def reader(self, config: DataConfig, delivery: Delivery) -> Reader:
-        """Return who reads the samples as the ``data`` section and ``delivery`` say."""
+        """Return the reader of the samples, as set by section ``data`` and ``delivery``."""
         return BatchReader(self, delivery)
 
     def example(self, samples: int, delivery: Delivery, extent: int | None = None) -> Batch:
-        """Return a batch of the kind that training will see, to try a model on."""
+        """Return a batch of the form used in training, to try a model on."""
         first = np.arange(samples) % len(self)
         return self.batch(Request(0, first, first, extent), delivery)
 
 
 class BatchReader(Reader):
-    """Reads batch after batch in the calling thread."""
+    """Reads one batch after the other in the calling thread."""
 
     def __init__(self, source: Source, delivery: Delivery) -> None:
         self._source, self._delivery = source, delivery
@@ -147,7 +147,7 @@ class UnreadableSample(Exception):
 
     @property
     def name(self) -> str:
-        """The file, or whatever else names the sample."""
+        """The file, or another name of the sample."""
         return str(self.args[0])
 
     def __str__(self) -> str:
@@ -155,7 +155,7 @@ class UnreadableSample(Exception):
 
 
 def required_root(config: DataConfig, expected: str) -> str:
-    """Return ``data.root`` or raise the error that says what it should name."""
+    """Return ``data.root``; if it is not set, raise an error that tells what it should name."""
     if config.root is None:
         raise UserError(f"data.root is not set: data.name={config.name!r} needs {expected}")
     return config.root

@@ -1,4 +1,4 @@
-"""The order of text that is read on: every stream continues where it left off a step ago."""
+"""The order of text read in streams: each stream continues where it ended a step ago."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class StreamOrder:
     """Cuts ``n`` windows of a text into streams that are read side by side.
 
     Stream ``s`` holds the windows ``s * n / streams`` and following. Position ``p`` of an epoch is
-    the next window of stream ``p % streams``, so that a step of ``streams`` samples takes one
-    window of each, and each continues the same stream's window of the step before (Dai et al. 2019,
-    "Transformer-XL", section 3.2). All epochs read alike.
+    the next window of stream ``p % streams``. So a step of ``streams`` samples takes one window of
+    each stream, which continues the stream's window of the step before (Dai et al. 2019,
+    "Transformer-XL", section 3.2). All epochs have the same order.
 
     Args:
-        n: windows of an epoch.
-        streams: how many are read side by side.
+        n: number of windows in an epoch.
+        streams: number of streams read side by side.
 
     Raises:
-        UserError: the windows do not divide into streams.
+        UserError: the windows do not divide evenly into streams.
     """
 
     def __init__(self, n: int, streams: int) -> None:
@@ -39,14 +39,14 @@ class StreamOrder:
         return streams * (self.n // self.streams) + windows
 
     def require_divides(self, sizes: dict[str, int], total: int) -> None:
-        """Refuse a step in which a stream would not be continued once.
+        """Refuse a step size that does not continue each stream exactly once.
 
         Args:
-            sizes: samples of a step, by the key that says so.
-            total: samples of the run.
+            sizes: samples of a step, by the config key that sets the size.
+            total: samples in the run.
 
         Raises:
-            UserError: naming the key.
+            UserError: the message names the key.
         """
         for key, size in sizes.items():
             if size != self.streams:

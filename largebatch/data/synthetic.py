@@ -1,4 +1,4 @@
-"""ImageNet-shaped noise: measures everything but reading, with no files and no host work."""
+"""ImageNet-shaped noise, to measure everything but reading, without files and host work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows of text: ``text`` of any files, ``stdlib`` of Python's own library."""
+"""Windows of text: data set ``text`` of any files, ``stdlib`` of Python's own library."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ LEAST_WINDOWS = 8  # of a stream of the validation text, where it is long enough
 
 
 class TextSource(Source):
-    """Windows of ``context`` tokens and the one after them.
+    """Windows of ``context`` tokens, each with the token that follows.
 
-    Window ``i`` begins at token ``i * context``; in training all windows of an epoch begin later by
-    one number below ``context`` that is drawn for the epoch, so that every token stands at every
-    place of a window some time. A phase with another extent takes as many tokens from the same
-    places: its samples, the run's clock, are still windows. In validation every token but the first
-    is predicted once: the last window begins early enough to be whole, and only what is new in it
-    counts.
+    Window ``i`` begins at token ``i * context``. In training all windows of an epoch are shifted by
+    a random number below ``context``, so that over time every token stands at every place of a
+    window. A phase with another extent takes that number of tokens from the same places; a sample
+    is still a window. In validation every token but the first is predicted once. The last window
+    begins early enough to be complete, and only its new tokens count.
 
-    With ``streams`` the windows are read in order, see :class:`StreamOrder`; what does not fill the
-    streams evenly is left out.
+    With ``streams`` the windows are read in order, see :class:`StreamOrder`. Windows that do not
+    fill the streams evenly are left out.
 
     Attributes:
-        tokens: of the split, (tokens,).
+        tokens: (tokens,), the tokens of the split.
 
     Args:
-        about: the tokens of both splits, and what is known of them.
-        streams: how many are read side by side; None: windows are independent samples.
-        limit: take so many of the first windows.
+        about: the tokens of both splits, and facts about them.
+        streams: number of streams read side by side; None: windows are independent samples.
+        limit: keep this number of windows from the start.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class TextSource(Source):
         """Read windows of ``request.extent`` tokens and the next one.
 
         Raises:
-            UserError: such a window is longer than the text, or a token is none of the vocabulary.
+            UserError: the window is longer than the text, or a token is not in the vocabulary.
         """
         length = request.extent or self._context
         last = len(self.tokens) - 1 - length
@@ -177,8 +176,8 @@ def _source(config: DataConfig, split: Split) -> TextSource:
 def text(config: DataConfig, split: Split, num_classes: int | None = None) -> TextSource:
     """Build windows of the text that ``data.root`` names: a file, or a folder of files.
 
-    ``data.tokenizer`` says what a token is, ``data.context`` how many a window holds. Files named
-    ``train`` and ``val`` in a folder (as nanoGPT's ``train.bin`` and ``val.bin``) are the two
+    ``data.tokenizer`` defines a token, ``data.context`` the number of tokens in a window. Files
+    named ``train`` and ``val`` in a folder (as nanoGPT's ``train.bin`` and ``val.bin``) are the two
     splits; otherwise the end of the text is held out.
     """
     return _source(config, split)
@@ -192,7 +191,7 @@ def text(config: DataConfig, split: Split, num_classes: int | None = None) -> Te
 def stdlib(config: DataConfig, split: Split, num_classes: int | None = None) -> TextSource:
     """Build windows of the modules that lie in the folder of Python's own library.
 
-    They are there on every machine, and differ between versions of Python: ``data.digest`` in a
-    run's config.yaml tells one text from another.
+    The modules exist on every machine but differ between versions of Python. ``data.digest`` in a
+    run's config.yaml identifies the text.
     """
     return _source(config, split)

@@ -1,4 +1,4 @@
-"""Which bytes of which files are the training and the validation text."""
+"""Divide text files into training and validation text, byte by byte."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class TextFiles:
     val: tuple[Span, ...]
 
     def digest(self, *also: str | bytes) -> str:
-        """Return a hash of the text, its division and ``also``: 32 hexadecimal digits.
+        """Return a hash of the text, its division into splits and ``also``: 32 hexadecimal digits.
 
-        Of a large text it takes blocks that are spread evenly over it.
+        For a large text, blocks spread evenly over the text are hashed.
         """
         found = hashlib.blake2b(digest_size=16)
         for part in also:
@@ -76,15 +76,15 @@ class TextFiles:
 def text_files(config: DataConfig, unit: int = 1, characters: bool = False) -> TextFiles:
     """Return the text that ``data.root`` names, or Python's own library for ``stdlib``.
 
-    A folder with two entries ``train`` and ``val`` (files of any ending, or folders) is divided by
-    them. Otherwise the end of all files, in the order of their paths, is held out.
+    A folder with two entries ``train`` and ``val`` (files with any extension, or folders) has these
+    splits. Otherwise the end of all files, in the order of their paths, is held out.
 
     Args:
         unit: bytes that a cut must not divide.
-        characters: whether it must not divide a character of UTF-8 either.
+        characters: whether a cut must not divide a UTF-8 character either.
 
     Raises:
-        UserError: there is no text, or too little to hold some of it out.
+        UserError: there is no text, or too little to hold out a part.
     """
     if datasets.entry(config.name).facts.library:
         folder = Path(sysconfig.get_paths()["stdlib"])

@@ -20,10 +20,10 @@ class TokenBatch(Rows):
         tokens: int64 (n, tokens of a window) on the device.
         indices, positions: int64 (n,), of the request.
         ghosts: sizes of the ghost batches, which add up to n.
-        counted: bool (n, tokens of a window), which tokens a loss may be about: not a prompt's, nor
-            those that only fill a row; None: all.
-        key: seed and epoch, to which all that a task draws of a sample is keyed.
-        streams: int64 (n,), which stream each window goes on with; None: there are no streams.
+        counted: bool (n, tokens of a window), tokens that count in a loss, without prompts and
+            padding; None: all.
+        key: seed and epoch, to which all random draws of a task are keyed.
+        streams: int64 (n,), the stream that each window continues; None: there are no streams.
         begins: whether these are the first windows of their streams.
     """
 

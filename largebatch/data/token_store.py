@@ -1,4 +1,4 @@
-"""A text's tokens, memory-mapped: from the file itself, or tokenised once and kept."""
+"""A text's tokens, memory-mapped from the file itself, or tokenised once and cached."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Tokens:
     """The tokens of both splits.
 
     Attributes:
-        train, val: (tokens,), of any unsigned type, mapped from a file.
-        vocabulary: all of them are below it.
+        train, val: (tokens,), any unsigned type, mapped from a file.
+        vocabulary: upper bound of the tokens; all tokens are below it.
         mask: the token that stands for a hidden one, if the tokenizer has one.
-        bytes_per_token: of the validation text; None: not known.
+        bytes_per_token: mean bytes per token of the validation text; None: not known.
     """
 
     train: Numbers
@@ -45,12 +45,12 @@ class Tokens:
 def read_tokens(config: DataConfig) -> Tokens:
     """Return the tokens of the text that the ``data`` section names.
 
-    Ranks of a host map the same file. A text whose tokens are no file as they stand is tokenised
-    once and kept in the user's cache folder, under a name made of its files, their times and the
+    Ranks of a host map the same file. If the text is not already a file of tokens, it is tokenised
+    once and stored in the user's cache folder. The name is made from its files, their times and the
     tokenizer.
 
     Raises:
-        UserError: there is no text, or it is not of the kind that the section says.
+        UserError: there is no text, or the text is not of the kind that the section names.
     """
     tokenizer = build_tokenizer(config)
     files = text_files(config, tokenizer.unit, tokenizer.characters)

@@ -1,4 +1,4 @@
-"""What a token is: bytes, characters, numbers of a file, or what a tokenizer's file says."""
+"""Tokenizers: bytes, characters, numbers in a file, or a Hugging Face tokenizer file."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Tokenizer(ABC):
     """Turns text into numbers.
 
     Attributes:
-        vocabulary: numbers are below it.
-        dtype: the narrowest that holds them.
-        mask: the number that stands for a hidden token, if it has one.
-        unit: bytes that belong together.
-        characters: whether it reads UTF-8.
+        vocabulary: number of tokens; all tokens are below it.
+        dtype: the narrowest type that holds the tokens.
+        mask: the token that stands for a hidden one, if there is one.
+        unit: bytes that must not be divided.
+        characters: whether the tokenizer reads UTF-8.
         bytes_known: whether the text's bytes can be counted.
-        direct: whether the numbers stand in the file as they are.
+        direct: whether the file itself holds the tokens as numbers.
     """
 
     vocabulary: int
@@ -46,27 +46,27 @@ class Tokenizer(ABC):
     direct = False
 
     def fit(self, spans: Iterable[Span]) -> None:  # noqa: B027
-        """Look at the whole text, where the numbers depend on it."""
+        """Read the whole text, if the tokens depend on it."""
 
     @abstractmethod
     def encode(self, span: Span) -> Iterator[Numbers]:
         """Yield the tokens of a part of a file.
 
         Raises:
-            UserError: it is no such text.
+            UserError: the text does not fit the tokenizer.
         """
 
     def about(self) -> dict[str, Any]:
-        """Return what :meth:`fit` found, as JSON holds it."""
+        """Return the result of :meth:`fit`, in JSON's types."""
         return {}
 
     def load(self, about: dict[str, Any]) -> None:
-        """Take what :meth:`fit` found once."""
+        """Restore an earlier result of :meth:`fit`."""
         self.vocabulary = about["vocabulary"]
 
 
 class Bytes(Tokenizer):
-    """A token a byte."""
+    """One token per byte."""
 
     vocabulary, direct = 256, True
 
@@ -77,7 +77,7 @@ class Bytes(Tokenizer):
 
 
 class FileNumbers(Tokenizer):
-    """A file of numbers without a head, in the machine's order of bytes, as nanoGPT writes it."""
+    """A file of numbers without a header, in the machine's byte order, as nanoGPT writes it."""
 
     bytes_known, direct = False, True
 
@@ -118,7 +118,7 @@ class FileNumbers(Tokenizer):
 
 
 class Characters(Tokenizer):
-    """A token a character; the vocabulary is the characters of the text in Unicode's order."""
+    """One token per character; the vocabulary is the text's characters in Unicode order."""
 
     characters = True
 
@@ -135,7 +135,7 @@ class Characters(Tokenizer):
         return {"characters": self._alphabet.tolist()}
 
     def load(self, about: dict[str, Any]) -> None:
-        """Take the characters' code points."""
+        """Restore the characters' code points."""
         self._take(np.asarray(about["characters"]))
 
     def encode(self, span: Span) -> Iterator[Numbers]:
@@ -179,7 +179,7 @@ class FromFile(Tokenizer):
         self.dtype = narrowest(self.vocabulary)
 
     def encode(self, span: Span) -> Iterator[Numbers]:
-        """Yield the tokens; the text is divided where lines end."""
+        """Yield the tokens; the text is divided at line ends."""
         for text in _lines(span):
             ids = self._theirs.encode(text, add_special_tokens=False).ids
             yield np.asarray(ids, dtype=self.dtype)
@@ -189,7 +189,7 @@ def build_tokenizer(config: DataConfig) -> Tokenizer:
     """Return the tokenizer that the ``data`` section names.
 
     Raises:
-        UserError: it is a file that cannot be read, or of a package that is not installed.
+        UserError: the tokenizer's file cannot be read, or a needed package is not installed.
     """
     name = config.tokenizer
     if name is None:

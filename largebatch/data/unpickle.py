@@ -1,9 +1,9 @@
-"""Arrays out of a pickle without calling what it names.
+"""Read arrays from a pickle without calling anything that the pickle names.
 
-A pickle runs code by naming a callable, and numpy's own reconstructors are as good as pointers:
-they take any type and any bytes for one. So nothing that a pickle names is looked up. The calls it
-asks for are kept as they are written, and those that spell an array of integers are built from
-their bytes. (Its bytes themselves are text to be encoded, in protocol 2.)
+A pickle runs code by naming a callable. numpy's own reconstructors are unsafe too, since they
+accept any type and any bytes as a pointer. So no name in a pickle is looked up. Calls are recorded
+as they are written, and those that describe an array of integers are built from their bytes. (In
+protocol 2, the bytes themselves are text to be encoded.)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read_pickle(file: BinaryIO) -> dict[Any, Any]:
         file: open for reading. Strings of Python 2 are read as bytes.
 
     Raises:
-        pickle.UnpicklingError, or whatever else a damaged pickle makes of its reader.
+        pickle.UnpicklingError, or any other error of the reader on a damaged pickle.
     """
     content = _Reader(file, encoding="bytes").load()
     if not isinstance(content, dict):

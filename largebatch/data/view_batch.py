@@ -18,7 +18,7 @@ class ViewBatch(Rows):
 
     Attributes:
         views: (n, 2, channels, height, width) on the device, normalised, in the pipeline's type;
-            ``views.flatten(0, 1)`` costs nothing: both views of a sample lie side by side.
+            ``views.flatten(0, 1)`` costs nothing, since both views of a sample are adjacent.
         targets: int64 (n,) on the device.
         indices, positions: int64 (n,), of the request without the unreadable samples.
         ghosts: sizes of the ghost batches in samples, which add up to n.

@@ -2,8 +2,8 @@
 
 Chen et al. 2020, "A simple framework for contrastive learning of visual representations" (SimCLR),
 section 2.1 and appendix A: a random resized crop, mirrored half the time, then the colour
-distortion of `jitter`. All numbers are keyed to (seed, epoch, sample), so that no worker, rank or
-batch changes a view. Validation shows the views of epoch 0 each time.
+distortion of `jitter`. All random numbers are keyed to (seed, epoch, sample), so workers, ranks and
+batches do not affect a view. Validation always shows the views of epoch 0.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _COUNT = crops.COUNT + 1 + jitter.COUNT
 
 
 def numbers_of(seed: int, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Draw what decides the views of samples: float64 (n, views, numbers)."""
+    """Draw the random numbers of samples' views: float64 (n, views, numbers)."""
     drawn = uniform(seed, epoch, indices, Stream.VIEWS, VIEWS * _COUNT)
     return drawn.reshape(len(indices), VIEWS, _COUNT)
 
 
 class ViewSource(Source):
-    """The images of another source in two views each.
+    """A source that gives two views of each image of another source.
 
     Args:
         plain: the images.
         config: the ``data`` section.
 
     Raises:
-        UserError: these are not images, or of another number of channels than 1 and 3.
+        UserError: the source has no images, or images with a number of channels other than 1 and 3.
     """
 
     def __init__(self, plain: Source, config: DataConfig) -> None:
@@ -63,19 +63,19 @@ class ViewSource(Source):
         return len(self.plain)
 
     def offers(self) -> dict[str, Any]:
-        """Return what the images offer, and ``views``, how many there are of each."""
+        """Return the offers of the plain images, and ``views``, the number of views per image."""
         return {**self.plain.offers(), "views": VIEWS}
 
     def widen(self, num_classes: int, name: str) -> None:
-        """Let the images have ``num_classes``."""
+        """Raise the number of classes of the images to ``num_classes``."""
         self.plain.widen(num_classes, name)
 
     def order(self, seed: int) -> Order:
-        """Return the order of training of the images."""
+        """Return the training order of the plain images."""
         return self.plain.order(seed)
 
     def reader(self, config: DataConfig, delivery: Delivery) -> Reader:
-        """Return who reads views, or under another ``data.augment`` the plain images."""
+        """Return the reader of views; with another ``data.augment``, of the plain images."""
         if config.augment != "views":
             return self.plain.reader(config, delivery)
         return ViewReader(_Pairs(self.plain), config, delivery)
@@ -89,7 +89,7 @@ class ViewSource(Source):
 
 
 class ViewReader(Reader):
-    """Reads both views of a sample as one image of twice the channels, and tells them apart."""
+    """Reads both views of a sample as one image with twice the channels, and separates them."""
 
     def __init__(self, pairs: _Pairs, config: DataConfig, delivery: Delivery) -> None:
         keyed = delivery.seed, delivery.device, delivery.train, delivery.dtype

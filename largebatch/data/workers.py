@@ -43,14 +43,14 @@ class _Piece:
 class WorkerReader:
     """Reads images one by one with worker processes, a request ahead of the one in use.
 
-    Workers share out a request in pieces, so that the first batch is ready sooner and the memory in
-    flight does not grow with the number of workers.
+    A request is divided into pieces among the workers. So the first batch is ready sooner, and the
+    memory in use does not grow with the number of workers.
 
     Args:
         source: the samples.
         seed: the run's seed.
         workers: number of processes; 0 reads in the calling one.
-        augment: whether samples are drawn views (training) or fixed ones.
+        augment: whether samples are random views (training) or fixed ones.
         pin_memory: put the samples in page-locked memory, for copies that overlap with a GPU.
     """
 
@@ -72,7 +72,7 @@ class WorkerReader:
         """Yield each request with its samples, in order.
 
         Raises:
-            UserError: shared memory is too small, or a sample is not what it should be.
+            UserError: shared memory is too small, or a sample does not have the required form.
             RunFailure: a worker was killed, or shared memory is full.
         """
         remaining = iter(requests)

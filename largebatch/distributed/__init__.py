@@ -1,6 +1,7 @@
-"""How the ranks of a run add up their gradients: topology, the torus, hooks and the cost model.
+"""How ranks sum their gradients: topology of hosts, torus all-reduce, DDP hooks and a cost model.
 
-Importing this registers back end ``torus`` with torch.distributed.
+A torus all-reduce arranges the ranks in a grid, with rows inside hosts and columns across hosts.
+Importing this package registers the back end ``torus`` with torch.distributed.
 """
 
 from largebatch.distributed.backend import register

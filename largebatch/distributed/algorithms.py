@@ -1,4 +1,4 @@
-"""The algorithms that reduce over one group: the flat ring of its back end, and the 2D torus."""
+"""All-reduce algorithms over one group: the flat ring of its back end, and the 2D torus."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ AS_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64:
 
 
 class Algorithms:
-    """Sums and means over the ranks of one group by a named algorithm; one kind of device.
+    """Sums and means over the ranks of one group by a named algorithm, on one kind of device.
 
     Args:
-        store: of the group, under a prefix of its own.
-        flat: the group itself, whose own all-reduce is the flat one.
-        timeout: of every step.
-        device: of the tensors.
+        store: the group's store, under its own prefix.
+        flat: the group itself, whose own all-reduce is the flat ring.
+        timeout: timeout of every step.
+        device: device of the tensors.
         preference: what the user asks for.
-        topology: where it is known; else it is found.
+        topology: the topology if known; None: it is discovered.
     """
 
     def __init__(
@@ -79,18 +79,18 @@ class Algorithms:
     def start_torus(
         self, tensor: Tensor, chunks: int, *, mean: bool = False, squares: Tensor | None = None
     ) -> dist.Work:
-        """Begin to reduce ``tensor`` in place by the torus; every rank calls in one order.
+        """Begin to reduce ``tensor`` in place by the torus; all ranks must call in the same order.
 
         Args:
-            tensor: of any type and size, also empty or with gaps.
-            chunks: that follow each other, one on the columns while the next is on the rows.
-            mean: divide by the number of ranks; whole numbers towards zero.
-            squares: two float64 numbers on the tensor's device. Added to them are parts whose sum
-                over all ranks is the sum of the ranks' squared norms before, and the squared norm
-                of the result; real types only.
+            tensor: any type and size, also empty or not contiguous.
+            chunks: number of chunks; one is on the columns while the next is on the rows.
+            mean: divide by the number of ranks; integers are rounded towards zero.
+            squares: two float64 numbers on the tensor's device, for real types only. This rank's
+                parts are added to them. Summed over all ranks they are the sum of the ranks'
+                squared norms before the reduction, and the squared norm of the result.
 
         Raises:
-            ValueError: a type that cannot be added, or a mean of one that has none.
+            ValueError: the type has no sum, or no mean.
         """
         numbers = _numbers(tensor, mean)
         flat = stretch(numbers).view(-1)
@@ -108,7 +108,7 @@ class Algorithms:
     def start_flat(
         self, tensor: Tensor, chunks: int = 1, *, mean: bool = False, squares: Tensor | None = None
     ) -> dist.Work:
-        """Begin to reduce by the group's own all-reduce, whole; else as :meth:`start_torus`."""
+        """Begin to reduce by the group's own all-reduce, in one piece; see :meth:`start_torus`."""
         ring = 2 * (self.world_size - 1)
         record("flat", calls=1, steps=ring, bytes=ring * tensor.nbytes // self.world_size)
         if squares is not None:

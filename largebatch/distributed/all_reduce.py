@@ -1,4 +1,4 @@
-"""One all-reduce over several algorithms, each message by the one that is faster for its size."""
+"""An all-reduce that takes, for each message, the algorithm that is faster for its size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STARTS: Mapping[str, Callable[..., dist.Work]] = {
 
 
 class AllReduce(Algorithms):
-    """Sums and means over the ranks of one group; its making may measure for a few seconds.
+    """Sums and means over the ranks of one group; constructing it may measure for a few seconds.
 
     Args: as of :class:`Algorithms`.
     """
@@ -45,7 +45,7 @@ class AllReduce(Algorithms):
     def start(
         self, tensor: Tensor, *, mean: bool = False, squares: Tensor | None = None
     ) -> dist.Work:
-        """Begin to reduce ``tensor`` in place, as :meth:`Algorithms.start_torus` says."""
+        """Begin to reduce ``tensor`` in place; arguments as for :meth:`Algorithms.start_torus`."""
         choice = self._choices.get(tensor.nbytes)
         if choice is None:
             choice = self._choices[tensor.nbytes] = self.selection.choose(tensor.nbytes)

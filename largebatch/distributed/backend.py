@@ -1,7 +1,7 @@
-"""Back end ``torus`` of torch.distributed: its all-reduce is ours, all else the flat group's.
+"""Back end ``torus`` of torch.distributed: our all-reduce, and else the calls of a flat group.
 
-After ``import largebatch.distributed`` (from torch 2.15 on without it, by an entry point), a script
-that says ``init_process_group("torus")`` needs no other change.
+A script needs ``import largebatch.distributed`` and ``init_process_group("torus")``, and no other
+change. From torch 2.15 on an entry point makes the import unnecessary.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ IN_PLACE = ("broadcast", "recv", "recv_anysource", "reduce")  # of these, what w
 
 
 class TorusGroup(dist.ProcessGroup):
-    """A process group over a flat one.
+    """A process group on top of a flat one (gloo or NCCL).
 
     Args:
-        store, rank, size, timeout: as every back end gets them. The timeout holds for every step.
-        preference: what the environment asks for.
+        store, rank, size, timeout: as for every back end. The timeout holds for every step.
+        preference: the user's choice from environment variables.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class TorusGroup(dist.ProcessGroup):
         self._begun: deque[dist.Work] = deque()  # all-reduces that a barrier is to wait for
 
     def reducer(self, device: torch.device) -> AllReduce:
-        """Return the all-reduce for tensors on ``device``; its first call is a collective one."""
+        """Return the all-reduce for tensors on ``device``; the first call is a collective one."""
         if device.type not in self._reducers:
             self._reducers[device.type] = AllReduce(
                 self._store, self.flat, self.timeout, device, self._preference
@@ -104,7 +104,7 @@ class TorusGroup(dist.ProcessGroup):
     def allreduce(self, tensors: list[Tensor] | Tensor, opts: Any = SUM, *_: Any) -> dist.Work:
         """Reduce in place; sums and means of one tensor may take the torus.
 
-        Several tensors are reduced with each other too, as c10d has it, and all get the result.
+        As in c10d, several tensors are also reduced with each other, and all get the result.
         """
         given = [tensors] if isinstance(tensors, Tensor) else tensors
         operation = getattr(opts, "reduceOp", opts)  # which compares from the left alone
@@ -123,7 +123,7 @@ class TorusGroup(dist.ProcessGroup):
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
         """Reduce several tensors in place; the work's value is all of them.
 
-        They may share memory: all are read before one is written.
+        The tensors may share memory: all are read before one is written.
         """
         if not tensors:
             raise RuntimeError("an all-reduce requires a non-empty tensor list")
@@ -135,12 +135,12 @@ class TorusGroup(dist.ProcessGroup):
         return self._remember(together(works, separate, tensors))
 
     def barrier(self, *args: Any, **options: Any) -> dist.Work:
-        """Wait for all ranks, and for the all-reduces that were begun before."""
+        """Wait for all ranks, and for all-reduces begun earlier."""
         self._settle()
         return self.flat.barrier(*args, **options)
 
     def monitored_barrier(self, *args: Any, **options: Any) -> None:
-        """Wait likewise, naming the ranks that do not come (torch.distributed's: from 2.15 on)."""
+        """Wait for all ranks; the error names missing ranks (by torch.distributed from 2.15 on)."""
         self._settle()
         self.flat.monitored_barrier(*args, **options)
 
@@ -180,7 +180,7 @@ def process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """Return ``group``, or the default group.
 
     Raises:
-        UserError: there is none yet.
+        UserError: there is no default group yet.
     """
     found = group or (dist.group.WORLD if dist.is_initialized() else None)
     if found is None:
@@ -198,9 +198,9 @@ def all_reduce_over(
     """Make an all-reduce over the ranks of a group of any back end; a collective call.
 
     Args:
-        name: who asks; each one that is made has a place of its own in the group's store.
-        group: the default group by default.
-        device, preference, topology: as of :class:`AllReduce`.
+        name: name of the caller; each all-reduce has its own prefix in the group's store.
+        group: the process group; None: the default group.
+        device, preference, topology: as for :class:`AllReduce`.
     """
     whole: Any = process_group(group)
     store = dist.distributed_c10d._world.pg_map[whole][1]
@@ -248,6 +248,6 @@ def _create(options: Any, _: object) -> TorusGroup:
 
 
 def register() -> None:
-    """Make the back end known to torch; nothing is imported or connected by it."""
+    """Register the back end with torch; nothing is imported or connected yet."""
     if "TORUS" not in dist.Backend._plugins:
         dist.Backend.register_backend("torus", _create, True, devices=["cpu", "cuda"])

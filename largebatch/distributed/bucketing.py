@@ -1,4 +1,4 @@
-"""Which gradients travel together."""
+"""Divide gradients into buckets (messages), and choose the size of a bucket."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ def pack(tensors: Iterable[tuple[Hashable, int]], limit: float) -> list[list[int
     """Group tensors, given in the order in which their gradients become ready, into buckets.
 
     Args:
-        tensors: each one's kind (only one kind to a bucket) and its bytes.
-        limit: bytes of a bucket; a tensor that would pass it opens the next one of its kind.
+        tensors: kind and bytes of each tensor; a bucket holds one kind only.
+        limit: bytes of a bucket; a tensor that would exceed it opens the next bucket of its kind.
 
     Returns:
-        The buckets in the order in which they were opened, each with the places of its tensors.
+        The buckets in the order in which they were opened, each a list of indices into ``tensors``.
     """
     groups: list[list[int]] = []
     sizes: list[int] = []
@@ -39,14 +39,14 @@ def choose_bucket_mb(
 ) -> float:
     """Return the bucket size in MB that exposes the least communication.
 
-    ``bytes`` of gradients become ready evenly over ``backward_seconds``, and the buckets'
-    all-reduces follow each other; of sizes within 1% the largest is taken.
+    The model assumes that ``bytes`` of gradients become ready evenly over ``backward_seconds``, and
+    that all-reduces run one after the other. Of sizes within 1% the largest is taken.
 
     Args:
-        bytes: of all gradients.
-        backward_seconds: of a step's last backward pass.
-        all_reduce: the seconds that one of so many bytes takes.
-        sizes: to choose from, in MB.
+        bytes: bytes of all gradients.
+        backward_seconds: seconds of a step's last backward pass.
+        all_reduce: returns the seconds of an all-reduce of so many bytes.
+        sizes: sizes to choose from, in MB.
     """
 
     def end(megabytes: float) -> float:

@@ -1,7 +1,7 @@
-"""Collectives on tensors whose memory has gaps or another order than their elements.
+"""Collectives on tensors that are not contiguous in memory.
 
-gloo sends a tensor's memory from its first element on as if it were contiguous: a column of a
-matrix would carry its neighbours' numbers, and two ranks with other strides would mix theirs.
+gloo sends a tensor's memory as if it were contiguous. So a column of a matrix would send its
+neighbours' numbers, and two ranks with different strides would mix elements.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.futures import Future
 
 
 def stretch(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` itself if it is contiguous, else a contiguous copy, to be written back.
+    """Return ``tensor`` itself if it is contiguous, else a contiguous copy to write back later.
 
     Raises:
-        RuntimeError: elements share memory, as in an expanded tensor: there is no place for the
-            result. It is raised before anything is sent, so the group stands.
+        RuntimeError: elements share memory, as in an expanded tensor, so there is no place for the
+            result. Raised before anything is sent, so the group remains usable.
     """
     if tensor.is_contiguous():
         return tensor
@@ -31,7 +31,7 @@ def stretch(tensor: Tensor) -> Tensor:
 
 
 def require_place(tensor: Tensor) -> None:
-    """Raise what :func:`stretch` raises, without a copy."""
+    """Raise the error of :func:`stretch` if elements share memory; make no copy."""
     if overlaps(tensor):
         raise RuntimeError(
             f"a collective cannot write a tensor of shape {tuple(tensor.shape)} and strides"
@@ -45,9 +45,9 @@ def overlaps(tensor: Tensor) -> bool:
 
 
 def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return ``tensors``, a copy in the place of each whose memory may be another's as well.
+    """Return ``tensors``, with copies of those that may share memory with another.
 
-    Reduced at once, one would be read after the other has been written.
+    If both were reduced at once, one would be read after the other had been written.
     """
     separate, reach = list(tensors), 0
     strided = [i for i, each in enumerate(tensors) if each.layout == torch.strided and each.numel()]
@@ -63,10 +63,11 @@ def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def on_contiguous(operate: Callable[..., dist.Work | None], *args: Any, **options: Any) -> Any:
-    """Call ``operate`` with contiguous copies for what is not, which the end writes back.
+    """Call ``operate`` with contiguous copies of the tensors that are not, and write these back.
 
-    What it only reads is written back too, unchanged, but for a tensor whose elements share memory:
-    where one may be written, the caller asks :func:`require_place` before.
+    Tensors that ``operate`` only reads are written back too, unchanged. Tensors whose elements
+    share memory are not written back. If such a tensor may be an output, call :func:`require_place`
+    first.
     """
     copies: list[tuple[Tensor, Tensor]] = []
 
@@ -87,7 +88,7 @@ def on_contiguous(operate: Callable[..., dist.Work | None], *args: Any, **option
 
 
 class WrittenBack(dist.Work):
-    """A work whose end copies results to where they belong."""
+    """A work that copies its results into the original tensors when done."""
 
     def __init__(self, work: dist.Work, copies: list[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class WrittenBack(dist.Work):
         return True
 
     def synchronize(self) -> None:
-        """Order what follows after the result."""
+        """Order later operations of the stream after the result."""
         self.wait()
 
     def is_completed(self) -> bool:

@@ -1,9 +1,9 @@
-"""What an all-reduce costs: the alpha-beta model (Hockney 1994), one formula for each algorithm.
+"""The time of an all-reduce by the alpha-beta model (Hockney 1994), one formula per algorithm.
 
-Torus and mesh differ by one launch: both send the same bytes in as many steps, which Ying's mesh
-spells out as two scatters and two gathers. The pipeline overlaps chunk i on the columns with chunk
-i+1 on the rows, so the slower axis alone bounds it; where an axis carries several chunks at
-once, they share its latency too, and what processors do for a chunk bounds it as well.
+Torus and mesh differ by one launch: both send the same bytes in the same number of steps; Ying's
+mesh consists of two scatters and two gathers. The pipeline overlaps chunk i on the columns with
+chunk i+1 on the rows, so only the slower axis limits it. If an axis carries several chunks at once,
+they share its latency too, and the processor time per chunk is a limit as well.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Link:
     """One kind of link.
 
     Args:
-        latency: alpha, seconds that a message of no bytes takes.
+        latency: alpha, seconds of a message of zero bytes.
         seconds_per_byte: beta, the reciprocal of the bandwidth in bytes/s, of one direction.
     """
 
@@ -74,7 +74,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Choice:
-    """The algorithm for a message, and the seconds that the model expects of it."""
+    """The algorithm for a message, and the seconds that the model expects."""
 
     algorithm: str
     chunks: int
@@ -92,13 +92,13 @@ class CostModel:
     """The seconds, steps and bytes of an all-reduce, by :data:`ALL_REDUCE_FORMULAS`.
 
     Args:
-        fast: the link between two ranks of one host, while all ranks use theirs.
+        fast: the link between two ranks of one host, while all ranks use their links.
         slow: a host's link to the others, shared by its ranks.
-        reduction: seconds a rank takes to add one byte of fp32; zero where ``fast`` was measured
+        reduction: seconds that a rank takes to add one byte of fp32; zero if ``fast`` was measured
             on collectives that add.
-        launch: seconds that every collective takes whatever its size.
-        chunk: seconds from a chunk of no bytes to the next where an axis carries several at once;
-            None where it carries one, as a GPU's stream does.
+        launch: fixed seconds of every collective.
+        chunk: seconds between chunks of zero bytes if an axis carries several at once; None if an
+            axis carries one, as a GPU's stream does.
     """
 
     fast: Link
@@ -109,7 +109,7 @@ class CostModel:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> CostModel:
-        """Rebuild a model from what ``dataclasses.asdict`` made of it."""
+        """Rebuild a model from its ``dataclasses.asdict`` form."""
         links = {name: Link(**values[name]) for name in ("fast", "slow")}
         return cls(**{**values, **links})
 
@@ -126,10 +126,10 @@ class CostModel:
         Args:
             algorithm: one of ``ALGORITHMS``.
             bytes: size of the message, as fp32.
-            topology: its ``rows`` x ``columns``; ranks outside of the grid fold into a neighbour
-                first and get the result from it at the end, both on the fast link.
-            chunks: of the torus; more than one pipelines the axes.
-            wire: type on the slow axis; the flat ring has none and stays in fp32.
+            topology: the grid of ``rows`` x ``columns``. Ranks outside of the grid first send to a
+                neighbour and get the result from the neighbour at the end, both on the fast link.
+            chunks: number of chunks of the torus; more than one pipelines the axes.
+            wire: number format on the slow axis; the flat ring has no axes and stays in fp32.
 
         Raises:
             UserError: an unknown algorithm or wire, or no chunk.
@@ -175,9 +175,9 @@ class CostModel:
         """Return the seconds of a torus' all-reduce along its columns, all at once.
 
         Args:
-            bytes: of the whole message; a column has ``bytes / columns``.
+            bytes: bytes of the whole message; a column has ``bytes / columns``.
             topology: the grid.
-            wire: type of what is sent.
+            wire: number format of the numbers sent.
         """
         rows = topology.rows
         if rows == 1:
@@ -192,7 +192,7 @@ class CostModel:
         return launches * self.launch + 2 * (rows - 1) * step + add
 
     def steps(self, algorithm: Algorithm, topology: Shape, chunks: int = 1) -> int:
-        """Return the number of messages that a rank sends one after the other, for one message.
+        """Return the number of successive sends of a rank for one message.
 
         A rank outside of the grid adds one step in and one out.
         """
@@ -208,10 +208,10 @@ class CostModel:
     def bytes_per_rank(
         self, algorithm: Algorithm, bytes: float, topology: Shape, wire: Wire = "fp32"
     ) -> Traffic:
-        """Return the bytes that a rank of the grid sends, exact where the grid divides them.
+        """Return the bytes that a rank of the grid sends, exact if the grid divides the message.
 
-        Under ``hierarchical`` these are a host's first rank's, which sends the most. A flat ring
-        has one axis: its bytes count as the row's on one host, else as the column's.
+        For ``hierarchical`` this is a host's first rank, which sends the most. A flat ring has one
+        axis: its bytes count as the row's on one host, else as the column's.
         """
         _check(algorithm, 1, wire)
         rows, columns, ranks = topology.rows, topology.columns, topology.world_size
@@ -225,10 +225,10 @@ class CostModel:
         return Traffic(row, column / columns)
 
     def bound(self, bytes: float, topology: Shape, wire: Wire = "fp32") -> float:
-        """Return the seconds below which no all-reduce can be: a host's link, or a rank's, full.
+        """Return the least seconds of any all-reduce: the time to fill a host's or a rank's link.
 
         Each host must send and receive ``2 (Y-1)/Y S`` bytes (Patarasuk and Yuan 2009), each rank
-        ``2 (N-1)/N S``, latency and additions left out.
+        ``2 (N-1)/N S``. Latency and additions are left out.
         """
         hosts, ranks = topology.hosts, topology.world_size
         between = 2 * (hosts - 1) / hosts * bytes * self.slow.seconds_per_byte * WIRE_SHARE[wire]
@@ -243,13 +243,14 @@ class CostModel:
         algorithms: Sequence[Algorithm] = ("flat", "torus"),
         chunks: Sequence[int] = CHUNKS,
     ) -> Choice:
-        """Return the fastest of ``algorithms``, a simpler one where two are as fast.
+        """Return the fastest of ``algorithms``, with the first chunk count that is about as fast.
 
         Args:
             bytes: size of the message, as fp32.
             topology: the grid.
-            wire: type allowed on the slow axis: never chosen by itself, since it costs precision.
-            algorithms: in the order of preference; those that the package can run by default.
+            wire: number format on the slow axis; never chosen automatically, since it costs
+                precision.
+            algorithms: in order of preference; by default those that the package can run.
             chunks: the chunk counts to consider.
         """
         choices = [

@@ -1,4 +1,4 @@
-"""What the cost of a collective asks of a topology."""
+"""The shape of a topology, as far as the cost of a collective depends on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Shape(Protocol):
-    """Rows and columns of ranks; ``Topology`` answers this, and so does :class:`Grid`."""
+    """Protocol for rows and columns of ranks; ``Topology`` and :class:`Grid` implement it."""
 
     @property
     def rows(self) -> int: ...
@@ -28,12 +28,12 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class Grid:
-    """A topology by its numbers alone, ranks placed in order.
+    """A topology given by numbers alone, with ranks placed in order.
 
     Args:
-        rows, columns: of the grid.
-        per_host: ranks of a host, a divisor or a multiple of ``columns``; by default ``columns``,
-            so that a row is a host.
+        rows, columns: size of the grid.
+        per_host: ranks per host, a divisor or a multiple of ``columns``; by default ``columns``, so
+            that a row is a host.
     """
 
     rows: int
@@ -61,7 +61,7 @@ class Grid:
 
 
 def grids(hosts: int, per_host: int) -> list[Grid]:
-    """Return every grid over the ranks in whose rows hosts, or whose hosts in rows, are whole."""
+    """Return every grid in which rows are whole parts of hosts, or hosts whole parts of rows."""
     ranks = hosts * per_host
     return [
         Grid(ranks // columns, columns, per_host)

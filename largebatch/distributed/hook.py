@@ -1,4 +1,4 @@
-"""The torus for a program that keeps its own back end: a function, and a hook for torch's DDP."""
+"""The torus for programs with another back end: a function, and a hook for torch's DDP."""
 
 import weakref
 from typing import Any, get_args
@@ -57,11 +57,11 @@ class TorusHook:
         return work.get_future().then(lambda done: done.value()[0])
 
     def squared_norms(self) -> tuple[float, float]:
-        """Return the gradient's squared norms since the last call; every rank calls.
+        """Return the gradient's squared norms since the last call; every rank must call this.
 
-        The first is the sum over ranks of |their gradient|^2 before, the second is |gradient|^2
-        after reduction. Summing them up cost no pass of its own where the torus reduced. With S
-        steps since the last call these are sums over the S steps.
+        The first number is the sum over ranks of |gradient|^2 before the reduction, the second is
+        |gradient|^2 after the reduction. If the torus reduced, they cost no extra pass over memory.
+        After several steps the numbers are sums over these steps.
         """
         if self._reduce is None or self._squares is None:
             return 0.0, 0.0
@@ -84,16 +84,16 @@ def torus_hook(
     """Return a hook: ``model.register_comm_hook(None, torus_hook())``.
 
     Args:
-        topology: the grid; by default that of the hosts, or LARGEBATCH_TORUS.
-        wire_dtype: ``fp32``, ``bf16`` or ``fp16``, also as torch's, of float32 gradients between
-            hosts.
+        topology: the grid; by default from LARGEBATCH_TORUS, else from the hosts.
+        wire_dtype: number format of float32 gradients between hosts: ``fp32``, ``bf16`` or
+            ``fp16``, or torch's dtypes.
         algorithm: ``torus``, or ``auto`` to measure at the first bucket and decide by size.
         group: the ranks; the default group by default.
-        mean: average as DDP does, else sum.
+        mean: True: average, as DDP does; False: sum.
         norms: whether :meth:`TorusHook.squared_norms` is wanted.
 
     Raises:
-        UserError: a wire or an algorithm that does not exist.
+        UserError: an unknown ``wire_dtype`` or ``algorithm``.
     """
     names = {dtype: name for name, dtype in WIRE_DTYPES.items()}
     wire = names.get(wire_dtype) if isinstance(wire_dtype, torch.dtype) else wire_dtype
@@ -113,12 +113,14 @@ def torus_all_reduce(
 ) -> dist.Work | None:
     """Reduce ``tensor`` in place over the torus, as ``dist.all_reduce`` does over its own ring.
 
-    LARGEBATCH_ALLREDUCE, LARGEBATCH_TORUS and LARGEBATCH_WIRE steer it; ranks of one host, or one
-    rank a host without a narrow wire, have no torus and take the flat ring. The first call for a
-    group and a device connects, which takes a moment.
+    The environment variables LARGEBATCH_ALLREDUCE, LARGEBATCH_TORUS and LARGEBATCH_WIRE set the
+    algorithm, the grid and the number format between hosts. Ranks of one host, or one rank a host
+    without a narrow number format, have no torus and take the flat ring. The first call for a group
+    and a device connects, which takes a moment.
 
     Raises:
-        ValueError: an operation other than SUM and AVG, or a type without one.
+        ValueError: an operation other than SUM and AVG, or a type that does not support the
+            operation.
     """
     mean = op == dist.ReduceOp.AVG
     if not (mean or op == dist.ReduceOp.SUM):

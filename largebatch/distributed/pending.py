@@ -1,4 +1,4 @@
-"""The work object of an all-reduce that runs on threads of its own."""
+"""The work object of an all-reduce that runs on its own threads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.futures import Future
 class Pending(dist.Work):
     """A c10d work: done when :meth:`succeed` or :meth:`fail` has been called.
 
-    Its future fails as well: c10d's own ``_create_work_from_future`` would hide the error, and
-    DistributedDataParallel reads the future alone.
+    On failure the work's future fails too, because DistributedDataParallel reads only the future.
+    c10d's own ``_create_work_from_future`` would hide the error.
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -36,7 +36,7 @@ class Pending(dist.Work):
         self._done.set()
 
     def fail(self, error: Exception) -> None:
-        """Let every wait raise ``error``; the first error stands."""
+        """Make every wait raise ``error``; the first error is kept."""
         if not self._done.is_set():
             self._error = error
             self._raw.set_result(self._tensors)
@@ -62,7 +62,7 @@ class Pending(dist.Work):
         self._done.wait()
 
     def synchronize(self) -> None:
-        """Order what follows after the result."""
+        """Order later operations of the stream after the result."""
         self.wait()
 
     def is_completed(self) -> bool:
@@ -90,12 +90,12 @@ class Pending(dist.Work):
 def together(
     works: Sequence[dist.Work], reduced: Sequence[Tensor], tensors: list[Tensor]
 ) -> Pending:
-    """Return one work that is done when all ``works`` are, and ``reduced`` stands in ``tensors``.
+    """Return one work that is done when all ``works`` are and ``reduced`` is copied to ``tensors``.
 
     Args:
-        works: of the parts.
-        reduced: what they write: each of ``tensors`` itself, or a copy.
-        tensors: the value of the whole.
+        works: the works of the parts.
+        reduced: the tensors that the works write: each of ``tensors`` itself, or a copy.
+        tensors: the result of the combined work.
     """
     pending = Pending(tensors)
 

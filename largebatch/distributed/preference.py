@@ -1,4 +1,4 @@
-"""What a user asks of the all-reduce, by config or, for a foreign script, by environment."""
+"""A user's choice of all-reduce, by config or (in other programs) by environment variables."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ WIRE_DTYPES: dict[Wire, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Preference:
-    """How to reduce.
+    """The algorithm, grid and number format of the all-reduce.
 
     Attributes:
-        algorithm: ``auto`` measures at start and decides by message size; a ``grid`` asks for the
-            torus unless ``flat`` is said.
+        algorithm: ``auto`` measures at start and decides by message size. A ``grid`` implies the
+            torus unless ``flat`` is set.
         grid: ``YxX``, rows by columns; None follows the hosts.
-        wire: type of float32 gradients between hosts; sums stay in float64, rounded once an axis.
+        wire: number format of float32 gradients between hosts; sums stay in float64, rounded once
+            per axis.
     """
 
     algorithm: Wanted = "auto"
@@ -38,7 +39,7 @@ class Preference:
 
     @property
     def wanted(self) -> Wanted:
-        """Return the algorithm that follows from both."""
+        """Return the algorithm that follows from ``algorithm`` and ``grid``."""
         return "torus" if self.grid and self.algorithm == "auto" else self.algorithm
 
     @property

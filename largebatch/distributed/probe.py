@@ -1,4 +1,4 @@
-"""Measure the links of a topology, and both algorithms on them, in a few seconds at start."""
+"""Measure the links of a topology, and time both algorithms, in a few seconds at start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHUNKS = 16  # of a pipeline that is timed
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that an all-reduce of ``bytes`` took, and those that the model expects of it."""
+    """Measured seconds of an all-reduce of ``bytes``, and the seconds that the model expects."""
 
     algorithm: Algorithm
     bytes: int
@@ -68,9 +68,9 @@ class _Axis:
 
 
 class Probe:
-    """The measurements of one group's :class:`Algorithms`; every rank calls alike.
+    """The measurements of one group's :class:`Algorithms`; every rank must call alike.
 
-    All ranks see the same times, those of the slowest, and so decide alike how to go on.
+    All ranks get the times of the slowest rank, and so make the same decisions.
     """
 
     def __init__(self, algorithms: Algorithms) -> None:

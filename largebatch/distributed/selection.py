@@ -1,4 +1,4 @@
-"""Which algorithm reduces a message of a size: what the probe measured, or what the user forced."""
+"""Select the algorithm by message size, as the probe measured or as the user forced."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ KEPT_SECONDS = 24 * 3600.0  # networks change
 
 @dataclass(frozen=True)
 class Selection:
-    """What was decided, and on which grounds.
+    """The decision, with the measurements behind it.
 
     Attributes:
-        algorithm: the one for every message, or ``auto``: the flat one or the torus, by size.
+        algorithm: the algorithm for every message, or ``auto``: flat ring or torus, by size.
         topology: the grid.
-        wire: type of float32 on its columns.
-        model: what was measured of the links; None where nothing needed to be.
+        wire: number format of float32 on the columns of the grid.
+        model: the measured cost model of the links; None if no measurement was needed.
         timings: all-reduces that were timed to check the model.
-        chunk_bytes: of a chunk where there is no model.
+        chunk_bytes: bytes of a chunk if there is no model.
     """
 
     algorithm: str
@@ -59,10 +59,11 @@ class Selection:
         return Choice(best.algorithm, best.chunks, best.wire, seconds[best.algorithm])
 
     def seconds(self, choice: Choice, bytes: int) -> float:
-        """Return what ``choice`` is expected to take: the model's seconds and what it left out.
+        """Return the expected seconds of ``choice``: the model's, corrected by timings.
 
-        The model knows links. What processors add to them was timed at a few sizes; between two of
-        them it is interpolated; beyond a largest that is ``LARGE`` it grows as the bytes do.
+        The model covers links only. The additional processor time was measured at a few sizes and
+        is interpolated between them. Beyond the largest size, if that is ``LARGE``, the additional
+        time grows in proportion to the bytes.
         """
         left_out = [
             (timing.bytes, timing.seconds - timing.expected)
@@ -100,7 +101,7 @@ class Selection:
 def select(algorithms: Algorithms) -> Selection:
     """Decide for the ranks of ``algorithms``: a collective call that may measure for a few seconds.
 
-    What was measured is kept for a day in the user's cache, under the hosts, the grid and the wire.
+    Measurements are kept for a day in the user's cache, by hosts, grid and number format.
     """
     topology, preference = algorithms.topology, algorithms.preference
     if not preference.admits_torus:

@@ -1,4 +1,4 @@
-"""Tensors of which every rank holds a part (DTensors, as FSDP2 makes them), and whole ones."""
+"""Convert between sharded tensors (DTensors, as FSDP2 makes them) and whole tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def is_sharded(value: Any) -> TypeGuard[DTensor]:
-    """Tell whether ``value`` is a tensor of which this rank may hold a part only."""
+    """Return whether ``value`` is a DTensor, of which this rank may hold a part only."""
     # Its module takes most of a second to load, in every process; who has one has loaded it.
     # Another thread may be loading it just now: then it has no such class yet.
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
@@ -25,9 +25,9 @@ def is_sharded(value: Any) -> TypeGuard[DTensor]:
 
 
 def whole(value: Any) -> Any:
-    """Return a nested dict, list or tuple with its DTensors gathered; all else as it is.
+    """Return a nested dict, list or tuple with its DTensors gathered and all else unchanged.
 
-    Every rank must call it with the same structure.
+    Every rank must call this with the same structure.
     """
     if is_sharded(value):
         return value.full_tensor()
@@ -40,10 +40,10 @@ def whole(value: Any) -> Any:
 
 @torch.no_grad()
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return ``tensor`` divided among the ranks as ``like`` is, if that has its shape.
+    """Return ``tensor`` sharded in the same way as ``like``, if both have the same shape.
 
-    All ranks hold the whole of it, so nothing is sent. Where ``like`` is no DTensor, or has another
-    shape, ``tensor`` itself is returned.
+    All ranks must hold the whole ``tensor``, so nothing is sent. If ``like`` is not a DTensor or
+    has another shape, ``tensor`` itself is returned.
     """
     if not is_sharded(like) or is_sharded(tensor) or tensor.shape != like.shape:
         return tensor
@@ -57,7 +57,7 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
 def whole_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Return the Euclidean norm of all elements together, wherever they lie: 0-d.
 
-    Every rank must call it if any of ``tensors`` is a DTensor; they are all of one mesh.
+    Every rank must call this if any of ``tensors`` is a DTensor. All must be of one mesh.
     """
     tensors = list(tensors)
     sharded = [tensor for tensor in tensors if is_sharded(tensor)]

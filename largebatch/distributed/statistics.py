@@ -1,4 +1,4 @@
-"""What has been sent: calls, steps and bytes of each all-reduce algorithm in this process."""
+"""Count calls, steps and bytes of each all-reduce algorithm in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Count:
     Attributes:
         calls: messages reduced.
         steps: messages that this rank sent to another one, by the schedule.
-        bytes: what they held, of this rank alone.
+        bytes: bytes of these messages, of this rank alone.
     """
 
     calls: int = 0
@@ -34,7 +34,7 @@ def count_by(algorithm: str, counter: Callable[[], tuple[int, int]]) -> None:
 
 
 def record(algorithm: str, *, calls: int = 0, steps: int = 0, bytes: int = 0) -> None:
-    """Add to the counts of ``algorithm``; any thread may."""
+    """Add to the counts of ``algorithm``; may be called from any thread."""
     with _lock:
         count = _counts.setdefault(algorithm, Count())
         count.calls += calls
@@ -45,8 +45,8 @@ def record(algorithm: str, *, calls: int = 0, steps: int = 0, bytes: int = 0) ->
 def stats() -> dict[str, dict[str, int]]:
     """Return ``{algorithm: {"calls", "steps", "bytes"}}`` since the process began.
 
-    Steps and bytes of ``torus`` are counted as they are sent. ``flat`` is another library's ring:
-    its are the ring's formulas, 2 (N-1) and 2 (N-1)/N of the message.
+    Steps and bytes of ``torus`` are counted as they are sent. ``flat`` is another library's ring,
+    whose numbers come from the ring's formulas: 2 (N-1) steps and 2 (N-1)/N of the message.
     """
     with _lock:
         found = {algorithm: asdict(count) for algorithm, count in sorted(_counts.items())}

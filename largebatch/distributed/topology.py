@@ -1,9 +1,9 @@
 """Which ranks share a host, and the grid that a torus all-reduce lays over them.
 
 A grid of Y rows by X columns has its rows within hosts, where links are fast, and its columns
-across them (Mikami et al. 2018, "Massively Distributed SGD", section 3.2). Ranks that fill no row
-are its remainder: each belongs to a row of its own host, whose ranks add its numbers and send it
-the result. So prime world sizes and hosts of unequal size are exact.
+across them (Mikami et al. 2018, "Massively Distributed SGD", section 3.2). Ranks that do not fill a
+row are the remainder. Each belongs to a row of its own host, whose ranks add its numbers and send
+back the result. So prime world sizes and hosts of unequal size give exact sums.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ NETWORK_NAMESPACE = Path("/proc/self/ns/net")
 
 
 def host_identity() -> str:
-    """Return what tells this host from others: hostname, boot id and network namespace.
+    """Return an identity of this host: hostname, boot id and network namespace.
 
-    Containers of one machine may share a name or a kernel, and two network namespaces have a link
-    between them like any other: only ranks for which all three agree share a host.
+    Containers of one machine may share a name or a kernel, and two network namespaces are connected
+    by an ordinary link. So ranks share a host only if all three agree.
     """
     boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
     namespace = os.readlink(NETWORK_NAMESPACE) if NETWORK_NAMESPACE.exists() else ""
@@ -38,12 +38,12 @@ def host_identity() -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands.
+    """The place of a rank in the grid.
 
     Attributes:
-        row: ranks of its row, those of the grid first, then the remainder.
+        row: ranks of its row: first those in the grid, then the remainder.
         column: ranks of its column; empty for a rank of the remainder.
-        position: of the rank in ``row``.
+        position: index of the rank in ``row``.
     """
 
     row: tuple[int, ...]
@@ -53,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Topology:
-    """Ranks on hosts, and the grid over them.
+    """The ranks on hosts, and the grid over the ranks.
 
     Attributes:
         host_of: for each rank, the number of its host, counted in the order of first ranks.
@@ -70,7 +70,7 @@ class Topology:
         """Lay a grid over ranks whose hosts are known.
 
         Args:
-            hosts: for each rank, anything that equals for ranks of one host alone; ranks may be
+            hosts: for each rank, a value that is equal exactly for ranks of one host. Ranks may be
                 placed in any order. Over MPI: ``comm.allgather(host_identity())``.
             grid: ``YxX``, rows by columns; by default rows are as long as the smallest host, and
                 on one host there is one row.
@@ -99,7 +99,7 @@ class Topology:
     def discover(
         cls, store: Store, rank: int, world_size: int, grid: str | None = None
     ) -> Topology:
-        """Exchange host identities through ``store`` and lay the grid; called by every rank."""
+        """Exchange host identities through ``store`` and lay the grid; a collective call."""
         store.set(f"host/{rank}", host_identity())
         keys = [f"host/{other}" for other in range(world_size)]
         hosts = store.multi_get(keys) if store.has_extended_api() else map(store.get, keys)  # type: ignore[attr-defined]
@@ -148,7 +148,7 @@ class Topology:
         raise AssertionError(f"rank {rank} of {self.world_size}")
 
     def key(self) -> str:
-        """Return a name under which what was measured on this topology can be kept."""
+        """Return a name for this topology, under which measurements can be stored."""
         text = json.dumps([self.host_of, self.grid, self.remainder])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -1,15 +1,15 @@
-"""The 2D-torus all-reduce, on c10d process groups: one schedule, here in Python.
+"""The 2D-torus all-reduce on c10d process groups, in Python.
 
 Mikami et al. 2018 ("Massively Distributed SGD", section 3.2): reduce-scatter along the rows,
 all-reduce along the columns, all-gather along the rows. Here the columns' all-reduce is again a
-scatter and a gather, and each of the four exchanges is direct: a rank sends every peer its shard,
-adds what it received once, in float64 and in the order of ranks, and rounds once. So a message of S
-bytes on Y x X ranks takes a rank 2 (X-1) + 2 (Y-1) messages of 2 (X-1)/X S bytes on its row and
-2 (Y-1)/Y S/X on its column, and every rank ends with the same bits.
+reduce-scatter and an all-gather. Each of the four exchanges is direct: a rank sends every peer its
+shard. It adds the received shards once, in float64 and in the order of ranks, and rounds once. So
+every rank ends with the same bits. For a message of S bytes on Y x X ranks, a rank sends 2 (X-1) +
+2 (Y-1) messages, with 2 (X-1)/X S bytes on its row and 2 (Y-1)/Y S/X bytes on its column.
 
-A message is cut into chunks that follow each other through four stages, one for each exchange; a
-stage begins a chunk when the stage before has ended it, so that rows and columns work at the same
-time, across messages too. ``csrc/comm/torus.cpp`` is the same schedule without the interpreter.
+A message is cut into chunks that go through four stages, one for each exchange. A stage begins a
+chunk as soon as the previous stage has finished it. So rows and columns work at the same time,
+across messages too. ``csrc/comm/torus.cpp`` is the same schedule in C++.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TAGS = 2**30  # messages of different stages and chunks never meet
 
 @dataclass
 class Message:
-    """A tensor on its way: ``flat`` is one-dimensional and contiguous, reduced in place."""
+    """A tensor being reduced in place; ``flat`` is one-dimensional and contiguous."""
 
     flat: Tensor
     wire: torch.dtype
@@ -51,7 +51,7 @@ class Message:
 
 @dataclass
 class Chunk:
-    """A stretch of a message, padded to whole shards, and what is in flight for it."""
+    """A stretch of a message, padded to whole shards, with its pending sends and receives."""
 
     message: Message
     number: int
@@ -76,13 +76,13 @@ def cut(numel: int, chunks: int, unit: int) -> list[tuple[int, int]]:
 def sent(topology: Topology, rank: int, numel: int, chunks: int, size: int, wire: int) -> tuple[
     int, int
 ]:  # fmt: skip
-    """Return steps and bytes that the schedule lets ``rank`` send.
+    """Return the number of messages and bytes that ``rank`` sends in the schedule.
 
     Args:
         topology: the grid.
-        rank: whose.
+        rank: the sending rank.
         numel: elements of the message.
-        chunks: asked for.
+        chunks: number of chunks asked for.
         size: bytes of an element.
         wire: bytes of an element on the columns.
     """
@@ -104,10 +104,10 @@ class Torus:
 
     Args:
         topology: the grid.
-        rank: of this process.
+        rank: rank of this process.
         row, column: groups of the ranks of :class:`Place`, in its order; ``column`` is None for a
             rank of the remainder.
-        device: of the tensors.
+        device: device of the tensors.
     """
 
     def __init__(
@@ -148,16 +148,17 @@ class Torus:
         squares: Tensor | None = None,
         target: Tensor | None = None,
     ) -> Pending:
-        """Begin to sum ``flat`` over all ranks in place; ranks call in one order.
+        """Begin to sum ``flat`` over all ranks in place; all ranks must call in the same order.
 
         Args:
-            flat: one-dimensional, contiguous.
-            chunks: that the message is cut into; alike on all ranks, as are the next two.
-            wire: type on the columns, ``flat``'s own or a narrower one.
+            flat: one-dimensional contiguous tensor.
+            chunks: number of chunks; the same on all ranks, like ``wire`` and ``divisor``.
+            wire: dtype on the columns, ``flat``'s own or a narrower one.
             divisor: 1 for a sum, the number of ranks for a mean.
-            squares: two float64 numbers to which this rank's parts of the squared norms are added:
-                of all ranks' tensors together before, and of the result.
-            target: a tensor of as many elements in another memory order, to hold the result too.
+            squares: two float64 numbers to which this rank's parts of two squared norms are added:
+                of all ranks' tensors before the sum, and of the result.
+            target: a tensor with the same number of elements in another memory order, which also
+                gets the result.
         """
         pieces = cut(flat.numel(), chunks, self._x * self._y)
         work = Pending([flat])
@@ -213,10 +214,11 @@ class Torus:
             self._inboxes[stage + 1].put(None)
 
     def close(self) -> bool:
-        """Wait until what has begun is done, and end the threads.
+        """Wait until all reductions begun are done, and end the threads.
 
-        Not for what has failed, whose threads may wait for a dead rank yet. Returns False, having
-        done nothing, on one of the threads, where a callback may drop an owner.
+        Failed reductions are not waited for, since their threads may still wait for a dead rank.
+        Called on one of the threads (where a callback may drop the owner), this does nothing and
+        returns False.
         """
         if threading.current_thread() in self._threads:
             return False

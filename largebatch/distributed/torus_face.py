@@ -1,4 +1,4 @@
-"""Which face of the torus schedule serves: C++ where it can be compiled, else Python."""
+"""Choose an implementation of the torus schedule: C++ if it can be compiled, else Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from largebatch.distributed.torus import Torus
 
 
 class TorusFace(Protocol):
-    """What both faces do; :class:`Torus` explains it."""
+    """Protocol of both implementations; see :class:`Torus`."""
 
     def all_reduce(
         self,
@@ -75,7 +75,7 @@ class CompiledTorus:
         return work
 
     def close(self) -> bool:
-        """Wait until what has begun is done, and end the threads; see :meth:`Torus.close`."""
+        """Wait for all reductions begun, and end the threads; see :meth:`Torus.close`."""
         ended: bool = self._torus.close()
         return ended
 
@@ -87,9 +87,9 @@ def make_torus(
     column: dist.ProcessGroup | None,
     device: torch.device,
 ) -> TorusFace:
-    """Return the schedule's best face; :class:`Torus` explains the arguments.
+    """Return the best implementation of the schedule; arguments as for :class:`Torus`.
 
-    Ranks may have different ones: both send the same messages and give the same bits.
+    Ranks may have different implementations: both send the same messages and give the same bits.
     """
     module, reason = load()
     if module is not None:

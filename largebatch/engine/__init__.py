@@ -1,4 +1,8 @@
-"""Who owns gradient exchange."""
+"""Engines: they own the exchange of gradients between ranks, and the optimizer's step.
+
+``distributed.engine`` in a config chooses one. ``ddp`` holds the whole model on every rank,
+``fsdp`` shards it, and ``deepspeed`` uses DeepSpeed's ZeRO.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +26,16 @@ from largebatch.processes.environment import World
 
 @dataclass(frozen=True)
 class EngineFacts(Facts):
-    """What the rest of the package has to know of an engine.
+    """Facts about an engine that the rest of the package needs.
 
     Attributes:
-        keys: of ``distributed``, those that it alone takes.
-        divides_model: its ranks hold parts of the model, where there are several.
+        keys: the keys of section ``distributed`` that only this engine uses.
+        divides_model: with several ranks, each rank holds a part of the model.
         whole_parameters: the optimizer steps the model's own parameters, whole.
-        own_gradients: a rank's gradient is to be had before the sum over the ranks.
-        keeps_gradients: it keeps the gradients to itself: nobody else may read or clip them.
-        makes_optimizers: it can make the optimizer from a config of its own.
-        check: refuses what else of the config it cannot do.
+        own_gradients: each rank's own gradient can be read before the sum over ranks.
+        keeps_gradients: no other code may read or clip the gradients.
+        makes_optimizers: it can make the optimizer from its own config.
+        check: refuses other settings that the engine does not support.
     """
 
     keys: tuple[str, ...] = ()
@@ -43,7 +47,7 @@ class EngineFacts(Facts):
     check: Callable[[DistributedConfig, Terms], object] | None = None
 
     def words(self) -> Iterator[str]:
-        """Yield the facts, a short line each."""
+        """Yield the facts, one short line each."""
         own = [f"distributed.{name}" for name in self.keys]
         yield f"keys of its own: {', '.join(own) or 'none'}"
         if self.divides_model:
@@ -109,10 +113,10 @@ def _deepspeed(
 def build_engine(
     model: nn.Module, world: World, config: DistributedConfig, terms: Terms | None = None
 ) -> Engine:
-    """Return the engine that ``config.engine`` names, owning ``model``'s gradients.
+    """Return the engine that ``config.engine`` names, which then owns ``model``'s gradients.
 
     Args:
-        terms: what other sections of the config say that concerns it.
+        terms: settings of other config sections that concern the engine.
     """
     entry = engines.entry(config.engine)
     if entry.facts.divides_model and world.world_size == 1:
@@ -121,11 +125,11 @@ def build_engine(
 
 
 def check_engine(config: DistributedConfig, terms: Terms) -> None:
-    """Refuse a ``distributed`` section that cannot be, before any rank starts.
+    """Check section ``distributed`` before any rank starts.
 
     Raises:
-        UserError: a key out of range, of another engine, or contradicted by a config of the
-            engine's own.
+        UserError: a key is out of range, belongs to another engine, or contradicts the engine's own
+            config.
     """
     engine, optimizer = engines.entry(config.engine).facts, optimizers.entry(terms.optimizer).facts
     for other in engines:

@@ -75,8 +75,8 @@ def make_buckets(parameters: Sequence[torch.nn.Parameter], megabytes: float) -> 
 
     The backward pass finishes with a model's first layers, so the reverse of registration is about
     the order in which gradients become ready. The layout depends on nothing else and never changes
-    during a run: torch's own DDP rebuilds its buckets after the first backward pass of a process,
-    which changes the order of summation, and with it the bits, between a run and its resumption.
+    during a run. torch's own DDP rebuilds its buckets after the first backward pass of a process.
+    This changes the order of summation, and so the bits, between a run and its resumption.
     """
     order = [parameter for parameter in reversed(parameters) if parameter.requires_grad]
     groups = pack(

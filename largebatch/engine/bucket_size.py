@@ -1,4 +1,4 @@
-"""`distributed.bucket_mb: auto`: the size of a gradient message, from links and backward pass."""
+"""`distributed.bucket_mb: auto`: choose the bucket size from measured links and backward times."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TIMED_STEPS = 3  # the first is slow: memory is touched and kernels are chosen i
 
 
 class BucketSize:
-    """Times the backward passes of the first steps, then decides once, on all ranks alike.
+    """Times the backward passes of the first steps, then decides once, the same on all ranks.
 
     Args:
-        all_reduce: whose probe knows the links.
-        bytes: of all gradients.
+        all_reduce: the all-reduce whose probe has measured the links.
+        bytes: bytes of all gradients.
     """
 
     def __init__(self, all_reduce: AllReduce, bytes: int) -> None:
@@ -29,19 +29,19 @@ class BucketSize:
         self._begun: float | None = None
 
     def begin(self) -> None:
-        """Note that the step's last backward pass begins."""
+        """Record that the step's last backward pass begins."""
         self._wait_for_device()
         self._begun = time.perf_counter()
 
     def end(self) -> None:
-        """Note that it has ended; every rank calls, also one that had none."""
+        """Record that the last backward pass has ended; every rank must call this."""
         self._wait_for_device()
         now = time.perf_counter()
         self._timed.append(0.0 if self._begun is None else now - self._begun)
         self._begun = None
 
     def decide(self) -> float | None:
-        """Return the MB of a bucket once enough steps are timed; a collective call then."""
+        """Return the bucket size in MB once enough steps are timed, by a collective call."""
         if len(self._timed) < TIMED_STEPS:
             return None
         reduce = self._all_reduce

@@ -1,4 +1,4 @@
-"""The ``distributed`` section: who owns gradient exchange, and over what."""
+"""The config section ``distributed``: the engine, and how gradients are exchanged."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DistributedConfig:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the other sections say that an engine with a config of its own must not contradict.
+    """Settings of other sections that an engine's own config must not contradict.
 
     Attributes:
         batch, micro: samples of a step and of a pass.

@@ -1,11 +1,11 @@
-"""Data-parallel gradient exchange that keeps its bits from run to run.
+"""Data-parallel gradient exchange with the same bits from run to run.
 
-The idea of torch's DistributedDataParallel (Li et al. 2020, "PyTorch Distributed", section 3):
-gradients lie in flat buckets, and a bucket's all-reduce starts while the backward pass still runs.
-What differs: the layout depends on no run's timing (see :func:`make_buckets`) unless the user asks
-for it (see :class:`BucketSize`), the sum is not divided (the trainer
-divides the loss by the step's global weight beforehand, so uneven shares are exact), buffers are
-not broadcast, and a rank without samples takes part with zeros.
+As in torch's DistributedDataParallel (Li et al. 2020, "PyTorch Distributed", section 3), gradients
+lie in flat buckets, and a bucket's all-reduce starts while the backward pass still runs. There are
+four differences. The layout of buckets does not depend on timing (see :func:`make_buckets`), unless
+the user asks for this (see :class:`BucketSize`). The sum is not divided: the trainer divides the
+loss by the step's global weight beforehand, so uneven shares are exact. Buffers are not broadcast.
+A rank without samples takes part with zeros.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class DataParallel(Engine):
     """Every rank holds the whole model; a step's gradients travel in buckets.
 
     Args:
-        model, world: as of every engine.
-        bucket_mb: size of a bucket; ``auto`` begins with torch's 25 MB and, where the links were
-            probed, changes once, after the first steps, to what the cost model finds best.
-        preference: how buckets are summed.
+        model, world: as for every engine.
+        bucket_mb: size of a bucket. ``auto`` begins with torch's 25 MB. If the links were probed,
+            it changes once, after the first steps, to the size that the cost model finds best.
+        preference: the user's choice of all-reduce algorithm.
     """
 
     name = "ddp"
@@ -71,14 +71,15 @@ class DataParallel(Engine):
             parameter.register_post_accumulate_grad_hook(self._ready)
 
     def register_comm_hook(self, state: Any, hook: Hook) -> None:
-        """Let ``hook(state, bucket)`` exchange a bucket: DDP's protocol, but sums are expected.
+        """Let ``hook(state, bucket)`` exchange buckets: DDP's protocol, but with sums as results.
 
-        ``bucket`` answers as ``dist.GradBucket`` does; the future's value is the reduced buffer.
+        ``bucket`` has the methods of ``dist.GradBucket``. The hook returns a future whose value is
+        the reduced buffer.
         """
         self._hook = (state, hook)
 
     def watch_squares(self) -> Squares:
-        """Return the squared norms of gradients; a bucket's are taken before it leaves."""
+        """Return the squared norms of gradients; a bucket's are computed before it is sent."""
         if self.squares is None:
             self.squares = Squares(self.optimizer.param_groups)
         return self.squares
@@ -100,7 +101,7 @@ class DataParallel(Engine):
         self._next = 0
 
     def last(self, overlap: bool = True) -> None:
-        """Announce the step's last backward pass: buckets leave as soon as they are complete."""
+        """Announce the step's last backward pass: buckets are sent as soon as they are complete."""
         self._armed = overlap
         if not self.alone and self._size is not None:
             self._size.begin()
@@ -130,13 +131,13 @@ class DataParallel(Engine):
         self._finish_squares()
 
     def exchange_state(self) -> dict[str, Any] | None:
-        """Return the size of the buckets that ``auto`` decided on, and for which grid."""
+        """Return the bucket size that ``auto`` decided on, and the grid it was decided for."""
         if self.alone or self._decided is None:
             return None
         return {"bucket_mb": self._decided, "topology": self.all_reduce.topology.key()}
 
     def load_exchange_state(self, state: dict[str, Any]) -> None:
-        """Keep the size decided on before, unless the ranks are placed in another way now."""
+        """Restore the bucket size, unless the ranks are now placed differently."""
         if (
             not self.alone
             and self._size is not None

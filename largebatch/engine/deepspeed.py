@@ -1,8 +1,8 @@
-"""DeepSpeed's engine: ZeRO stages 0, 1 and 2, with our optimizers or its own.
+"""The DeepSpeed engine: ZeRO stages 0, 1 and 2, with our optimizers or DeepSpeed's.
 
-Rajbhandari et al. 2020, "ZeRO": every rank holds the model; stage 1 divides the optimizer's state
-among the ranks, stage 2 the summed gradients too. Weights are float32, and bf16 and fp16 are
-autocast's, as under the other engines.
+Rajbhandari et al. 2020, "ZeRO". Every rank holds the model. Stage 1 divides the optimizer's state
+among the ranks, stage 2 the summed gradients too. Weights are float32. bf16 and fp16 are done by
+autocast, as under the other engines.
 """
 
 from __future__ import annotations
@@ -102,12 +102,12 @@ class DeepSpeed(Engine):
         self._engine.backward(scaled * factor, scale_wrt_gas=False)
 
     def finish(self) -> None:
-        """Nothing is left to wait for: DeepSpeed has summed in the last backward pass."""
+        """Do nothing: DeepSpeed has summed the gradients in the last backward pass."""
 
     def update(
         self, clip: Callable[[], Tensor | None], loss: Tensor | None = None
     ) -> Tensor | None:
-        """Take the step; ZeRO clips by itself, and leaves out a step whose gradients overflow."""
+        """Take the step; ZeRO clips by itself, and skips a step whose gradients overflow."""
         if not self.flattens:
             return super().update(clip, loss)
         self._engine.step()
@@ -122,7 +122,7 @@ class DeepSpeed(Engine):
 
     @property
     def may_skip(self) -> bool:
-        """Whether a step may be left out: newer ZeROs do so whatever the precision."""
+        """Whether a step may be skipped: newer ZeRO versions do this in any precision."""
         return self.flattens or super().may_skip
 
     def loss_scale(self) -> float | None:
@@ -159,7 +159,7 @@ class DeepSpeed(Engine):
                 self._divide(param, state[names[id(param)]], part)
 
     def optimizer_state(self) -> dict[str, Any]:
-        """Return the state as the optimizer without DeepSpeed would have it."""
+        """Return the optimizer state in the form that it has without DeepSpeed."""
         entries: dict[int, dict[str, Any]] = {}
         for number, (param, part) in enumerate(self._placed()):
             own = self.optimizer.state.get(part, {})

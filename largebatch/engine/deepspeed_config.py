@@ -1,4 +1,4 @@
-"""A user's DeepSpeed config and ours made into one, contradictions refused by name."""
+"""Merge a user's DeepSpeed config with ours; refuse contradictions by name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ SIXTEEN_BIT = ("fp16", "bf16")
 
 
 def resolve(config: DistributedConfig, terms: Terms) -> dict[str, Any]:
-    """Return the config to give to DeepSpeed; ``"auto"`` in the user's stands for what ours says.
+    """Return the config for DeepSpeed; ``"auto"`` in the user's file means our value.
 
     Raises:
-        UserError: the file cannot be read, or says what another key contradicts or decides.
+        UserError: the file cannot be read, or sets something that another key contradicts or
+            decides.
     """
     user = _without_auto(_read(config.deepspeed_config)) if config.deepspeed_config else {}
     for key, value, reason in _contradictions(user, config, terms):

@@ -1,4 +1,4 @@
-"""What the trainer asks of whoever owns gradient exchange."""
+"""The interface of an engine, which owns the exchange of gradients and the optimizer's step."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ from largebatch.processes.environment import World
 class Engine(ABC):
     """Base of the engines: owns the gradients of ``model`` on every rank, and the optimizer's step.
 
-    A step is: :meth:`begin`; for every pass a forward through :attr:`module` and :meth:`backward`,
-    with :meth:`last` called before the final one; :meth:`finish`; :meth:`update`. A rank without
-    passes calls begin, finish and update. Afterwards all ranks have taken the same step, along the
-    sum of what they passed to :meth:`backward`.
+    A step begins with :meth:`begin`. Every pass is a forward through :attr:`module` and a
+    :meth:`backward`; :meth:`last` is called before the final pass. Then come :meth:`finish` and
+    :meth:`update`. A rank without passes calls begin, finish and update. Afterwards all ranks have
+    taken the same step, along the sum of the gradients from :meth:`backward`.
 
     Attributes:
-        name: of the engine, as ``distributed.engine`` names it.
+        name: the engine's name in ``distributed.engine``.
         model: the user's model: its parameters, buffers and evaluation.
-        module: what forward passes of training call; ``model`` itself unless a library wraps it.
+        module: the module that training's forward passes call; ``model`` itself unless a library
+            wraps it.
         alone: whether there is only this rank.
-        lockstep: whether every rank must make as many passes, since they exchange messages there.
-        own_gradients: whether each rank's own gradients lie in ``grad`` until :meth:`finish`, if
-            they are told to stay.
-        repeats: whether a step's passes may be made again without an update: ``grad`` of every
-            parameter holds their sum after :meth:`finish`.
-        apart: which parts of a step :meth:`watch_squares` can measure by themselves, if any.
+        lockstep: whether every rank must make the same number of passes, since passes exchange
+            messages.
+        own_gradients: whether each rank's own gradients can stay in ``grad`` until :meth:`finish`,
+            see :meth:`last`.
+        repeats: whether a step's passes may be repeated without an update; ``grad`` of every
+            parameter holds the sum after :meth:`finish`.
+        apart: which parts of a step :meth:`watch_squares` can measure separately, if any.
         flattens: whether the optimizer steps flat partitions in place of the model's parameters.
-        skip: whether to leave out a step whose loss or gradients are not finite; under fp16 one
-            whose gradients are not finite is always left out.
-        squares: of gradients, once somebody watches them.
-        found_inf: of the last step, where steps may be left out: 0-d, not 0 if it was.
+        skip: whether to skip a step whose loss or gradients are not finite. Under fp16 a step with
+            gradients that are not finite is always skipped.
+        squares: the squared norms of gradients, after :meth:`watch_squares`.
+        found_inf: 0-d, not 0 if the last step was skipped; set only if steps may be skipped.
     """
 
     name = ""
@@ -64,7 +66,7 @@ class Engine(ABC):
     def adopt(
         self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
     ) -> None:
-        """Take over ``optimizer``, over parameters of :attr:`model`, and the loss scaler."""
+        """Take over ``optimizer`` (of parameters of :attr:`model`) and the loss scaler."""
         self.optimizer, self.scaler = optimizer, scaler
 
     @abstractmethod
@@ -73,14 +75,14 @@ class Engine(ABC):
 
     @abstractmethod
     def last(self, overlap: bool = True) -> None:
-        """Announce the step's last backward pass: what it completes may leave at once.
+        """Announce the step's last backward pass: complete gradients may be sent at once.
 
         Args:
-            overlap: False lets the gradients stay until :meth:`finish`, if :attr:`own_gradients`.
+            overlap: False: keep the gradients local until :meth:`finish`, if :attr:`own_gradients`.
         """
 
     def backward(self, loss: Tensor, factor: float) -> None:
-        """Add the gradient of ``factor`` x ``loss`` (0-d) to this rank's."""
+        """Add the gradient of ``factor`` x ``loss`` (0-d) to this rank's gradients."""
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward(torch.full_like(loss, factor))
 
@@ -93,11 +95,11 @@ class Engine(ABC):
     ) -> Tensor | None:
         """Clip and take the optimizer's step; return the clip factor if there is one.
 
-        A step that is left out changes no parameter and no state of the optimizer, on any rank.
+        A skipped step changes no parameter and no optimizer state, on any rank.
 
         Args:
-            clip: clips the gradients, unscaled, and returns the factor.
-            loss: of the step over all ranks, 0-d; with :attr:`skip` it has to be finite too.
+            clip: clips the unscaled gradients and returns the factor.
+            loss: loss of the step over all ranks, 0-d; with :attr:`skip` it must be finite too.
         """
         overflow: Any = None
         if self.scaler is not None:
@@ -130,7 +132,7 @@ class Engine(ABC):
 
     @property
     def may_skip(self) -> bool:
-        """Whether a step may be left out, so that :attr:`found_inf` is set."""
+        """Whether a step may be skipped, so that :attr:`found_inf` is set."""
         return self.skip or self.scaler is not None
 
     def loss_scale(self) -> float | None:
@@ -142,14 +144,14 @@ class Engine(ABC):
         return None if self.scaler is None else self.scaler._get_scale_async()
 
     def sum(self, values: Tensor) -> Any:
-        """Sum a small tensor over the ranks in place; return a work to wait for, None if alone."""
+        """Sum a small tensor over ranks in place; return a work to wait for, None on one rank."""
         return None if self.alone else dist.all_reduce(values, async_op=True)
 
     def watch_squares(self) -> Squares:
-        """Return the squared norms of gradients, which the engine takes of steps that want them.
+        """Return the squared norms of gradients, which the engine computes on request.
 
         Raises:
-            UserError: the engine has no gradients of a rank's own to measure.
+            UserError: the engine does not expose each rank's own gradients.
         """
         raise UserError(
             f"probes: distributed.engine={self.name} keeps the gradients of each rank to itself,"
@@ -163,24 +165,24 @@ class Engine(ABC):
     # Checkpoints hold whole tensors, so that a run may go on under another engine.
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the model's ``state_dict`` in whole tensors; every rank must call it."""
+        """Return the model's ``state_dict`` in whole tensors; every rank must call this."""
         state: dict[str, Tensor] = whole(self.model.state_dict())
         return state
 
     def load_weights(self, state: dict[str, Tensor]) -> None:
-        """Load what :meth:`weights` returned, under any engine."""
+        """Load a result of :meth:`weights` from any engine."""
         own = self.model.state_dict()
         self.model.load_state_dict(
             {name: part_like(tensor, own.get(name, tensor)) for name, tensor in state.items()}
         )
 
     def optimizer_state(self) -> dict[str, Any]:
-        """Return the optimizer's ``state_dict`` in whole tensors; every rank must call it."""
+        """Return the optimizer's ``state_dict`` in whole tensors; every rank must call this."""
         state: dict[str, Any] = whole(self.optimizer.state_dict())
         return state
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
-        """Load what :meth:`optimizer_state` returned, under any engine."""
+        """Load a result of :meth:`optimizer_state` from any engine."""
         numbers = [number for group in state["param_groups"] for number in group["params"]]
         params = [param for group in self.optimizer.param_groups for param in group["params"]]
         if len(numbers) == len(params):  # otherwise the optimizer says what does not fit
@@ -198,25 +200,25 @@ class Engine(ABC):
         self.optimizer.load_state_dict(state)
 
     def scaler_state(self) -> dict[str, Any] | None:
-        """Return what the loss scaling under fp16 needs to go on, else None."""
+        """Return the state of loss scaling under fp16, else None."""
         return None if self.scaler is None else self.scaler.state_dict()
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
-        """Load what :meth:`scaler_state` returned, under any engine."""
+        """Load a result of :meth:`scaler_state` from any engine."""
         if self.scaler is not None:
             self.scaler.load_state_dict(state)
 
     def exchange_state(self) -> dict[str, Any] | None:
-        """Return what was measured for the exchange and shapes its sums, None if nothing was."""
+        """Return measurements that affect the order of sums in the exchange; None without any."""
         return None
 
     def load_exchange_state(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Go on with what :meth:`exchange_state` returned, as far as it fits these ranks."""
+        """Restore a result of :meth:`exchange_state`, as far as it fits these ranks."""
 
 
 @torch.no_grad()
 def broadcast_from_first(model: nn.Module) -> None:
-    """Start every rank from rank 0's parameters and buffers."""
+    """Copy rank 0's parameters and buffers to every rank."""
     for tensor in [*model.parameters(), *model.buffers()]:
         dist.broadcast(tensor.data if tensor.is_contiguous() else _owned(tensor), 0)
 
@@ -229,8 +231,8 @@ def _owned(tensor: Tensor) -> Tensor:
 def step_unless(found_inf: Tensor, optimizer: Any) -> None:
     """Take a step unless ``found_inf`` (0-d, float32) is not 0, as ``torch.amp.GradScaler`` does.
 
-    An optimizer that says ``_step_supports_amp_scaling`` leaves its step out on the device; for any
-    other the host has to wait and see.
+    An optimizer with ``_step_supports_amp_scaling`` skips its step on the device. For any other
+    optimizer the host waits for ``found_inf``.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.grad_scale, optimizer.found_inf = None, found_inf

@@ -1,9 +1,10 @@
 """Fully sharded data parallelism: each rank holds a part of every parameter (torch's FSDP2).
 
 Rajbhandari et al. 2020, "ZeRO", stage 3; Zhao et al. 2023, "PyTorch FSDP". A block's parameters are
-gathered for its forward and again for its backward pass, and its gradients are summed into the
-parts. With ``shard_ranks`` below the number of ranks, groups of that many hold a copy of the model
-each (hybrid sharding): more memory for fewer messages between hosts.
+gathered for its forward pass and again for its backward pass. Its gradients are summed into the
+sharded parts. With ``shard_ranks`` below the number of ranks, each group of ``shard_ranks`` ranks
+holds a copy of the model (hybrid sharding). This takes more memory but sends fewer messages between
+hosts.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from largebatch.processes.environment import World
 class FullySharded(Engine):
     """Parameters, gradients and optimizer state divided among the ranks, as DTensors.
 
-    Ranks exchange messages in every pass, so all make as many (:attr:`lockstep`).
+    Ranks exchange messages in every pass, so all make the same number (:attr:`lockstep`).
 
     Args:
-        shard_ranks: ranks that divide one copy of the model among them; None: all.
+        shard_ranks: number of ranks that share one copy of the model; None: all.
 
     Raises:
         UserError: ``shard_ranks`` does not divide the number of ranks.
@@ -72,7 +73,7 @@ class FullySharded(Engine):
         self._copies = size // each
 
     def watch_squares(self) -> Squares:
-        """Return the squared norms of gradients: of each rank's first pass, and of the sum."""
+        """Return the squared norms of gradients, of each rank's first pass and of the sum."""
         if self.squares is None:
             groups = self.optimizer.param_groups
             self._places_of = {module: list(_own(module)) for module in self._sharded}
@@ -92,7 +93,7 @@ class FullySharded(Engine):
             module.reshard()
 
     def begin(self) -> None:
-        """Clear the gradients; until :meth:`last` they are added up on each rank."""
+        """Clear the gradients; until :meth:`last` they are summed on each rank only."""
         for parameter in self.model.parameters():
             parameter.grad = None
         if self.squares is not None:
@@ -100,11 +101,11 @@ class FullySharded(Engine):
         self._root.set_requires_gradient_sync(False)
 
     def last(self, overlap: bool = True) -> None:
-        """Let the coming backward pass sum every block's gradients as it completes them."""
+        """Let the coming backward pass sum each block's gradients over ranks when complete."""
         self._root.set_requires_gradient_sync(True)
 
     def finish(self) -> None:
-        """Give parameters that no pass used a gradient of zero, as the other engines do."""
+        """Give unused parameters a gradient of zero, as the other engines do."""
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -113,7 +114,7 @@ class FullySharded(Engine):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Hold the whole model on every rank, so that passes need no messages."""
+        """Return a context with the whole model on every rank, so that passes need no messages."""
         for module in self._sharded:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()

@@ -1,4 +1,7 @@
-"""The lectures' own experiments: each one file that prints the claim beside what it measured."""
+"""The command `largebatch lab`: experiments that check claims of the lectures and their papers.
+
+Each experiment is one file. It prints the claim beside the measured result, and a verdict.
+"""
 
 from __future__ import annotations
 

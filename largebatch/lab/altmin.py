@@ -1,7 +1,7 @@
 """Alternating minimisation: codes and weights in turn, with no gradient through the network.
 
 Choromanska et al. 2019, "Beyond backprop: online alternating minimization with auxiliary
-variables"; the blocks and how each is moved stand in :mod:`largebatch.lab.codes`.
+variables". :mod:`largebatch.lab.codes` defines the blocks and their updates.
 """
 
 from __future__ import annotations

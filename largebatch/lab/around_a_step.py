@@ -22,10 +22,11 @@ LADDER = [0.01 * 2**n for n in range(13)]
 
 @dataclass
 class Path:
-    """What is measured at some steps of a training.
+    """The measurements at some steps of a training.
 
     Attributes:
-        loss: range of the loss along the gradient. gradient: farthest the gradient moves there.
+        loss: range of the loss along the gradient.
+        gradient: largest change of the gradient along it.
         smoothness: the largest ratio of the gradient's change to that of the weights.
         shift: relative change of the middle layer's gradient when the layers below have stepped.
     """
@@ -53,7 +54,7 @@ def distance(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 def look_around(model: nn.Module, samples: Samples, path: Path) -> None:
-    """Measure at the weights of now, which are put back."""
+    """Measure around the present weights, and restore them."""
     params = [p.data for p in model.parameters()]
     before = [p.clone() for p in params]
     loss, here = gradient(model, samples)
@@ -88,7 +89,7 @@ def walk(norm: bool, seed: int, steps: int) -> Path:
 
 
 def largest_rate(norm: bool, seed: int, steps: int) -> float:
-    """Return the largest rate of the ladder whose loss ends below its start, and all below it."""
+    """Return the largest rate up to which every rate's loss ends below its start."""
     samples, largest = digits("train"), 0.0
     for rate in LADDER:
         model = drawn(norm, seed)

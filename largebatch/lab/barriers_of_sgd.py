@@ -1,4 +1,4 @@
-"""SGD crosses no barriers, and there are hardly any to cross.
+"""SGD crosses no barriers of the loss, and there are hardly any barriers.
 
 Xing et al. 2018, "A walk with SGD": the loss is convex between consecutive iterates, which bounce
 above a valley's floor. Baity-Jesi et al. 2018: the displacement between two times. Draxler et al.

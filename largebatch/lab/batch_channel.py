@@ -1,8 +1,8 @@
 """Batch-channel norm beside ghost batch norm and group norm, as ghosts shrink.
 
-Qiao et al. 2019: with few samples in a batch norm's statistics, those of training and evaluation
-part, and a channel that the ReLU after it always cuts off is lost; a channel norm after the batch
-norm keeps every group of every sample alive.
+Qiao et al. 2019: if a batch norm has few samples, its statistics in training and in evaluation
+differ. A channel that the next ReLU always cuts off is lost. A channel norm after the batch norm
+keeps every group of every sample alive.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Ways to hide the class in an image, and the simple methods that find it there.
+"""Signals that hide the class in an image, and simple methods that find them.
 
-Hoffer, Fine, Soudry 2018 published no constants: these constructions are ours, of their kinds.
+Hoffer, Fine, Soudry 2018 published no constants. These constructions are ours, of the same kinds.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def linear() -> Any:
 
 @dataclass(frozen=True)
 class Signal:
-    """A way to hide the class, the simple method that finds it, and its accuracy on the slide."""
+    """How a signal hides the class, the simple method that finds it, and its lecture accuracy."""
 
     hide: Hide
     best: str

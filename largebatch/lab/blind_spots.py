@@ -1,8 +1,8 @@
-"""Labels hidden in images where a convolutional network does not look and simple methods do.
+"""Blind spots: labels hidden in images that simple methods find and a convolutional network misses.
 
 Hoffer, Fine, Soudry 2018, "On the blindspots of convolutional networks". Their constants were not
-published; the constructions here are ours, each of the kind that the slide names. Images are noisy
-digits, on which the network errs often enough for a signal to show if it is found.
+published; the constructions here are ours, each of a kind named on the slide. Images are noisy
+digits, on which the network errs often enough to show whether a signal is found.
 """
 
 from __future__ import annotations

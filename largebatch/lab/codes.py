@@ -1,11 +1,11 @@
-"""A network whose activations are variables of their own: codes, moved in turn with the weights.
+"""Networks whose activations are separate variables (codes), updated in turn with the weights.
 
 Choromanska et al. 2019, section 3: every code c is tied to the layer below by a penalty
 
     f(W, C) = sum L(y, relu(c^L), V) + mu sum_l |c^l - W^l relu(c^(l-1))|^2
 
-Over whole data a weight's block is a least-squares problem; online it is one over memories A, B of
-all codes so far (Mairal et al. 2009), descended column by column.
+On whole data the update of a weight is a least-squares problem. Online it is a least-squares
+problem over memories A, B of all codes so far (Mairal et al. 2009), descended column by column.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Network:
     """Weights W^1..W^L, which give the codes, and V, which gives the outputs.
 
     Attributes:
-        memory: of each W the sums A of a a' and B of c a', over what has been seen.
+        memory: for each W, the sums A of a a' and B of c a' over all samples seen.
     """
 
     weights: list[Tensor]
@@ -53,7 +53,7 @@ class Network:
         return Network(weights, draw(CLASSES, WIDTHS[-1]), memory)
 
     def codes(self, images: Tensor) -> list[Tensor]:
-        """Return c^1..c^L of a pass forward, (n, width) each, for which the penalty is 0."""
+        """Return c^1..c^L of a forward pass, (n, width) each, for which the penalty is 0."""
         a, found = images.flatten(1), []
         for weight in self.weights:
             found.append(a @ weight.T)
@@ -74,7 +74,7 @@ class Network:
 
 
 def lowered(value: Tensor, f: Callable[[Tensor], Tensor], rate: float) -> Tensor:
-    """Descend f of one block; a step that does not lower f is halved, at last not taken."""
+    """Take a descent step on one block; a step that does not lower f is halved, then given up."""
     for _ in range(DESCENTS):
         value = value.detach().requires_grad_()
         before = f(value)
@@ -92,7 +92,7 @@ def lowered(value: Tensor, f: Callable[[Tensor], Tensor], rate: float) -> Tensor
 def move_codes(
     network: Network, images: Tensor, targets: Tensor, codes: list[Tensor]
 ) -> Iterator[None]:
-    """Lower f over each code in turn, the last first; yield after each."""
+    """Lower f over each code in turn, from the last to the first; yield after each."""
     for number in reversed(range(len(codes))):
 
         def f(code: Tensor, n: int = number) -> Tensor:
@@ -109,7 +109,7 @@ def move_classifier(network: Network, targets: Tensor, codes: list[Tensor]) -> N
 
 
 def sweep(network: Network, images: Tensor, targets: Tensor, codes: list[Tensor]) -> Iterator[None]:
-    """Move every block once over all data, weights to their least squares; yield after each."""
+    """Update every block once on all data, weights by least squares; yield after each."""
     yield from move_codes(network, images, targets, codes)
     a = images.flatten(1)
     for number, code in enumerate(codes):

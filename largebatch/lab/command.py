@@ -1,4 +1,4 @@
-"""`largebatch lab`: measure what a lecture claims."""
+"""The command `largebatch lab`: run an experiment and compare it with the lecture's claim."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Raises:
         UserError: an option or the experiment's name is wrong.
-        RunFailure: of all, some failed.
+        RunFailure: some of all experiments failed.
     """
     options = _parser().parse_args(list(arguments))
     if options.seeds is not None and options.seeds < 1:

@@ -1,4 +1,4 @@
-"""Weight decay before a batch norm as a correction of the rate: the same directions.
+"""Weight decay before a batch norm equals a correction of the rate: the directions are the same.
 
 Hoffer et al. 2018, "Norm matters", section 2.2; exact with 1 - rate x decay in the denominator.
 """
@@ -22,8 +22,8 @@ def directions(seed: int, steps: int = 30) -> tuple[float, float]:
     """Compare decay with the corrected rate, by plain gradient descent in float64.
 
     Returns:
-        the largest distance of two directions of a layer, and the largest cosine of a layer's
-        weights with their gradient.
+        The largest distance between two directions of a layer, and the largest cosine between a
+        layer's weights and their gradient.
     """
     samples = digits("train", torch.float64, 256)
     rate, decay, cosine = 0.1, 0.1, 0.0

@@ -1,4 +1,4 @@
-"""A perceptron trained with weight decay, and what is measured along the way."""
+"""Train a perceptron with weight decay and record measurements along the way."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ RATE, MOMENTUM, BATCH, EVERY = 0.05, 0.9, 64, 15
 
 @dataclass
 class Path:
-    """What is measured along a training.
+    """The measurements along a training.
 
     Attributes:
-        rate: rate / |w|^2 of the hidden layers. jacobian: of logits by pixels, mean over images.
-        loss: of the steps. train, held: accuracy at the end.
+        rate: rate / |w|^2 of the hidden layers.
+        jacobian: norm of the Jacobian of logits by pixels, mean over images.
+        loss: loss of each step.
+        train, held: accuracy at the end.
     """
 
     rate: list[float] = field(default_factory=list)
@@ -35,7 +37,7 @@ class Path:
     held: float = 0.0
 
     def at_end(self, what: str) -> float:
-        """Return a figure at the end; of the loss the mean of an epoch."""
+        """Return a figure at the end; for the loss, the mean over an epoch."""
         path: list[float] = getattr(self, what)
         return fmean(path[-22:]) if what == "loss" else path[-1]
 

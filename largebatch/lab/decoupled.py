@@ -1,7 +1,7 @@
-"""Layers over ranks, each under a loss of its own: the rank's part of decoupled greedy learning.
+"""Layers on ranks, each with its own loss: the work of one rank in decoupled greedy learning.
 
-Belilovsky, Eickenberg, Oyallon 2020, algorithm 1. A rank receives what the layer below has made of
-a batch, sends on what its own has made of it, and only then takes its step.
+Belilovsky, Eickenberg, Oyallon 2020, algorithm 1. A rank receives a batch's features from the layer
+below, sends on its own layer's features, and only then takes its step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Layer:
         self.optimizer = SGD(stage.parameters(), lr=RATE, momentum=0.9)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return what the layer sends upwards; its graph is kept for the step."""
+        """Return the features that the layer sends upwards; their graph is kept for the step."""
         self.output = self.stage.features(x)
         return self.output.detach()
 
@@ -98,7 +98,7 @@ def over_ranks(world: World, layer: Layer, taken: list[Samples]) -> float:
 
 
 def below(world: World) -> tuple[int, ...]:
-    """Return the shape of what the rank below sends of one digit."""
+    """Return the shape of one digit's features from the rank below."""
     x = torch.empty(1, 1, 8, 8)
     with torch.no_grad():
         for stage in stages(0, HIDDEN, world.rank):

@@ -1,4 +1,4 @@
-"""A deep perceptron as it is drawn, its gradients by depth, and the lecture's small examples."""
+"""Deep perceptrons at initialisation, their gradients by depth, and the lecture's examples."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def gradients(model: nn.Sequential, samples: Samples) -> list[float]:
 
 
 def factor(norms: list[float]) -> float:
-    """Return by how much a layer multiplies the gradient on its way down."""
+    """Return the factor by which a layer multiplies the gradient in the backward pass."""
     logs = [math.log(n) for n in norms[:-1]]
     return math.exp(-straight_line(range(len(logs)), logs)[0])
 

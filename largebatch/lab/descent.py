@@ -1,4 +1,4 @@
-"""Plain training: batches, steps of any optimizer, and the accuracy that is reached."""
+"""Plain training loops for experiments: batches, steps of any optimizer, and accuracy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LossOf = Callable[[Any, Tensor], Tensor]
 
 
 def batches(samples: Samples, size: int, steps: int, seed: int) -> Iterator[Samples]:
-    """Yield so many batches; every epoch has a new order and leaves out what fills no batch."""
+    """Yield ``steps`` batches; every epoch has a new order and drops an incomplete last batch."""
     generator = torch.Generator().manual_seed(seed)
     inputs, targets = samples
     each = max(1, len(targets) // size)
@@ -40,12 +40,12 @@ def descend(
     loss: LossOf = cross_entropy,
     schedule: Callable[[float], float] = lambda done: 1.0,
 ) -> Iterator[float]:
-    """Train, and yield each step's loss after the step; it ends where the loss is not finite.
+    """Train, and yield each step's loss after the step; end if the loss is not finite.
 
-    A batch of the whole set is gradient descent.
+    With a batch of the whole set this is gradient descent.
 
     Args:
-        schedule: factor of the optimizer's rates when this share of the steps is done.
+        schedule: factor on the optimizer's rates, as a function of the share of steps done.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for number, (inputs, targets) in enumerate(batches(samples, batch, steps, seed)):

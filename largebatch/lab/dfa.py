@@ -1,4 +1,4 @@
-"""Direct feedback alignment: each layer has the output's error by a random matrix of its own.
+"""Direct feedback alignment: each layer gets the output's error through its own random matrix.
 
 Noekland 2016, "Direct feedback alignment provides learning in deep neural networks". The slide
 prints the error alone, v = grad l, which has the width of the outputs; a layer of another width

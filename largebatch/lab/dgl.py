@@ -1,4 +1,4 @@
-"""Decoupled greedy learning over ranks: each holds a layer, and none waits for a gradient.
+"""Decoupled greedy learning over ranks: each rank trains a layer, and none waits for a gradient.
 
 Belilovsky, Eickenberg, Oyallon 2020, "Decoupled greedy learning of CNNs", algorithm 1: a layer
 trains under its own classifier on what the layer below has just sent. Messages go upwards alone, so

@@ -1,4 +1,4 @@
-"""The handwritten digits as tensors: as runs divide them, or drawn anew for a seed."""
+"""The handwritten digits as tensors, in the runs' split or in a random split by seed."""
 
 from __future__ import annotations
 

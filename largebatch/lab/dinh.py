@@ -1,4 +1,4 @@
-"""Sharpness depends on the parametrization: the same function, as sharp as one likes.
+"""Sharpness depends on the parametrization: the same function can have any sharpness.
 
 Dinh, Pascanu, Bengio, Bengio 2017, "Sharp minima can generalize for deep nets", section 4: the
 first layer of a ReLU network times alpha and the second over alpha compute the same. With D the

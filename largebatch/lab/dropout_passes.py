@@ -1,7 +1,8 @@
 """Dropout left on when a network is used: the mean of many passes, and what their spread tells.
 
-Gal and Ghahramani 2016. Where dropout stands before the last linear layer alone, as in the digits'
-network, the logits' mean over passes is what evaluation gives: their distance falls as 1 / sqrt(k).
+Gal and Ghahramani 2016. In the digits' network dropout comes only before the last linear layer.
+Then the logits' mean over passes tends to the logits of evaluation: the distance falls as 1 /
+sqrt(k).
 """
 
 from __future__ import annotations

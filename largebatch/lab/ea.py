@@ -1,4 +1,4 @@
-"""What evolution costs: its gradient, its growth with the number of weights, and digits.
+"""The cost of evolution strategies: their gradient, growth with the number of weights, and digits.
 
 Salimans et al. 2017, "Evolution strategies as a scalable alternative to reinforcement learning".
 """

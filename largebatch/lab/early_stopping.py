@@ -1,7 +1,7 @@
 """Validation loss rises while validation error falls: no need for early stopping.
 
-Soudry et al. 2018. Where the training set is separable w grows as w_hat log t, and with it the loss
-of every held-out example on the wrong side, however few they are.
+Soudry et al. 2018. If the training set is separable, w grows as w_hat log t. So the loss of every
+held-out example on the wrong side grows too, however few such examples there are.
 """
 
 from __future__ import annotations

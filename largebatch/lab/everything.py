@@ -1,4 +1,4 @@
-"""All experiments one after the other, into a folder; finished ones are only read."""
+"""Run all experiments one after the other into a folder; finished ones are only read."""
 
 from __future__ import annotations
 

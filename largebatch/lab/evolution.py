@@ -1,4 +1,4 @@
-"""An evolution strategy: the best of a population are kept, and noise makes the next from them.
+"""An evolution strategy: keep the best of a population, and make the next by adding noise.
 
 Rechenberg 1973 for the strategy and its rule of one fifth; Salimans et al. 2017 for the gradient.
 """
@@ -28,10 +28,10 @@ def estimate(loss: Fitness, w: Tensor, sigma: float, pairs: int, seed: int) -> T
 def evolve(
     loss: Fitness, start: Tensor, sigma: float, seed: int, until: Callable[[float, int], bool]
 ) -> tuple[Tensor, int]:
-    """Mutate the best until told to stop; return the best of all and the evaluations it took.
+    """Mutate the best until ``until`` says stop; return the overall best and the evaluations used.
 
-    More than a fifth of the children better than the worst parent: the noise grows, else it
-    shrinks.
+    The noise grows if more than a fifth of the children are better than the worst parent; otherwise
+    the noise shrinks.
     """
     generator = torch.Generator().manual_seed(seed)
     parents, scores, evaluations = start[None], loss(start[None]), 1

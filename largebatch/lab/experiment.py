@@ -1,4 +1,4 @@
-"""What an experiment of a lecture is: a claim, what is measured for it, and a verdict."""
+"""The interface of an experiment: a claim, its measurement, and a verdict."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ Drawing: TypeAlias = "Callable[[], Figure]"
 
 @dataclass(frozen=True)
 class Check:
-    """One figure of a claim beside ours.
+    """One figure of a claim, beside the measured figure.
 
     Attributes:
-        what: what is compared.
+        what: the compared quantity, in words.
         claimed: the lecture's or the paper's figure or order.
-        measured: ours, with an interval or the range over seeds.
-        holds: whether ours is as claimed; None: these seeds cannot tell.
-        exact: an identity of the algorithm, which tests assert; else a claim about the world.
+        measured: our figure, with an interval or the range over seeds.
+        holds: whether our figure agrees with the claim; None: these seeds cannot tell.
+        exact: whether the check is an identity of the algorithm, which tests assert; else it is an
+            empirical claim.
     """
 
     what: str
@@ -39,19 +40,19 @@ class Check:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large an experiment is to be: seconds or minutes, and a seed for each repetition."""
+    """The size of an experiment: seconds or minutes, and a seed for each repetition."""
 
     quick: bool
     seeds: Sequence[int]
 
     def pick(self, quick: T, full: T) -> T:
-        """Return the first of the two where seconds are meant, else the second."""
+        """Return ``quick`` if the experiment should take seconds, else ``full``."""
         return quick if self.quick else full
 
 
 @dataclass
 class Findings:
-    """What an experiment has found."""
+    """The results of an experiment."""
 
     checks: list[Check]  # the claim, figure by figure
     rows: list[dict[str, Any]]  # the table
@@ -79,7 +80,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def measure(self, scale: Scale) -> Findings:
-        """Run it. With the same scale it finds the same; no download, no file left behind."""
+        """Run it. The same scale gives the same results; no download, no file left behind."""
 
 
 class Hall(Registry[type[Experiment], Facts]):
@@ -88,7 +89,7 @@ class Hall(Registry[type[Experiment], Facts]):
     def register(
         self, name: str, summary: str = "", source: str = "", facts: Facts | None = None
     ) -> Callable[[type[Experiment]], type[Experiment]]:
-        """Return a decorator that enters its class under ``name``."""
+        """Return a decorator that registers a class under ``name``."""
         enter = super().register
 
         def with_claim(experiment: type[Experiment]) -> type[Experiment]:
@@ -102,7 +103,7 @@ experiments = Hall("lab", lambda _: Facts(), importable=True)
 
 
 def agreed(holds: Iterable[bool]) -> bool | None:
-    """Return what the seeds say, one truth each: None where they differ or there are none."""
+    """Return the common answer of the seeds; None if they differ or there are none."""
     said = set(holds)
     return said.pop() if len(said) == 1 else None
 

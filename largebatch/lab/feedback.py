@@ -1,4 +1,4 @@
-"""A perceptron whose errors go down by matrices of one's choice: backpropagation's or others."""
+"""A perceptron whose errors are sent back by chosen matrices, backpropagation's or others."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Perceptron:
     def gradients(
         self, images: Tensor, targets: Tensor, feedback: Sequence[Tensor], direct: bool = False
     ) -> list[Tensor]:
-        """Return what each weight descends.
+        """Return the update direction of each weight.
 
         Args:
             feedback: for each hidden layer the matrix that brings errors to it: from the layer

@@ -1,4 +1,4 @@
-"""The gradient lives in the space of the Hessian's top eigenvectors, one for each class.
+"""The gradient lies mostly in the space of the Hessian's top eigenvectors, one for each class.
 
 Gur-Ari, Roberts, Dyer 2018, "Gradient descent happens in a tiny subspace".
 """
@@ -31,7 +31,7 @@ CLASSES = 10
 
 
 def share(vectors: Tensor, gradient: Tensor) -> float:
-    """Return which part of a gradient's square lies in the space of orthonormal vectors (k, n)."""
+    """Return the share of a gradient's squared norm in the space of orthonormal vectors (k, n)."""
     return float((vectors @ gradient).square().sum() / gradient.square().sum())
 
 

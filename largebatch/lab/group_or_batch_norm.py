@@ -1,4 +1,4 @@
-"""Group norm's error beside batch norm's as the batch grows.
+"""Compare the errors of group norm and batch norm as the batch grows.
 
 Wu and He 2018, figure 1: a batch norm's statistics get worse as the batch shrinks, a group norm has
 none of it; at a large batch the batch norm is the better one.

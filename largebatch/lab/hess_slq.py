@@ -1,7 +1,7 @@
 """The density of a Hessian's eigenvalues by Lanczos quadrature, against the whole matrix.
 
-Ghorbani et al. 2019; Ubaru, Chen, Saad 2017. The lecture's histograms are of exact eigenvalues; the
-quadrature is how one has them of a network whose Hessian fits nowhere.
+Ghorbani et al. 2019; Ubaru, Chen, Saad 2017. The lecture's histograms are of exact eigenvalues. The
+quadrature also works for networks whose Hessian is too large to store.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Gradient descent on separable data turns towards the largest margin, as slowly as log t.
 
-Soudry, Hoffer, Nacson, Srebro 2018. On the first set all limits are known in closed form: the
+Soudry, Hoffer, Nacson, Srebro 2018. On the first set all limits are known in closed form. The
 support vectors (1, 2) and (1, -.5) give the maximum-margin vector (1, 0) with multipliers .2 and
-.8, and the loss of both has to fall as their multipliers do, which fixes what log t leaves over.
+.8. The losses of both must fall in proportion to their multipliers, which fixes the part of w
+beside log t.
 """
 
 from __future__ import annotations

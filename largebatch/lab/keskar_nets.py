@@ -1,4 +1,4 @@
-"""Two networks where the batch makes a difference: similar training error, a gap in test error.
+"""Two networks with a generalization gap: similar training error, different test error by batch.
 
 Keskar et al. 2017, table 1: F2 on TIMIT and C1 on CIFAR-10. TIMIT is not free: in its place come
 frames of generated speech, 360 numbers each; the digits stand for CIFAR-10.

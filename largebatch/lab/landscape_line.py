@@ -1,8 +1,8 @@
 """The loss along a filter-normalised direction, around solutions of a small and a large batch.
 
 Li et al. 2018, "Visualizing the loss landscape of neural nets", sections 3 to 5. A network whose
-layers are multiplied and divided by a factor computes the same, and has the same picture, but only
-along directions whose filters are as long as its own.
+layers are multiplied and divided by a factor computes the same function. Its picture is the same
+only along directions whose filters are as long as its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rate over batch decides how wide a minimum SGD ends in, not the batch alone.
+"""The ratio of rate to batch, not the batch alone, decides how wide a minimum SGD ends in.
 
 Jastrzebski et al. 2018: w' = w - e g + (e / sqrt(S)) noise depends on e / S as a stochastic
 differential equation; endpoints of equal e / S have equal curvature, larger e / S smaller.

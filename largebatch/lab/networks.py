@@ -1,4 +1,4 @@
-"""Networks as a seed draws them."""
+"""Networks with random weights from a seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rule: TypeAlias = Literal["default", "kaiming", "xavier"]
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw with this seed inside; afterwards torch's generator is as it was."""
+    """Seed torch's generator for a ``with`` block; restore the generator afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -34,8 +34,8 @@ def perceptron(
 ) -> nn.Sequential:
     """Return linear layers with activations between, and batch norm before these or none.
 
-    Inputs are flattened. Where second derivatives are measured, tanh is the activation: of ReLU the
-    gradient jumps, and a difference of gradients finds the jump.
+    Inputs are flattened. Use tanh where second derivatives are measured: ReLU's gradient jumps, and
+    a difference of gradients would measure the jumps.
 
     Args:
         widths: of the inputs, of every hidden layer and of the outputs.

@@ -1,8 +1,9 @@
 """Gradient descent with noise that is cooled, and the leaky rule of 1988.
 
 Bourrely 1988, as the lecture cites it: W' = (1 - a) W - e a f(W) and W' = W - e N(f, k sqrt(T)).
-The second draws the gradient with noise. The first is offered as momentum but has no memory of past
-steps: it rests where W = -e f(W), at the minimum of the loss plus |W|^2 / (2 e): weight decay.
+The second draws the gradient with noise. The first is presented as momentum but has no memory of
+past steps. It comes to rest where W = -e f(W), at the minimum of the loss plus |W|^2 / (2 e). So it
+is weight decay.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What pairs of one seed each say of a difference."""
+"""Compare two methods by pairs of runs, one pair for each seed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def compared(
     theirs: Sequence[float],
     holds: Order,
 ) -> Check:
-    """Return the check of an order that every seed's pair has to keep."""
+    """Return the check of an order that must hold for every seed's pair."""
     said = agreed(starmap(holds, zip(ours, theirs, strict=True)))
     return Check(what, claimed, f"{spread(ours)} against {spread(theirs)}", said)
 
 
 def exceeds(ours: Sequence[float], theirs: Sequence[float], by: float = 0.0) -> bool | None:
-    """Return whether ours is more than theirs plus ``by``, on average over the pairs.
+    """Return whether ``ours`` exceeds ``theirs`` by more than ``by``, on average over the pairs.
 
-    None where the 95% interval of the paired differences (Student's) holds ``by``, or there is one
-    pair alone.
+    None if the 95% interval (Student's) of the paired differences contains ``by``, or if there is
+    only one pair.
     """
     from scipy.special import stdtrit
 

@@ -1,4 +1,4 @@
-"""One experiment from its name to its record and page."""
+"""Run one experiment: from its name to its record and page."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def seeds_of(experiment: type[Experiment], quick: bool, count: int | None) -> ra
 
 
 def perform(name: str, quick: bool, seeds: int | None = None) -> tuple[Findings, BenchmarkRecord]:
-    """Measure the experiment ``name``; torch's generator is as it was afterwards.
+    """Measure the experiment ``name``; torch's generator is restored afterwards.
 
     Args:
-        quick: seconds, not minutes.
-        seeds: how many; None: see :func:`seeds_of`.
+        quick: take seconds, not minutes.
+        seeds: number of seeds; None: see :func:`seeds_of`.
 
     Raises:
-        UserError: there is no such experiment, or it is none.
+        UserError: there is no such experiment, or the name is of something else.
     """
     import torch
 
@@ -103,7 +103,7 @@ def drawn(findings: Findings) -> Sequence[tuple[str, str, Figure]]:
 
 
 def file_stem(name: str) -> str:
-    """Return an experiment's name as that of a file: jam-N* is jam-N."""
+    """Return an experiment's name in a form for files: jam-N* becomes jam-N."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 

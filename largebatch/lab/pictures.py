@@ -1,4 +1,4 @@
-"""Pictures of experiments, in the report's style: each a function that draws when it is called."""
+"""Charts of experiments, in the report's style."""
 
 from __future__ import annotations
 
@@ -52,8 +52,10 @@ def lines(
     """Draw curves with their bands.
 
     Args:
-        x, y: the axes' names. log: which are logarithmic: "", "x", "y" or "xy".
-        marks, levels: dotted upright and level lines, by their words. percent: y is a share.
+        x, y: names of the axes.
+        log: the logarithmic axes: "", "x", "y" or "xy".
+        marks, levels: dotted vertical and horizontal lines, by their labels.
+        percent: whether y is a share.
     """
 
     def draw() -> Figure:

@@ -1,7 +1,7 @@
-"""A walk over a line in a random potential, whose mean times are known for every potential.
+"""Random walks on a line in a random potential, with exactly known mean times.
 
-It hops from i to i + 1 at the rate exp(-(V' - V) / 2), so times far beyond any simulation are at
-hand. Marinari et al. 1983; Sinai 1982 for the exponent 1/2.
+The walk hops from i to i + 1 at the rate exp(-(V' - V) / 2). Mean times far beyond any simulation
+can be computed. Marinari et al. 1983; Sinai 1982 for the exponent 1/2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Real ranks for an experiment: processes of this machine over gloo, each with an answer."""
+"""Run a function on real ranks for an experiment: processes of this machine over gloo."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ TIMEOUT = 600.0  # seconds that a message may take
 
 
 def on_ranks(ranks: int, work: Work, *arguments: Any) -> list[Any]:
-    """Return what ``work(world, *arguments)`` returns on each of so many ranks, in their order.
+    """Run ``work(world, *arguments)`` on ``ranks`` ranks; return the results in rank order.
 
     Args:
-        work: a function of a module, which the processes import; it returns what JSON can hold.
+        work: a module-level function, which the processes import; its result must be of JSON's
+            types.
     """
     with tempfile.TemporaryDirectory() as folder:
         spawn(_rank_main, (ranks, free_port(), Path(folder), work, arguments), nprocs=ranks)

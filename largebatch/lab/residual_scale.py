@@ -1,4 +1,4 @@
-"""How much a residual branch adds to its shortcut before any training.
+"""Measure how much a residual branch adds to its shortcut before training.
 
 De and Smith 2020: batch norm resets a branch to variance 1 while the shortcut's variance counts the
 blocks so far, so block l adds 1/l of what it gets and a deep network starts near the identity.

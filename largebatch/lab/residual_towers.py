@@ -1,4 +1,4 @@
-"""Residual blocks as they are drawn, and how a signal of noise travels through them."""
+"""Residual blocks at initialisation, and the propagation of noise through them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TOWERS: Mapping[str, Callable[[int, int], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Signal:
-    """What has come out of every block, the input's first.
+    """Statistics of every block's output; the input's come first.
 
     Attributes:
         mean_square: of a channel's mean over samples and places, averaged over channels.

@@ -1,4 +1,4 @@
-"""Functions of one variable with many minima, and how one looks for the lowest."""
+"""Functions of one variable with many minima, and methods to find the lowest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def minima(values: NDArray[np.float64]) -> NDArray[np.intp]:
 
 
 def rolled(values: NDArray[np.float64], place: int) -> int:
-    """Return the local minimum to which one rolls from a place."""
+    """Return the local minimum reached by descent from a place."""
     while True:
         near = [p for p in (place - 1, place, place + 1) if 0 <= p < len(values)]
         lowest = min(near, key=lambda p: values[p])
@@ -48,7 +48,7 @@ def rolled(values: NDArray[np.float64], place: int) -> int:
 
 
 def tracked(loss: Rugged, widths: Sequence[float]) -> int:
-    """Return where one ends who follows the minimum from the widest Gaussian to none."""
+    """Return the minimum found by following it from the widest Gaussian smoothing to none."""
     place = int(loss(AT, widths[0]).argmin())
     for width in widths[1:]:
         place = rolled(loss(AT, width), place)

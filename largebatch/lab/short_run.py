@@ -1,4 +1,4 @@
-"""A run of `largebatch train` on the digits, of which the figures alone are kept."""
+"""Do a short run of `largebatch train` on the digits and return its figures."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def digits_run(epochs: int, seed: int, options: Sequence[str]) -> dict[str, Any]
     """Train `digits_cnn` by SGD with momentum, its rate falling as a cosine; measure at the end.
 
     Args:
-        options: of ``largebatch train`` besides, such as ``--optim.lr=0.1``.
+        options: further options of ``largebatch train``, such as ``--optim.lr=0.1``.
 
     Returns:
-        what the run says of itself; of one that diverged, ``{"lost": why}``.
+        The run's summary; ``{"lost": why}`` if the run diverged.
     """
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         own = [

@@ -1,4 +1,4 @@
-"""How mean and variance of activations travel through residual blocks before any training.
+"""Measure mean and variance of activations through residual blocks before training.
 
 Brock, De, Smith 2021: average channel mean squared and channel variance after each block, on noise,
 for blocks with batch norm, the same without, and those of scaled weight standardisation.

@@ -1,4 +1,4 @@
-"""What a rate and a batch do together: SGD's noise has the scale g = e N / (B (1 - m)).
+"""Rate and batch act together: SGD's noise has the scale g = e N / (B (1 - m)).
 
 Smith and Le 2018; Smith et al. 2018. On a noisy quadratic the spread at rest is known exactly for
 SGD with momentum; settings of equal g rest equally high up to terms of order e h.

@@ -1,4 +1,4 @@
-"""What batch norm does to the loss along a step, to the gradient, and to the largest rate.
+"""The effect of batch norm on the loss along a step, the gradient, and the largest rate.
 
 Santurkar et al. 2018: with it the loss and the gradient change less along the gradient's direction,
 while layers move under each other's feet as before. Their theorem 4.1 for the gradient by a norm's

@@ -1,4 +1,4 @@
-"""A smoothed loss has fewer minima, and its minimum leads to the loss's own as the width shrinks.
+"""A smoothed loss has fewer minima; as the width shrinks its minimum leads to the loss's own.
 
 Pardalos, Shalloway, Xue 1994, equation 2: f^-1 of the mean of f over a Gaussian, with f = x
 ("diffusion equation") or f = exp(-x / kT) ("effective energy"; Entropy-SGD's local entropy).

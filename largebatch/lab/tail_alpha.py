@@ -1,7 +1,7 @@
 """The tail index of gradient noise: the estimator where the answer is known, then of a network.
 
-Simsekli, Sagun, Gurbuzbalaban 2019. The estimator is right of stable distributions; of others with
-a variance it stays below 2 as well, so an index below 2 is no proof of heavy tails.
+Simsekli, Sagun, Gurbuzbalaban 2019. The estimator is right for stable distributions. For others
+with a variance it is below 2 as well, so an index below 2 does not prove heavy tails.
 """
 
 from __future__ import annotations

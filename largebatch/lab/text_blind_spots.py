@@ -1,4 +1,4 @@
-"""Labels hidden in texts where a convolutional network does not look and simple methods do.
+"""Blind spots of text networks: labels hidden in texts that only simple methods find.
 
 The slide says that text networks have the same blind spots and shows none. The network here is
 Kim's (2014): words, convolutions over 2, 3 and 4, the maximum over places.

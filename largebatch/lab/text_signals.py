@@ -1,4 +1,4 @@
-"""Ways to hide the class in a text, and the simple methods that find it there.
+"""Signals that hide the class in a text, and simple methods that find them.
 
 Texts and signals are ours. A text has six words of its topic in any order among others, and one
 text in six those of any topic.

@@ -1,4 +1,4 @@
-"""A network whose layers two ranks hold by halves, and the grouped network that both are.
+"""A network whose layers are divided over two ranks, and the equivalent grouped network.
 
 Krizhevsky et al. 2012, section 3.5: the second, fourth and fifth convolution of AlexNet see their
 own tower alone, the others both.

@@ -1,4 +1,4 @@
-"""What weight decay does besides shrinking: the effective rate, the Jacobian, the training loss.
+"""The effects of weight decay besides shrinking: effective rate, Jacobian, training loss.
 
 Zhang et al. 2018: before a batch norm only the direction of weights counts, and rate / |w|^2 is the
 rate of the direction, which decay keeps up; without one it lowers the norm of the input-output

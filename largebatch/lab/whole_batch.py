@@ -1,4 +1,4 @@
-"""A whole set of samples as one step, for probes of a model that no run trains."""
+"""Use a whole set of samples as one step, to apply probes to a model outside of a run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from largebatch.weight_space import Loss, Weights
 
 
 class WholeBatch(Replay):
-    """Takes all samples in one pass, as a step of a run does in training mode.
+    """Runs all samples in one pass, like a step of a run in training mode.
 
     Args:
-        samples: of the step.
-        loss: the mean over samples, of outputs and targets.
+        samples: samples of the step.
+        loss: mean loss over samples, a function of outputs and targets.
     """
 
     def __init__(self, model: nn.Module, samples: Samples, loss: LossOf = cross_entropy) -> None:
@@ -56,7 +56,7 @@ class WholeBatch(Replay):
 
 
 def dense_hessian(model: nn.Module, samples: Samples, loss: LossOf = cross_entropy) -> Tensor:
-    """Return the matrix (n, n) of second derivatives, by torch's own: an oracle for small n."""
+    """Return the (n, n) Hessian by torch's own second derivatives, as a reference for small n."""
     inputs, targets = samples
     params = dict(model.named_parameters())
     lengths = [p.numel() for p in params.values()]
@@ -72,7 +72,7 @@ def dense_hessian(model: nn.Module, samples: Samples, loss: LossOf = cross_entro
 
 
 def loss_of(model: nn.Module, samples: Samples, loss: LossOf = cross_entropy) -> Loss:
-    """Return the mean loss as a function of weights, in the mode that the model is in."""
+    """Return the mean loss as a function of weights, in the model's present mode."""
     inputs, targets = samples
 
     @torch.no_grad()

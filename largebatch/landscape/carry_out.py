@@ -1,4 +1,4 @@
-"""A landscape from its settings to its record; what is there from before is only read."""
+"""Measure a landscape from its settings to its record; points measured before are only read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RUNS = "runs"  # the figures of the networks themselves
 
 
 class Runs(Picture):
-    """The networks themselves, by number."""
+    """The picture of the networks themselves, by number."""
 
     def __init__(self, networks: Networks, statistics: bool) -> None:
         self._of = [
@@ -43,24 +43,26 @@ class Runs(Picture):
         ]
 
     def places(self) -> list[Place]:
-        """Return their numbers."""
+        """Return the numbers of the networks."""
         return [(float(number),) for number in range(len(self._of))]
 
     def measure(self, place: Place, judged: Judged) -> Mapping[str, float]:
-        """Return the figures of one."""
+        """Return the figures of one network."""
         return judged(self._of[int(place[0])])
 
 
 def carry_out(
     settings: Settings, folder: Path, world: World, device: torch.device, heartbeat: Heartbeat
 ) -> BenchmarkRecord | None:
-    """Measure what is not measured yet, on every rank; return the record.
+    """Measure the missing points, on every rank; return the record.
 
     Returns:
-        None if a signal stopped the training of a curve; the same command goes on.
+        The record; None if a signal stopped the training of a curve, which the same command
+        continues.
 
     Raises:
-        UserError: on every rank alike, a run cannot be opened, or the folder is of others.
+        UserError: a run cannot be opened, or the folder belongs to other settings; raised on every
+            rank.
     """
     networks = together(lambda: open_networks(settings, device), world)
 

@@ -1,4 +1,4 @@
-"""`largebatch landscape`: its options, and the ranks that it starts."""
+"""The command `largebatch landscape`: parse its options and start its ranks."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run ``largebatch landscape RUN [RUN] ...`` and return its exit code.
 
     Raises:
-        UserError: bad input, before any rank starts wherever it can be known then.
-        RunFailure: a curve's training could not go on.
+        UserError: bad input, raised before any rank starts if possible.
+        RunFailure: a curve's training could not continue.
     """
     options = _parser().parse_args(list(arguments))
     settings = _settings(options)

@@ -1,4 +1,4 @@
-"""From points to a record: what the pictures say in figures."""
+"""Make the record of a landscape from its points: the results of the pictures in figures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Paths that are trained: a curve between two networks is a run of its own.
+"""Trained paths: a curve between two networks, trained as a separate run.
 
-Its directory lies in the landscape's folder, with metrics, checkpoints and a report like every
-run's; it goes on after a kill to the bit. ``weights.safetensors`` holds all bends.
+The run's directory lies in the landscape's folder, with metrics, checkpoints and a report. After a
+kill the run continues to the bit. ``weights.safetensors`` holds all bends.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ COEFFICIENTS = {"bezier": bezier, "polychain": polychain}
 
 
 def curve_config(settings: Settings, base: Config, folder: Path, kind: str) -> Config:
-    """Return the config that a curve is trained by: the first run's, but for what is the curve's.
+    """Return the config for training a curve: the first run's, with the curve's own settings.
 
     Raises:
-        UserError: ``--length`` or ``--lr`` cannot be.
+        UserError: ``--length`` or ``--lr`` is not valid.
     """
     schedule, optim = base.schedule, base.optim
     if settings.length is not None:
@@ -81,13 +81,13 @@ def train_between(
     kind: str,
     train: Callable[[Config, Callable[[nn.Module], nn.Module]], Outcome],
 ) -> WeightPath | None:
-    """Train a curve from the first network to the second, or read the one that is trained.
+    """Train a curve from the first network to the second, or read a trained one.
 
     Args:
-        train: a session of a run, on every rank.
+        train: function that runs a session of a run, on every rank.
 
     Returns:
-        the path; None if a signal stopped its training, and the same command goes on.
+        The path; None if a signal stopped the training, which the same command continues.
     """
 
     def around(model: nn.Module) -> nn.Module:

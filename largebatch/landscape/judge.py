@@ -1,4 +1,4 @@
-"""The figures of the network with other weights, over all ranks."""
+"""Evaluate the network with other weights, over all ranks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from largebatch.weight_space import Weights, norm_statistics, recompute_statisti
 
 
 class Judge:
-    """Evaluates weights: every sample once over all ranks, whatever their number.
+    """Evaluates weights: every sample once, over any number of ranks.
 
     Attributes:
-        count: samples of an evaluation. statistics_count: those that statistics are recomputed of.
+        count: number of samples in an evaluation.
+        statistics_count: number of samples for recomputed running statistics.
 
     Raises:
-        UserError: ``--samples`` of data that are streams.
+        UserError: ``--samples`` for data read in streams.
     """
 
     def __init__(self, settings: Settings, networks: Networks, world: World) -> None:
@@ -65,9 +66,9 @@ class Judge:
 
 
 class StatisticsBatches:
-    """Training samples, without augmentation, that statistics of norms are recomputed of.
+    """Training samples, without augmentation, for recomputing the statistics of norms.
 
-    They are cut into batches of a size that depends on no number of ranks, each of whole ghosts.
+    The batches consist of whole ghosts, and their size does not depend on the number of ranks.
     """
 
     def __init__(self, settings: Settings, networks: Networks, world: World) -> None:

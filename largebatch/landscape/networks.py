@@ -1,4 +1,4 @@
-"""The one or two networks of a landscape: of finished runs, and of one architecture."""
+"""Open the one or two networks of a landscape: finished runs of the same architecture."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Networks:
     """The networks, on one rank.
 
     Attributes:
-        run: the first run: its data, task and model are those of all points.
-        names: of the runs, for people.
-        weights: of each run, without running statistics. statistics: those, of each.
+        run: the first run, whose data, task and model are used for all points.
+        names: names of the runs, for display.
+        weights: weights of each run, without running statistics.
+        statistics: running statistics of each run.
         digests: SHA-256 of each run's weights and buffers.
     """
 
@@ -38,7 +39,7 @@ def open_networks(settings: Settings, device: torch.device) -> Networks:
     """Open the runs.
 
     Raises:
-        UserError: one is absent or not finished, see :func:`reopen`; or they are of two models.
+        UserError: a run is absent or not finished, see :func:`reopen`; or the runs have two models.
     """
     for path in settings.runs:
         _require_finished(path)

@@ -1,4 +1,4 @@
-"""What a picture is made of: places, and what is measured at each."""
+"""Pictures of a landscape: their places, and the measurement at each place."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Picture(ABC):
     """A picture's places in order, and the measurement at each.
 
     Attributes:
-        cost: evaluations that a place takes.
+        cost: number of evaluations per place.
     """
 
     cost = 1
@@ -42,14 +42,14 @@ class Picture(ABC):
 
     @abstractmethod
     def measure(self, place: Place, judged: Judged) -> Mapping[str, float]:
-        """Return the figures of a point; every rank must call it alike."""
+        """Return the figures of a point; every rank must call this alike."""
 
 
 class Around(Picture):
     """A line or a plane through a network, along filter-normalised directions.
 
-    Li et al. 2018, section 4. The directions are drawn from the seed: a plane's first is the
-    line's.
+    Li et al. 2018, section 4. The directions are drawn from the seed. A plane's first direction is
+    that of the line.
     """
 
     def __init__(self, settings: Settings, networks: Networks, name: str) -> None:
@@ -71,7 +71,9 @@ class Between(Picture):
     """A path from one network to the other.
 
     Args:
-        path: of the weights. statistics: of norms, that go along with them; None: as judged.
+        path: path of the weights.
+        statistics: path of the norms' statistics along with the weights; None: as the judge sets
+            them.
     """
 
     def __init__(
@@ -92,10 +94,10 @@ class Between(Picture):
 
 
 class Smooth(Picture):
-    """The line of :class:`Around`, and the loss smoothed by Gaussian noise at every point of it.
+    """The line of :class:`Around`, with the loss smoothed by Gaussian noise at every point.
 
-    The noise is filter-normalised as the line's direction is, so that a width means the same to
-    networks that are the same function, and the same at every point.
+    The noise is filter-normalised like the line's direction. So a width means the same for rescaled
+    networks that compute the same function. The noise is the same at every point.
     """
 
     def __init__(self, settings: Settings, networks: Networks) -> None:
@@ -127,7 +129,7 @@ class Smooth(Picture):
 
 
 def directions(settings: Settings, networks: Networks, count: int) -> list[Weights]:
-    """Return the directions around the first network that the seed says."""
+    """Return the directions around the first network, drawn from the seed."""
     generator = torch.Generator().manual_seed(settings.seed)
     model = networks.run.model
     return [
@@ -137,5 +139,5 @@ def directions(settings: Settings, networks: Networks, count: int) -> list[Weigh
 
 
 def symmetric(extent: float, count: int) -> list[float]:
-    """Return ``count`` multiples from -extent to extent, as far from 0 on both sides."""
+    """Return ``count`` multiples from -extent to extent, symmetric about 0."""
     return [extent * (2 * number - (count - 1)) / (count - 1) for number in range(count)]

@@ -1,4 +1,4 @@
-"""Points that are measured, in a file that a kill leaves whole."""
+"""Store measured points in a file that survives a kill."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from largebatch.record import json_text, parse_json, read_file, write_atomically
 
 
 class Points:
-    """The points of a picture, a JSON object a line, in the picture's order.
+    """The points of a picture, one JSON object per line, in the picture's order.
 
-    A line is one ``write`` to the kernel: a killed process leaves whole lines and at most one torn,
-    which goes when the file is opened again. One process may have it open.
+    A line is one ``write`` to the kernel. So a killed process leaves complete lines and at most one
+    incomplete line, which is removed when the file is opened again. Only one process may have the
+    file open.
 
     Args:
-        path: the file, made if absent.
+        path: path of the file, which is made if absent.
 
     Raises:
-        UserError: it cannot be written, is another process's, or is damaged.
+        UserError: the file cannot be written, is in use by another process, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,7 +63,7 @@ class Points:
         self.found.append(line)
 
     def close(self) -> None:
-        """Put all points on disk and let others have the file."""
+        """Sync all points to disk and release the file."""
         os.fsync(self._file)
         os.close(self._file)
 
@@ -84,10 +85,10 @@ class Points:
 
 
 def require_same_settings(path: Path, values: Mapping[str, Any]) -> None:
-    """Keep what points depend on in a file, or refuse to go on with other values.
+    """Store the settings that points depend on in a file; refuse to continue with other values.
 
     Raises:
-        UserError: naming the first that differs.
+        UserError: the message names the first difference.
     """
     if not path.exists():
         try:
@@ -111,5 +112,5 @@ def require_same_settings(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def number(value: Any) -> float:
-    """Return a figure of a point; one that was not finite, which JSON cannot hold, as infinity."""
+    """Return a figure of a point; a figure that was not finite is read as infinity."""
     return math.inf if value is None else float(value)

@@ -1,4 +1,4 @@
-"""How far the points are, for people: a bar on a terminal, plain lines elsewhere."""
+"""Show the progress of the points: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from largebatch.train.progress import PLAIN_SECONDS, say
 
 
 class Progress:
-    """Shows the picture, its last loss and the time left; silent on all ranks but 0.
+    """Shows the picture, its last loss and the time left; on rank 0 only.
 
     Args:
-        total: evaluations of all pictures. done: of those that are only read.
+        total: number of evaluations of all pictures.
+        done: number of evaluations that were only read.
     """
 
     def __init__(self, total: int, done: int, shown: bool) -> None:
@@ -25,7 +26,7 @@ class Progress:
             self._bar = _open_bar(total, done)
 
     def add(self, picture: str, cost: int, figures: Mapping[str, Any]) -> None:
-        """Take in a point that is measured."""
+        """Record a measured point."""
         self._done += cost
         status = f"{picture}  loss {figures['loss']:.4f}"
         if self._bar is not None:

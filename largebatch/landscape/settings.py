@@ -1,4 +1,4 @@
-"""What is asked of a landscape."""
+"""The settings of a landscape."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ class Settings:
     Attributes:
         runs: one or two, each a run directory or a checkpoint of one.
         pictures: names of :data:`OF_ONE` or :data:`OF_TWO`.
-        points: along a side of each picture; None: :data:`POINTS`.
+        points: number of points along a side of each picture; None: :data:`POINTS`.
         extent: how far pictures around one run go, in multiples of a filter-normalised direction.
-        split: whose loss. samples: how many of it, chosen by ``seed``; None: all.
-        statistics: what running statistics of batch norms are at a point. As-trained: those of the
-            run, as in Li et al. 2018, the default around one run. Recomputed: of
-            ``statistics_samples`` training samples at every point, the default between two, since
-            the statistics of one network belong to no other (Garipov et al. 2018, section 3.3).
-            Interpolated: along a line, as the weights are (the authors' code of Li et al. does).
+        split: data split of the loss.
+        samples: number of samples, chosen by ``seed``; None: all.
+        statistics: running statistics of batch norms at a point. As-trained: those of the run, as
+            in Li et al. 2018; the default around one run. Recomputed: from ``statistics_samples``
+            training samples at every point; the default between two runs, since one network's
+            statistics do not fit another (Garipov et al. 2018, section 3.3). Interpolated: along a
+            line, like the weights (as in the code of Li et al.).
         one_dimensional: see :func:`~largebatch.weight_space.filter_normalized_direction`.
-        widths: of the Gaussian, in lengths of filters; draws: pairs of noise.
-        bends: of a trained path, its ends among them.
-        length: of its training; None: the first run's own schedule. lr: the rate of it; None: its
-            own.
-        overrides: options of ``largebatch train`` that say where the data are now.
+        widths: widths of the Gaussian, in lengths of filters.
+        draws: number of pairs of noise.
+        bends: number of bends of a trained path, its ends included.
+        length: length of a path's training; None: the first run's own schedule.
+        lr: learning rate of a path's training; None: the first run's.
+        overrides: options of ``largebatch train``, such as the present directory of the data.
     """
 
     runs: tuple[Path, ...]
@@ -62,10 +64,10 @@ class Settings:
     allow_imports: bool
 
     def check(self) -> None:
-        """Refuse what cannot be, naming the option.
+        """Check the settings; errors name the option.
 
         Raises:
-            UserError: in one line.
+            UserError: an option is not valid; the message is one line.
         """
         count = len(self.runs)
         allowed = OF_ONE if count == 1 else OF_TWO
@@ -110,5 +112,5 @@ class Settings:
             )
 
     def side(self, picture: str) -> int:
-        """Return the points along a side of a picture."""
+        """Return the number of points along a side of a picture."""
         return self.points or POINTS.get(picture, 51)

@@ -1,4 +1,7 @@
-"""Models by name; each file registers its own."""
+"""Models by name: convolutional networks, residual networks and transformers.
+
+``model.name`` in a config chooses one; each file adds its models to the registry.
+"""
 
 # The order of `largebatch explain` and of error messages is the order of these imports.
 from largebatch.models import (  # noqa: F401

@@ -1,4 +1,4 @@
-"""The convolution network that Adam was shown on: c64-c64-c128-1000.
+"""The convolutional network of the Adam paper: c64-c64-c128-1000.
 
 Kingma and Ba, "Adam: a method for stochastic optimization", 2015, section 6.3: three stages of 5x5
 convolutions and 3x3 poolings of stride 2, a linear layer of 1,000, on CIFAR-10 with dropout before
@@ -20,7 +20,7 @@ from largebatch.models.registry import ImageShape, models, need_size
 def adam_cnn(
     num_classes: int = 10, image_shape: ImageShape = (3, 32, 32), drop: float = 0.0
 ) -> nn.Module:
-    """Build the network; ``drop`` of the inputs and before the linear layer of 1,000."""
+    """Build the network; ``drop`` is the dropout of the inputs and before the linear layer."""
     need_size("adam_cnn", image_shape, 8)
     channels, height, width = image_shape
     layers: list[nn.Module] = [nn.Dropout(drop)]

@@ -1,4 +1,4 @@
-"""AlexNet for ImageNet, as torchvision has it, and with batch norm.
+"""AlexNet for ImageNet in torchvision's form, and a variant with batch norm.
 
 Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014, section 5: the
 network of Krizhevsky et al. 2012 without its division over two GPUs. You et al. 2017 ("Large batch
@@ -46,8 +46,8 @@ def alexnet_bn(
 ) -> nn.Module:
     """Build AlexNet with a batch norm in place of the biases of all layers but the last.
 
-    ``drop`` follows the wide linear layers. Norms come before ReLU and pooling; the reference code
-    has some of them after, in no order.
+    ``drop`` follows the wide linear layers. Norms come before ReLU and pooling; in the reference
+    code some come after, without a rule.
     """
     need_size("alexnet_bn", image_shape, _SMALLEST)
     channels = image_shape[0]

@@ -1,4 +1,4 @@
-"""What the transformers share: self-attention, the layer after it, the start of the weights."""
+"""Parts that the transformers share: self-attention, feed-forward layer, initial weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class SelfAttention(nn.Module):
     """Attention of a window over itself, in heads (Vaswani et al. 2017, section 3.2).
 
     Args:
-        width: of the residual stream, a multiple of ``heads``.
-        causal: whether a token sees only those before it.
+        width: width of the residual stream, a multiple of ``heads``.
+        causal: whether a token attends only to itself and earlier tokens.
         drop: probability to drop an attention weight.
     """
 
@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear layers, four times as wide between them, and GELU."""
+    """Two linear layers with GELU between them; the hidden width is four times ``width``."""
 
     def __init__(self, width: int, approximate: str = "none") -> None:
         inner = 4 * width
@@ -44,10 +44,10 @@ class FeedForward(nn.Sequential):
 
 
 def check_sizes(name: str, layers: int, heads: int, width: int) -> None:
-    """Refuse sizes that make no transformer.
+    """Refuse sizes that are impossible for a transformer.
 
     Raises:
-        UserError: naming the keys.
+        UserError: the message names the keys.
     """
     if width % heads:
         near = max(heads, width // heads * heads)
@@ -70,7 +70,7 @@ def check_window(name: str, tokens: int, context: int) -> None:
     """Refuse a window that a model with learned positions was not built for.
 
     Raises:
-        UserError: naming the key.
+        UserError: the message names the key.
     """
     if tokens > context:
         raise UserError(

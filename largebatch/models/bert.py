@@ -1,11 +1,10 @@
-"""BERT: a transformer that sees a window from both sides, for hidden tokens.
+"""BERT: a bidirectional transformer that predicts hidden tokens.
 
-Devlin et al. 2019: learned positions, norms after the residual addition, GELU, weights from
-N(0, 0.02^2); a linear layer, GELU and a norm before the table of embeddings, with a bias for each
-token. The prediction of the next sentence, and with it the segments and the pooler, is left out,
-as in RoBERTa (Liu et al. 2019, section 4.2). With the sizes 12 x 12 x 768, 30,522 tokens and
-windows of 512 it has 109,512,762 parameters: those of BERT base's masked model but for two
-segments.
+Devlin et al. 2019: learned positions, norms after the residual addition, GELU, weights from N(0,
+0.02^2). The output is a linear layer, GELU, a norm and the table of embeddings, with a bias for
+each token. As in RoBERTa (Liu et al. 2019, section 4.2), next-sentence prediction is left out, and
+with it the segments and the pooler. With the sizes 12 x 12 x 768, 30,522 tokens and windows of 512
+it has 109,512,762 parameters: those of BERT base's masked model but for two segments.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class BERT(nn.Module):
     """A masked language model.
 
     Args:
-        vocabulary: tokens are below it, the mask's among them.
+        vocabulary: number of tokens, the mask token included.
         context: the longest window, in tokens.
         layers, heads, width: number of blocks, attention heads of each, residual stream.
         tied_embeddings: whether the output layer is the table of embeddings.
@@ -78,7 +77,7 @@ class BERT(nn.Module):
 
         Args:
             tokens: int64 (n, tokens of a window), at most ``context`` of them.
-            places: int64 (chosen,) into the tokens of all windows in a row; None: all.
+            places: int64 (chosen,), indices into the concatenated tokens of all windows; None: all.
         """
         length = tokens.shape[1]
         check_window("bert", length, self.positions.num_embeddings)
@@ -101,5 +100,5 @@ def bert(
     tied_embeddings: bool = True,
     drop: float = 0.0,
 ) -> BERT:
-    """Build a BERT of the sizes of ``model``; by default one for a CPU."""
+    """Build a BERT with the sizes in section ``model``; the defaults are small, for a CPU."""
     return BERT(vocabulary, context, layers, heads, width, tied_embeddings, drop)

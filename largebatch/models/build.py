@@ -1,4 +1,4 @@
-"""From the config's sections to a model."""
+"""Build a model from the config sections ``model`` and ``norm``."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def build_model(
     Args:
         config: the ``model`` section; ``compile`` is left to the caller.
         norm: the ``norm`` section.
-        offers: what the data say that models may ask for by the names of their arguments:
-            ``num_classes`` (``config.num_classes`` goes before) and ``image_shape`` of images,
+        offers: the data's values that models may take by the names of their arguments:
+            ``num_classes`` (overridden by ``config.num_classes``) and ``image_shape`` of images,
             ``vocabulary`` and ``context`` of text.
-        dtype: type of the parameters; values are drawn in torch's default type, so a float64 model
-            starts from the float32 one's values.
+        dtype: type of the parameters. Values are drawn in torch's default type, so a float64 model
+            starts from the values of the float32 model.
         seed: draw the weights from this seed and leave torch's generator as it was; None draws
             from torch's generator.
-        trial: tries models that are not ours, and those that take their shapes from a first
-            forward pass; None: by blank images, where the data are images.
-        complete: returns the model with what is added to it, such as a head.
+        trial: function that tries users' models, and models that take their shapes from a first
+            forward pass. None: try them on blank images, if the data are images.
+        complete: returns the model with the task's additions, such as a head.
 
     Raises:
         UserError: the model does not exist, does not fit the images, or lacks an option that is
-            set; the weights to start from do not fit.
+            set; or the weights to start from do not fit.
     """
     config.check()
     entry, theirs = models.entry(config.name), models.imports(config.name)
@@ -87,7 +87,7 @@ def build_model(
 
 
 def model_of(name: str, keys: Mapping[str, Any], offers: Mapping[str, Any]) -> nn.Module:
-    """Build a model by its name and keys of the ``model`` section, with the norms that it has.
+    """Build a model by its name and keys of section ``model``, with its original norms.
 
     Raises:
         UserError: there is no such key; see :func:`build_model`.
@@ -102,7 +102,7 @@ def model_of(name: str, keys: Mapping[str, Any], offers: Mapping[str, Any]) -> n
 
 
 def signature_of(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the arguments of a factory by name; none of a callable in C that does not say."""
+    """Return the arguments of a factory by name; none for a C callable without a signature."""
     try:
         return inspect.signature(factory).parameters
     except ValueError:

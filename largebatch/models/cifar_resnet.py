@@ -1,8 +1,8 @@
 """ResNets for 32x32 images, with 1x1 projection shortcuts.
 
 He et al. 2015, section 4.2. Where a stage changes size, the shortcut is a projection (their option
-B, also that of Hoffer's code), with which ResNet-56 has exactly 855,770 parameters; identity
-shortcuts (option A) would give 853,018.
+B, also that of Hoffer's code). With it ResNet-56 has exactly 855,770 parameters; identity shortcuts
+(option A) would give 853,018.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ OPTIONS = {
 
 @dataclass
 class ModelConfig:
-    """The network and how it starts."""
+    """The network and its initial weights."""
 
     name: str = "digits_cnn"
     """A registered model, or package.module:callable that returns one."""

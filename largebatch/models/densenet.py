@@ -1,4 +1,4 @@
-"""DenseNets: every layer reads all before it.
+"""DenseNets: every layer reads the outputs of all earlier layers of its block.
 
 Huang et al., "Densely connected convolutional networks", 2017: DenseNet-BC (bottlenecks,
 compression) with 100 layers and growth 12 for 32x32 images, and torchvision's DenseNet-169. Norm
@@ -18,7 +18,7 @@ from largebatch.models.registry import ImageShape, models, need_size
 
 
 class DenseLayer(nn.Module):
-    """1x1 convolution to 4 ``growth`` channels and 3x3 to ``growth``, which join the input's."""
+    """1x1 convolution to 4 ``growth`` channels, 3x3 to ``growth``, concatenated with the input."""
 
     def __init__(self, channels: int, growth: int, drop: float) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """F2, the fully connected network of Keskar et al. 2017 on TIMIT, table 1 and appendix B.
 
 360 inputs (frames of speech), seven hidden layers of 512 with batch norm and ReLU, 1,973 outputs:
-2,780,085 parameters. TIMIT is not free; anything of that shape does, as an image of 1 x 1 x 360.
+2,780,085 parameters. TIMIT is not free; any data of this shape will do, as images of 1 x 1 x 360.
 """
 
 from __future__ import annotations

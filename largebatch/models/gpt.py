@@ -1,4 +1,4 @@
-"""GPT: a causal transformer whose norms stand before attention and feed-forward layers.
+"""GPT: a causal transformer with norms before attention and feed-forward layers.
 
 The form of GPT-2 (Radford et al. 2019, section 2.3): learned positions, a norm at the end, weights
 from N(0, 0.02^2), those that write into the residual stream smaller by sqrt(2 layers). With the
@@ -41,7 +41,7 @@ class GPT(nn.Module):
     """A causal language model.
 
     Args:
-        vocabulary: tokens are below it.
+        vocabulary: number of tokens.
         context: the longest window, in tokens.
         layers, heads, width: number of blocks, attention heads of each, residual stream.
         tied_embeddings: whether the output layer is the table of embeddings.
@@ -96,5 +96,5 @@ def gpt(
     tied_embeddings: bool = True,
     drop: float = 0.0,
 ) -> GPT:
-    """Build a GPT of the sizes of ``model``; by default nanoGPT's for a CPU."""
+    """Build a GPT with the sizes in section ``model``; the defaults are nanoGPT's for a CPU."""
     return GPT(vocabulary, context, layers, heads, width, tied_embeddings, drop)

@@ -1,4 +1,4 @@
-"""Initial weights by a rule of one's choice."""
+"""Initialise weights by a chosen rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 
 def initialize(model: nn.Module, rule: Literal["default", "kaiming", "xavier"]) -> None:
-    """Draw the weights of every linear and convolution layer anew; biases become 0.
+    """Redraw the weights of every linear and convolution layer; biases become 0.
 
     Args:
         model: changed in place; norms keep their scale and shift.

@@ -45,7 +45,7 @@ def _deep(name: str, num_classes: int, image_shape: ImageShape, drop: float | No
 def c2(
     num_classes: int = 10, image_shape: ImageShape = (3, 32, 32), drop: float | None = None
 ) -> nn.Module:
-    """Build C2; ``drop`` of all dropout, unset 0.3, 0.4 and 0.5 as published."""
+    """Build C2; ``drop`` is the rate of all dropout; unset: 0.3, 0.4 and 0.5 as published."""
     return _deep("c2", num_classes, image_shape, drop)
 
 

@@ -8,8 +8,8 @@ from torch import nn
 def stochastic_depth(rate: float) -> nn.Module:
     """Return a layer that drops its whole input for a sample with probability ``rate``.
 
-    What is kept is divided by ``1 - rate``, so that the expectation stays.
-    Huang et al., "Deep networks with stochastic depth", 2016.
+    Kept inputs are divided by ``1 - rate``, so that the expectation is unchanged. Huang et al.,
+    "Deep networks with stochastic depth", 2016.
     """
     if rate == 0.0:
         return nn.Identity()
@@ -37,10 +37,10 @@ def kaiming_fan_out(model: nn.Module) -> None:
 
 
 def perceptron(features: int, depth: int, outputs: int, drop: float) -> nn.Sequential:
-    """Build hidden layers of 512: linear, batch norm, ReLU, dropout; then a linear one.
+    """Build hidden layers of 512 (linear, batch norm, ReLU, dropout) and a linear output layer.
 
     Args:
-        features: inputs (N, ...) are flattened to so many numbers.
+        features: number of values of a flattened input.
         depth: number of hidden layers.
         drop: probability to drop an activation; 0: there is no dropout.
     """

@@ -1,4 +1,4 @@
-"""The smallest model there is: one linear map, whose training under squared loss is understood."""
+"""The smallest model: one linear map, whose training under squared loss is fully understood."""
 
 from __future__ import annotations
 

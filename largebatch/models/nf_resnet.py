@@ -5,10 +5,10 @@ ResNets", 2021, in the form of the authors' code. A block is
 
     x <- shortcut + alpha SkipInit(branch(gain relu(x) / beta))
 
-where beta^2 is the variance that x has at initialisation if a branch has variance 1: the first
-block of a stage, whose shortcut is a convolution of the scaled activation, sets it back to 1, and
-every block adds alpha^2. The shortcut's convolution is strided, as in the paper (timm pools first);
-padding is symmetric, as is usual in PyTorch.
+where beta^2 is the variance of x at initialisation if a branch has variance 1. Every block adds
+alpha^2 to the variance. The first block of a stage, whose shortcut is a convolution of the scaled
+activation, sets it back to 1. The shortcut's convolution is strided, as in the paper (timm pools
+first). Padding is symmetric, as is usual in PyTorch.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ GAIN = ACTIVATION_GAINS["relu"]
 
 
 class NormFreeBlock(nn.Module):
-    """Bottleneck block, activations first.
+    """Bottleneck block, with activations before convolutions.
 
     Args:
-        in_channels: of the input.
-        channels: of the output; the 3x3 convolution has a quarter of them.
-        stride: of the 3x3 convolution and of the shortcut.
+        in_channels: channels of the input.
+        channels: channels of the output; the 3x3 convolution has a quarter of them.
+        stride: stride of the 3x3 convolution and of the shortcut.
         beta: expected standard deviation of the input.
         alpha: factor on the branch.
-        gain: initial value of SkipInit's.
+        gain: initial value of SkipInit's gain.
         drop_path: probability to drop the branch.
     """
 

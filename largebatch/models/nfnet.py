@@ -1,15 +1,15 @@
-"""NFNet-F0 to F6: networks without norms that outdid those with.
+"""NFNet-F0 to F6: networks without norms.
 
 Brock et al., "High-performance large-scale image recognition without normalization", 2021, in the
 form of the authors' code: bottlenecks with two grouped 3x3 convolutions, squeeze and excitation,
 GELU, average pooling in the shortcut. Block and bookkeeping of variances are those of
-``nf_resnet``; padding is symmetric, as is usual in PyTorch, and stochastic depth keeps the
-expectation, which the authors' does not.
+``nf_resnet``. Padding is symmetric, as is usual in PyTorch. Unlike in the authors' code, stochastic
+depth keeps the expectation.
 
-Their recipe beside the network: adaptive gradient clipping (``optim.agc``: 0.01, the classifier's
-weight left out), Nesterov's momentum 0.9 with rate 0.1 x batch / 256, 5 epochs of warm-up and a
-cosine over 360, label smoothing 0.1, weight decay 2e-5 on weights alone, and images of 192, 224,
-256, 320, 384, 416 and 448 pixels for F0 to F6.
+The authors train with adaptive gradient clipping (``optim.agc``: 0.01, the classifier's weight left
+out) and Nesterov's momentum 0.9. The rate is 0.1 x batch / 256, with 5 epochs of warm-up and a
+cosine over 360. Label smoothing is 0.1, and weight decay 2e-5 on weights alone. Images have 192,
+224, 256, 320, 384, 416 and 448 pixels for F0 to F6.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _SIZES = ("71.5", "132.6", "193.8", "254.9", "316.1", "377.2", "438.4")
 
 
 def active(x: Tensor) -> Tensor:
-    """Return GELU of ``x``, scaled to variance 1 where that of ``x`` is: in tanh's form, as JAX."""
+    """Return GELU of ``x`` (tanh form, as in JAX), scaled to keep a variance of 1."""
     return F.gelu(x, approximate="tanh") * GAIN
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales channels by a gate of their means (Hu et al. 2018); twice, to keep the variance."""
+    """Scales channels by a gate of their means (Hu et al. 2018), times 2 to keep the variance."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class SqueezeExcitation(nn.Module):
 
 
 class NFBlock(nn.Module):
-    """Bottleneck of two grouped 3x3 convolutions, activations first.
+    """Bottleneck of two grouped 3x3 convolutions, with activations before convolutions.
 
     Args:
-        in_channels, channels: of the input and the output; between them are half of the latter.
-        stride: of the first 3x3 convolution and of the shortcut's pooling.
+        in_channels, channels: channels of input and output; inner layers have half of the latter.
+        stride: stride of the first 3x3 convolution and of the shortcut's pooling.
         beta: expected standard deviation of the input.
-        gain: initial value of SkipInit's.
+        gain: initial value of SkipInit's gain.
         drop_path: probability to drop the branch.
     """
 

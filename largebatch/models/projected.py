@@ -1,7 +1,7 @@
-"""An encoder under a projection head, as contrastive learning trains it.
+"""An encoder with a projection head, for contrastive learning.
 
-Chen et al. 2020 (SimCLR), sections 2.1 and 4.2: the loss is taken of ``z = W2 relu(W1 h)``, and h,
-what the encoder makes of an image, is kept and judged.
+Chen et al. 2020 (SimCLR), sections 2.1 and 4.2: the loss is computed from ``z = W2 relu(W1 h)``,
+where h is the encoder's output. After training h is used and evaluated.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from largebatch.nn import find_classifier
 
 
 class Projected(nn.Module):
-    """A classifying model whose last linear layer has given way to two with a ReLU between.
+    """A classification model whose last linear layer is replaced by two with a ReLU between.
 
     Args:
-        encoder: the model; its last linear layer is taken out of it.
-        hidden: width between the two layers; None: as many as the features.
-        width: of the projections.
+        encoder: the model; its last linear layer is removed.
+        hidden: width between the two layers; None: the number of features.
+        width: width of the projections.
 
     Raises:
         UserError: the model has no linear layer.

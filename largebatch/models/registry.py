@@ -1,10 +1,10 @@
-"""The models a config can name.
+"""The registry of models, from which ``model.name`` chooses.
 
-A factory is called with what its signature names of the data's offers (``num_classes`` and
-``image_shape`` (channels, height, width) of images, ``vocabulary`` and ``context`` of text) and of
-``residual_gamma``, ``drop``, ``drop_path`` and the sizes of transformers (``layers``, ``heads``,
-``width``, ``memory``, ``tied_embeddings``). An option that is set in the config and not named there
-is refused, so a signature says what a model understands.
+A factory is called with the arguments that its signature names. They may be the data's offers:
+``num_classes`` and ``image_shape`` (channels, height, width) of images, ``vocabulary`` and
+``context`` of text. They may be options: ``residual_gamma``, ``drop``, ``drop_path``, and the sizes
+of transformers (``layers``, ``heads``, ``width``, ``memory``, ``tied_embeddings``). An option that
+is set in the config but not in the signature is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ models: Registry[Callable[..., nn.Module], Facts] = Registry(
 
 
 def image_offers(num_classes: int, image_shape: ImageShape) -> dict[str, Any]:
-    """Return what labelled images offer to a model, where there is no data set to ask."""
+    """Return the offers of labelled images to a model, without a data set."""
     return {"num_classes": num_classes, "image_shape": image_shape}
 
 
@@ -33,7 +33,7 @@ def need_size(name: str, image_shape: ImageShape, least: int) -> None:
     """Refuse images smaller than ``least`` pixels a side.
 
     Raises:
-        UserError: naming the keys and what the model takes.
+        UserError: the message names the keys and the sizes that the model takes.
     """
     _, height, width = image_shape
     if min(height, width) < least:

@@ -56,7 +56,7 @@ def build_resnet(
         kind: ``basic`` or ``bottleneck`` blocks.
         layers: blocks in each of the four stages.
         num_classes: outputs.
-        in_channels: channels of the images; other than 3, the first convolution is made anew.
+        in_channels: channels of the images; if not 3, the first convolution is replaced.
         residual_gamma: initial scale of each block's last norm.
         drop: dropout before the classifier.
         drop_path: stochastic depth of the last block.

@@ -1,8 +1,9 @@
 """C1 and C3, the shallow convolution networks of Keskar et al. 2017 on CIFAR-10 and CIFAR-100.
 
-As in their published network definitions: 5x5 convolution to 64 channels, batch norm, ReLU, 3x3
-pooling of stride 2, twice; then linear layers of 384 and 192, each with batch norm, ReLU and
-dropout 0.5; every layer has a bias. 1,757,834 parameters with 10 classes, 1,775,204 with 100.
+As in their published network definitions, there are two stages: 5x5 convolution to 64 channels,
+batch norm, ReLU, 3x3 pooling of stride 2. Then come linear layers of 384 and 192, each with batch
+norm, ReLU and dropout 0.5. Every layer has a bias. 1,757,834 parameters with 10 classes, 1,775,204
+with 100.
 
 Hoffer et al.'s code differs: no padding in the pooling (7x7 instead of 8x8 at the end), pooling
 before the norm, no biases before norms (1,388,490 parameters). Theirs is not offered.

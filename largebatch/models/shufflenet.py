@@ -1,12 +1,12 @@
 """ShuffleNet: 1x1 convolutions in groups whose channels are shuffled.
 
 Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile devices",
-2018, table 1, three groups. torchvision has its successor alone.
+2018, table 1, three groups. torchvision has only its successor.
 
-This is the form that Hoffer et al. 2018 ("Fix your classifier") counts: convolutions have biases,
-no norm follows the first of them, and the middle of a unit is a quarter of what its branch gives.
-They have 1,826,555 parameters, one more than these layers. The classifier's 960,000 weights are
-52.56% of them.
+This is the form of the table of Hoffer et al. 2018 ("Fix your classifier"): convolutions have
+biases, no norm follows the first convolution, and the middle width of a unit is a quarter of what
+its branch outputs. The table gives 1,826,555 parameters, one more than these layers have. The
+classifier's 960,000 weights are 52.56% of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STAGES = ((240, 4), (480, 8), (960, 4))
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1, shuffle, 3x3 a channel, grouped 1x1, beside a shortcut.
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, beside a shortcut.
 
     The first unit of a stage halves the size and appends the pooled input to the branch.
     """

@@ -1,4 +1,4 @@
-"""Other weights in a model, for a while."""
+"""Use other weights in a model for a while."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 @contextmanager
 def swapped_in(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let ``model`` hold other values under the names given, for the length of a block.
+    """Give ``model`` other values for the named tensors, for a ``with`` block.
 
-    Values are copied, not exchanged: an engine may keep views of the model's memory.
+    Values are copied, since an engine may keep views of the model's memory.
     """
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     targets = [own[name].detach() for name in tensors]

@@ -1,13 +1,13 @@
-"""Transformer-XL: attention over a memory of the windows before, by relative positions.
+"""Transformer-XL: attention over a memory of earlier windows, with relative positions.
 
 Dai et al. 2019, "Transformer-XL: attentive language models beyond a fixed-length context", sections
-3.2 and 3.3. A layer attends from its input to that input and to what the same layer was given for
-the tokens before, which is kept without gradients. The score of query i and key j is
+3.2 and 3.3. A layer attends from its input to this input and to the same layer's inputs for earlier
+tokens, which are kept without gradients. The score of query i and key j is
 
     (q_i + u) k_j + (q_i + v) W r_(i-j),    divided by sqrt(head width),
 
-with sinusoids r of the distance; u and v are learned, one of each for a model. Norms stand after
-the residual addition, as in the paper's code.
+with sinusoids r of the distance. u and v are learned, one pair for the whole model. Norms come
+after the residual addition, as in the paper's code.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RelativeAttention(nn.Module):
 
         Args:
             x: (n, tokens, width).
-            memory: (n, tokens before, width) of this layer's former inputs.
+            memory: (n, tokens before, width), this layer's earlier inputs.
             distances: (tokens before + tokens, width), sinusoids from the largest to 0.
             hidden: bool (tokens, tokens before + tokens), the keys that a query may not see.
             u, v: (heads, width of a head).
@@ -88,11 +88,11 @@ class Layer(nn.Module):
 
 
 class TransformerXL(nn.Module):
-    """A causal language model that remembers the windows before.
+    """A causal language model with a memory of earlier windows.
 
     Args:
-        vocabulary: tokens are below it.
-        memory: tokens that are remembered.
+        vocabulary: number of tokens.
+        memory: number of tokens that are remembered.
         layers, heads, width: number of layers, attention heads of each, residual stream.
         tied_embeddings: whether the output layer is the table of embeddings.
         drop: probability to drop an activation.
@@ -124,12 +124,12 @@ class TransformerXL(nn.Module):
         nn.init.normal_(self.v, std=0.02)
 
     def forward(self, tokens: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the logits of the tokens that follow, and what is to be remembered.
+        """Return the logits of the following tokens, and the next memory.
 
         Args:
             tokens: int64 (n, tokens of a window).
-            memory: (n, layers, tokens before, width), of the call for the window before; None:
-                there is none.
+            memory: (n, layers, tokens before, width), returned by the call for the window before;
+                None: no memory.
 
         Returns:
             logits (n, tokens, vocabulary) and the next memory, of at most ``self.memory`` tokens.
@@ -185,9 +185,10 @@ def transformer_xl(
     tied_embeddings: bool = True,
     drop: float = 0.0,
 ) -> TransformerXL:
-    """Build a Transformer-XL of the sizes of ``model``; it remembers ``context`` tokens or more.
+    """Build a Transformer-XL with the sizes in section ``model``.
 
-    It reads data in streams (``data.streams``).
+    The model remembers ``context`` tokens or more, and needs data read in streams
+    (``data.streams``).
     """
     remembered = context if memory is None else memory
     return TransformerXL(vocabulary, remembered, layers, heads, width, tied_embeddings, drop)

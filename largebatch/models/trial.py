@@ -1,4 +1,4 @@
-"""A model of somebody's is tried on two blank images before any work, and refused in one line."""
+"""Try a user's model on two blank images before any work; refuse it with a one-line error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from largebatch._errors import UserError, raised
 
 
 def check_parameters(model: nn.Module, name: str) -> None:
-    """Refuse a model that nothing can be trained of.
+    """Refuse a model without anything to train.
 
     Raises:
-        UserError: naming the model and the parameter or buffer.
+        UserError: the message names the model and the parameter or buffer.
     """
     parameters = list(model.parameters())
     if not any(parameter.requires_grad for parameter in parameters):
@@ -37,14 +37,14 @@ def check_parameters(model: nn.Module, name: str) -> None:
 
 
 def try_images(model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, ...]) -> None:
-    """Run two blank images through ``model`` in evaluation; the model is as before afterwards.
+    """Run two blank images through ``model`` in evaluation mode; the model is restored afterwards.
 
-    For models that are not ours, and for image sizes that a later phase brings (f1, c1 and c3 are
-    built for one size), so that a misfit is found before any work.
+    Used for users' models, and for image sizes of later phases (f1, c1 and c3 are built for one
+    size), so that an error is found before any work.
 
     Raises:
-        UserError: naming the model, when it cannot take (channels, height, width), or does not
-            return (N, num_classes) logits.
+        UserError: the model cannot take (channels, height, width), or does not return (N,
+            num_classes) logits.
     """
     with as_before(model), torch.no_grad():
         model.eval()
@@ -54,10 +54,10 @@ def try_images(model: nn.Module, name: str, num_classes: int, image_shape: tuple
 def try_training(
     model: nn.Module, name: str, num_classes: int, image_shape: tuple[int, ...]
 ) -> None:
-    """Do the same forward and backward in training, where a model may return something else.
+    """Do the same forward and backward in training mode, where a model may return something else.
 
     Raises:
-        UserError: naming the model, as above; or its output depends on no trainable parameter.
+        UserError: as for :func:`try_images`, or the output depends on no trainable parameter.
     """
     with as_before(model), torch.enable_grad():
         logits = _logits(model, name, num_classes, image_shape, "in training ")
@@ -105,7 +105,7 @@ def _logits(
 
 
 def image_trial(name: str, offers: Mapping[str, Any]) -> Callable[[nn.Module, bool], None]:
-    """Return what tries a model on blank images, where ``offers`` tell what images there are."""
+    """Return a function that tries a model on blank images, of the form that ``offers`` give."""
 
     def trial(model: nn.Module, training: bool) -> None:
         if "image_shape" not in offers:
@@ -120,7 +120,7 @@ def image_trial(name: str, offers: Mapping[str, Any]) -> Callable[[nn.Module, bo
 
 @contextmanager
 def as_before(model: nn.Module) -> Iterator[None]:
-    """Put training flags, buffers and torch's generator back after the block."""
+    """Restore training flags, buffers and torch's generator after a ``with`` block."""
     training = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not is_lazy(buffer)]
     with torch.random.fork_rng(devices=[]):

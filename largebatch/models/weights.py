@@ -1,4 +1,4 @@
-"""Starting from the weights of another run."""
+"""Start a model from the weights of another run."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from largebatch.nn import find_classifier
 
 
 def load_weights(model: nn.Module, path: str) -> list[str]:
-    """Load ``path`` into ``model``; every tensor must be there, with its shape, and no other.
+    """Load ``path`` into ``model``; names and shapes of all tensors must match.
 
-    Two things are forgiven. The classifier (``find_classifier``) may have another number
-    of classes in the file: it then keeps its fresh weights, with a warning. And the norms'
+    There are two exceptions. The classifier (``find_classifier``) may have another number of
+    classes in the file; it then keeps its fresh weights, with a warning. The norms'
     ``num_batches_tracked`` may be missing, as in the oldest torchvision checkpoints.
 
     Args:
         model: changed in place.
-        path: a .safetensors file. Names are the model's own; those of torchvision's ResNets are
-            torchvision's, and a leading ``module.`` or ``_orig_mod.`` is taken off.
+        path: a .safetensors file with the model's own names; for torchvision's ResNets these are
+            torchvision's. A leading ``module.`` or ``_orig_mod.`` is removed.
 
     Returns:
-        the names of the tensors that keep their fresh values.
+        The names of the tensors that keep their fresh values.
 
     Raises:
-        UserError: the file cannot be read, or does not fit; the first tensors are named.
+        UserError: the file cannot be read, or does not fit; the message names the first tensors.
     """
     found = _read(path)
     expected = model.state_dict()

@@ -1,6 +1,9 @@
-"""Normalisation over samples: ghost batches, running statistics without communication.
+"""Normalisation layers and losses for large batches.
 
-Needs torch and nothing else.
+A ghost batch is a small, fixed group of samples whose statistics a batch norm uses, whatever the
+batch size. This package has ghost batch norm and its relatives, norms without batch statistics,
+fixed classifiers and contrastive losses over several ranks. Running statistics need no
+communication during training. The package needs torch and nothing else.
 """
 
 from largebatch.nn.batch_channel_norm import BatchChannelNorm

@@ -1,9 +1,10 @@
 """Batch-channel norm: a batch norm, and a group norm of each sample after it.
 
 Qiao, Wang, Liu, Shen, Yuille, "Micro-batch training with batch-channel normalization and weight
-standardization", 2019, section 4, with batch statistics; in the authors' code the channel part has
-a scale and a shift for each group. Their other form, for one or two samples a device, normalises by
-running statistics while it trains, and is not offered: here a ghost batch has its own.
+standardization", 2019, section 4, with batch statistics. As in the authors' code, the channel part
+has a scale and a shift for each group. The paper's other form, for one or two samples a device,
+normalises by running statistics in training. It is not offered: here each ghost batch has its own
+statistics.
 """
 
 # No annotations as strings here: torch.jit reads those of what it compiles.
@@ -27,15 +28,15 @@ CHANNEL_PART = ("channel_weight", "channel_bias")
 class BatchChannelNorm(OverGhosts):
     """Ghost batch norm, then a norm over groups of each sample's channels.
 
-    The channel part makes every group of every sample have mean 0 and variance 1 whatever the
-    statistics over samples were, in training and in evaluation alike, so no group of channels
-    can die out. Batch part, running statistics and ``activation`` are those
-    of ``GhostBatchNorm``; ``state_dict`` is too, with ``channel_weight`` and ``channel_bias``
-    (groups,) besides. A ReLU and a residual cost passes of their own.
+    The channel part gives every group of every sample mean 0 and variance 1, in training and in
+    evaluation. So no group of channels can die out, whatever the statistics over samples were.
+    Batch part, running statistics and ``activation`` are those of ``GhostBatchNorm``.
+    ``state_dict`` has two more entries, ``channel_weight`` and ``channel_bias`` (groups,). A ReLU
+    and a residual cost passes over memory of their own.
 
     Args:
         num_features: channels C of the (N, C, ...) input, which has 2 to 5 dimensions.
-        num_groups: of the channels; divides C.
+        num_groups: number of groups of channels; divides C.
         ghost_size: samples in a ghost batch; None for all samples of a forward.
         eps: added to both variances.
         momentum, affine, track_running_stats, running, activation, bias: see ``GhostBatchNorm``.

@@ -1,4 +1,4 @@
-"""What a module keeps of the one whose place it takes: hooks, attributes, buffers, children."""
+"""Copy a user's hooks, attributes, buffers and children to the module that replaces theirs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Return whether something else is called when ``module`` runs, is saved or loaded."""
+    """Return whether ``module`` has a hook on running, saving or loading."""
     return any(getattr(module, name) for name in _HOOKS)
 
 
 def carry_over(old: nn.Module, new: nn.Module, known: frozenset[str]) -> None:
     """Give ``new`` all that the user has added to ``old``.
 
-    The dictionaries of hooks are shared, so that handles which the user holds still remove them.
+    The dictionaries of hooks are shared, so handles that the user holds can still remove hooks.
 
     Args:
-        old: what leaves the model.
-        new: what takes its place.
-        known: names that modules of these classes have by themselves, which ``new`` has its own of.
+        old: the module that leaves the model.
+        new: the module that takes its place.
+        known: names that belong to these classes, of which ``new`` has its own.
 
     Raises:
-        ValueError: ``old.forward`` was replaced by a function, which knows ``old`` alone.
+        ValueError: ``old.forward`` was replaced by a function, which would be lost.
     """
     if "forward" in vars(old):
         raise ValueError("its forward was replaced by another function, which would be lost")

@@ -12,7 +12,7 @@ Running = Literal["sequential", "averaged", "last"]
 
 @dataclass
 class NormConfig:
-    """Which normalisation takes the place of the model's batch norms."""
+    """The normalisation that replaces the model's batch norms."""
 
     kind: str = "batch"
     """batch (statistics per forward, as torch), ghost (per ghost batch), sync (ghosts that span

@@ -1,7 +1,7 @@
-"""What a contrastive loss is given: refused in one line where it is wrong, on every rank alike.
+"""Check the arguments of a contrastive loss, with the same one-line error on every rank.
 
-A rank that refused alone would leave the others waiting for its embeddings, so each says first
-what it has, or that it has something wrong.
+A rank that raised an error alone would leave the others waiting for its embeddings. So each rank
+first tells the others what it has, or that its arguments are wrong.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ TYPES = ("float64", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Form:
-    """What a loss computes, and with whom.
+    """The checked form of a contrastive loss: what to compute, and with which ranks.
 
     Attributes:
-        counts: pairs of each rank.
-        exchange: None where no other rank has a pair.
+        counts: number of pairs on each rank.
+        exchange: how ranks send embeddings; None if no other rank has a pair.
     """
 
     kind: Kind
@@ -58,10 +58,10 @@ def form_of(
     tile: int | None,
     exchange: Exchange | None,
 ) -> Form:
-    """Return what :func:`largebatch.nn.contrastive_loss` was asked for; a collective call.
+    """Check the arguments of :func:`largebatch.nn.contrastive_loss`; a collective call.
 
     Raises:
-        UserError: as it says.
+        UserError: in the cases that :func:`largebatch.nn.contrastive_loss` lists.
     """
     peers = Peers(_group(group))
     wrong = _wrong(z_a, z_b, temperature, kind, bias, tile, exchange)
@@ -104,7 +104,7 @@ def form_of(
 
 
 def number(value: float | Tensor | None) -> float:
-    """Return a value that may be a tensor, or be left out."""
+    """Return a float from a number, a tensor or None (left out)."""
     return float(value.detach() if isinstance(value, Tensor) else value or 0.0)
 
 

@@ -1,10 +1,13 @@
 """A contrastive loss over more samples than one forward pass holds, exactly.
 
-Every sample's gradient depends on all embeddings of the step, so each micro-batch goes forward
-twice: without a graph for its embeddings, and with one when their gradients are known (Gao, Zhang,
-Han, Callan, "Scaling deep contrastive learning batch size under memory limited setup", 2021).
-Exact where both passes give the same embeddings: the same draws of dropout, and norms that look at
-the micro-batch as they did before. Ghost batches do, whatever the micro-batches are.
+Every sample's gradient depends on all embeddings of the step. So each micro-batch goes forward
+twice: first without a graph, for its embeddings; then with a graph, once the gradients of the
+embeddings are known (Gao, Zhang, Han, Callan, "Scaling deep contrastive learning batch size under
+memory limited setup", 2021).
+
+The result is exact if both passes give the same embeddings. Dropout must draw the same masks, which
+is done here, and norms must see the same groups of samples. Ghost batches do, whatever the
+micro-batches are.
 """
 
 from __future__ import annotations
@@ -37,19 +40,19 @@ def contrast_in_passes(
     """Yield the loss of each micro-batch of this rank's share of a step; call ``backward`` on each.
 
     Values and gradients add up to those of :func:`largebatch.nn.contrastive_loss` of the whole
-    share: divide each by the step's pairs over all ranks. Call ``backward`` before taking the next
-    one, and the graph of one micro-batch is in memory at a time. Each is scaled alike on all ranks.
-    Running statistics are updated by the second passes alone; the generators of random numbers are
-    put back for them.
+    share. Divide each loss by the step's number of pairs over all ranks; use the same scale on all
+    ranks. Call ``backward`` on a loss before taking the next one: then only one micro-batch's graph
+    is in memory. Running statistics are updated by the second passes alone. Random number
+    generators are reset before the second passes.
 
         for loss in contrast_in_passes(model, encode, batches, 0.1):
             (loss / pairs).backward()
 
     Args:
-        model: whose norms must not count the first passes.
-        encode: takes a micro-batch forward to (z_a, z_b), (m, d) each, on the model's device.
-        batches: of this rank, at least one; one without samples gives (0, d).
-        options: as of :func:`largebatch.nn.contrastive_loss`.
+        model: the model that ``encode`` runs; its norms do not count the first passes.
+        encode: maps a micro-batch to embeddings (z_a, z_b), (m, d) each, on the model's device.
+        batches: micro-batches of this rank, at least one; one without samples gives (0, d).
+        options: further arguments of :func:`largebatch.nn.contrastive_loss`.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     first, draws = [], []
@@ -76,13 +79,15 @@ def losses_of_passes(
     tile: int | None = None,
     exchange: Exchange | None = None,
 ) -> list[PassLoss]:
-    """Return the loss of each pass of this rank, to be called with its embeddings once more.
+    """Return the loss of each pass, a callable that takes the embeddings of the second pass.
 
-    For loops of your own: :func:`contrast_in_passes` is made of it. All communication is in here.
+    For training loops of your own; :func:`contrast_in_passes` calls this function. All
+    communication between ranks happens here.
 
     Args:
-        embeddings: (z_a, z_b) of each pass, without a graph; at least one, which may have no row.
-        temperature, bias: their gradient is that of the first pass's loss.
+        embeddings: (z_a, z_b) of each pass, without a graph. At least one pass, which may have no
+            row.
+        temperature, bias: their whole gradient comes with the first pass's loss.
         group, kind, normalize, tile, exchange: as of :func:`largebatch.nn.contrastive_loss`.
     """
     if not embeddings:
@@ -114,8 +119,8 @@ class PassLoss:
 
     Attributes:
         value: 0-d, the sum over the pass's pairs.
-        gradients: of the whole step's loss, for the pass's embeddings and for ``learned``.
-        learned: the temperature and the bias, as far as they ask for a gradient.
+        gradients: gradients of the whole step's loss by the pass's embeddings and by ``learned``.
+        learned: temperature and bias, if they require a gradient.
     """
 
     value: Tensor

@@ -1,16 +1,16 @@
 """How the ranks of a contrastive loss see each other's embeddings: gathered, or round a ring.
 
-A rank sends its own embeddings and, before the backward pass, three numbers a pair: from theirs
-each rank works out by itself what its embeddings get from the others' losses. With n pairs of d
-numbers on each of W ranks, a rank sends
+A rank sends its own embeddings and, before the backward pass, three numbers a pair. From the other
+ranks' numbers each rank computes the gradient that its embeddings get from the other ranks' losses.
+With n pairs of d numbers on each of W ranks, a rank sends
 
 | exchange | forward     | backward                  | holds of others |
 |----------|-------------|---------------------------|-----------------|
 | gather   | 2 (W-1) n d | 3 (W-1) n                 | 2 (W-1) n d     |
 | ring     | 2 (W-1) n d | 2 (W-1) n d + 3 (W-1) n   | 4 n d           |
 
-numbers, and seven of eight bytes to each other rank before the forward pass. Gathers are padded to
-the rank that has most; the ring sends rows as they are.
+numbers, and seven numbers of eight bytes each to every other rank before the forward pass. Gathers
+are padded to the rank with most pairs; the ring sends rows without padding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Peers:
     """The ranks whose embeddings are contrasted.
 
     Args:
-        group: their process group, None for this rank alone.
+        group: process group of these ranks, None for this rank alone.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -44,18 +44,18 @@ class Peers:
             raise UserError("contrastive_loss: this rank is not in group: only its ranks call it")
 
     def numbers(self, own: list[float], device: torch.device) -> list[list[float]]:
-        """Return the numbers of each rank."""
+        """Return the numbers ``own`` of every rank, in rank order."""
         if self.size == 1:
             return [own]
         message = torch.tensor(own, dtype=torch.float64, device=device)
         return self._gathered(message).tolist()
 
     def of_pairs(self, own: Tensor, counts: list[int]) -> Tensor:
-        """Return (k, N) of all pairs from this rank's (k, n)."""
+        """Gather (k, n) values of this rank's pairs to (k, N) of all pairs."""
         return own if self.size == 1 else self._rows(own.t(), counts).t()
 
     def gathered(self, a: Tensor, b: Tensor, counts: list[int]) -> list[Embeddings]:
-        """Return the others' embeddings: those of the ranks before, and of the ranks after."""
+        """Gather the other ranks' embeddings: one block of lower ranks, one of higher ranks."""
         if self.size == 1:
             return []
         first, after = sum(counts[: self.rank]), sum(counts[: self.rank + 1])
@@ -64,7 +64,7 @@ class Peers:
         return [(every_a[span], every_b[span], span) for span in spans if span.start < span.stop]
 
     def ring(self, a: Tensor, b: Tensor, counts: list[int]) -> Iterator[Embeddings]:
-        """Yield the others' embeddings rank by rank, the next under way meanwhile."""
+        """Yield the other ranks' embeddings rank by rank, while receiving the next."""
         held: tuple[Tensor, ...] = (a.contiguous(), b.contiguous())
         for step in range(1, self.size):
             owner = (self.rank - step) % self.size

@@ -1,9 +1,10 @@
 """The matrix of logits of a contrastive loss, tile by tile: sums, and the gradients from them.
 
-A side is one of the two sets of embeddings. With rows divided by the root of the temperature,
-logits are inner products, and a gradient with respect to such rows is ``weights @ columns``. On one
-rank a tile serves both of its edges, and of a symmetric matrix only the upper triangle is visited.
-Nothing of the size of the matrix is kept: the backward pass makes every tile again.
+A side is one of the two sets of embeddings; an anchor is a row whose loss is computed. With rows
+divided by the root of the temperature, logits are inner products, and the gradient by such rows is
+``weights @ columns``. On one rank a tile serves its rows and its columns as anchors, so only the
+upper triangle of a symmetric matrix is visited. Nothing of the size of the matrix is kept: the
+backward pass computes every tile again.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Kind:
-    """A contrastive loss: which sides meet, and what is summed over the logits.
+    """A kind of contrastive loss: which sides are compared, and what is summed over the logits.
 
     Attributes:
         meets: pairs (own side, side of any rank) whose logits an anchor is compared to.
-        once: the same on one rank, each unordered pair once.
+        once: the pairs of sides on one rank, each unordered pair once.
         pairwise: every logit is a decision of its own (sigmoid), not one choice a row (softmax).
     """
 
@@ -41,7 +42,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Side:
-    """Rows ``z * factor``, (n, d): read a span at a time, in the factor's type."""
+    """Rows scaled by ``factor``, (n, d): read a span at a time, in the factor's type."""
 
     z: Tensor
     factor: Tensor
@@ -63,9 +64,9 @@ class Tile(NamedTuple):
     """Rows of own side ``p`` against columns of side ``q``.
 
     Attributes:
-        both: whether the columns are anchors of this rank as well, which this tile is to serve.
-        diagonal: whether rows and columns are the same, so that an anchor meets itself.
-        pairs: whether they are the two sides of the same pairs.
+        both: whether the columns are anchors of this rank too, whose sums this tile adds to.
+        diagonal: whether rows and columns are the same, so that an anchor is compared to itself.
+        pairs: whether rows and columns are the two sides of the same pairs.
     """
 
     p: int
@@ -80,7 +81,7 @@ class Tile(NamedTuple):
 
 
 def own_tiles(kind: Kind, sides: Sides, tile: int) -> Iterator[Tile]:
-    """Yield what the anchors of this rank see of each other."""
+    """Yield the tiles of this rank's anchors against each other."""
     for p, q in kind.once:
         for rows in sides[p].spans(tile):
             x = sides[p][rows]
@@ -92,7 +93,7 @@ def own_tiles(kind: Kind, sides: Sides, tile: int) -> Iterator[Tile]:
 
 
 def other_tiles(kind: Kind, sides: Sides, others: Sides, tile: int) -> Iterator[Tile]:
-    """Yield what the anchors of this rank see of other ranks' embeddings."""
+    """Yield the tiles of this rank's anchors against other ranks' embeddings."""
     for p, q in kind.meets:
         for rows in sides[p].spans(tile):
             x = sides[p][rows]
@@ -107,14 +108,14 @@ class Scratch:
         self._memory = like.new_empty(2, tile * tile)
 
     def logits(self, tile: Tile) -> Tensor:
-        """Return x yᵀ; an anchor's logit with itself is minus infinity."""
+        """Return the tile's logits x yᵀ; an anchor's logit with itself is minus infinity."""
         s = torch.mm(tile.x, tile.y.t(), out=self._shaped(0, tile))
         if tile.diagonal:
             s.fill_diagonal_(-torch.inf)
         return s
 
     def second(self, tile: Tile) -> Tensor:
-        """Return memory of the tile's shape."""
+        """Return the second buffer, in the tile's shape."""
         return self._shaped(1, tile)
 
     def _shaped(self, number: int, tile: Tile) -> Tensor:
@@ -123,7 +124,7 @@ class Scratch:
 
 
 class LogSumExp:
-    """Logarithms of sums of exponentials, (n,), by a running maximum (Milakov, Gimelshein 2018)."""
+    """Log-sum-exp of the rows, (n,), by a running maximum (Milakov, Gimelshein 2018)."""
 
     def __init__(self, count: int, like: Tensor) -> None:
         # Finite, so that minus infinity less the maximum is not NaN.
@@ -144,7 +145,7 @@ class LogSumExp:
 
 
 class Sums:
-    """What the forward pass adds up over the tiles of this rank's anchors."""
+    """The sums of the forward pass over the tiles of this rank's anchors."""
 
     def __init__(self, kind: Kind, sides: Sides, bias: Tensor, tile: int) -> None:
         self.kind, self.sides, self.bias, self.tile = kind, sides, bias, tile
@@ -170,7 +171,7 @@ class Sums:
             self._anchors[tile.q].add(s, tile.columns, 0, s)
 
     def values(self) -> tuple[Tensor, Tensor]:
-        """Return the pairs' losses, (n,), and the logarithms that gradients need, (2, n)."""
+        """Return the pairs' losses, (n,), and the log-sum-exps that gradients need, (2, n)."""
         logarithms = torch.stack([anchors.value() for anchors in self._anchors])
         if self.kind.pairwise:
             return self._decisions, logarithms
@@ -181,10 +182,10 @@ class Sums:
 
 
 class Gradients:
-    """What the backward pass adds up: gradients of the rows of both sides, and of the bias.
+    """The sums of the backward pass: gradients by the rows of both sides, and by the bias.
 
     Args:
-        logarithms: (2, n), as :meth:`Sums.values` has them.
+        logarithms: (2, n) log-sum-exps from :meth:`Sums.values`.
         scale: 0-d, the gradient of this rank's loss.
     """
 
@@ -239,7 +240,7 @@ class Gradients:
         self._rows[tile.p][tile.rows].addmm_(weights, tile.y)
 
     def values(self) -> list[Tensor]:
-        """Return the gradients of both sides' rows, (n, d) each; call it once."""
+        """Return the gradients by both sides' rows, (n, d) each; call this once."""
         if not self.kind.pairwise:  # each pair's own logit stands in both of its anchors' losses
             a, b = self.sides
             for span in a.spans(self.tile):

@@ -40,40 +40,43 @@ def contrastive_loss(
     Row i of ``z_a`` and row i of ``z_b`` are a pair, and all N pairs of ``group`` are contrasted.
     With u and v the rows divided by their norms, the result is the sum over this rank's pairs i of
 
-    - ``ntxent``: -log softmax of u_i . v_i / temperature among the 2N - 1 other views, the mean of
-      that with u_i and with v_i as the anchor;
+    - ``ntxent``: -log softmax of u_i . v_i / temperature among the 2N - 1 other views, averaged
+      over u_i and v_i as the anchor;
     - ``clip``: the same among the N rows of the other encoder;
     - ``siglip``: -log sigmoid(y (u_i . v_j / temperature + bias)), summed over all N rows j of
       ``z_b``, with y = 1 where j = i and -1 elsewhere.
 
-    **Its weight is the number of pairs**: the papers' mean is the sum of all ranks' results divided
-    by N. Gradients are this rank's part of the gradient of that *sum over all ranks*; a row of
-    ``z_a`` gets what it owes to every rank's loss. So parameters' gradients are added up over ranks
-    and divided by N, and no factor of the number of ranks exists. torch's DistributedDataParallel
-    divides by the number of ranks W by itself: ``(loss * W / N).backward()``. The gradients of
-    ``temperature`` and ``bias`` are parts in the same way, whose sum over ranks is the whole.
+    **The weight of the result is the number of pairs**: the papers' mean loss is the sum of all
+    ranks' results divided by N. Gradients are this rank's part of the gradient of the *sum over all
+    ranks*: a row of ``z_a`` gets its gradient from every rank's loss. So sum the parameters'
+    gradients over ranks and divide by N; there is no factor of the number of ranks. torch's
+    DistributedDataParallel divides by the number of ranks W by itself: use ``(loss * W /
+    N).backward()``. The gradients of ``temperature`` and ``bias`` are parts too, whose sum over
+    ranks is the whole.
 
     Sums are float32 (float64 for float64), softmax by a running maximum. Beside the arguments and
-    their gradients, memory holds two tiles of logits and what is held of other ranks; the backward
-    pass makes the tiles again. ``largebatch.nn.contrast_ranks`` counts the messages. Every rank of
-    the group calls forward and backward as often and in the same order, also without rows.
-    Gradients of gradients are refused. torch.compile leaves the call as it is (a graph break).
+    their gradients, memory holds two tiles of logits and the other ranks' embeddings (see
+    ``exchange``). The backward pass computes the tiles again. ``largebatch.nn.contrast_ranks``
+    counts the messages. Every rank of the group must call forward and backward the same number of
+    times in the same order, also without rows. Gradients of gradients are refused. torch.compile
+    does not compile the call (a graph break).
 
     Args:
-        z_a, z_b: (n, d), float64, float32, bfloat16 or float16; n may differ from rank to rank.
-        temperature: above 0, the same on every rank; a tensor of one number may ask for a gradient.
+        z_a, z_b: embeddings (n, d), float64, float32, bfloat16 or float16; n may differ by rank.
+        temperature: above 0, the same on every rank. A tensor of one number may require a gradient.
         group: the ranks that hold the batch together; None for all, ``"alone"`` for this rank.
         kind: ``ntxent`` for two views by one encoder, ``clip`` and ``siglip`` for two encoders.
-        bias: of ``siglip``, a number as ``temperature`` is; None for 0. The paper begins with -10
-            and a temperature of 0.1.
-        normalize: divide rows by their norms; False for rows that have been.
+        bias: for ``siglip`` alone, a number or a tensor of one; None for 0. The paper begins with
+            -10 and a temperature of 0.1.
+        normalize: divide rows by their norms; False if the rows are normalised already.
         tile: side of a square of logits; None for 512 on a CPU, 4096 on a GPU.
-        exchange: ``gather`` holds all ranks' embeddings, ``ring`` those of two ranks at a time, and
-            sends them again for the backward pass. None: a ring where the others' take over 256 MB.
+        exchange: ``gather`` holds all ranks' embeddings. ``ring`` holds those of two ranks at a
+            time and sends them again for the backward pass. None: a ring if the others' take over
+            256 MB.
 
     Raises:
-        UserError: an argument is out of its range, ranks disagree, or there are fewer than 2 pairs;
-            on every rank.
+        UserError: an argument is out of its range, ranks disagree, or there are fewer than 2 pairs.
+            Raised on every rank.
     """
 
     def loss() -> Tensor:

@@ -1,4 +1,4 @@
-"""Exchange a model's batch norms for another kind, and back."""
+"""Replace a model's batch norms by another kind of norm, and back."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _none(num_features: int, config: NormConfig) -> nn.Module:
 
 
 def check_norm(config: NormConfig) -> None:
-    """Check what can be known of the section without a model.
+    """Check the section ``norm`` as far as possible without a model.
 
     Raises:
         UserError: a key is out of range, missing, or has no effect beside ``norm.kind``.
@@ -103,13 +103,13 @@ def check_norm(config: NormConfig) -> None:
 
 
 def spans_ranks(config: NormConfig) -> bool:
-    """Return whether ranks hold ghosts together under this section, if there are several."""
+    """Return whether several ranks hold one ghost batch together under this section."""
     spans = norms.entry(config.kind).facts.spans
     return spans == "always" or (spans == "asked" and config.sync_ranks is not None)
 
 
 def wrong_span(config: NormConfig, world_size: int) -> str:
-    """Say why ``norm.sync_ranks`` does not fit so many ranks; '' if it does."""
+    """Return why ``norm.sync_ranks`` does not fit ``world_size`` ranks; '' if it does."""
     span = config.sync_ranks
     if span is None or world_size % span == 0:
         return ""
@@ -121,7 +121,7 @@ def wrong_span(config: NormConfig, world_size: int) -> str:
 
 
 def apply_norm(model: nn.Module, config: NormConfig) -> nn.Module:
-    """Exchange every batch norm of ``model`` as the config's section says; see below."""
+    """Replace every batch norm of ``model`` by section ``norm``; see :func:`convert_batch_norm`."""
     check_norm(config)
     factory, facts = norms.entry(config.kind).factory, norms.entry(config.kind).facts
 
@@ -160,29 +160,30 @@ def convert_batch_norm(
     groups: int | None = None,
     process_group: dist.ProcessGroup | None = None,
 ) -> nn.Module:
-    """Exchange every batch norm of ``model`` (torch's or ours) for ``kind``, in place.
+    """Replace every batch norm of ``model`` (torch's or ours) by ``kind``, in place.
 
-    Parameters and buffers are the same tensors afterwards, so an optimizer made before stays
-    valid. Hooks, attributes and children of your own, training flags, ``affine`` and
-    ``track_running_stats`` are kept, and ``momentum`` and ``eps`` where they are not given. Norms
-    that end in an activation, as timm's, keep it (``largebatch.nn.FOLLOWERS``); other subclasses
-    of torch's norms are refused. ``kind="batch"`` gives back the very classes that an earlier
-    conversion took away; after ``layer``, ``instance`` and ``group``, which have none, running
-    statistics begin anew.
+    Parameters and buffers are the same tensors afterwards, so an optimizer made before stays valid.
+    Hooks, attributes and children of your own are kept, as are training flags, ``affine`` and
+    ``track_running_stats``. ``momentum`` and ``eps`` are kept unless they are given. Norms that end
+    in an activation, such as timm's, keep the activation (``largebatch.nn.FOLLOWERS``). Other
+    subclasses of torch's norms are refused.
+
+    ``kind="batch"`` restores the classes from before an earlier conversion. After ``layer``,
+    ``instance`` and ``group``, which have no running statistics, the statistics begin anew.
 
     Args:
         model: changed in place.
         kind: a name in ``largebatch.nn.norms``.
-        ghost_size: samples in a ghost batch, for kinds that have them; ``ghost`` and
-            ``batch_channel`` need it, without it ``l1``, ``linf`` and ``topk`` take all samples of
-            a forward.
+        ghost_size: samples in a ghost batch. ``ghost`` and ``batch_channel`` need this argument.
+            Without it ``l1``, ``linf`` and ``topk`` take all samples of a forward.
         momentum: weight of new running statistics; None keeps each module's own.
         eps: added to the variance; None keeps each module's own.
-        running: how ghosts enter the running statistics.
-        topk: the number of deviations that kind ``topk`` averages; None means 10.
-        groups: of a sample's channels, for kinds ``group`` and ``batch_channel``; None means 32.
-        process_group: the ranks that hold a ghost together, for ``sync`` (None: all), ``l1``,
-            ``linf`` and ``topk`` (None: each rank its own); a forward of them is then one ghost.
+        running: how ghosts enter the running statistics: see ``largebatch.nn.running``.
+        topk: number of deviations that kind ``topk`` averages; None means 10.
+        groups: number of groups of channels, for kinds ``group`` and ``batch_channel``; None means
+            32.
+        process_group: ranks that hold a ghost together: a forward on all of them is one ghost. For
+            ``sync`` (None: all ranks), ``l1``, ``linf`` and ``topk`` (None: each rank by itself).
 
     Returns:
         ``model``, or its replacement if it is itself a batch norm.

@@ -19,29 +19,29 @@ from largebatch.nn.leaf import Proxy, recorded
 
 
 class FixedClassifier(nn.Module):
-    """Logits ``scale`` q_c . x / |x| + b_c with fixed q_c; the scale and the biases are learned.
+    """Logits ``scale`` q_c . x / |x| + b_c with fixed vectors q_c; scale and biases are learned.
 
-    ``hadamard``: q_c is row c of the Hadamard matrix (Sylvester's, entries +-1) of the next power
-    of two from ``in_features``, as many of its columns as there are features. No matrix is stored:
-    a fast Walsh-Hadamard transform takes O(in_features + n log n) additions a sample, n being the
-    next power of two from ``num_classes``. The scale starts at 1 / sqrt(num_classes), the biases
-    uniformly within that.
+    ``hadamard``: q_c is row c of a Hadamard matrix (Sylvester's, entries +-1), cut to
+    ``in_features`` columns. The matrix's size is the next power of two from ``in_features``. No
+    matrix is stored: a fast Walsh-Hadamard transform takes O(in_features + n log n) additions a
+    sample, with n the next power of two from ``num_classes``. The scale starts at 1 /
+    sqrt(num_classes). The biases start uniformly within plus and minus this value.
 
-    ``orthonormal``: the q_c are drawn at random and orthonormal (with more classes than features,
-    the columns are), and are a buffer. The scale starts at 10, the biases at 0.
+    ``orthonormal``: the q_c are random and orthonormal, and are kept in a buffer. With more classes
+    than features, the columns are orthonormal instead. The scale starts at 10, the biases at 0.
 
-    Starting values are those of the authors' code, but for the sign of the scale, which is
-    negative there.
+    Starting values are those of the authors' code, except the sign of the scale, which is negative
+    there.
 
     Args:
-        in_features: of the input (..., in_features).
-        num_classes: logits.
+        in_features: last dimension of the input (..., in_features).
+        num_classes: number of logits.
         kind: ``hadamard`` or ``orthonormal``.
         bias: learn a bias per class.
 
     Raises:
-        ValueError: ``hadamard`` with more classes than the next power of two from ``in_features``,
-            of which some would have one row.
+        ValueError: ``hadamard`` with more classes than the next power of two from ``in_features``:
+            some classes would share a row.
     """
 
     weight: Tensor | None
@@ -109,7 +109,7 @@ def find_classifier(model: nn.Module) -> str | None:
 
 
 def fix_classifier(model: nn.Module, kind: Literal["hadamard", "orthonormal"]) -> nn.Module:
-    """Exchange the last linear layer of ``model`` for a ``FixedClassifier``, in place.
+    """Replace the last linear layer of ``model`` by a ``FixedClassifier``, in place.
 
     Returns:
         ``model``, or the classifier if ``model`` is itself a linear layer.

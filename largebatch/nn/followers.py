@@ -1,4 +1,4 @@
-"""Modules that a norm calls on its result: what timm's norms with an activation hold."""
+"""Modules that a norm calls on its result, such as the activation inside timm's norms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def followers_of(norm: nn.Module) -> tuple[str, ...]:
 
 
 def follow(norm: nn.Module, y: Tensor) -> Tensor:
-    """Return what the followers of ``norm`` make of its result."""
+    """Apply the followers of ``norm`` to its result ``y``."""
     names: Any = norm.followers
     for name in names:
         y = norm.get_submodule(name)(y)

@@ -18,10 +18,10 @@ def frozen() -> bool:
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Put every running statistic of ``model`` back at the end of a block, to the bit.
+    """Restore every running statistic of ``model`` at the end of a ``with`` block, to the bit.
 
-    Norms normalise as in training meanwhile, and show no observer their gradients. This covers
-    torch's own norms as well, and statistics that wait for ``step_end``.
+    Inside the block, norms normalise as in training, and call no observer of ghost gradients.
+    Torch's own norms are covered too, and so are statistics that wait for ``step_end``.
     """
     global _blocks
     buffers = [

@@ -13,8 +13,8 @@ from largebatch.nn.over_ghosts import OverGhosts
 class FusedResidualBlock(nn.Module):
     """A residual block whose norms apply the ReLUs, and whose last norm adds the shortcut.
 
-    It takes the children of torchvision's ``BasicBlock`` or ``Bottleneck`` over under their names,
-    so ``state_dict`` is the same.
+    The children of torchvision's ``BasicBlock`` or ``Bottleneck`` keep their names, so
+    ``state_dict`` is the same.
     """
 
     def __init__(self, block: nn.Module) -> None:
@@ -44,7 +44,7 @@ class FusedResidualBlock(nn.Module):
         return self.bn3(self.conv3(y), shortcut)  # type: ignore[operator]
 
     def unfused(self) -> nn.Module:
-        """Return the block that this one was made of, with the children of now."""
+        """Return the original block, with the present children."""
         for norm in self.norms():
             norm.activation = None
         (block,) = self.block
@@ -55,7 +55,7 @@ class FusedResidualBlock(nn.Module):
 
 
 class FoldedReLU(nn.Identity):
-    """Where a ReLU was, which the norm before it applies now."""
+    """Stands in the place of a ReLU that the norm before it now applies."""
 
     def __init__(self, relu: nn.Module) -> None:
         super().__init__()
@@ -65,10 +65,11 @@ class FoldedReLU(nn.Identity):
 def fuse(model: nn.Module) -> nn.Module:
     """Fold norm + ReLU and norm + addition + ReLU in torchvision's ResNets, in place.
 
-    Norms that call a ReLU of their own, as timm's, take it in as well, in any model. Only norms of
-    this package can (``convert_batch_norm`` first); blocks with torch's batch norms, with another
-    activation or a hook on it, and the rest of other families stay as they are. Parameters, buffers
-    and ``state_dict`` do not change; results are equal up to rounding.
+    Norms that call a ReLU of their own, such as timm's, absorb that ReLU too, in any model. Only
+    norms of this package can be fused: call ``convert_batch_norm`` first. Left as they are: blocks
+    with torch's batch norms, with another activation or with a hook on the activation, and the
+    blocks of other model families. Parameters, buffers and ``state_dict`` do not change. Results
+    are equal up to rounding.
 
     Returns:
         ``model``.
@@ -93,7 +94,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     """Undo :func:`fuse`, in place, so that ``convert_batch_norm(model, "batch")`` can follow.
 
     Returns:
-        ``model``, or the block it was made of if it is itself a fused block.
+        ``model``; or the original block, if ``model`` is itself a fused block.
     """
     if isinstance(model, FusedResidualBlock):
         model = model.unfused()

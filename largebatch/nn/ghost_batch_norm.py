@@ -16,12 +16,12 @@ from largebatch.nn.registry import NormFacts, norms
 
 
 class GhostBatchNorm(OverGhosts):
-    """Batch norm over consecutive groups of ``ghost_size`` samples; torch's drop-in otherwise.
+    """Batch norm over consecutive groups of ``ghost_size`` samples; else a drop-in for torch's.
 
     In training every ghost batch is normalised by its own mean and (biased) variance. The last
-    ghost may be shorter; one with fewer than two values per channel joins the one before it.
-    Evaluation uses the running statistics (without them, the statistics of the whole batch) and
-    knows no ghosts. ``state_dict`` is that of torch's batch norm, in both directions.
+    ghost may be shorter; a ghost with fewer than two values per channel joins the one before.
+    Evaluation has no ghosts: it uses the running statistics or, without them, the statistics of the
+    whole batch. ``state_dict`` is interchangeable with that of torch's batch norm.
 
     Args:
         num_features: channels C of the (N, C, ...) input, which has 2 to 5 dimensions.

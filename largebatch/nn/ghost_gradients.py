@@ -1,7 +1,8 @@
-"""The gradients of a norm's weight and bias ghost by ghost, which its backward has anyway.
+"""Observe the gradients of a norm's weight and bias separately for each ghost batch.
 
-Their squared lengths give an estimate of the gradient noise scale on one process, at no extra pass:
-see ``largebatch.probes.noise_terms``, with the ghosts as the groups of a step.
+The backward pass computes these gradients anyway. Their squared norms give an estimate of the
+gradient noise scale on one process, without an extra pass: see ``largebatch.probes.noise_terms``,
+with the ghosts as the groups of a step.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def observed_ghost_norm(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Do what ``largebatch._ops.ghost_norm`` does; its backward calls ``observer`` once.
+    """Compute ``largebatch._ops.ghost_norm``; its backward pass calls ``observer`` once.
 
-    Not for second derivatives, which the plain function has.
+    Second derivatives are not supported; the plain function has them.
     """
     wide = accumulate_dtype(x.dtype)
     y, statistics, _ = _Observed.apply(

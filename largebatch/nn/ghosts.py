@@ -1,7 +1,7 @@
-"""How samples fall into ghost batches, and which models care.
+"""Divide samples into ghost batches, and tell which models need this.
 
-The rule of torch.split, but for its end: ghosts are consecutive runs of ``ghost_size`` samples, the
-last may be shorter, and one too short for a variance joins the ghost before it.
+Ghosts are consecutive runs of ``ghost_size`` samples, as torch.split makes them. The last may be
+shorter. A last ghost too short for a variance joins the ghost before it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def split_ghosts(
     samples: int, ghost_size: int, minimum: int = 1, limit: int | None = None
 ) -> tuple[int, int]:
-    """Return ``(full, tail)``: that many ghosts of ``ghost_size``, then one of ``tail`` if not 0.
+    """Return ``(full, tail)``: ``full`` ghosts of ``ghost_size``, then one of ``tail`` if not 0.
 
     Args:
         samples: samples to split, at least 1.
         ghost_size: samples of a full ghost.
         minimum: a last ghost with fewer samples than this joins the one before it.
-        limit: the most ghosts there can be; one more than that joins the one before it too (the
-            step was cut by a stricter minimum, for a norm with fewer values per sample).
+        limit: largest number of ghosts; a last ghost beyond it joins the one before. Needed where
+            the step was divided by a stricter minimum, for a norm with fewer values per sample.
     """
     full, tail = samples // ghost_size, samples % ghost_size  # torch.compile knows no divmod
     short = tail < minimum or (limit is not None and full + 1 > limit)

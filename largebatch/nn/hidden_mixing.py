@@ -1,8 +1,8 @@
 """Mixup of hidden states: samples are mixed between two blocks of a model.
 
 Verma, Lamb, Beckham, Najafi, Mitliagkas, Lopez-Paz and Bengio 2019, "Manifold Mixup: Better
-representations by interpolating hidden states" (arXiv:1806.05236), section 2. Which samples are
-mixed where, and by how much, is the data's to say; here it happens.
+representations by interpolating hidden states" (arXiv:1806.05236), section 2. The data pipeline
+draws which samples are mixed at which block and by how much. This module does the mixing.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _current: hidden_mixing | None = None
 
 
 class hidden_mixing:
-    """Mix the states of a forward pass inside a block of code: ``lerp(state[partners], state)``.
+    """Mix hidden states of forward passes in a ``with`` block: ``lerp(state[partners], state)``.
 
     Args:
-        partners: int64 (n,), the row that is mixed into each.
-        shares: (n,) of each block, by its number in what :func:`mix_blocks` was given: how much of
-            a row is its own there; 1 leaves it to the bit.
+        partners: int64 (n,), for each row the index of the row that is mixed into it.
+        shares: tensors (n,) by block, numbered as in the ``blocks`` of :func:`mix_blocks`: the
+            share of a row that stays its own. 1 leaves a row unchanged to the bit.
 
     Raises:
-        UserError: on leaving, a block was not called, or not once.
+        UserError: at the end of the ``with`` block, if a named block was not called exactly once.
     """
 
     def __init__(self, partners: Tensor, shares: Mapping[int, Tensor]) -> None:
@@ -53,7 +53,7 @@ class hidden_mixing:
             )
 
     def at(self, number: int, name: str, state: Any) -> Tensor | None:
-        """Return the mixed output of a block; None where nothing is mixed after it."""
+        """Return the mixed output of a block; None if nothing is mixed there."""
         share = self.shares.get(number)
         if share is None:
             return None
@@ -68,10 +68,11 @@ class hidden_mixing:
 
 
 def mix_blocks(model: nn.Module, blocks: Sequence[int | str]) -> None:
-    """Let a model's top-level blocks mix what they return, where :class:`hidden_mixing` says so.
+    """Hook a model's top-level blocks so that :class:`hidden_mixing` can mix their outputs.
 
     Args:
-        blocks: names of the model's children, or their indices from 0; ``input`` is passed over.
+        blocks: names of the model's children, or their indices from 0. ``input`` (the model's
+            input) is skipped.
 
     Raises:
         UserError: there is no such block, or one is named twice.

@@ -15,11 +15,12 @@ from largebatch.nn.registry import NormFacts, norms
 class L1BatchNorm(OverGhosts):
     """Batch norm by sqrt(pi/2) times the mean absolute deviation.
 
-    On normally distributed input that estimates the standard deviation without bias. Arguments and
-    behaviour are those of ``GhostBatchNorm``, but ``ghost_size`` may be None (all samples of a
-    forward), ``process_group`` (or ``"all"``) names the ranks that hold a ghost together, as in
-    ``SyncBatchNorm``, and ``eps`` is added to the deviation. Unlike the paper's code, ``momentum``
-    is the weight of the new statistics, and ``running_var`` holds squared deviations like torch.
+    For normally distributed input this estimates the standard deviation without bias. Arguments and
+    behaviour are those of ``GhostBatchNorm`` with three differences. ``ghost_size`` may be None
+    (all samples of a forward). ``process_group`` (or ``"all"``) names the ranks that hold a ghost
+    together, as in ``SyncBatchNorm``. ``eps`` is added to the deviation, not to the variance.
+    Unlike the paper's code, ``momentum`` is the weight of the new statistics, and ``running_var``
+    holds squared deviations, as torch's does.
     """
 
     policy = NormPolicy.L1

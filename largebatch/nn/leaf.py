@@ -1,4 +1,4 @@
-"""What torch.fx records of a module of ours: one call, as of a module of torch's own."""
+"""Make torch.fx record a module of this package as one call, like a module of torch's own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Proxy: Any = torch.fx.Proxy  # Any, as none of our signatures admits one
 
 
 def recorded(module: nn.Module, *args: Any) -> Any:
-    """Enter the call of ``module`` into the graph that the first of ``args`` is traced for.
+    """Record the call of ``module`` in the graph that is being traced (``args[0]`` is a proxy).
 
-    Tracers look into every module that does not lie in ``torch.nn``. Ours decide by shapes, which
-    a trace does not know, and a graph must still switch between training and evaluation.
+    Tracers trace into every module outside of ``torch.nn``. Our modules branch on shapes, which a
+    trace does not know, and a traced graph must still switch between training and evaluation.
 
     Raises:
-        TypeError: ``module`` is itself what is traced, and not a part of it.
+        TypeError: ``module`` is itself the traced model, not a part of a model.
     """
     tracer = args[0].tracer
     path = tracer.path_of_module(module)

@@ -12,11 +12,12 @@ from largebatch.nn.registry import NormFacts, norms
 
 
 class LInfBatchNorm(OverGhosts):
-    """Batch norm by the largest absolute deviation times a constant of the number of values.
+    """Batch norm by the largest absolute deviation times a constant for the number of values.
 
-    The published constant, 0.5 (1 + sqrt(pi ln 4)) / sqrt(2 ln n), gives 1.4 times the standard
-    deviation on normally distributed input, hardly depending on n. Values that tie for the largest
-    share its gradient. Arguments and behaviour are those of ``L1BatchNorm``.
+    With n values the published constant is 0.5 (1 + sqrt(pi ln 4)) / sqrt(2 ln n). For normally
+    distributed input the result is 1.4 times the standard deviation, almost independent of n.
+    Values that tie for the largest share its gradient. Arguments and behaviour are those of
+    ``L1BatchNorm``.
     """
 
     policy = NormPolicy.TOP_K

@@ -1,4 +1,4 @@
-"""Running statistics across ranks: made global in one message, with or without touching a model."""
+"""Merge running statistics over ranks in one message, in the model or in a copy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from largebatch.nn.running import RunningStatistics
 def merge_running_stats(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
     """Make the running statistics global, in one all-reduce of all of them together.
 
-    Call it on every rank before evaluation or a checkpoint. Norms fed in ``ghost_place`` sum what
-    the ranks have added since the last merge. Norms used alone, and torch's own batch norms, take
-    the average over the ranks that saw data. Without a process group there is nothing to do.
+    Call this on every rank before evaluation or a checkpoint. Norms run inside ``ghost_place`` sum
+    the ranks' updates since the last merge. Other norms, torch's batch norms among them, take the
+    average over the ranks that saw data. Without a process group nothing is done.
     """
     norms = dict(_tracked(model))
     for name, tensor in merged_running_stats(model, group).items():
@@ -33,10 +33,11 @@ def merge_running_stats(model: nn.Module, group: dist.ProcessGroup | None = None
 def merged_running_stats(
     model: nn.Module, group: dist.ProcessGroup | None = None
 ) -> dict[str, Tensor]:
-    """Return what the merged buffers would be, by name in ``state_dict``; the model keeps its own.
+    """Return the merged buffers by name in ``state_dict``; the model is left unchanged.
 
-    A run that merges out of place takes the same path, bit by bit, however often it is evaluated
-    or saved. Every rank must call it. Empty without a process group: the model's own are right.
+    A run that merges out of place has the same bits however often it is evaluated or saved. Every
+    rank must call this. Without a process group the result is empty, since the model's own buffers
+    are right.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return {}
@@ -69,8 +70,8 @@ def merged_running_stats(
 def rank_statistics(model: nn.Module) -> Tensor | None:
     """Return this rank's own running statistics as one flat tensor, None if there are none.
 
-    With :func:`load_rank_statistics` on the same rank of as many ranks, a run continues bit by bit
-    where the merged buffers alone would differ in their last bits.
+    After :func:`load_rank_statistics`, on the same rank of the same number of ranks, a run
+    continues bit by bit. With the merged buffers alone the last bits would differ.
     """
     parts = _parts(model)
     if not parts:
@@ -81,7 +82,7 @@ def rank_statistics(model: nn.Module) -> Tensor | None:
 
 @torch.no_grad()
 def load_rank_statistics(model: nn.Module, flat: Tensor) -> None:
-    """Put back what :func:`rank_statistics` returned; call it after ``load_state_dict``."""
+    """Restore the result of :func:`rank_statistics`; call this after ``load_state_dict``."""
     parts = _parts(model)
     for part, values in zip(parts, flat.split([p.numel() for p in parts]), strict=True):
         part.copy_(values.view_as(part))

@@ -1,4 +1,4 @@
-"""Batch norm over ghost batches, whatever norm measures the spread: what those modules share."""
+"""The base of batch norms over ghost batches, whatever norm measures the spread."""
 
 # No annotations as strings here: torch.jit reads those of what it compiles.
 
@@ -26,8 +26,9 @@ from largebatch.nn.running import RunningStatistics
 class OverGhosts(RunningStatistics):
     """Base of the norms that normalise each ghost batch by its own mean and spread.
 
-    A subclass names the norm by ``policy``. ``running_var`` holds squares of the estimated standard
-    deviation (L2: the unbiased variance), so that ``state_dict`` is that of torch's batch norm.
+    A subclass names the norm (L2, L1, L-infinity, top-k) by ``policy``. ``running_var`` holds
+    squares of the estimated standard deviation (L2: the unbiased variance), so that ``state_dict``
+    is that of torch's batch norm.
 
     Args:
         num_features: channels C of the (N, C, ...) input, which has 2 to 5 dimensions.
@@ -38,8 +39,9 @@ class OverGhosts(RunningStatistics):
         track_running_stats: keep running statistics for evaluation.
         running: how the ghosts of a step enter the running statistics (``largebatch.nn.running``).
         activation: ``"relu"`` to end in one, in the same pass over memory.
-        process_group: ranks that hold a ghost together, ``"all"`` for all of them: then a forward
-            of all of them is one ghost, and ``ghost_size`` must be None. None: a ghost is a rank's.
+        process_group: ranks that hold a ghost together, ``"all"`` for all ranks. A forward on all
+            these ranks is then one ghost, and ``ghost_size`` must be None. None: every ghost lies
+            on one rank.
         bias: learn the shift, where ``affine``.
 
     Raises:
@@ -107,12 +109,12 @@ class OverGhosts(RunningStatistics):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the normalised ``x`` (N, C, ...), plus ``residual`` if given, then activated.
 
-        In training and without running statistics the residual and the activation cost no pass of
-        their own, if ``residual`` has the shape and type of ``x``.
+        In training, and without running statistics, the residual and the activation cost no extra
+        pass over memory if ``residual`` has the shape and type of ``x``.
 
         Raises:
-            ValueError: ``x`` has not 2 to 5 dimensions, not C channels, or in training one value
-                per channel; ``eps`` is not positive.
+            ValueError: ``x`` has not 2 to 5 dimensions, not C channels or, in training, only one
+                value per channel; or ``eps`` is not positive.
         """
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             if isinstance(x, Proxy):
@@ -289,16 +291,16 @@ class OverGhosts(RunningStatistics):
 
 
 def over_ghosts(config: NormConfig) -> dict[str, Any]:
-    """Return the arguments that a norm which can span ranks takes from the ``norm`` section."""
+    """Return the arguments from section ``norm`` for a norm that can span ranks."""
     if config.sync_ranks is None:
         return {"ghost_size": config.ghost_size, "running": config.running}
     return {"process_group": "all", "running": config.running}  # the trainer names the group
 
 
 def observable_norms(model: nn.Module) -> dict[str, OverGhosts]:
-    """Return the norms whose gradients can be observed by ghost, by their names in ``model``.
+    """Return the norms whose gradients can be observed for each ghost, by name in ``model``.
 
-    Those over ghosts of a size of their own, held by one rank, that learn a weight or a bias.
+    These norms have a ghost size, keep each ghost on one rank, and learn a weight or a bias.
     """
     return {
         name: module

@@ -12,9 +12,9 @@ message a layer and direction, in float32 (float64 for float64 input). With C ch
 | top-k        | sum of (count, sum), C+1; gather of the k largest, kC        | sum of 6C |
 
 The shift is the running mean, equal on all ranks of a group because all record the same ghosts. In
-float32 it must lie within some hundred deviations of the mean, or the variance loses digits;
-without running statistics there is none, and a second message takes its place. Nothing waits for a
-device, counts may differ, and a rank without samples takes part with zeros.
+float32 the shift must lie within some hundred deviations of the mean, or the variance loses digits.
+Without running statistics there is no shift, and a second message is sent instead. Nothing waits
+for a device. Counts may differ, and a rank without samples takes part with zeros.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _REFUSAL = "a norm over several ranks has no {}: run it on one"
 
 @dataclass(frozen=True)
 class Ranks:
-    """A process group by its name, which copies of a module and compiled graphs can hold."""
+    """A process group by name and size, a form that copied modules and compiled graphs can hold."""
 
     name: str
     size: int
 
 
 def ranks_of(group: dist.ProcessGroup) -> Ranks:
-    """Return ``group`` as norms remember it."""
+    """Return ``group`` in the form that norms store."""
     return Ranks(group.group_name, group.size())
 
 
@@ -70,16 +70,16 @@ def norm_over_ranks(
 ) -> tuple[Tensor, Tensor]:
     """Normalise ``x`` by the mean and spread of each channel over all of ``ranks``.
 
-    Every rank calls it as often, in the same order, with the same options; ``x`` (n, C, ...) may
-    have another n on each, also 0. The arguments are those of ``largebatch._ops.ghost_norm``; the
-    gradients of weight and bias are those of this rank's samples.
+    Every rank must call this the same number of times, in the same order, with the same options.
+    ``x`` is (n, C, ...); n may differ by rank and may be 0. The arguments are those of
+    ``largebatch._ops.ghost_norm``. The gradients of weight and bias are from this rank's samples.
 
     Args:
         shift: (C,), the same on all ranks and near the mean, or None.
 
     Returns:
-        y, and outside of autograd (2, C): the mean, and what estimates the variance without bias
-        (L2) or the squared deviation (other norms).
+        y, and outside of autograd a (2, C) tensor: the mean, and the unbiased estimate of the
+        variance (L2) or the squared deviation (other norms).
 
     Raises:
         RuntimeError: a gradient is asked for with ``create_graph``, by forward mode or inside of

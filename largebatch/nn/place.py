@@ -1,8 +1,9 @@
-"""Where a forward's samples lie in the global step: the bridge from the trainer to the norms.
+"""Where a forward's samples lie in the global step; the trainer tells the norms by this module.
 
-A step of the trainer is a sequence of ghost batches, of which each rank takes some, in one or more
-micro-batches. A norm inside a forward cannot know that by itself, and needs it to give every ghost
-the weight in the running statistics that it has when one process takes the whole step.
+A step of the trainer is a sequence of ghost batches. Each rank takes some of them, in one or more
+micro-batches. A norm cannot know the position of a forward's ghosts in the step by itself. It needs
+the position to give every ghost the weight in the running statistics that the ghost has when one
+process takes the whole step.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ class Place:
     """A forward whose ghosts are number ``first`` and following of the ``total`` of its step.
 
     Attributes:
-        sizes: samples of each ghost of the forward, as the step was divided; None: norms divide
-            what they are given by their own ghost size.
-        ranks: process group whose ranks hold a ghost together; None: a ghost is one rank's.
-        step: the sample of the run at which the step begins, which tells steps apart; None: of
-            no run.
-        samples: of all ghosts. even: whether all but the last have as many. Both are worked out
-            once a pass, since every norm asks.
+        sizes: samples in each ghost of the forward, as the step was divided. None: norms divide
+            their input by their own ghost size.
+        ranks: process group whose ranks hold a ghost together; None: each ghost lies on one rank.
+        step: number of samples of the run before the step, which tells steps apart; None: no run.
+        samples: sum of ``sizes``; computed once a pass, since every norm asks.
+        even: whether all ghosts but the last have the same size.
     """
 
     first: int
@@ -40,10 +40,11 @@ _current: Place | None = None
 
 
 class ghost_place:
-    """Tell the norms that forwards inside are ghosts ``first`` and following of ``total``.
+    """In a ``with`` block, tell norms that forwards hold ghosts ``first`` onwards of ``total``.
 
-    Inside it, norms put their statistics aside until ``largebatch.nn.step_end(model, total)``,
-    which every rank calls once per optimizer step. A module must then run once per micro-batch.
+    Inside the block, norms put their statistics aside until ``largebatch.nn.step_end(model,
+    total)``, which every rank must call once per optimizer step. A module must then run once per
+    micro-batch.
 
     Args:
         sizes, ranks, step: see :class:`Place`.
@@ -75,12 +76,12 @@ class ghost_place:
 
 
 class ghost_rows:
-    """Tell the norms that each sample of the forwards inside has several rows, side by side.
+    """Inside a ``with`` block, tell norms that each sample has several adjacent rows in the input.
 
-    Ghosts stay what they are in samples: two views of an image are in one ghost.
+    Ghosts are still counted in samples, so two views of one image are in one ghost.
 
     Args:
-        rows: of a sample.
+        rows: rows per sample.
     """
 
     def __init__(self, rows: int) -> None:

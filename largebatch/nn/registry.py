@@ -1,4 +1,4 @@
-"""The kinds of normalisation a config can ask for."""
+"""The registry of normalisations, from which ``norm.kind`` chooses."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ NormFactory = Callable[[int, NormConfig], nn.Module]
 
 @dataclass(frozen=True)
 class NormFacts(Facts):
-    """What the rest of the package has to know of a kind of normalisation.
+    """Facts about a kind of normalisation that the rest of the package needs.
 
     Attributes:
         ghosts: it takes its statistics over ghost batches: ``norm.ghost_size``, ``norm.running``.
-        spans: whether ranks hold a ghost together: never, where ``norm.sync_ranks`` asks for it, or
-            always.
+        spans: whether several ranks hold a ghost together: never, if ``norm.sync_ranks`` is set
+            (``asked``), or always.
         per_sample: it takes no statistics over samples.
-        per_forward: its statistics are those of a forward pass, whatever lies in it.
+        per_forward: its statistics are those of a whole forward pass, so micro-batches change
+            results.
         weights: it normalises the weights in place of activations.
-        own: the key of ``norm`` that it alone takes.
+        own: the key of section ``norm`` that only this kind uses.
     """
 
     ghosts: bool = False
@@ -37,7 +38,7 @@ class NormFacts(Facts):
     own: str | None = None
 
     def words(self) -> Iterator[str]:
-        """Yield the facts, a short line each."""
+        """Yield the facts, one short line each."""
         if self.ghosts:
             yield "statistics over ghost batches: norm.ghost_size, norm.running"
         if self.spans != "never":
@@ -57,7 +58,7 @@ norms: Registry[NormFactory, NormFacts] = Registry("norm.kind", lambda _: NormFa
 
 
 def unused_keys(kind: str) -> dict[str, object]:
-    """Return the keys of ``norm`` that have no effect with a kind, and what they are unset."""
+    """Return the keys of section ``norm`` without effect for a kind, with their unset values."""
     facts = norms.entry(kind).facts
     unused: dict[str, object] = {e.facts.own: None for e in norms if e.facts.own is not None}
     unused.pop(facts.own or "", None)

@@ -1,18 +1,19 @@
-"""Running statistics that are a property of the step, not of who computed which part of it.
+"""Running statistics that depend on the step, not on its division into ranks and micro-batches.
 
-Every supported update is affine in the ghosts' statistics: with ``T`` ghosts in a step,
+Every supported update is affine in the ghosts' statistics. With ``T`` ghosts in a step,
 
     running <- decay * running + sum_i weight_i * statistic_i,   decay + sum_i weight_i = 1,
 
 so ranks and micro-batches can add up their own terms in any grouping. A rank keeps
 
-- ``running_mean``, ``running_var``: torch's buffers. What all ranks agreed on at the last merge,
-  decayed, plus this rank's own terms: on one process always the true value;
+- ``running_mean``, ``running_var``: torch's buffers. They hold the values of the last merge,
+  decayed, plus this rank's own terms. On one process this is always the true value;
 - ``local``: its own terms since the last merge, decayed alike;
-- ``pending``: its terms of the step under way.
+- ``pending``: its terms of the present step.
 
-A merge sums ``local`` over the ranks and adds the others' part. Nothing is communicated between.
-Where k ranks hold a ghost together all of them record it, and a merge counts each k-th part.
+A merge sums ``local`` over the ranks and adds the others' part. Nothing is communicated between
+merges. If k ranks hold a ghost together, all of them record the ghost and a merge counts 1/k of
+each.
 
 | running    | decay      | weight of ghost i = 0 .. T-1  | source |
 |------------|------------|-------------------------------|--------|
@@ -21,9 +22,9 @@ Where k ranks hold a ghost together all of them record it, and a merge counts ea
 | last       | 0          | 1 / T                         | Akiba et al. 2017 |
 | m = None   | n / (n+T)  | 1 / (n+T), n ghosts before    | torch's cumulative average |
 
-The statistics of a ghost are its mean and its unbiased variance, with its own count. ``averaged``
-leaves the variance between the ghosts' means out: under shuffling the mean of unbiased variances
-is unbiased without it, and with it the update would not be affine.
+The statistics of a ghost are its mean and its unbiased variance, from its own count. ``averaged``
+leaves out the variance between the ghosts' means. Under shuffling the mean of unbiased variances is
+unbiased without that term, and with it the update would not be affine.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from largebatch.nn.place import Place, current_place
 
 
 class RunningStatistics(_BatchNorm):
-    """Base of the norms over samples: torch's parameters and buffers, updates by ghost and place.
+    """Base of the norms over samples: torch's parameters and buffers, updated ghost by ghost.
 
     A subclass normalises and calls ``record(mean, variance)`` with one row per ghost.
     ``num_batches_tracked`` counts ghosts.
@@ -88,11 +89,11 @@ class RunningStatistics(_BatchNorm):
 
     @property
     def ranks_of_a_ghost(self) -> int:
-        """How many ranks hold a ghost together and record the same statistics."""
+        """The number of ranks that hold a ghost together and record the same statistics."""
         return 1
 
     def forget_terms(self) -> None:
-        """Take ``running_mean`` and ``running_var`` as what all ranks agree on."""
+        """Forget this rank's own terms: take the running buffers as the value on all ranks."""
         self._alone = False
         if self.running_mean is not None and "local" in self._buffers:
             with torch.inference_mode(False):  # they are added to outside of it
@@ -101,7 +102,7 @@ class RunningStatistics(_BatchNorm):
 
     @property
     def records(self) -> bool:
-        """Whether a forward in training changes the running statistics, now."""
+        """Whether a forward in training would now change the running statistics."""
         counts = self.momentum is not None or self.num_batches_tracked is not None
         return self.track_running_stats and self.running_mean is not None and counts
 
@@ -155,9 +156,10 @@ class RunningStatistics(_BatchNorm):
 
     @torch.no_grad()
     def record(self, mean: Tensor, variance: Tensor) -> None:
-        """Enter the statistics of a forward's ghosts, (ghosts, channels) each.
+        """Record the statistics of a forward's ghosts, (ghosts, channels) each.
 
-        At a place they wait for ``step_end``; otherwise this forward is the whole step.
+        Inside ``ghost_place`` the statistics wait for ``step_end``. Outside, this forward counts as
+        the whole step.
         """
         if not self.records or _recomputing():
             return
@@ -188,25 +190,26 @@ _averaging_of: WeakKeyDictionary[nn.Module, list[_BatchNorm]] = WeakKeyDictionar
 
 
 def running_norms(model: nn.Module) -> list[RunningStatistics]:
-    """Return the norms of ``model`` that record (all are remembered: a step asks each time)."""
+    """Return the norms of ``model`` with running statistics of this package; the list is cached."""
     if model not in _norms_of:
         _norms_of[model] = [m for m in model.modules() if isinstance(m, RunningStatistics)]
     return [norm for norm in _norms_of[model] if norm.records]
 
 
 def forget_norms() -> None:
-    """Drop what ``running_norms`` remembers: a model's modules have been exchanged."""
+    """Clear the cache of ``running_norms``, after modules of a model have been replaced."""
     _norms_of.clear()
     _averaging_of.clear()
 
 
 def keep_running(model: nn.Module, kept: float, ghosts: int, passes: int) -> None:
-    """Let the coming step keep a share of the running statistics, whatever it is divided into.
+    """Set momenta so that the coming step keeps a given share of the running statistics.
 
     Args:
-        kept: 2^(-samples / half-life) of the step.
-        ghosts: of the step, over all ranks.
-        passes: of this rank in the step, for torch's own batch norms, which count those.
+        kept: share to keep, 2^(-samples of the step / half-life).
+        ghosts: number of ghosts in the step, over all ranks.
+        passes: number of this rank's forward passes in the step; torch's own batch norms update in
+            each.
     """
     if model not in _averaging_of:
         _averaging_of[model] = [m for m in model.modules() if isinstance(m, _BatchNorm)]
@@ -223,8 +226,9 @@ def keep_running(model: nn.Module, kept: float, ghosts: int, passes: int) -> Non
 def step_end(model: nn.Module, total: int) -> None:
     """Close a step of ``total`` ghosts over all ranks and micro-batches.
 
-    Every rank calls it once per optimizer step whose forwards ran in ``ghost_place``, also a rank
-    that had no sample. Afterwards the running statistics are right on one process; several merge.
+    Every rank must call this once per optimizer step whose forwards ran in ``ghost_place``, even a
+    rank without samples. On one process the running statistics are right afterwards; several ranks
+    must merge them (``merge_running_stats``).
     """
     groups: dict[float | int, tuple[float | Tensor, list[RunningStatistics]]] = {}
     for norm in running_norms(model):

@@ -1,7 +1,8 @@
 """Norms that look at one sample alone: layer, instance and group norm, torch's own underneath.
 
 Ba, Kiros, Hinton, "Layer normalization", 2016; Ulyanov, Vedaldi, Lempitsky, "Instance
-normalization", 2016; Wu and He, "Group normalization", 2018, of which the other two are the ends.
+normalization", 2016; Wu and He, "Group normalization", 2018. Layer norm is group norm with one
+group, instance norm with one channel per group.
 """
 
 # No annotations as strings here: torch.jit reads those of what it compiles.
@@ -23,10 +24,11 @@ DEFAULT_GROUPS = 32
 
 
 class SampleNorm(nn.GroupNorm):
-    """torch's group norm in the place of a batch norm: weight and bias a channel, no statistics.
+    """torch's group norm in place of a batch norm: a weight and a bias per channel.
 
-    One group is layer norm (over channels and positions together), a group a channel is instance
-    norm. Loading a batch norm's ``state_dict`` leaves its running statistics out.
+    There are no running statistics; those in a batch norm's ``state_dict`` are ignored on loading.
+    One group makes layer norm (over channels and positions together). One channel per group makes
+    instance norm.
 
     Raises:
         UserError: in a forward, if a group of a sample has one value only.
@@ -60,10 +62,10 @@ class SampleNorm(nn.GroupNorm):
 
 
 def check_groups(groups: int, num_features: int) -> None:
-    """Refuse a number of groups that the channels of a norm cannot be divided into.
+    """Refuse a number of groups that does not divide the channels of a norm.
 
     Raises:
-        UserError: naming those that can.
+        UserError: the message lists the allowed numbers.
     """
     if num_features % groups:
         divisors = [n for n in range(1, num_features + 1) if num_features % n == 0]

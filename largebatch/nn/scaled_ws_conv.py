@@ -26,13 +26,14 @@ constants of the published code, estimated there (exactly, ReLU's is sqrt(2 / (1
 class ScaledWSConv2d(nn.Conv2d):
     """Convolution by W' = gain (W - mean) / sqrt(fan_in variance), per output channel.
 
-    Every channel of W' has mean 0 and, at gain 1, norm 1: unit variance in gives unit variance out,
-    and no mean shift, whatever the weights are. ``gain`` (out_channels,) is learned and starts at
-    1. fan_in variance is at least ``eps``, 1e-4 as in the published code.
+    Every channel of W' has mean 0 and, at gain 1, norm 1. So input of unit variance gives output of
+    unit variance without a mean shift, whatever the weights are. ``gain`` (out_channels,) is
+    learned and starts at 1. The term fan_in x variance is at least ``eps``, 1e-4 as in the
+    published code.
 
     Args:
-        eps: least fan_in x variance.
-        others: those of ``nn.Conv2d``.
+        eps: smallest value of fan_in x variance.
+        others: arguments of ``nn.Conv2d``.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class ScaledWSConv2d(nn.Conv2d):
 class SkipInit(nn.Module):
     """The end of a residual branch: y = gain x, with a learned scalar that starts at ``gain``.
 
-    At 0 a block starts as its shortcut.
+    With ``gain`` 0 a residual block starts as its shortcut alone.
     """
 
     def __init__(self, gain: float = 0.0) -> None:

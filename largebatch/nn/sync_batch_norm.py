@@ -21,11 +21,11 @@ from largebatch.nn.registry import NormFacts, norms
 class SyncBatchNorm(OverGhosts):
     """Batch norm over one ghost batch that all ranks of a group hold together.
 
-    Arguments and ``state_dict`` are those of ``torch.nn.SyncBatchNorm``; unlike it, this one works
-    on CPU too, never waits for the device, compiles whole and sends 2C + 1 numbers a layer and
-    forward whatever the number of ranks. Ranks may hold different numbers of samples, also none;
-    all of them must run every forward and backward. Alone, or in evaluation, it is plain batch
-    norm. Gradients of gradients are refused on more than one rank.
+    Arguments and ``state_dict`` are those of ``torch.nn.SyncBatchNorm``. Unlike torch's, this
+    module works on CPU too, never waits for the device and compiles without a graph break. It sends
+    2C + 1 numbers per layer and forward, whatever the number of ranks. Ranks may hold different
+    numbers of samples, also none, but all must run every forward and backward. On one rank, or in
+    evaluation, this is plain batch norm. Gradients of gradients are refused on more than one rank.
 
     Args:
         num_features: channels C of the (N, C, ...) input, which has 2 to 5 dimensions.
@@ -73,7 +73,7 @@ class SyncBatchNorm(OverGhosts):
 def join_ranks(model: nn.Module, process_group: dist.ProcessGroup) -> nn.Module:
     """Let the norms of ``model`` that span ranks share their statistics in ``process_group``.
 
-    Every rank calls it with its own group. Returns ``model``.
+    Every rank must call this with its own group. Returns ``model``.
     """
     for module in model.modules():
         if isinstance(module, OverGhosts) and module.over_ranks:

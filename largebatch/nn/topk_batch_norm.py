@@ -19,10 +19,10 @@ from largebatch.nn.registry import NormFacts, norms
 class TopKBatchNorm(OverGhosts):
     """Batch norm by the mean of the ``k`` largest absolute deviations times a constant.
 
-    The constant is that of ``LInfBatchNorm`` for every k, as published: with k = 10 the result is
-    0.98 standard deviations of 64 normally distributed values and 1.25 of 4096. Where a channel has
-    fewer values than k, all of them count. Arguments and behaviour are those of ``L1BatchNorm``,
-    and ``k``, at least 1.
+    As published, the constant is that of ``LInfBatchNorm`` for every k. So with k = 10 the result
+    is 0.98 standard deviations for 64 normally distributed values, and 1.25 for 4096. If a channel
+    has fewer values than k, all of them count. Arguments and behaviour are those of
+    ``L1BatchNorm``, with one more argument ``k``, at least 1.
     """
 
     policy = NormPolicy.TOP_K

@@ -1,7 +1,7 @@
 """Weight norm, plain and bounded: normalise the weights instead of the activations.
 
 Salimans and Kingma, "Weight normalization", 2016. Hoffer, Banner, Golan, Soudry, "Norm matters",
-2018, section 5: plain weight norm fails in large networks, and a norm that cannot move mends it.
+2018, section 5: plain weight norm fails in large networks, and weights of fixed norm do not.
 
 The classes are parametrisations for ``torch.nn.utils.parametrize``:
 ``register_parametrization(layer, "weight", BoundedWeightNorm(layer.weight))``.
@@ -24,16 +24,17 @@ from largebatch.nn.registry import NormFacts, norms
 
 
 class WeightNorm(nn.Module):
-    """w_i = g_i v_i / |v_i| for every output channel i, both learned.
+    """Weight norm: w_i = g_i v_i / |v_i| for every output channel i; g and v are learned.
 
-    ``weight`` is where training starts: v = w and g_i = |w_i|. The gradient of v_i is orthogonal to
-    v_i, so its norm only grows. g is one-dimensional, so that ``param_groups`` lets it not decay.
+    Training starts at ``weight``: v = w and g_i = |w_i|. The gradient of v_i is orthogonal to v_i,
+    so gradient steps only increase |v_i|. g is one-dimensional, so ``param_groups`` gives it no
+    decay.
 
     Args:
         weight: the layer's weight, (channels, ...).
 
     Raises:
-        ValueError: a channel of ``weight`` is zero: it has no direction.
+        ValueError: a channel of ``weight`` is zero and so has no direction.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -50,19 +51,20 @@ class WeightNorm(nn.Module):
 
 
 class BoundedWeightNorm(nn.Module):
-    """A weight whose norm stays rho, however it is trained.
+    """Bounded weight norm: the norm of the weight stays rho in training.
 
-    With ``gain`` (the lecture's form), w_i = rho (g_i / |g|) v_i / |v_i| with rho the norm of
-    ``weight``: channels share a fixed norm as they learn to. Without (the paper's), w_i = rho v_i /
-    |v_i| with rho the mean norm of the channels of ``weight``, as in the authors' code: all are
-    equal. rho is a buffer; a weight that is assigned later takes the norm rho.
+    With ``gain`` (the form of a lecture, not of the paper), w_i = rho (g_i / |g|) v_i / |v_i| with
+    rho the norm of ``weight``. Then channels learn how to share a fixed norm. Without ``gain`` (the
+    paper's form), w_i = rho v_i / |v_i|, where rho is the mean norm of the channels of ``weight``,
+    as in the authors' code. Then all channels have the same norm. rho is a buffer. A weight that is
+    assigned later is scaled to the norm rho.
 
     Args:
         weight: the layer's weight, (channels, ...).
         gain: learn how the channels share the norm.
 
     Raises:
-        ValueError: a channel of ``weight`` is zero: it has no direction.
+        ValueError: a channel of ``weight`` is zero and so has no direction.
     """
 
     rho: Tensor
@@ -102,7 +104,7 @@ def _with_norms(v: Tensor, norms: Tensor) -> Tensor:
 
 
 class ChannelBias(nn.Module):
-    """What is left of a batch norm when the weights before it are normalised: y = x + bias.
+    """y = x + bias per channel: replaces a batch norm after a layer with normalised weights.
 
     Args:
         num_features: channels C of the (N, C, ...) input.
@@ -140,10 +142,10 @@ FORMS: dict[str, Callable[[Tensor], nn.Module]] = {
 
 
 def normalize_weights(model: nn.Module, kind: str) -> None:
-    """Parametrise every convolution and linear layer but the classifier, by ``FORMS[kind]``.
+    """Parametrise the weight of every convolution and linear layer but the classifier.
 
-    Layers that have a parametrisation of their weight already, and transposed convolutions, whose
-    channels lie otherwise, stay as they are.
+    ``kind`` is a name in ``FORMS``. Left as they are: layers whose weight has a parametrisation
+    already, and transposed convolutions, whose channels lie in another dimension.
     """
     classifier = find_classifier(model)
     for name, layer in list(model.named_modules()):

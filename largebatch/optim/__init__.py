@@ -1,4 +1,9 @@
-"""Optimizers by name, parameter groups and gradient clipping; each file registers its own."""
+"""Optimizers by name, parameter groups and gradient clipping.
+
+``build_optimizer`` makes the optimizer that the config section ``optim`` names. SGD, SGDW, LARS,
+LAMB and RMSprop warm-up are implemented here; torch's own and other libraries' optimizers are
+wrapped. Each file adds its optimizer to the registry in ``largebatch.optim.registry``.
+"""
 
 # The order of `largebatch explain` and of error messages is the order of these imports.
 from largebatch.optim import (  # noqa: F401

@@ -20,19 +20,20 @@ def adaptive_grad_clip_(
 ) -> None:
     """Scale every unit's gradient to a norm of at most ``clipping`` x that of its weights.
 
-    A unit is a row along the first dimension, which is an output of a linear layer or a
-    convolution; a tensor of at most one dimension, a gain or a bias, is one unit (section 4.1)::
+    A unit is a row along the first dimension: one output of a linear layer or a convolution. A
+    tensor of at most one dimension (a gain or a bias) is one unit (section 4.1)::
 
         g_i <- g_i min(1, clipping max(|w_i|, eps) / |g_i|)
 
-    The paper clips everything but the weight of the last linear layer: :func:`clipped_parameters`.
-    Gradients must be unscaled; a unit with one that is not finite is not finite afterwards.
+    The paper clips everything but the weight of the last linear layer; :func:`clipped_parameters`
+    returns these parameters. Undo any loss scale first. A unit whose gradient has an infinity or
+    NaN still has one afterwards.
 
     Args:
-        parameters: whose gradients, where they have one, are scaled in place. Rows of sharded
-            DTensors must be whole.
-        clipping: positive.
-        eps: taken for the norm of units below it, so that weights at zero can move.
+        parameters: their gradients are scaled in place; those without a gradient are skipped.
+            DTensors may be sharded along the first dimension only.
+        clipping: largest ratio of gradient norm to weight norm, positive.
+        eps: smallest weight norm that counts, so that weights at zero can move.
 
     Raises:
         UserError: a sparse gradient, or a DTensor not sharded along its first dimension.

@@ -1,4 +1,4 @@
-"""NVIDIA apex: its FusedLAMB as a back end, and its optimizer states to ours and back."""
+"""NVIDIA apex: run its FusedLAMB, and convert its LAMB states to ours and back."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ INSTALL = "build it from https://github.com/NVIDIA/apex, or choose optim.name=la
 def from_apex(state_dict: dict[str, Any], use_nvlamb: bool = False) -> dict[str, Any]:
     """Return the state of apex's FusedLAMB or FusedMixedPrecisionLamb as one of our LAMB.
 
-    Load it into ``LAMB(..., preset="nvlamb")`` over the same groups and parameters, and the run
-    goes on. Moments become float32. apex saves no float32 masters of 16-bit parameters: ours begin
-    at the parameters as they are then.
+    Load the result into ``LAMB(..., preset="nvlamb")`` over the same groups and parameters to go on
+    with the run. Moments become float32. apex saves no float32 master copies of 16-bit parameters,
+    so our copies begin at the 16-bit values.
 
     Args:
-        state_dict: of the apex optimizer; it counts steps by group.
-        use_nvlamb: as it was given to apex, which does not save it; False: groups without weight
-            decay do not adapt.
+        state_dict: the apex optimizer's ``state_dict()``, which counts steps per group.
+        use_nvlamb: the value that apex was given (apex does not save it). False: groups without
+            weight decay have no trust ratio.
     """
     state, groups = {}, []
     for group in state_dict["param_groups"]:
@@ -63,13 +63,14 @@ def to_apex(
     """Return the state of our LAMB as one of apex's FusedLAMB or FusedMixedPrecisionLamb.
 
     Args:
-        state_dict: of :class:`largebatch.optim.LAMB`. Masters are left out: apex has no place for
-            them.
-        mixed_precision: for FusedMixedPrecisionLamb, whose rate and step are tensors.
-        max_grad_norm: of apex's groups.
+        state_dict: that of a :class:`largebatch.optim.LAMB`. Float32 master copies are left out,
+            since apex has no place for them.
+        mixed_precision: write the form of FusedMixedPrecisionLamb, whose rate and step are tensors.
+        max_grad_norm: clipping norm to write into apex's groups.
 
     Raises:
-        UserError: apex cannot say it: the rate corrects the bias, or steps differ within a group.
+        UserError: apex has no such form: ``bias_correction="rate"``, or step counts that differ
+            within a group.
     """
     state, groups = {}, []
     for group in state_dict["param_groups"]:
@@ -108,7 +109,8 @@ def fused_lamb() -> type[torch.optim.Optimizer]:
     """Return apex's FusedLAMB.
 
     Raises:
-        UserError: apex is absent, built without it, or an unrelated package of that name.
+        UserError: apex is absent, was built without FusedLAMB, or is an unrelated package of the
+            same name.
     """
     found = importlib.util.find_spec("apex")
     if found is None:

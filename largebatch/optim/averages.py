@@ -1,4 +1,8 @@
-"""How far an optimizer's averages reach back: by half-lives, or with the batch by ``sde``."""
+"""The factors of moving averages (momentum, second moment) in a step of a given batch size.
+
+A config can give such a factor per step, as a half-life in samples or epochs, or let it follow the
+batch by ``optim.scaling=sde``. This module turns all three into the factor of the coming step.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,13 @@ LEAST = 0.1
 
 
 def rate_rule(config: OptimConfig) -> str:
-    """Return the rule that the rate follows the batch by: ``sde`` is sqrt or linear.
+    """Return the rule by which the learning rate follows the batch.
 
-    Of optimizers whose update does not grow with the gradient, such as Adam, the covariance of the
-    weights' path a sample is kept by the square root (Malladi et al. 2022, "On the SDEs and scaling
-    rules for adaptive gradient algorithms"); of SGD, whose momentum stays a number of steps, in
-    proportion (Li, Tai and E 2017).
+    ``optim.scaling=sde`` stands for ``sqrt`` or ``linear``, by optimizer; any other value is
+    returned. The rule keeps the covariance of the weights' path per sample. The update of Adam and
+    its like does not grow with the gradient, which asks for the square root (Malladi et al. 2022,
+    "On the SDEs and scaling rules for adaptive gradient algorithms"). SGD, whose momentum stays a
+    number of steps, asks for proportion (Li, Tai and E 2017).
     """
     if config.scaling != "sde":
         return config.scaling
@@ -27,15 +32,18 @@ def rate_rule(config: OptimConfig) -> str:
 
 
 class Averages:
-    """The factors of an optimizer's averages in a step, as the config has them.
+    """The factors of an optimizer's moving averages in a step, as the config sets them.
 
     A half-life H in samples makes a factor 2^(-batch / H). With ``optim.scaling=sde`` a factor f
-    tuned at the reference batch becomes f^(batch / reference), which is the same thing said
-    otherwise, and eps falls as 1 / sqrt(batch / reference), as the gradient's noise does. A
-    half-life that is given goes before it. Factors of a momentum that is no average stay per step.
+    tuned at the reference batch becomes f^(batch / reference), which keeps its half-life in
+    samples. eps then falls as 1 / sqrt(batch / reference), as the gradient's noise does. A
+    half-life in the config goes before ``sde``. The factor of a momentum that is not an average (no
+    ``dampening``) stays per step under ``sde``.
 
     Args:
-        reference: ``batch.reference``; None: nothing follows it.
+        config: section ``optim``.
+        clock: turns durations into samples; None if the config has no half-life.
+        reference: ``batch.reference``, in samples; None: no factor follows the batch.
     """
 
     def __init__(self, config: OptimConfig, clock: Clock | None, reference: int | None) -> None:
@@ -49,7 +57,8 @@ class Averages:
         """Set the factors of a parameter group for a step of ``batch`` samples.
 
         Args:
-            defaults: the optimizer's, from where a factor follows the batch.
+            defaults: the optimizer's ``defaults``; a factor that follows the batch starts from
+                them.
         """
         if self._first is self._second is self._reference is None:
             return
@@ -85,7 +94,7 @@ class Averages:
 def short_averages(
     config: OptimConfig, clock: Clock, reference: int, largest: int
 ) -> Iterator[tuple[str, float]]:
-    """Yield the keys whose factor falls below a tenth in the largest step, and the factor.
+    """Yield (key, factor) for averages whose factor is below 0.1 in the largest step.
 
     Args:
         largest: samples of the largest step that may come.

@@ -1,4 +1,4 @@
-"""From config to optimizer, and from samples to the factors of a step."""
+"""Make the optimizer that a config describes, and set its hyperparameters before each step."""
 
 from __future__ import annotations
 
@@ -59,18 +59,19 @@ def set_step(
     peak: float | None = None,
     size: int | None = None,
 ) -> None:
-    """Set what the coming step depends on: its rate, averages, weight decay, a transition.
+    """Set the hyperparameters of the coming step: rate, averages, weight decay, transition.
 
-    The bias correction of the Adam family counts steps with the factor of the moment, which is
+    Optimizers of the Adam family correct bias by the step count and the current factor. That is
     exact while the batch stays the same.
 
     Args:
         lr: the rate of the step; a group's ``lr_multiplier`` (1 if absent) multiplies it.
-        batch: samples of the step.
+        batch: samples in the step.
         clock: turns durations into samples; needed only if the optimizer has some.
-        samples: seen before the step.
-        reference: batch that averages are tuned at, for ``optim.scaling=sde``.
-        peak: of the rate at this batch, for ``optim.decay_timescale``. size: the phase's batch.
+        samples: samples seen before the step.
+        reference: batch size that averages are tuned at, for ``optim.scaling=sde``.
+        peak: peak learning rate at this batch, for ``optim.decay_timescale``.
+        size: batch size of the phase.
     """
     averages = Averages(config, clock, reference)
     defaults = getattr(getattr(optimizer, "optimizer", optimizer), "defaults", {})

@@ -1,4 +1,9 @@
-"""The tensors of one layer-wise call: whole parameters, pieces of them, or parts on this rank."""
+"""How LARS and LAMB group tensors so that one operator call steps many of them.
+
+A layer-wise optimizer needs the norms of each tensor of the model. Such a tensor may be a whole
+parameter, a piece of a fused parameter (``split``), or a stretch of a flat or sharded parameter
+whose rest is on other ranks. A :class:`Bundle` lists the tensors of one call, whichever they are.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +28,9 @@ class Fragment:
     """A stretch of a flat parameter that belongs to one tensor of the model.
 
     Attributes:
-        start, length: in elements of the flat parameter.
-        tensor: number of the model's tensor, the same on all ranks that hold parts of it.
-        ndim: dimensions of that tensor, which ``exclude`` may ask for.
+        start, length: place in the flat parameter, in elements.
+        tensor: number of the model's tensor, the same on all ranks that hold a part of the tensor.
+        ndim: dimensions of the model's tensor, for the optimizer's ``exclude`` rule.
     """
 
     start: int
@@ -36,12 +41,12 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Fragments:
-    """What :meth:`~largebatch.optim.LayerwiseOptimizer.shard` was told of a flat parameter.
+    """The layout of a flat parameter: see :meth:`~largebatch.optim.LayerwiseOptimizer.shard`.
 
     Attributes:
-        parts: those on this rank.
-        tensors: how many the ranks hold together.
-        group: the ranks that do; None for all.
+        parts: the fragments on this rank.
+        tensors: number of tensors that the ranks hold together.
+        group: process group of these ranks; None for all ranks.
     """
 
     parts: tuple[Fragment, ...]
@@ -51,13 +56,13 @@ class Fragments:
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of a call.
+    """One tensor of an operator call: a whole parameter or a piece of one.
 
     Attributes:
-        param: number of its parameter in the bundle.
-        number: of the piece within the parameter.
+        param: number of the parameter in the bundle.
+        number: number of the piece within the parameter.
         start, length: along the parameter's first dimension; None: the whole parameter.
-        tensor: row of the table that ranks add up.
+        tensor: row in the table of norms that ranks add up.
         ndim: dimensions of the model's tensor.
     """
 
@@ -71,22 +76,22 @@ class Piece:
 
 @dataclass
 class Bundle:
-    """Tensors that one call steps: those of one device whose settings, but for a few, are equal.
+    """The tensors that one operator call steps: all on one device, with the same common settings.
 
     Attributes:
         groups: the parameter groups of the call, each with its part of ``params``.
-        common: the settings that they have in common.
+        common: the settings that these groups share.
         params: parameters with a gradient.
         pieces: the call's tensors.
         ranks: process groups whose ranks hold parts of the same tensors; empty: all is here.
-        tensors: rows of the table that they add up.
+        tensors: number of rows in the table that these ranks add up.
         rows: the row of each of the call's tensors, on the device.
         settings: (N, 3) float64 on the CPU: rate, weight decay, whether the tensor adapts.
         norms: (N, 3) float64 on the device, as the operators write it.
         absent: stands for the master of a parameter without one.
-        fit: of the parameters' states.
-        rules: what decays and adaptations in ``settings`` were made from.
-        rates: what its rates were: one a group, for a number of parameters.
+        fit: remembers that the parameters' states have the right form.
+        rules: group settings from which decay and adaptation in ``settings`` were made.
+        rates: the last learning rates: one per group, with its number of parameters.
         sharded: whether the parameters are DTensors.
         whole: whether every tensor is a parameter.
     """
@@ -119,7 +124,7 @@ class Bundle:
         )
 
     def parts(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the call's tensors, given one a parameter: a gradient, a moment, a master."""
+        """Cut one tensor per parameter (gradient, moment, master) into the call's pieces."""
         if self.sharded:
             tensors = [local(tensor) for tensor in tensors]
         if self.whole:
@@ -132,7 +137,7 @@ class Bundle:
         ]
 
     def add_up(self) -> None:
-        """Add the sums of ``norms`` over the ranks: two numbers a tensor, in one message."""
+        """Sum ``norms`` over the ranks: two numbers per tensor, in one message."""
         table = torch.zeros((self.tensors, 2), dtype=torch.float64, device=self.norms.device)
         table.index_add_(0, self.rows, self.norms[:, :2])
         for ranks in self.ranks:
@@ -144,7 +149,7 @@ def ranks_of(param: Tensor, fragments: Mapping[Tensor, Fragments]) -> tuple[Any,
     """Return the process groups whose ranks hold parts of the tensors in ``param``.
 
     Raises:
-        UserError: a DTensor whose values are still to be added up.
+        UserError: a DTensor with a partial placement (its values are still to be summed).
     """
     if param in fragments:
         return (fragments[param].group,)
@@ -162,7 +167,7 @@ def ranks_of(param: Tensor, fragments: Mapping[Tensor, Fragments]) -> tuple[Any,
 def cut(
     groups: list[tuple[dict[str, Any], list[Tensor]]], fragments: Mapping[Tensor, Fragments]
 ) -> tuple[list[Piece], int]:
-    """Return the pieces of the groups' parameters, and how many tensors ranks add up."""
+    """Return the pieces of the groups' parameters, and the number of tensors that ranks add up."""
     pieces: list[Piece] = []
     tensors = 0
     index = 0

@@ -19,15 +19,15 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
     """Scale gradients in place so that their global norm is at most ``max_norm``.
 
     The factor is min(1, ``max_norm`` / (norm + 1e-6)), applied even where it is 1, as torch does.
-    Of sharded DTensors (FSDP2) the norm is that of the whole gradients; their ranks must all call.
+    For sharded DTensors (FSDP2) the norm is that of the whole gradients, and every rank must call.
 
     Args:
-        parameters: whose gradients, where they have one, count together.
-        max_norm: positive.
+        parameters: their gradients count together; those without a gradient are skipped.
+        max_norm: largest global norm, positive.
 
     Returns:
-        The norm before clipping: 0-d, the same bits for any thread count; float32, or float64 if a
-        gradient is or if several devices or ranks have added up.
+        The norm before clipping, 0-d, with the same bits for any number of threads. float32;
+        float64 if a gradient is float64 or if several devices or ranks took part.
 
     Raises:
         UserError: a sparse gradient.
@@ -42,9 +42,9 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
 def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
     """Clip the gradients of ``optimizer``'s parameters; return the factor, 0-d, at most 1.
 
-    An optimizer with a ``grad_factor`` (:class:`largebatch.optim.SGD`) is handed the factor and
-    applies it as it reads the gradients, so that clipping writes nothing; for any other the
-    gradients are scaled in place. Of sharded parameters the norm is that of the whole gradients.
+    An optimizer with a ``grad_factor`` (such as :class:`largebatch.optim.SGD`) gets the factor and
+    multiplies the gradients as it reads them, so clipping writes nothing. For other optimizers the
+    gradients are scaled in place. For sharded parameters the norm is that of the whole gradients.
 
     Raises:
         UserError: a sparse gradient.
@@ -66,7 +66,7 @@ def _scale(params: list[Tensor], factor: Tensor) -> None:
 
 
 class Clipping:
-    """What a config clips before a step: units (``adaptive_clip``), then the global norm."""
+    """The clipping of a config: first by unit (``optim.adaptive_clip``), then by global norm."""
 
     def __init__(
         self, config: OptimConfig, model: nn.Module, optimizer: torch.optim.Optimizer

@@ -1,4 +1,4 @@
-"""What a step does with the closure that torch lets it be given."""
+"""Evaluate the closure that ``torch.optim.Optimizer.step`` may be given."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 
 
 def loss_of(closure: Callable[[], Any] | None) -> Any:
-    """Call ``closure``, which computes loss and gradients anew; return its loss, None without one.
+    """Call ``closure`` and return its loss; return None without a closure.
 
-    A step runs without gradients, a closure with them.
+    Optimizer steps run without autograd. It is switched on for the closure, which computes loss and
+    gradients.
     """
     if closure is None:
         return None

@@ -81,7 +81,7 @@ class OptimConfig:
     """Further keyword arguments of the optimizer itself, such as amsgrad for adam."""
 
     def check(self) -> None:
-        """Refuse what cannot be, naming the key.
+        """Check ranges and contradictions; errors name the key.
 
         Raises:
             UserError: a number out of range, or a contradiction between keys.

@@ -1,4 +1,4 @@
-"""Calling an optimizer's class with what the config says, and refusing what it does not take."""
+"""Call an optimizer's class with the arguments from the config; refuse unknown options."""
 
 from __future__ import annotations
 

@@ -10,13 +10,15 @@ from largebatch.optim.layerwise import LayerwiseOptimizer
 
 
 def shard_for_deepspeed(engine: Any) -> None:
-    """Tell the LARS or LAMB inside a DeepSpeed engine which tensors its flat partitions hold.
+    """Give LARS or LAMB inside a DeepSpeed engine the layout of its flat partitions.
 
-    ZeRO flattens each parameter group and gives every rank one stretch of it, so that the optimizer
-    sees a vector without layers. DeepSpeed notes on each parameter where its part lies
-    (``_hp_mapping``); this hands that over to :meth:`LayerwiseOptimizer.shard`. Call it on every
-    rank after ``deepspeed.initialize(model=..., optimizer=LAMB(...), ...)``, whose config needs
-    ``"zero_allow_untested_optimizer": true``, and again after loading a DeepSpeed checkpoint.
+    ZeRO flattens each parameter group and gives every rank one stretch of the vector, so the
+    optimizer sees no layers. DeepSpeed notes on each parameter where its part lies
+    (``_hp_mapping``). This function passes the notes on to :meth:`LayerwiseOptimizer.shard`.
+
+    Call it on every rank after ``deepspeed.initialize(model=..., optimizer=LAMB(...), ...)``, and
+    again after loading a DeepSpeed checkpoint. The DeepSpeed config needs
+    ``"zero_allow_untested_optimizer": true``.
 
     Raises:
         UserError: the engine has no LARS or LAMB, no such partitions, or LAMB clips by itself.

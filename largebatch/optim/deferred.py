@@ -1,4 +1,4 @@
-"""Parameter groups for an optimizer that the engine makes."""
+"""A placeholder for an optimizer that the engine (DeepSpeed) makes from its own config."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from largebatch.optim.registry import OptimizerFacts, optimizers
 
 
 class DeferredOptimizer(torch.optim.Optimizer):
-    """Holds the groups, rate and weight decay until the engine puts its own optimizer in place."""
+    """Holds parameter groups, rate and weight decay until the engine makes the real optimizer."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
         super().__init__(groups, {"lr": lr})
 
     def step(self, closure: Any = None) -> Any:
-        """Never called."""
+        """Not meant to be called: the engine's optimizer takes the steps."""
         raise AssertionError("the engine has not put its optimizer in place")
 
 
@@ -29,6 +29,6 @@ class DeferredOptimizer(torch.optim.Optimizer):
     OptimizerFacts(by_engine=True),
 )
 def build_deferred(config: OptimConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Build the groups; ``distributed.engine=deepspeed`` makes the optimizer."""
+    """Build the parameter groups; ``distributed.engine=deepspeed`` makes the optimizer."""
     built: torch.optim.Optimizer = construct(DeferredOptimizer, config, groups, {"lr": config.lr})
     return built

@@ -1,4 +1,4 @@
-"""Other libraries' optimizers whose state is loaded bit by bit."""
+"""Make other libraries' optimizers load their state without a change of one bit."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ _MADE: dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]] = {}
 def exact(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     """Return a subclass of ``kind`` that loads its state exactly, also when copied or pickled.
 
-    torch's cast to the type of the parameter is undone (see ``restore_exactly``). Copies and
-    pickles name ``kind`` alone, since the subclass is made here and stands in no module.
+    torch casts loaded state to the parameter's type; the subclass undoes the cast (see
+    ``restore_exactly``). The subclass is made at run time and stands in no module, so copies and
+    pickles name ``kind``.
     """
     if kind not in _MADE:
         members = {"base": kind, "__doc__": kind.__doc__}

@@ -1,4 +1,8 @@
-"""Flat parameters, whose norms are nobody's: those of all the tensors in them together."""
+"""Warn of flat parameters, whose norm is not that of any layer.
+
+Some engines concatenate many tensors into one vector. LARS and LAMB need the norm of each tensor,
+which such a vector alone does not give.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ def warn_of_flat(
     given: Container[int],
     fragments: Container[Tensor],
 ) -> None:
-    """Warn where an optimizer with a rate a tensor steps a vector of several tensors, or of parts.
+    """Warn if a layer-wise optimizer steps a flat vector of several tensors or of parts of them.
 
     Args:
-        name: of the optimizer.
-        groups: parameter groups and those of their parameters that are stepped.
+        name: name of the optimizer.
+        groups: parameter groups, each with the parameters that are stepped.
         given: ids of the parameters that the optimizer was made with. DeepSpeed's ZeRO puts one
             vector in the place of a group's.
-        fragments: flat parameters whose tensors are known.
+        fragments: flat parameters whose layout is known, which need no warning.
     """
     for _, params in groups:
         first = params[0]

@@ -1,4 +1,4 @@
-"""Keyword arguments of the optimizers that ours take the place of."""
+"""Accept the keyword arguments of the optimizers that ours replace (torch, apex, timm, ...)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from largebatch._errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Foreign:
-    """One argument of another library's optimizer, which also stands in the groups of its state.
+    """One argument of another library's optimizer; saved parameter groups hold it too.
 
     Attributes:
-        means: what its values come to in our settings; nothing where ours does that anyway.
-        otherwise: what a user of any other value should write.
-        renamed: our name of the setting, where it has another.
+        means: our settings for each of its values; empty where our optimizer behaves so anyway.
+        otherwise: advice to a user who gives any other value.
+        renamed: our name of the setting, if it differs.
     """
 
     means: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
@@ -25,16 +25,17 @@ class Foreign:
 
 
 def translate(name: str, table: Mapping[str, Foreign], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what ``given`` arguments of other optimizers come to in our settings.
+    """Translate the arguments ``given`` in another library's terms into our settings.
 
     Args:
-        name: of our optimizer, for the errors.
-        table: the arguments that it knows.
-        given: names and values.
+        name: our optimizer's name, for error messages.
+        table: the foreign arguments that our optimizer accepts.
+        given: argument names and values.
 
     Raises:
         TypeError: an argument that is not in ``table``.
-        UserError: a value that ours has no form of; it says what to write instead.
+        UserError: a value that our optimizer has no form of; the message says what to write
+            instead.
     """
     settings: dict[str, Any] = {}
     for key, value in given.items():

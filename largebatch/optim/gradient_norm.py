@@ -1,4 +1,4 @@
-"""The norm of all gradients together, wherever their parts lie."""
+"""The global norm of all gradients, also when parts lie on several devices or ranks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def norm_parts(
 ) -> list[Tensor]:
     """Return tensors of one device whose joint norm is that of the gradients of ``params``.
 
-    They are the gradients themselves where all lie here; otherwise the norm of each part, a device
-    or a set of ranks that hold shards of the same tensors. Such ranks add up one number and must
-    all call this.
+    If all gradients lie whole on one device, the result is the gradients themselves. Otherwise it
+    is one norm per part. A part is a device, or a set of ranks that hold shards of the same
+    tensors. Such ranks sum one number, so all of them must call.
 
     Args:
-        name: of the caller, for its errors.
-        params: those without a gradient are left out.
-        fragments: what ``LayerwiseOptimizer.shard`` was told.
+        name: name of the caller, for error messages.
+        params: parameters; those without a gradient are left out.
+        fragments: layouts of flat parameters, as given to ``LayerwiseOptimizer.shard``.
 
     Raises:
         UserError: a sparse gradient.

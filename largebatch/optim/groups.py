@@ -27,25 +27,26 @@ def param_groups(
     adapt_norm_and_bias: bool | None = None,
     lr_correction: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return optimizer groups that keep biases and the parameters of norms from decaying.
+    """Return optimizer groups in which biases and the parameters of norms have no weight decay.
 
-    A parameter is left without decay if it has at most one dimension or belongs to a norm: decay
-    there changes what the network can express and does not regularize it (Goyal et al. 2017, 5.1;
-    Nado et al. 2021).
+    A parameter has no decay if it has at most one dimension or belongs to a norm. Decay there
+    changes what the network can express and does not regularize (Goyal et al. 2017, 5.1; Nado et
+    al. 2021).
 
     Args:
-        model: whose parameters that require gradients are grouped, each once.
-        weight_decay: of the group ``decay``.
-        decay_norm_and_bias: decay all of them.
-        adapt_norm_and_bias: whether LARS and LAMB adapt the rate of the other group; None leaves it
-            to their ``exclude``.
+        model: its parameters that require gradients are grouped, each once.
+        weight_decay: weight decay of the group ``decay``.
+        decay_norm_and_bias: decay all parameters, biases and norms too.
+        adapt_norm_and_bias: whether LARS and LAMB use a trust ratio for the group without decay.
+            None: the optimizer's ``exclude`` decides.
         lr_correction: imitate the decay, by SGD's ``imitated_decay``, on the weights of all
-            convolutions and linear layers but the classifier. That a norm follows each of them
-            directly is the caller's to know (it does not in pre-activation networks).
+            convolutions and linear layers but the classifier. A norm must follow each of these
+            layers directly. This is not checked (pre-activation networks, for one, are not of this
+            form).
 
     Returns:
         Up to three groups with the keys ``name``, ``params`` (pairs of name and parameter) and
-        ``weight_decay``; one alone where nothing tells them apart.
+        ``weight_decay``. One group if all parameters are treated alike.
 
     Raises:
         UserError: ``lr_correction`` for a model without norms.
@@ -96,7 +97,7 @@ def _scale_invariant(model: nn.Module) -> set[int]:
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Return a line a group: its name, tensors, parameters and weight decay."""
+    """Return one line per group: name, number of tensors and of parameters, weight decay."""
     lines = []
     for index, group in enumerate(optimizer.param_groups):
         count = sum(param.numel() for param in group["params"])

@@ -1,4 +1,8 @@
-"""Optimizers of a user's: a class of torch's kind, or a function of the section and the groups."""
+"""A user's own optimizer, named in the config as ``optim.name=package.module:callable``.
+
+The name may be of a ``torch.optim.Optimizer`` subclass, or of a function that makes an optimizer
+from the config section ``optim`` and the parameter groups.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +24,14 @@ from largebatch.optim.registry import optimizers, refuse_unused
 def build_imported(
     factory: Callable[..., Any], config: OptimConfig, groups: list[dict[str, Any]]
 ) -> torch.optim.Optimizer:
-    """Call what ``optim.name=package.module:callable`` names.
+    """Make the optimizer that ``optim.name=package.module:callable`` names.
 
-    A subclass of ``torch.optim.Optimizer`` gets the parameter groups, ``lr`` and ``weight_decay``,
-    and ``optim.options`` by the names of its arguments; its own defaults hold for the rest. A
+    A subclass of ``torch.optim.Optimizer`` gets the parameter groups, ``lr``, ``weight_decay`` and
+    the entries of ``optim.options`` as keyword arguments. Its own defaults hold for the rest. A
     function gets the whole section and the groups of :func:`param_groups`.
 
     Raises:
-        UserError: it is no optimizer, or its arguments do not fit.
+        UserError: the name is not of an optimizer, or its arguments do not fit.
     """
     where = f"optim.name={config.name!r}"
     arguments: tuple[Any, ...] = (config, groups)
@@ -52,15 +56,15 @@ def build_imported(
 
 
 def try_imported(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
-    """Take a step of an imported optimizer, and give it its own state back, as a resume does.
+    """Try an imported optimizer: take one step, then reload its own state as a resume would.
 
-    Of any other nothing is asked.
+    Does nothing for optimizers that were not imported.
 
     Args:
-        optimizer: over parameters that may change.
+        optimizer: its parameters are changed by the step.
 
     Raises:
-        UserError: it raised.
+        UserError: the step or the reload raised an error.
     """
     if not optimizers.imports(config.name):
         return

@@ -1,4 +1,4 @@
-"""LAMB in the forms in use (You et al. 2020), as one operator."""
+"""LAMB (You et al. 2020) in the forms of its paper, nvlamb, its author's code and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ FOREIGN: dict[str, Foreign] = {
 
 
 class LAMB(LayerwiseOptimizer):
-    """Adam whose step has, tensor by tensor, the length of the weights (algorithm 2).
+    """Adam with a trust ratio: each tensor's step is as long as its weights (algorithm 2).
 
     With gradient g, parameter w, weight decay b and t the step number::
 
@@ -89,25 +89,26 @@ class LAMB(LayerwiseOptimizer):
     Args:
         params: parameters, named parameters or groups of them, float32, float64, float16 or
             bfloat16, mixed at will.
-        lr: learning rate; a 0-d tensor makes the step capturable in a CUDA graph.
+        lr: learning rate; with a 0-d tensor the step can be captured in a CUDA graph.
         betas: factors of the moments per step.
         weight_decay: b, inside the norm of the update.
         preset: ``paper``, ``nvlamb``, ``author`` or ``deepspeed``.
         eps: added to the root of the second moment.
-        bias_correction: ``moments`` as above, ``none``, or ``rate``: on the learning rate, after
-            the ratio was taken. False is ``none``; True is the preset's way, and ``moments`` where
-            the preset has none.
-        grad_averaging: False: the gradient enters the first moment times 1.
-        max_grad_norm: scale the gradients of all groups together to at most this global norm before
-            they enter the moments; 0 or None with the preset ``paper``: no clipping. One value for
-            all groups. Inside torch's ``ZeroRedundancyOptimizer``, which shows each rank some of
-            the tensors alone, clip before the step instead.
+        bias_correction: ``moments``: as above; ``none``; or ``rate``: multiply the learning rate,
+            after the trust ratio was taken. False is ``none``; True is the preset's form, or
+            ``moments`` where the preset has none.
+        grad_averaging: whether the gradient enters the first moment times 1 - beta1. False: times
+            1.
+        max_grad_norm: global norm that the gradients of all groups are clipped to before they enter
+            the moments. 0, or None with the preset ``paper``: no clipping. One value for all
+            groups. torch's ``ZeroRedundancyOptimizer`` shows each rank some of the tensors only:
+            there, clip before the step instead.
         min_ratio, max_ratio: bounds of the trust ratio.
         exclude, decay_excluded, maximize, master_weights, state_dtype, fused: as in
             :class:`largebatch.optim.LARS`.
-        others: of apex's, DeepSpeed's and timm's LAMB: ``use_nvlamb``, ``always_adapt``,
-            ``trust_clip``, ``max_coeff`` and ``min_coeff`` set the switches that they stand for;
-            others are accepted where LAMB does what they ask for.
+        others: arguments of apex's, DeepSpeed's and timm's LAMB. ``use_nvlamb``, ``always_adapt``,
+            ``trust_clip``, ``max_coeff`` and ``min_coeff`` set the matching switches. Others are
+            accepted if they ask for what LAMB does.
 
     Raises:
         UserError: a hyperparameter out of range, complex parameters, sparse gradients.
@@ -208,7 +209,7 @@ class LAMB(LayerwiseOptimizer):
         return self.moments
 
     def adopt_group(self, group: dict[str, Any], states: dict[Any, Any]) -> dict[str, Any]:
-        """Return a saved group in our terms: timm and apex count steps in it, others in states."""
+        """Return a saved group in our terms; timm and apex count steps in groups, not states."""
         group = super().adopt_group(group, states)
         group["bias_correction"] = _named(
             group.get("bias_correction", self.defaults["bias_correction"]), self.defaults

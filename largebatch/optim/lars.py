@@ -1,4 +1,4 @@
-"""LARS in the forms in use (You, Gitman and Ginsburg 2017), as one operator."""
+"""LARS (You, Gitman and Ginsburg 2017) in the forms of its paper and of public implementations."""
 
 from __future__ import annotations
 
@@ -70,41 +70,41 @@ class LARS(LayerwiseOptimizer):
         ratio = c |w| / (|g| + b |w| + eps)
         v <- momentum v + lr ratio (g + b w);   w <- w - v
 
-    Every public implementation differs from the paper in some point; each point is a switch, and a
-    preset sets them all. None leaves a switch to the preset.
+    Every public implementation differs from the paper somewhere. Each difference is an argument
+    here, and ``preset`` sets them all. None leaves an argument to the preset.
 
     Args:
         params: parameters, named parameters or groups of them, float32, float64, float16 or
             bfloat16, mixed at will.
-        lr: learning rate; a 0-d tensor makes the step capturable in a CUDA graph.
+        lr: learning rate; with a 0-d tensor the step can be captured in a CUDA graph.
         momentum: factor of the buffer per step.
         weight_decay: L2 term, added to the gradient as ``weight_decay`` x parameter.
         trust_coefficient: c; 0.001 in every preset but ``larc`` (0.02).
         preset: ``paper``, ``mlperf``, ``timm``, ``larc`` or ``optax``.
-        nesterov: look ahead, in the preset's variables.
+        nesterov: Nesterov's look-ahead, in the form of the preset.
         eps: added to the denominator.
         denominator: ``sum``: ``|g| + b |w|``; ``joint``: ``|g + b w|``.
-        lr_inside_momentum: the rate enters the buffer with the gradient, else it multiplies the
-            buffer.
-        ratio_inside_momentum: the same of the trust ratio.
-        exclude: which tensors do not adapt: ``none``; ``one_dimensional``: biases and parameters of
-            norms; ``no_decay``: those of groups without weight decay.
-        decay_excluded: whether excluded tensors decay nevertheless.
+        lr_inside_momentum: True: the rate multiplies the gradient on its way into the buffer.
+            False: the rate multiplies the buffer.
+        ratio_inside_momentum: the same choice for the trust ratio.
+        exclude: tensors without a trust ratio: ``none``; ``one_dimensional``: biases and parameters
+            of norms; ``no_decay``: tensors of groups without weight decay.
+        decay_excluded: whether excluded tensors have weight decay nevertheless.
         clip_ratio: ratio <- min(ratio / lr, 1).
-        zero_norm: a tensor whose norm or gradient is zero takes the ratio 1 and decays (``decay``),
-            or takes its gradient as it is (``raw``).
-        maximize: ascend.
-        master_weights: keep float16 and bfloat16 parameters in float32 as well, so that updates
-            below their resolution add up. The master is what counts: editing the parameter by hand
-            has no effect on later steps.
-        state_dtype: of the buffer of parameters that are not float64: None for float32, or
-            ``torch.bfloat16``.
-        fused: True demands the compiled kernel, False the reference; None takes what there is.
-            True also lets the step unscale under ``torch.amp.GradScaler``, on the device
-            (:attr:`unscales`).
-        others: of timm's Lars and torch's SGD: ``trust_coeff``, ``trust_clip`` and ``always_adapt``
-            set the switches that they stand for, ``foreach`` and ``capturable`` make no difference,
-            ``dampening`` is 0 and ``differentiable`` False.
+        zero_norm: treatment of a tensor whose norm or gradient is zero. ``decay``: ratio 1, with
+            weight decay; ``raw``: the plain gradient.
+        maximize: ascend the gradient instead of descending.
+        master_weights: keep a float32 master copy of float16 and bfloat16 parameters, so that
+            updates below their resolution add up. Steps start from the master: editing the
+            parameter by hand has no effect on later steps.
+        state_dtype: type of the momentum buffer, unless the parameter is float64: None for float32,
+            or ``torch.bfloat16``.
+        fused: True demands the compiled kernel, False the reference in PyTorch. None takes the
+            kernel if it is there. With True the step also unscales under ``torch.amp.GradScaler``,
+            on the device (:attr:`unscales`).
+        others: arguments of timm's Lars and torch's SGD. ``trust_coeff``, ``trust_clip`` and
+            ``always_adapt`` set the matching switches. ``foreach`` and ``capturable`` have no
+            effect; ``dampening`` must be 0 and ``differentiable`` False.
 
     Raises:
         UserError: a hyperparameter out of range, complex parameters, sparse gradients.
@@ -181,7 +181,7 @@ class LARS(LayerwiseOptimizer):
             raise UserError("LARS: nesterov needs a momentum above 0")
 
     def moment_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """Return the name of the buffer, where there is momentum."""
+        """Return the name of the momentum buffer, or nothing without momentum."""
         return self.moments if group["momentum"] != 0.0 else ()
 
     def call(

@@ -1,4 +1,4 @@
-"""What LARS and LAMB share: one call for all groups, master weights, norms for telemetry."""
+"""The base of LARS and LAMB: one call for all groups, master weights, norms for telemetry."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ APART = {*RULES, "lr", "max_grad_norm", "differentiable"}
 
 
 class LayerwiseOptimizer(ScaledStep, Optimizer):
-    """Base of the optimizers whose rate follows each tensor's norms.
+    """Base of the optimizers that scale each tensor's rate by a trust ratio of norms.
 
-    Groups may differ in rate, weight decay and adaptation and still be stepped by one call. A group
-    takes, beside what its optimizer takes:
+    Groups may differ in rate, weight decay and adaptation and still be stepped by one operator
+    call. A group may set, beside the optimizer's own settings:
 
-    - ``layer_adaptation``: True or False; None (the default) leaves it to ``exclude``.
-    - ``split``: number of equal pieces along the first dimension with a ratio each (3 for a fused
-      QKV matrix), or ``"rows"`` for a ratio a row.
+    - ``layer_adaptation``: True or False: whether tensors have a trust ratio; None (the default):
+      ``exclude`` decides.
+    - ``split``: number of equal pieces along the first dimension, each with its own ratio (3 for a
+      fused QKV matrix), or ``"rows"`` for one ratio per row.
 
     Attributes:
-        fragments: what :meth:`shard` was told of each flat parameter.
+        fragments: the layout of each flat parameter, as given to :meth:`shard`.
     """
 
     carried = (*ScaledStep.carried, "fragments")
@@ -78,7 +79,7 @@ class LayerwiseOptimizer(ScaledStep, Optimizer):
     # torch's interface.
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as torch does, having checked its hyperparameters and parameters."""
+        """Check the group's hyperparameters and parameters, then add the group as torch does."""
         super().add_param_group(param_group)
         self._given.update(map(id, self.param_groups[-1]["params"]))
         self._bundles.clear()
@@ -90,23 +91,24 @@ class LayerwiseOptimizer(ScaledStep, Optimizer):
             self._given = {id(param) for group in self.param_groups for param in group["params"]}
 
     def state_dtypes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.dtype]:
-        """Return the types of what a parameter's state holds."""
+        """Return the type of each entry of a parameter's state."""
         return wanted_dtypes(param, group, self.moments)
 
     def shard(
         self, param: Tensor, parts: Iterable[Fragment], tensors: int, group: Any = None
     ) -> None:
-        """Say what a flat parameter holds: stretches of the model's tensors, parts of which may be
-        on other ranks, as DeepSpeed's ZeRO and other partitioners lay them out.
+        """Give the layout of a flat parameter: the stretches of the model's tensors in it.
 
-        Norms are then those of the model's tensors, exactly: the ranks of ``group`` add two numbers
-        a tensor in one message a step, so that all of them must step alike. Sharded DTensors, as
-        FSDP2 makes them, need no such call.
+        DeepSpeed's ZeRO and other partitioners lay tensors out so, with parts of a tensor on other
+        ranks. Norms are then exactly those of the model's tensors. The ranks of ``group`` sum two
+        numbers per tensor in one message a step, so all of them must step alike. Sharded DTensors
+        (FSDP2) need no such call.
 
         Args:
             param: a one-dimensional parameter of this optimizer.
-            parts: on this rank; elements in none of them are left alone.
-            tensors: how many the ranks of ``group`` hold together.
+            parts: the fragments on this rank; elements outside of all fragments are left alone.
+            tensors: number of tensors that the ranks of ``group`` hold together.
+            group: ranks that hold parts of the same tensors; None for all ranks.
 
         Raises:
             UserError: a fragment reaches out of ``param``, or its number is not below ``tensors``.
@@ -126,11 +128,11 @@ class LayerwiseOptimizer(ScaledStep, Optimizer):
             self._step_bundle(bundle, factor, found_inf)
 
     def layer_norms(self) -> Iterator[tuple[Tensor, int, Tensor]]:
-        """Yield what the last step found: (parameter, number of its piece, norms).
+        """Yield the norms of the last step: (parameter, number of its piece, norms).
 
-        ``norms`` is a float64 tensor on the device, without a synchronisation: the norm of the
-        weights, that of the gradient (LAMB: of the update) and the trust ratio. Tensors that do not
-        adapt have the ratio 1.
+        ``norms`` is a float64 tensor (3,) on the device, read without a synchronisation. It holds
+        the norm of the weights, the norm of the gradient (LAMB: of the update) and the trust ratio.
+        Tensors that do not adapt have the ratio 1.
         """
         for bundle in self._bundles.values():
             norms = torch.cat((bundle.norms[:, :2].sqrt(), bundle.norms[:, 2:]), dim=1)
@@ -229,7 +231,7 @@ class LayerwiseOptimizer(ScaledStep, Optimizer):
         return decay, not excluded
 
     def excluded(self) -> list[Tensor]:
-        """Return the parameters that do not adapt."""
+        """Return the parameters without a trust ratio."""
         return [
             param
             for group in self.param_groups

@@ -1,4 +1,4 @@
-"""Loss scaling: what multiplies the gradients of a step, and who unscales them."""
+"""Optimizer steps under loss scaling: factors of the gradients, and who undoes the scale."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from largebatch.optim.optimizer import Portable
 class ScaledStep(Portable):
     """An optimizer whose step multiplies the gradients as it reads them.
 
-    It keeps to the protocol of torch's fused optimizers: with :attr:`unscales`,
-    ``torch.amp.GradScaler`` calls every step and leaves it to the device to unscale, and to change
-    nothing where an infinity was found. Nothing waits for the device then, and gradients are not
-    written. Without it, the scaler unscales the gradients before the step and does not call a step
-    that is to be skipped, which is what those count on who clip or count steps themselves
+    The class keeps to the protocol of torch's fused optimizers. With :attr:`unscales`,
+    ``torch.amp.GradScaler`` calls every step. The step itself unscales on the device, and changes
+    nothing if an infinity was found. Then nothing waits for the device, and gradients are not
+    written.
+
+    Without :attr:`unscales`, the scaler unscales the gradients before the step and leaves out a
+    step that is to be skipped. Code that clips or counts steps by itself needs this form
     (Lightning's ``gradient_clip_val``, accelerate's ``step_was_skipped``).
 
     Attributes:
@@ -34,7 +36,7 @@ class ScaledStep(Portable):
 
     @property
     def unscales(self) -> bool:
-        """Whether the step unscales by itself; as in torch, only after ``fused=True`` at first."""
+        """Whether the step unscales by itself; as in torch, at first only with ``fused=True``."""
         return self._step_supports_amp_scaling
 
     @unscales.setter
@@ -55,12 +57,12 @@ class ScaledStep(Portable):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, and the factor that was meant for them."""
+        """Clear the gradients, and ``grad_factor`` with them."""
         super().zero_grad(set_to_none)
         self.grad_factor = None
 
     def prepare(self, factor: Tensor | None) -> Tensor | None:
-        """Return what the gradients of this step are multiplied with, given what is known."""
+        """Return the factor of this step's gradients, given the factor known so far."""
         return factor
 
     @abstractmethod

@@ -1,15 +1,16 @@
 """LR correction: weight decay on scale-invariant weights, imitated by the learning rate.
 
-Hoffer, Banner, Golan, Soudry, "Norm matters", 2018, section 3. A weight in front of a norm acts by
-its direction alone, which moves by about lr |gradient at the direction| / |w|^2. What weight decay
-does is keep |w| small, so a run without it takes the same path at the rate
+Hoffer, Banner, Golan, Soudry, "Norm matters", 2018, section 3. Only the direction of a weight in
+front of a norm has an effect. A step turns the direction by about lr |gradient at the direction| /
+|w|^2. Weight decay acts by keeping |w| small, so a run without decay takes the same path at the
+rate
 
     lr |w|^2 / |w_decayed|^2,
 
-per output channel, where w_decayed is the weight of the run with decay. The paper measures that
-norm in such a run. It need not be measured: under SGD the two runs' weights stay parallel, and
-their ratio q = |w_decayed| / |w| is the same in all channels, what decay alone makes of a weight
-of 1, by the optimizer's own recurrence with momentum m:
+per output channel, where w_decayed is the weight of the run with decay. The paper measures
+|w_decayed| in such a run. Here the norm is computed: under SGD the two runs' weights stay parallel,
+and their ratio q = |w_decayed| / |w| is the same in all channels. q is what decay alone makes of a
+weight of 1, by the optimizer's own recurrence with momentum m:
 
     c <- m c + decay q;    q' = q - lr c;    corrected rate = lr / (q q')
 
@@ -27,10 +28,10 @@ from largebatch.optim.settings import number
 
 
 def corrected_rate(group: dict[str, Any], lr: float) -> float:
-    """Return the rate of the coming step that imitates a decay, and note the step in ``group``.
+    """Return the rate of the coming step that imitates weight decay; update ``group``.
 
     Args:
-        group: of an optimizer: reads ``momentum`` and ``imitated_decay``; keeps q in
+        group: a parameter group. ``momentum`` and ``imitated_decay`` are read; q is kept in
             ``decayed_norm`` and c in ``decayed_buffer``, which a checkpoint saves with the group.
         lr: the rate of the run with decay.
 

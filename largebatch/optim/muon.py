@@ -1,7 +1,7 @@
 """Muon for hidden matrices, AdamW for all other parameters, as one optimizer.
 
-Muon (Jordan et al. 2024) orthogonalizes the momentum of a matrix; torch's takes 2-D parameters
-only, and its authors leave embeddings, the classifier, biases and norms to AdamW.
+Muon (Jordan et al. 2024) orthogonalizes the momentum of a matrix. torch's Muon takes 2-D parameters
+only. The authors of Muon leave embeddings, the classifier, biases and norms to AdamW.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class MuonWithAuxiliary(Portable):
         groups: parameter groups; those with ``muon=True`` hold 2-D parameters and go to Muon.
         lr, weight_decay, momentum, nesterov, ns_steps, adjust_lr_fn: see ``torch.optim.Muon``.
         betas, eps: of AdamW.
-        master_weights: step float16 and bfloat16 parameters on copies in float32, with moments in
-            float32, which the state holds. The master is what counts: editing the parameter by
+        master_weights: step float16 and bfloat16 parameters on float32 master copies, with float32
+            moments, all kept in the state. Steps start from the master: editing the parameter by
             hand has no effect on later steps.
 
     Raises:
@@ -160,8 +160,8 @@ class MuonWithAuxiliary(Portable):
 def split_for_muon(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Divide named groups into hidden matrices (for Muon) and the rest (for AdamW).
 
-    Hidden matrices are the 2-D parameters but for embeddings (by name) and the last one in the
-    model's order, which is the classifier; a model's only matrix goes to Muon all the same.
+    Hidden matrices are the 2-D parameters except embeddings (by name) and the last matrix in the
+    model's order, which is the classifier. A model's only matrix goes to Muon all the same.
     """
     matrices = [
         (name, param)

@@ -1,4 +1,4 @@
-"""An optimizer whose state and step are on the host, for models that leave a GPU no room for it."""
+"""Keep optimizer state and take optimizer steps on the host, where the GPU has no room for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PART_BYTES = 64 * 2**20
 
 
 class Offload(ScaledStep, Wrapper):
-    """Wraps an optimizer, whose state is then kept and whose steps are taken on the host.
+    """Wraps an optimizer: its state is kept and its steps are taken on the host (CPU).
 
     Gradients travel to pinned host memory, our CPU kernels step a copy of the parameters there, and
     the new parameters travel back (Ren et al. 2021, "ZeRO-Offload", section 4). Parameters go in
@@ -28,14 +28,14 @@ class Offload(ScaledStep, Wrapper):
 
         optimizer = Offload(LAMB(param_groups(model, 0.01), lr=0.01))
 
-    The step has the bits of the wrapped optimizer's own on a CPU, and its ``state_dict``, so that
-    a checkpoint may go on without offloading, and the other way round. Parameters that are changed
-    from outside are noticed, but for changes past autograd's knowledge (``param.data``).
+    Steps have the same bits as the wrapped optimizer's own steps on a CPU. ``state_dict`` is that
+    of the wrapped optimizer, so a run can resume with or without offloading. A change of parameters
+    from outside is noticed, except one that autograd does not see (``param.data``).
 
     Args:
-        optimizer: SGD, SGDW, LARS or LAMB of this package, before its first step; shares groups and
-            state with this one.
-        part_bytes: of parameters that travel and are stepped together.
+        optimizer: SGD, SGDW, LARS or LAMB of this package, before its first step. Groups and state
+            are shared with the wrapper.
+        part_bytes: bytes of parameters that travel and are stepped together.
 
     Raises:
         UserError: another optimizer, one that has stepped, or sharded parameters.
@@ -108,7 +108,7 @@ class Offload(ScaledStep, Wrapper):
         """Load state of the wrapped optimizer's form into host memory, bit by bit.
 
         Raises:
-            ValueError: it is of other groups.
+            ValueError: ``state_dict`` has other groups.
         """
         saved = state_dict["param_groups"]
         if [len(group["params"]) for group in saved] != [
@@ -125,7 +125,7 @@ class Offload(ScaledStep, Wrapper):
         self._share_parts()
 
     def prepare(self, factor: Tensor | None) -> Tensor | None:
-        """Return what the gradients of this step are multiplied with, as the wrapped one says."""
+        """Return the factor of this step's gradients, as the wrapped optimizer computes it."""
         return self.optimizer.prepare(factor)
 
     def take(self, factor: Tensor | None, found_inf: Tensor | None) -> None:
@@ -144,7 +144,7 @@ class Offload(ScaledStep, Wrapper):
     # What a run writes of an optimizer with a rate a layer.
 
     def layer_norms(self) -> Iterator[tuple[Tensor, int, Tensor]]:
-        """Yield what the last step found, as :meth:`LayerwiseOptimizer.layer_norms` does."""
+        """Yield the norms of the last step, as :meth:`LayerwiseOptimizer.layer_norms` does."""
         for part in self._parts:
             if isinstance(part.optimizer, LayerwiseOptimizer):
                 params = dict(zip(part.hosts, part.params, strict=True))
@@ -152,13 +152,13 @@ class Offload(ScaledStep, Wrapper):
                     yield params[host], number, norms
 
     def excluded(self) -> list[Tensor]:
-        """Return the parameters that do not adapt."""
+        """Return the parameters without a trust ratio."""
         wrapped = self.optimizer
         return wrapped.excluded() if isinstance(wrapped, LayerwiseOptimizer) else []
 
 
 def layer_rates(optimizer: torch.optim.Optimizer) -> LayerwiseOptimizer | Offload | None:
-    """Return ``optimizer`` if it has a rate a layer, offloaded or not, else None."""
+    """Return ``optimizer`` if it is layer-wise (LARS or LAMB, offloaded or not), else None."""
     if isinstance(optimizer, LayerwiseOptimizer):
         return optimizer
     if isinstance(optimizer, Offload) and isinstance(optimizer.optimizer, LayerwiseOptimizer):

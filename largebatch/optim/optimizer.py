@@ -1,7 +1,7 @@
-"""What the optimizers of this room share: what is theirs travels, and groups and state are checked.
+"""The base of our optimizers: copies and pickles are complete, groups and state are checked.
 
-torch copies and pickles three attributes of an optimizer and casts loaded state to the type of its
-parameter; both lose something here.
+torch copies and pickles only three attributes of an optimizer, and casts loaded state to the type
+of the parameter. The first loses our own attributes, the second loses bits of float32 state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Portable(torch.optim.Optimizer):
     """An optimizer whose own attributes are copied and pickled with it.
 
     Attributes:
-        carried: names of those attributes.
+        carried: names of the attributes that are copied and pickled too.
     """
 
     carried: ClassVar[tuple[str, ...]] = ()
@@ -32,11 +32,11 @@ class Portable(torch.optim.Optimizer):
 
 
 class Optimizer(Portable):
-    """Base of the optimizers whose formula is ours.
+    """Base of the optimizers that this package implements.
 
     Attributes:
         moments: names of the moments in a parameter's state.
-        foreign: arguments of the optimizers whose place it takes.
+        foreign: arguments of the optimizers that it replaces.
     """
 
     moments: ClassVar[tuple[str, ...]] = ()
@@ -51,7 +51,7 @@ class Optimizer(Portable):
         """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as torch does, having checked its hyperparameters and parameters."""
+        """Check the group's hyperparameters and parameters, then add the group as torch does."""
         super().add_param_group(param_group)
         try:
             self.check(self.param_groups[-1])
@@ -66,20 +66,21 @@ class Optimizer(Portable):
                 group.setdefault(key, self.defaults[key])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load state bit by bit, masters included, also that of the optimizer that it replaces.
+        """Load state bit by bit, masters included; state of a replaced optimizer is accepted too.
 
-        Moments of another type become what the parameters ask for. Masters of 16-bit parameters
-        are dropped, with a warning, where the parameters are none: those count as they are.
+        Moments of another type are converted to the type that the parameters need. Float32 masters
+        of 16-bit parameters are dropped, with a warning, if the parameters are not 16-bit: then the
+        parameters themselves count.
 
         Raises:
-            UserError: settings out of range, or state that does not fit the parameters. Nothing
-                has changed then.
+            UserError: settings out of range, or state that does not fit the parameters. The
+                optimizer is unchanged then.
         """
         with exactly(self, self.adopted, self.state_dtypes):
             super().load_state_dict(state_dict)
 
     def adopted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return a state dict in our terms, having checked it."""
+        """Check a state dict and return it in our terms."""
         saved = state_dict["param_groups"]
         if [len(group["params"]) for group in saved] != [
             len(g["params"]) for g in self.param_groups
@@ -96,10 +97,10 @@ class Optimizer(Portable):
         return {**state_dict, "param_groups": groups, "state": states}
 
     def adopt_group(self, group: dict[str, Any], states: dict[Any, Any]) -> dict[str, Any]:
-        """Return a saved group in our terms, and put state that it holds into ``states``."""
+        """Return a saved group in our terms; move state that the group holds into ``states``."""
         foreign = {key: group.pop(key) for key in list(group) if key in self.foreign}
         return {**group, **translate(type(self).__name__, self.foreign, foreign)}
 
     @abstractmethod
     def state_dtypes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.dtype]:
-        """Return the types of what a parameter's state holds, as far as its names are ours."""
+        """Return the type of each entry of a parameter's state whose name is ours."""

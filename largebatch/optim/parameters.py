@@ -1,4 +1,4 @@
-"""What every optimizer of this room asks of parameters and gradients."""
+"""Checks of parameters and gradients that every optimizer of this package makes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUPPORTED = frozenset({torch.float32, torch.float64, *SIXTEEN_BIT})
 
 
 def check_types(name: str, params: Iterable[Tensor]) -> None:
-    """Refuse parameters that are no real floating-point numbers, or that nothing may change.
+    """Refuse parameters that are not real floating-point tensors, or that must not be changed.
 
     Raises:
         UserError: naming the optimizer ``name`` and the type.
@@ -51,20 +51,20 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def locals_of(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    """Return :func:`local` of each, looking only at the types of ``like``, which go with them."""
+    """Return :func:`local` of each tensor; the types are looked up in ``like``, its counterpart."""
     return [local(tensor) for tensor in tensors] if any_sharded(like) else list(tensors)
 
 
 def any_sharded(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether one is a DTensor; of each class one is looked at."""
+    """Return whether any tensor is a DTensor; one tensor of each class is looked at."""
     return any(is_sharded(each) for each in {type(tensor): tensor for tensor in tensors}.values())
 
 
 def tell_autograd(params: Sequence[Tensor]) -> None:
-    """Count a change of parameters that a kernel has made.
+    """Tell autograd that a kernel has changed parameters in place.
 
-    A backward pass through what they were before then raises, as after a step of torch's. A
-    compiled graph counts by itself.
+    A backward pass that needs the old values then raises, as after a step of torch's optimizers. In
+    a compiled graph torch keeps this count by itself.
     """
     if not torch.compiler.is_compiling():
         torch.autograd.graph.increment_version(params)

@@ -30,10 +30,10 @@ def chosen(
     meant: dict[str, Any],
     **given: Any,
 ) -> dict[str, Any]:
-    """Return a preset's settings with those replaced that were given (not None).
+    """Return a preset's settings, overridden by the settings that were given (not None).
 
     Args:
-        meant: settings that arguments of other optimizers stand for.
+        meant: settings translated from arguments of other optimizers.
 
     Raises:
         UserError: no such preset, or a setting that is given twice.

@@ -1,4 +1,4 @@
-"""The registry of optimizers: what ``optim.name`` chooses from."""
+"""The registry of optimizers, from which ``optim.name`` chooses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Factory = Callable[[OptimConfig, list[dict[str, Any]]], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class OptimizerFacts(Facts):
-    """What the rest of the package has to know of an optimizer.
+    """Facts about an optimizer that the rest of the package needs.
 
     Attributes:
-        takes: the keys of ``optim`` that it has a use for, beside those that all have.
-        layerwise: its rate follows each tensor's norms.
-        whole_matrices: it needs every matrix whole, where an engine may divide it.
-        by_engine: the engine makes it, from a config of the engine's own.
+        takes: the keys of ``optim`` that it uses, beside those that all optimizers use.
+        layerwise: each tensor's rate follows its norms (a trust ratio).
+        whole_matrices: it needs every matrix whole, so an engine must not shard matrices.
+        by_engine: the engine (DeepSpeed) makes it, from the engine's own config.
         scale_free: its update does not grow with the gradient, so that with ``optim.scaling=sde``
             the rate follows the square root of the batch.
     """
@@ -35,7 +35,7 @@ class OptimizerFacts(Facts):
     scale_free: bool = False
 
     def words(self) -> Iterator[str]:
-        """Yield the facts, a short line each."""
+        """Yield the facts, one short line each."""
         own = [f"optim.{name}" for name in keys_of_some() if name in self.takes]
         yield f"keys of its own: {', '.join(own) or 'none'}"
         if self.layerwise:
@@ -59,17 +59,17 @@ optimizers: Registry[Factory, OptimizerFacts] = Registry("optim.name", _said, im
 
 
 def keys_of_some() -> list[str]:
-    """Return the keys of ``optim`` that some optimizers take and others have no use for."""
+    """Return the keys of ``optim`` that only some optimizers use."""
     taken = frozenset[str]().union(*(entry.facts.takes for entry in optimizers))
     return [each.name for each in fields(OptimConfig) if each.name in taken]
 
 
 def refuse_unused(config: OptimConfig, takes: frozenset[str], remedy: str = "") -> None:
-    """Refuse keys of single optimizers that are set although the chosen one ignores them.
+    """Refuse keys that are set although the chosen optimizer ignores them.
 
     Args:
-        takes: what the chosen one's facts say.
-        remedy: what else to do, for the message.
+        takes: ``OptimizerFacts.takes`` of the chosen optimizer.
+        remedy: advice that ends the error message.
 
     Raises:
         UserError: naming the first such key.

@@ -1,4 +1,4 @@
-"""RMSprop warm-up: a run that begins as RMSprop and passes over to SGD (Akiba et al. 2017)."""
+"""RMSprop warm-up: a run begins as RMSprop and changes gradually to SGD (Akiba et al. 2017)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ FOREIGN: dict[str, Foreign] = {
 
 
 def sgd_share(place: float, center: float = 10.0, period: float = 5.0) -> float:
-    """Return the share of SGD after ``place`` epochs (or samples, all three in one unit).
+    """Return the share of SGD, 0 to 1, after ``place`` epochs (or samples).
 
-    It rises exponentially to 1/2 at ``center``, then in a straight line of the same slope to 1,
-    which it reaches ``period`` / 2 later (section 2.1; 10 and 5 epochs there).
+    All three arguments have one unit. The share rises exponentially to 1/2 at ``center``. From
+    there it rises in a straight line of the same slope, and reaches 1 ``period`` / 2 later. The
+    paper (section 2.1) takes ``center`` 10 and ``period`` 5 epochs.
     """
     if place < center:
         return 0.5 * math.exp(2.0 * (place - center) / period)
@@ -41,7 +42,7 @@ def sgd_share(place: float, center: float = 10.0, period: float = 5.0) -> float:
 
 
 class RMSpropWarmup(Optimizer):
-    """Momentum over a mix of SGD's and RMSprop's step.
+    """Momentum SGD on a mix of the steps of SGD and RMSprop.
 
     With gradient g (L2 decay included), a the share of SGD and w the parameter::
 
@@ -49,26 +50,27 @@ class RMSpropWarmup(Optimizer):
         v <- momentum v + (a + (1 - a) (rmsprop_lr / base lr) / (sqrt(s) + eps)) g
         w <- w - lr v
 
-    The base lr is the ``lr`` that a group was made with, so that both parts follow one schedule and
-    ``rmsprop_lr`` is the rate of the RMSprop part when ``lr`` is at its base. At a = 1 the step is
-    that of :class:`largebatch.optim.SGD` and s rests.
+    The base lr is the ``lr`` that a group was made with. So both parts follow one schedule, and
+    ``rmsprop_lr`` is the rate of the RMSprop part while ``lr`` is at its base. At a = 1 the step is
+    that of :class:`largebatch.optim.SGD`, and s is no longer updated.
 
     Args:
         params: parameters, named parameters or groups of them, float32, float64, float16 or
             bfloat16.
-        lr: rate of the SGD part; 0 rests both.
+        lr: rate of the SGD part; 0 stops both parts.
         momentum: factor of the buffer per step.
         weight_decay: L2 term, added to the gradient as ``weight_decay`` x parameter.
-        rmsprop_lr: rate of the RMSprop part. The paper prints none of the three that follow; these
-            are those of its authors' code as others report them.
+        rmsprop_lr: rate of the RMSprop part. The paper prints no value for this and the next two
+            arguments. The defaults are those of its authors' code, as others report them.
         alpha: factor of the mean square per step.
-        eps: added to its root.
-        maximize: ascend.
-        master_weights: keep float16 and bfloat16 parameters in float32 as well.
-        others: of ``torch.optim.RMSprop``: ``foreach`` makes no difference, ``centered``,
-            ``capturable`` and ``differentiable`` are False.
+        eps: added to the root of the mean square.
+        maximize: ascend the gradient instead of descending.
+        master_weights: keep a float32 master copy of float16 and bfloat16 parameters.
+        others: arguments of ``torch.optim.RMSprop``. ``foreach`` has no effect; ``centered``,
+            ``capturable`` and ``differentiable`` must be False.
 
-    A group's ``sgd_share`` is a; :meth:`set_epoch` follows the paper's course.
+    The share a is the entry ``sgd_share`` of a group. :meth:`set_epoch` sets the share as the paper
+    does.
 
     Raises:
         UserError: a hyperparameter out of range, complex parameters, sparse gradients.
@@ -113,7 +115,7 @@ class RMSpropWarmup(Optimizer):
                 group["base_lr"] = number(group["lr"])
 
     def state_dtypes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.dtype]:
-        """Return the types of what a parameter's state holds."""
+        """Return the type of each entry of a parameter's state."""
         return wanted_dtypes(param, group, self.moments)
 
     def check(self, group: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization (Foret et al. 2021): the gradient at a worse place nearby."""
+"""Sharpness-aware minimization (Foret et al. 2021): step by the gradient at a worse place."""
 
 from __future__ import annotations
 
@@ -21,37 +21,36 @@ Scope = Literal["global", "rank"]
 
 
 class SAM(Wrapper):
-    """Wraps an optimizer, which then takes its step from the gradient at perturbed weights::
+    """Wraps an optimizer, which then steps with the gradient at perturbed weights::
 
         e = rho g / |g|,  g = gradient at w;   the optimizer steps from w with the gradient at w + e
 
-    A step takes two forward and two backward passes. As a torch optimizer it needs a closure, which
-    clears the gradients, computes the loss and calls ``backward``::
+    A step takes two forward and two backward passes. So ``step`` needs a closure, which clears the
+    gradients, computes the loss and calls ``backward``::
 
         sam = SAM(SGD(model.parameters(), lr=0.1), model)
         loss = sam.step(closure)
 
-    Where the loop takes the passes itself (gradient accumulation, loss scaling), the first
-    backward pass is followed by::
+    A loop that runs the passes itself (gradient accumulation, loss scaling) goes on like this after
+    the first backward pass::
 
         with sam.perturbed():
             sam.zero_grad()
             scaler.scale(loss_of(batch)).backward()
         scaler.step(sam)
 
-    The perturbation does not depend on a loss scale. Running statistics of norms are those of the
-    first pass. Weight decay of the optimizer takes no part in e; clipping belongs after the second
-    pass. Weights come back to the bit, also after an exception. Where the gradient is zero there is
-    no perturbation.
+    The perturbation does not depend on a loss scale or on the optimizer's weight decay. Running
+    statistics of norms are those of the first pass. Clip after the second pass. Weights are
+    restored to the bit, also after an exception. If the gradient is zero, there is no perturbation.
 
     Args:
-        optimizer: takes the steps; shares groups and state with this one.
-        model: whose norms keep their statistics.
-        rho: length of e.
-        scope: ``global``: e is that of the gradient that the ranks have summed, so that it does not
-            depend on their number; ``rank``: each rank takes its own gradient for it, which spares
-            a message, as the authors' code does by default. With a closure and ``rank``, ``model``
-            is torch's DistributedDataParallel, whose ``no_sync`` covers the first pass.
+        optimizer: takes the steps; groups and state are shared with the wrapper.
+        model: its norms keep their running statistics in the second pass.
+        rho: length of the perturbation e.
+        scope: gradient that e follows. ``global``: the gradient summed over ranks, so that e does
+            not depend on their number. ``rank``: each rank's own gradient, which saves a message
+            and is the default of the authors' code. With a closure and ``rank``, ``model`` must be
+            torch's DistributedDataParallel: its ``no_sync`` covers the first pass.
 
     Raises:
         UserError: ``rho`` or ``scope`` is out of range, a sparse gradient.
@@ -74,7 +73,7 @@ class SAM(Wrapper):
         self.model, self.rho, self.scope = model, rho, scope
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step; return the loss that ``closure`` found at the unperturbed weights.
+        """Take a step; return the loss of ``closure`` at the unperturbed weights.
 
         Without a closure the gradients must come from a pass within :meth:`perturbed`.
         """
@@ -90,7 +89,7 @@ class SAM(Wrapper):
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
-        """Move the weights by e, from the gradients they have now, for the length of a block."""
+        """Move the weights by e, from the present gradients, for a ``with`` block."""
         params = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
         with torch.no_grad():
             weights = [local(param) for param in params]

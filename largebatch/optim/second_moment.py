@@ -1,4 +1,4 @@
-"""The second moment at a change of the batch."""
+"""Adjust Adam's second moment when the batch size changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OTHERS = "*"
 
 
 def has_second_moment(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the state of an optimizer, which has stepped, holds averages of squared gradients."""
+    """Return whether an optimizer's state holds averages of squared gradients (after a step)."""
     return any(name in state for state in optimizer.state.values() for name in NAMES)
 
 
@@ -22,16 +22,17 @@ def has_second_moment(optimizer: torch.optim.Optimizer) -> bool:
 def scale_second_moment(
     optimizer: torch.optim.Optimizer, model: nn.Module, factors: Mapping[str, float]
 ) -> None:
-    """Multiply averages of squared gradients; the first moment stays.
+    """Multiply the averages of squared gradients by factors; leave the first moment alone.
 
-    The mean square of a step's gradient is G^2 + T / B. When the batch grows to B' an average that
-    remembers longer than a few steps is too large, and the steps are too short until it has
-    forgotten; with factors (G^2 + T / B') / (G^2 + T / B) they have their length at once.
+    With G the true gradient's norm, T the trace of the noise covariance and B the batch, the mean
+    square of a step's gradient is G^2 + T / B. When the batch grows to B', an average over many
+    steps is too large for a while, and the steps are too short. With the factor (G^2 + T / B') /
+    (G^2 + T / B) they have the right length at once.
 
     Args:
-        optimizer: whose state is by parameter of ``model`` (or flat, under an engine that
-            flattens: then the factor of ``*`` counts for all).
-        factors: by name of the parameter; that of ``*`` for those without a name here.
+        optimizer: its state is held per parameter of ``model``. Under an engine that flattens
+            parameters, the factor of ``*`` counts for all.
+        factors: factor by parameter name; ``*`` is for parameters that are not named.
     """
     names = {id(param): name for name, param in model.named_parameters()}
     others = factors.get(OTHERS, 1.0)

@@ -1,7 +1,8 @@
-"""What a parameter group says, in plain Python, however it was written there.
+"""Read the settings of a parameter group as plain Python values.
 
 Schedulers, checkpoints and users leave numpy numbers, lists and tensors of one element in groups.
-They are read at every step and never replaced: a tensor may be changed in place.
+Such values are read anew at every step and never replaced, because a tensor may be changed in
+place.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def number(value: Any) -> float:
     """Return a setting that is a number, also if it is a tensor or array of one element.
 
     Raises:
-        UserError: it is neither.
+        UserError: ``value`` is none of these.
     """
     if type(value) is float:
         return value

@@ -1,9 +1,9 @@
 """SGD with momentum in every form in use, as one pass over memory.
 
-Forms: undamped with the rate outside the buffer (PyTorch), damped (Lua Torch's default), the rate
-inside the buffer (Caffe, TensorFlow, the original heavy ball) with or without the momentum
-correction of Goyal et al. 2017 (section 3), and Nesterov's in PyTorch's variables. Polyak 1964;
-Nesterov 1983; Sutskever et al. 2013.
+The forms are: undamped with the rate outside the buffer (PyTorch); damped (Lua Torch's default);
+Nesterov's, in PyTorch's variables; and with the rate inside the buffer (Caffe, TensorFlow, the
+original heavy ball). The last may have the momentum correction of Goyal et al. 2017 (section 3).
+Sources: Polyak 1964; Nesterov 1983; Sutskever et al. 2013.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TORCH_SGD: dict[str, Foreign] = {
 
 
 class SGD(ScaledStep, Optimizer):
-    """Multi-tensor SGD; takes the place of ``torch.optim.SGD``.
+    """Multi-tensor SGD, a drop-in replacement for ``torch.optim.SGD``.
 
     Args:
         params: parameters, named parameters or groups of them, float32, float64, float16 or
@@ -55,23 +55,23 @@ class SGD(ScaledStep, Optimizer):
         dampening: the gradient enters the buffer times 1 - ``dampening``.
         weight_decay: L2 term, added to the gradient as ``weight_decay`` x parameter.
         nesterov: Nesterov's form; needs ``momentum`` and no ``dampening``.
-        decoupled_weight_decay: p <- p - lr ``weight_decay`` p instead, outside gradient and buffer
-            (see :class:`largebatch.optim.SGDW`).
-        maximize: ascend.
+        decoupled_weight_decay: decay by p <- p - lr ``weight_decay`` p instead, outside of gradient
+            and buffer (see :class:`largebatch.optim.SGDW`).
+        maximize: ascend the gradient instead of descending.
         lr_inside_momentum: b <- momentum b + lr g; p <- p - b, instead of p <- p - lr b.
         momentum_correction: b <- momentum (lr / previous lr) b + lr g, which makes the rate
             inside the buffer equal to the rate outside it.
-        imitated_decay: instead of decaying, raise the rate so that weights in front of a norm take
-            the directions that they would take under this ``weight_decay``
-            (``largebatch.optim.lr_correction``); for groups of such weights alone.
-        dampen_first_step: with ``dampening``, the buffer starts as an average at zero; PyTorch
-            (False) starts it at the first gradient.
+        imitated_decay: a weight decay to imitate by raising the rate: weights in front of a norm
+            take the directions that they would take under this decay
+            (``largebatch.optim.lr_correction``). Only for groups of such weights.
+        dampen_first_step: with ``dampening``, start the buffer as an average at zero. False
+            (PyTorch): the buffer starts at the first gradient.
         master_weights, state_dtype: as in :class:`largebatch.optim.LARS`.
-        fused: True demands the compiled kernel, False the reference; None takes what there is.
-            True also lets the step unscale under ``torch.amp.GradScaler``, on the device
-            (:attr:`unscales`).
-        others: of ``torch.optim.SGD``: ``foreach`` makes no difference, ``differentiable`` and
-            ``capturable`` are False.
+        fused: True demands the compiled kernel, False the reference in PyTorch. None takes the
+            kernel if it is there. With True the step also unscales under ``torch.amp.GradScaler``,
+            on the device (:attr:`unscales`).
+        others: arguments of ``torch.optim.SGD``. ``foreach`` has no effect; ``differentiable`` and
+            ``capturable`` must be False.
 
     Raises:
         UserError: a hyperparameter out of range, complex parameters, sparse gradients.
@@ -130,7 +130,7 @@ class SGD(ScaledStep, Optimizer):
         self._fits = {}
 
     def state_dtypes(self, param: Tensor, group: dict[str, Any]) -> dict[str, torch.dtype]:
-        """Return the types of what a parameter's state holds."""
+        """Return the type of each entry of a parameter's state."""
         return wanted_dtypes(param, group, self.moments)
 
     def take(self, factor: Tensor | None, found_inf: Tensor | None) -> None:

@@ -13,22 +13,21 @@ from largebatch.optim.sgd import FORM_KEYS, SGD, build_form
 
 
 class SGDW(SGD):
-    """SGD whose weight decay goes past the gradient and the momentum.
+    """SGD whose weight decay does not enter the gradient or the momentum buffer.
 
     With gradient g, buffer b, parameter p and weight decay l::
 
         b <- momentum b + g;   p <- p - lr l p - lr b      (nesterov: g + momentum b for b)
 
-    The decay takes its share of the parameter as it was before the step, in proportion to the
-    *learning rate* of the step, as in ``torch.optim.AdamW``. Loshchilov and Hutter take the
-    schedule factor lr / (peak lr) instead: their l is ``weight_decay`` x peak lr here. They also
-    put the rate inside the buffer (``lr_inside_momentum``), which is the same while the rate is
-    constant. With ``nesterov`` this is Nesterov momentum with decoupled decay. Without momentum L2
-    and decoupled decay are one, and so are :class:`SGD` and this.
+    The decay acts on the parameter before the step, in proportion to the *learning rate* of the
+    step, as in ``torch.optim.AdamW``. Loshchilov and Hutter take the schedule factor lr / (peak lr)
+    instead: their l is ``weight_decay`` x peak lr here. They also put the rate inside the buffer
+    (``lr_inside_momentum``), which is the same while the rate is constant. Without momentum, L2 and
+    decoupled decay are the same, and so are :class:`SGD` and :class:`SGDW`.
 
     Args:
-        params, lr, momentum: as in :class:`SGD`, and so are all arguments not named here.
-        weight_decay: l.
+        params, lr, momentum: as in :class:`SGD`, like all arguments not named here.
+        weight_decay: the l above.
 
     Raises:
         UserError: a hyperparameter out of range, complex parameters, sparse gradients.

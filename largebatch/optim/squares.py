@@ -16,34 +16,39 @@ Gradients: TypeAlias = Iterable[tuple[Tensor, Tensor | None]]
 
 
 class Squares:
-    """Squared norms of a step's gradients, one of each tensor of the optimizer's parameters.
+    """Squared norms of a step's gradients, one per tensor of the optimizer's parameters.
 
-    The gradients are those of the loss divided by the weight of the whole step, before they are
-    clipped; under fp16 without the loss scale. What noise scales are made of (McCandlish et al.
-    2018, "An empirical model of large-batch training", appendix A).
+    Estimates of the gradient noise scale are made of these norms (McCandlish et al. 2018, "An
+    empirical model of large-batch training", appendix A). The gradients are those of the loss
+    divided by the weight of the whole step, before clipping. Under fp16 the loss scale is taken
+    out.
 
     Attributes:
-        wanted: whether the coming exchange is to be measured; one that is not costs nothing. False
-            again once it has been, so that of the two exchanges of SAM's step it is the first.
-        apart: which parts of the step are measured by themselves: each rank's sum (``ranks``), each
+        wanted: whether to measure the coming exchange of gradients between ranks; otherwise nothing
+            is computed. Reset to False after one exchange, so that of the two exchanges of a SAM
+            step the first is measured.
+        apart: which parts of the step are measured separately: each rank's sum (``ranks``), each
             rank's first pass (``first``, one more norm), or every pass (``passes``, which keeps a
             second copy of the gradients).
-        passes: of this rank in the step measured, without idle ones.
-        own: (tensors,) float64, of this rank's part of the sum; known once its passes are over,
-            zero where ranks add up within the passes.
-        share: of the step's weight that this rank's passes had: 0-d, float64; known with ``own``.
-        parts: (tensors,) float64, over the parts measured apart, summed; known with ``summed``.
-        shares: (3,) float64, of those parts the sum of their shares of the step's weight, the sum
-            of the shares' squares, and their number.
-        summed: (tensors,) float64, of the sum over all ranks; known once it has been exchanged.
+        passes: number of this rank's passes in the measured step, without idle ones.
+        own: (tensors,) float64, squared norms of this rank's part of the sum. Known once its passes
+            are over; zero if ranks sum gradients within the passes.
+        share: share of the step's weight in this rank's passes: 0-d, float64; known with ``own``.
+        parts: (tensors,) float64, sum of the squared norms of the parts measured apart; known with
+            ``summed``.
+        shares: (3,) float64, about the parts measured apart: the sum of their shares of the step's
+            weight, the sum of the squares of these shares, and the number of parts.
+        summed: (tensors,) float64, squared norms of the sum over all ranks; known after the
+            exchange.
         params: the tensors, in the optimizer's order.
-        copies: None: ``summed`` is that of whole gradients. Else each rank holds parts of them, as
-            this many ranks do alike, and ``summed`` is its share: the ranks' add up.
+        copies: None: ``summed`` is of whole gradients. Otherwise each rank holds parts of the
+            gradients, the same parts as this many ranks, and ``summed`` is a share: sum over ranks.
 
     Args:
         groups: ``optimizer.param_groups``.
-        gradients: walks the parameters with this rank's gradients after a pass; None: ``grad``.
-        copies: see above.
+        gradients: returns the parameters with this rank's gradients after a pass; None: read
+            ``grad``.
+        copies: see Attributes.
     """
 
     def __init__(
@@ -65,19 +70,19 @@ class Squares:
         self.begin()
 
     def begin(self) -> None:
-        """Forget the gradients of the pass before."""
+        """Forget the gradients of earlier passes."""
         self._own: dict[int, Tensor] = {}
         self._apart: list[dict[int, Tensor]] = []
         self._kept: set[int] = set()
         self._shares: list[Tensor] = []
 
     def passed(self, weight: Tensor, step_weight: float, last: bool) -> None:
-        """Take in that a pass is over whose gradients this rank has added to its own.
+        """Record that a pass is over and its gradients are in this rank's sum.
 
         Args:
-            weight: of the pass, 0-d.
-            step_weight: of the whole step, over all ranks.
-            last: of the step; its gradients may have left already.
+            weight: weight of the pass, 0-d.
+            step_weight: weight of the whole step, over all ranks.
+            last: whether this is the step's last pass, whose gradients may have been sent already.
         """
         if not self.wanted:
             return
@@ -91,7 +96,7 @@ class Squares:
                     self._keep(param)
 
     def add(self, params: Iterable[Tensor]) -> None:
-        """Take in gradients of this rank that are complete, before they are added to others'."""
+        """Record complete gradients of this rank, before they are summed with other ranks'."""
         if not self.wanted:
             return
         params = list(params)
@@ -100,11 +105,11 @@ class Squares:
             self._apart.append(self._added(params))
 
     def finish(self, params: Iterable[Tensor] | None, scale: Tensor | None = None) -> None:
-        """Take in the sums over all ranks.
+        """Record the gradients summed over all ranks.
 
         Args:
-            params: of which ``grad`` is the sum; None: there is only this rank.
-            scale: of the loss under fp16, 0-d.
+            params: parameters whose ``grad`` is the sum; None: there is only this rank.
+            scale: the loss scale under fp16, 0-d.
         """
         if not self.wanted:
             return

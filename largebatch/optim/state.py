@@ -1,4 +1,4 @@
-"""Optimizer state: how it begins, and loading it without changing a bit of it."""
+"""Optimizer state: make its first values, check saved state and load it bit by bit."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ COMMON = ("betas", "momentum", "weight_decay", "lr_multiplier")
 
 
 def settings_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a group is set by whoever makes it, for one that takes another's state.
+    """Return the settings of a group, without what records progress, to copy into another group.
 
-    Of an optimizer that is neither ours nor torch's only what all of them mean alike: it may count
-    its steps in a group.
+    For an optimizer that is neither ours nor torch's, only a few settings of common meaning are
+    returned: such an optimizer may count its steps in a group.
     """
     kind = type(getattr(optimizer, "optimizer", optimizer)).__module__
     known = kind.startswith(("torch.optim.", "largebatch."))
@@ -35,13 +35,14 @@ def settings_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> d
 def begin_state(
     param: Tensor, state: dict[str, Any], moments: Iterable[str], group: dict[str, Any]
 ) -> None:
-    """Make a parameter's state what its step asks for, whatever type the parameter had before.
+    """Give a parameter's state the moments and master that a step needs, in the right types.
 
     Args:
-        param: whose ``state`` it is.
-        moments: names of those that it needs; new ones are zeros, others change their type.
-        group: ``master_weights`` says whether 16-bit parameters have masters, ``state_dtype`` (None
-            or absent: float32) the type of the moments of parameters that are not float64.
+        param: the parameter that ``state`` belongs to.
+        moments: names of the moments. Missing ones are made as zeros; others are converted if their
+            type differs.
+        group: ``master_weights``: whether 16-bit parameters have float32 masters. ``state_dtype``
+            (None or absent: float32): type of the moments of parameters that are not float64.
     """
     dtype = moment_dtype(param, group)
     for name in moments:
@@ -57,7 +58,7 @@ def begin_state(
 
 
 class Fit:
-    """Remembers what states were last made to fit, so that a step need not look at each again.
+    """Remembers which states already fit, so that a step need not check each again.
 
     Attributes:
         last: the states that were returned last.
@@ -117,14 +118,14 @@ class Fit:
 
 
 def has_master(param: Tensor, group: dict[str, Any]) -> bool:
-    """Whether a parameter is kept in float32 as well."""
+    """Return whether a parameter has a float32 master copy."""
     return param.dtype in SIXTEEN_BIT and bool(group["master_weights"])
 
 
 def wanted_dtypes(
     param: Tensor, group: dict[str, Any], moments: Iterable[str]
 ) -> dict[str, torch.dtype]:
-    """Return the types that a parameter's moments, and its master if it has one, are kept in."""
+    """Return the types of a parameter's moments, and of its master if it has one."""
     wanted = dict.fromkeys(moments, moment_dtype(param, group))
     return {**wanted, "master": torch.float32} if has_master(param, group) else wanted
 
@@ -165,11 +166,11 @@ def check_state(
     """Refuse saved state that the parameters of a group cannot have left.
 
     Args:
-        name: of the optimizer.
-        keys: of what has its parameter's shape.
-        params: of the group.
-        group: as saved, with the numbers of its parameters.
-        states: by these numbers.
+        name: name of the optimizer, for errors.
+        keys: entries that have the shape of the parameter.
+        params: parameters of the group.
+        group: the group as saved, with the numbers of its parameters.
+        states: saved state by these numbers.
 
     Raises:
         UserError: naming the entry.
@@ -202,10 +203,10 @@ def restore_exactly(
     kernels need and files lose.
 
     Args:
-        optimizer: has loaded ``state_dict``.
-        dtypes: says for a parameter and its group which types the entries that it names must have,
-            saved as they may be, ``step`` (a number or 0-d) among them; others keep theirs, and
-            ``step`` stays where torch placed it.
+        optimizer: the optimizer that has loaded ``state_dict``.
+        dtypes: returns, for a parameter and its group, the types that the named entries must have
+            whatever the saved type, ``step`` (a number or 0-d) among them. Other entries keep their
+            saved type, and ``step`` stays where torch placed it.
     """
     numbers = (number for group in state_dict["param_groups"] for number in group["params"])
     dropped = False
@@ -255,8 +256,8 @@ def exactly(
 ) -> Iterator[None]:
     """Make ``optimizer.load_state_dict`` bit-exact within a block, by hooks.
 
-    Ours see what the user's hooks before the load have made of the state, and the user's hooks
-    after it see what ours have.
+    Our hook before the load runs after the user's own. Our hook after the load runs before the
+    user's own.
 
     Args:
         adopt: takes the state dict and returns the one to load.

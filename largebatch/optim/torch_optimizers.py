@@ -16,11 +16,11 @@ from largebatch.optim.registry import OptimizerFacts, optimizers
 
 @dataclass(frozen=True)
 class TorchOptimizer:
-    """How config keys reach one of torch's optimizers: the factory of its registry entry.
+    """The factory of one of torch's optimizers in the registry: passes config keys on to it.
 
     Args:
         kind: the class.
-        takes: the keys of ``OptimConfig`` that it has a use for, beside those that all have.
+        takes: the keys of ``OptimConfig`` that it uses, beside those that all optimizers use.
         fused_op: the operator of its fused implementation; None if torch has none.
     """
 

@@ -1,4 +1,4 @@
-"""An optimizer around another, whose groups and state are its own."""
+"""The base of optimizers that wrap another and share its groups and state."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from largebatch.optim.optimizer import Portable
 
 
 class Wrapper(Portable):
-    """Base of SAM and Offload: shares groups, state and defaults with the optimizer inside.
+    """Base of SAM and Offload: shares groups, state and defaults with the wrapped optimizer.
 
     Attributes:
-        optimizer: the wrapped one.
+        optimizer: the wrapped optimizer.
     """
 
     carried: ClassVar[tuple[str, ...]] = ("optimizer",)
@@ -39,7 +39,7 @@ class Wrapper(Portable):
             super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state, as the hooks of both leave it."""
+        """Return the wrapped optimizer's state, after the hooks of both optimizers."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         state = self.optimizer.state_dict()
@@ -49,7 +49,7 @@ class Wrapper(Portable):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load state of the wrapped optimizer's form, as the hooks before the load leave it."""
+        """Load state of the wrapped optimizer's form, after the load hooks of this wrapper."""
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)

@@ -1,4 +1,4 @@
-"""``largebatch plan``: how a model's step would scale on a cluster that need not be there."""
+"""The command ``largebatch plan``: predict step times on a cluster that need not exist."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ def run(arguments: Sequence[str], build: Build) -> int:
     """Run ``largebatch plan`` and return its exit code.
 
     Args:
-        arguments: of the command line.
-        build: makes a model from its name, its own keys of the ``model`` section and what the data
-            offer.
+        arguments: command-line arguments.
+        build: makes a model from its name, its keys of section ``model`` and the data's offers.
     """
     options = _parse(arguments)
     if options.explain:

@@ -1,4 +1,4 @@
-"""The plan as one HTML file that opens offline, in the report's style."""
+"""Write the plan as one HTML file that opens offline, in the report's style."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def write_page(
     """Write the page.
 
     Args:
-        output: the file.
+        output: path of the file.
         title: what was planned.
-        asked: the predictions for it, one a method.
+        asked: the predictions for the planned case, one per method.
         along: predictions along ``nodes`` and along ``batch``.
-        step: whose events are drawn.
-        notes: what the figures stand on.
+        step: simulated step whose events are drawn.
+        notes: assumptions and sources of the figures.
 
     Raises:
         UserError: ``output`` cannot be written.

@@ -1,4 +1,9 @@
-"""What watches a live run and changes no bit of it: instruments, and further evaluations."""
+"""Instruments that watch a live run without changing any bit of the run, and further evaluations.
+
+A config names instruments in ``probes`` and further evaluations in ``evaluate.also``. Instruments
+measure, for example, the gradient noise scale, curvature, sharpness or the distance of the weights
+from their start. Their figures join ``metrics.jsonl``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether all ranks still hold the same parameters, to the bit."""
+"""Check that all ranks still hold the same parameters, to the bit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FACTOR = 0x100000001B3  # of the FNV-1a hash: earlier parameters count otherwis
 
 
 class ParameterChecksum(Instrument):
-    """Ends the run where a rank's parameters are no longer those of the others."""
+    """Ends the run if a rank's parameters differ from the other ranks' parameters."""
 
     name = "checksum"
 
@@ -31,21 +31,21 @@ class ParameterChecksum(Instrument):
         self.every = every
 
     def begin(self, samples: int, steps: int) -> None:
-        """Compare the parameters that a session begins with."""
+        """Compare the parameters at the begin of a session."""
         require_same_parameters(self._model.parameters(), self._world, steps)
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Compare the parameters; there is no figure.
+        """Compare the parameters; returns no figure.
 
         Raises:
-            RunFailure: on every rank alike, naming the one that differs.
+            RunFailure: raised on every rank; the message names the rank that differs.
         """
         require_same_parameters(self._model.parameters(), self._world, at.number)
         return {}
 
 
 def parameter_checksum(parameters: Iterable[Tensor]) -> Tensor:
-    """Return an int64 of the parameters' bits: each one's words are summed, the sums hashed."""
+    """Return an int64 hash of the parameters' bits: words are summed per parameter, sums hashed."""
     total: Any = 0
     for parameter in parameters:
         words = parameter.detach().view(_WORD[parameter.element_size()])
@@ -54,13 +54,13 @@ def parameter_checksum(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def require_same_parameters(parameters: Iterable[Tensor], world: World, steps: int) -> None:
-    """Compare the parameters over the ranks; sharded ones (DTensor) are no rank's to compare.
+    """Compare the parameters over the ranks; sharded parameters (DTensor) are left out.
 
     Args:
-        steps: taken so far, for the message.
+        steps: steps taken so far, for the message.
 
     Raises:
-        RunFailure: on every rank alike, naming the rank that holds others than most.
+        RunFailure: raised on every rank; the message names a rank that differs from most.
     """
     if world.world_size == 1:
         return

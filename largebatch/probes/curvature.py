@@ -1,4 +1,4 @@
-"""The largest curvatures of a live run, and how near its steps are to the edge of stability."""
+"""Measure the largest Hessian eigenvalues of a live run, and the distance to instability."""
 
 from __future__ import annotations
 
@@ -30,20 +30,24 @@ STEPS_A_PRODUCT = 128  # a product takes about two steps: 2% of the time
 class Curvature(Instrument):
     """Measures the largest eigenvalues of the Hessian of a step's loss, after the step.
 
-    The loss is the mean over the step's batch, without weight decay, normalised as in training. In
-    the optimizer's coordinates (:func:`~largebatch.probes.geometry.geometry`) the largest one times
-    the rate is ``curvature_times_rate``, and ``curvature_bound`` is where steps diverge: training
-    at a large batch climbs to it and stays there (Cohen et al. 2021, 2022).
+    The loss is the mean over the step's batch, without weight decay, with norms as in training.
+    ``curvature_times_rate`` is the largest eigenvalue in the optimizer's coordinates
+    (:func:`~largebatch.probes.geometry.geometry`) times the learning rate. Above
+    ``curvature_bound`` steps diverge. Training at a large batch climbs to this bound, the "edge of
+    stability", and stays there (Cohen et al. 2021, 2022).
 
-    What is found of it by Lanczos' method is a lower bound; ``curvature_error`` is how far an
-    eigenvalue can be from it. Each measurement goes on from the vectors of the one before.
+    Lanczos' method gives a lower bound of the largest eigenvalue. An eigenvalue lies within
+    ``curvature_error`` of the value found. Each measurement starts from the vectors of the one
+    before.
 
     Args:
-        every: which steps are measured; None: so seldom that it takes about 2% of the time.
-        top: how many eigenvalues.
-        products: with the matrix, a measurement; the first takes four times as many.
-        measure: ``steps``, in the optimizer's coordinates; ``plain``, in those of the weights;
-            ``gauss_newton``, its part without the model's own curvature; several with commas.
+        every: which steps are measured; None: so seldom that measuring takes about 2% of the time.
+        top: number of eigenvalues.
+        products: number of Hessian-vector products per measurement; the first takes four times as
+            many.
+        measure: which matrix. ``steps``: the Hessian in the optimizer's coordinates; ``plain``: the
+            Hessian by the weights; ``gauss_newton``: the Gauss-Newton part, without the model's own
+            curvature. Several are separated by commas.
 
     Raises:
         UserError: an option out of range.
@@ -78,7 +82,7 @@ class Curvature(Instrument):
         self._last: dict[str, float] = {}
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Return the figures of every matrix; none where a gradient is not finite."""
+        """Return the figures of every matrix; none if a gradient is not finite."""
         replay, found = at.replay(), dict[str, float]()
         assert replay is not None
         of_steps = geometry(self._optimizer, self._space)
@@ -129,12 +133,12 @@ class Curvature(Instrument):
         return float(along.square().sum() / whole) if whole > 0 else 0.0
 
     def write(self, step: Step, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Keep the figures for the last word."""
+        """Return the figures, and keep them for the summary of :meth:`close`."""
         self._last = {**self._last, **values}
         return values
 
     def close(self) -> str | None:
-        """Say how near the steps are to the edge."""
+        """Return one sentence on how near the steps are to the edge of stability."""
         if "curvature_times_rate" not in self._last:
             return None
         value, bound = self._last["curvature_times_rate"], self._last["curvature_bound"]
@@ -142,18 +146,18 @@ class Curvature(Instrument):
         return f"curvature x rate {value:.3g}, steps diverge above {bound:.3g}: {near}"
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Return the vectors to go on from."""
+        """Return the vectors that the next measurement starts from."""
         return {name: self._space.named(vector) for name, vector in self._starts.items()}
 
     def check(self, state: Any) -> None:
-        """Require vectors over such a model."""
+        """Require vectors that fit this model."""
         if not isinstance(state, dict) or not state.keys() <= set(MATRICES):
             raise ValueError("no vectors of a curvature")
         for vector in state.values():
             check_tensors(vector, self._space.params)
 
     def load(self, state: Any) -> None:
-        """Go on from vectors found before, on whatever ranks."""
+        """Restore vectors found before, on any number of ranks."""
         self._starts = {
             name: self._space.from_named(vector)
             for name, vector in state.items()

@@ -1,4 +1,4 @@
-"""Where an optimizer goes for a gradient, up to the rate and to what it remembers."""
+"""The direction that an optimizer takes for a gradient, without rate and without memory."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def along(gradient: Gradient) -> list[Tensor]:
 
 
 def signs(gradient: Gradient) -> list[Tensor]:
-    """Return the direction of sign descent, which stands for Adam without memory."""
+    """Return the direction of sign descent, which is Adam without memory."""
     return [g.sign() for g in gradient]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Return U V' of the matrix U S V', as far as five steps of Newton and Schulz come to it."""
+    """Return U V' of the matrix U S V', approximated by five Newton-Schulz steps."""
     a, b, c = NEWTON_SCHULZ
     x = matrix / (matrix.norm() + 1e-12)
     tall = x.shape[0] > x.shape[1]
@@ -41,15 +41,15 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def direction_of(optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> Direction:
-    """Return the direction of an optimizer without memory: of momentum, and of squares.
+    """Return an optimizer's direction, ignoring its memory (momentum and second moment).
 
-    SGD's is the gradient at length 1; of an optimizer with a rate a layer the layer's gradient
-    (LARS) or its sign (LAMB) at the length of the layer's weights, and nothing of layers that do
-    not adapt; Muon's orthogonal for its matrices; of Adam and whatever else divides by the root of
-    a second moment the sign.
+    SGD: the gradient at length 1. LARS and LAMB: by layer, the gradient (LARS) or its sign (LAMB)
+    at the length of the layer's weights, and zero for layers that do not adapt. Muon: the
+    orthogonalised gradient for its matrices. Adam and others that divide by the root of a second
+    moment: the sign.
 
     Args:
-        params: in whose order gradients are given.
+        params: parameters in the order in which gradients will be given.
     """
     layerwise = layer_rates(optimizer)
     groups = optimizer.param_groups

@@ -1,4 +1,4 @@
-"""What the last doubling of the batch has gained, for any optimizer: no model of the noise."""
+"""Measure the gain of the last doubling of the batch, for any optimizer and any noise."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ EVERY, HALF_LIFE, PARTS = "128st", "10%", 4  # two and a half steps: 2% of the t
 def control_terms(quarters: Sequence[Gradient], direction: Direction) -> tuple[Tensor, Tensor]:
     """Return estimates of U(B / 4) and U(B / 2) from the four quarters of a step of B samples.
 
-    ``U(b) = <G, E p(g_b)>`` is how far the direction p of a batch of b samples follows the true
-    gradient G; the best rate gains U^2. The mean of <g_j, p(g_i)> over parts that share no sample
-    has it as its mean, for any p: no bias, no model of the noise. Where a step's progress is
-    1 / (1 + noise scale / b), U(2 b)^2 / U(b)^2 - 1 is 1 far below the noise scale, 1/3 at it, and
-    0 far above.
+    ``U(b) = <G, E p(g_b)>`` measures how well the direction p of a batch of b samples follows the
+    true gradient G. At the best rate a step gains U^2. The mean of <g_j, p(g_i)> over parts without
+    a common sample estimates U without bias for any p, and needs no model of the noise. If a step's
+    progress is 1 / (1 + noise scale / b), then U(2 b)^2 / U(b)^2 - 1 is 1 far below the noise
+    scale, 1/3 at the noise scale, and 0 far above.
 
     Args:
-        quarters: the mean gradient of each, by tensor.
-        direction: p, of a fixed length.
+        quarters: the mean gradient of each quarter, a list of tensors.
+        direction: p; must return directions of a fixed length.
     """
 
     def along(one: Gradient, other: list[Tensor]) -> Tensor:
@@ -55,23 +55,24 @@ def control_terms(quarters: Sequence[Gradient], direction: Direction) -> tuple[T
 
 
 def gain(ratio: NoiseEstimate) -> tuple[float, float, float]:
-    """Return U(B/2)^2 / U(B/4)^2 - 1 and its bounds from the ratio of the two U."""
+    """Return U(B/2)^2 / U(B/4)^2 - 1 and its bounds, from the ratio of U(B/2) and U(B/4)."""
     return ratio.value**2 - 1, ratio.low**2 - 1, ratio.high**2 - 1
 
 
 class Doubling(Instrument):
-    """Measures how much of a doubling the last doubling of the batch has gained.
+    """Measures the gain of the last doubling of the batch: 1 is a full doubling, 0 is nothing.
 
-    It takes the four quarters of a step apart: from a quarter of the passes each, where a rank
-    makes at least four, at the cost of four copies of the gradients; else of the only pass, at the
-    cost of one and a half passes more. All ranks' quarters are added up.
+    The instrument compares the gradients of the four quarters of a step. If a rank makes at least
+    four passes, a quarter is a quarter of the passes, at the cost of four copies of the gradients.
+    Otherwise a pass is divided, at the cost of one and a half more passes. All ranks' quarters are
+    added up.
 
     Args:
         every: which steps are measured; None: each 128th, about 2% of the time.
-        half_life: of the weight of measured steps in the estimate.
+        half_life: half-life of the weight of measured steps in the estimate.
 
     Raises:
-        UserError: the run's steps cannot be taken apart.
+        UserError: the run's steps cannot be divided into quarters.
     """
 
     name = "doubling"
@@ -107,7 +108,7 @@ class Doubling(Instrument):
             raise UserError("needs each rank's own gradients; take distributed.engine=ddp")
 
     def before(self, at: Moment) -> None:
-        """Look at what has accumulated whenever a quarter of the passes is over."""
+        """Arrange to copy the accumulated gradients after each quarter of the passes."""
         self._prefixes, passed = [], 0
         passes = len(at.parts)
         if self._handle is not None:
@@ -128,7 +129,7 @@ class Doubling(Instrument):
         self._handle = self._model.register_forward_pre_hook(entered)
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Return U(B / 4) and U(B / 2) of the step; nothing where quarters are not alike."""
+        """Return U(B / 4) and U(B / 2) of the step; nothing if the quarters differ in size."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -205,7 +206,7 @@ class Doubling(Instrument):
         return found
 
     def write(self, step: Step, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Enter a step; return the gain of the last doubling with its interval."""
+        """Record a step; return the gain of the last doubling with its interval."""
         small, large = values["row"]
         if not np.isfinite([small, large]).all():
             return {}
@@ -222,7 +223,7 @@ class Doubling(Instrument):
         }
 
     def close(self) -> str | None:
-        """Say what the last doubling gained, or how much is missing to say it."""
+        """Return one sentence on the gain of the last doubling, or on the steps still missing."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -240,15 +241,15 @@ class Doubling(Instrument):
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Return the terms so far."""
+        """Return the terms measured so far."""
         return self.record.state()
 
     def check(self, state: Any) -> None:
-        """Require terms of steps."""
+        """Require terms of steps, as :meth:`state` returns."""
         self.record.check(state)
 
     def load(self, state: Any) -> None:
-        """Go on from terms measured before."""
+        """Restore terms measured before."""
         self.record.load(state)
 
 

@@ -1,4 +1,4 @@
-"""What an encoder makes of plain images, over all ranks: what it is judged by afterwards."""
+"""Compute an encoder's features of plain images over all ranks, for evaluations of the encoder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Plain = Callable[[Any], Iterator[Any]]
 
 
 class FrozenFeatures:
-    """Features and labels of images under the weights of the moment.
+    """Features and labels of images under the present weights.
 
     Args:
-        task: must make features of a batch (``features``), as contrastive learning does.
-        source, validation: the splits.
-        plain: walks one of them.
+        task: the run's task; must have a method ``features``, as contrastive learning does.
+        source, validation: the training and validation split.
+        plain: iterates over a split without augmentation.
 
     Raises:
-        UserError: the task makes no features.
+        UserError: the task has no ``features``.
     """
 
     def __init__(self, task: Any, source: Any, validation: Any, plain: Plain, world: World) -> None:
@@ -37,9 +37,9 @@ class FrozenFeatures:
         self.classes = int(source.offers()["num_classes"])
 
     def of(self, model: nn.Module) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return features (n, d) and labels (n,) of training, and of validation, on every rank.
+        """Return features (n, d) and labels (n,) of both splits, training first, on every rank.
 
-        Features are float32 at least, and 0 on average over the training images.
+        Features are at least float32 and are centred: their mean over the training images is 0.
         """
         train, held_out = (self._of(model, split) for split in self._splits)
         mean = train[0].double().mean(0).to(train[0].dtype)

@@ -1,4 +1,4 @@
-"""Further evaluations: what else judges the weights of a run while it goes on."""
+"""Further evaluations of a run's weights during training, as ``evaluate.also`` names them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ are switched on, and is to be left as it is.
 
 
 def check_also(items: Sequence[Any]) -> list[Listed]:
-    """Read ``evaluate.also`` as far as it can be read before there is a run.
+    """Check ``evaluate.also`` as far as possible before there is a run.
 
     Raises:
         UserError: one line naming the item and what is wrong with it.
@@ -54,5 +54,5 @@ def check_also(items: Sequence[Any]) -> list[Listed]:
 
 
 def short_name(name: str) -> str:
-    """Return what heads the figures of an evaluation: of code, the callable's name."""
+    """Return the prefix of an evaluation's figures: for a user's code, the callable's name."""
     return name.rpartition(":")[2]

@@ -1,7 +1,7 @@
 """How long an optimizer's steps are in each direction, and the curvature at which they diverge.
 
-On a quadratic of curvature h, in coordinates in which the optimizer is plain or heavy-ball gradient
-descent, steps of rate r are stable while r h stays below a bound:
+Take coordinates in which the optimizer is plain or heavy-ball gradient descent. On a quadratic of
+curvature h, steps of rate r are then stable while r h stays below a bound:
 
 | optimizer | bound | source |
 |---|---|---|
@@ -27,12 +27,12 @@ from largebatch.probes.parameter_space import ParameterSpace
 
 @dataclass(frozen=True)
 class Geometry:
-    """The coordinates in which an optimizer descends plainly.
+    """The coordinates in which an optimizer is plain or heavy-ball gradient descent.
 
     Attributes:
-        root: of the inverse of the preconditioner's diagonal, as a vector; None: of the identity.
-        rate: of the first group; rates of others count in ``root``.
-        bound: of rate x curvature there, above which steps diverge.
+        root: root of the inverse of the preconditioner's diagonal, as a vector; None: the identity.
+        rate: learning rate of the first group; rates of other groups enter ``root``.
+        bound: value of rate x curvature above which steps diverge, in these coordinates.
     """
 
     root: Tensor | None
@@ -41,9 +41,9 @@ class Geometry:
 
 
 def geometry(optimizer: torch.optim.Optimizer, space: ParameterSpace) -> Geometry | None:
-    """Return the coordinates of an optimizer as it is now; None of a kind that has no formula.
+    """Return the coordinates of an optimizer in its present state; None without a formula.
 
-    LARS and LAMB count with the ratios of their last step, as if these were constant.
+    For LARS and LAMB the trust ratios of the last step are taken as constant.
     """
     kind = getattr(optimizer, "optimizer", optimizer)
     group = optimizer.param_groups[0]

@@ -1,4 +1,4 @@
-"""Squared gradients of the norms' weights and biases by ghost: they cost no pass of their own."""
+"""Squared gradients of the norms' weights and biases, ghost by ghost, without an extra pass."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from largebatch.nn import observable_norms
 
 
 class GhostSquares:
-    """Sums, over a step, what every ghost adds to the gradients of the norms.
+    """Sums, over a step, the squared norms of each ghost's part of the norms' gradients.
 
-    All ghosts are seen, on whatever ranks and under whatever engine: each rank observes its own
-    passes, and the ranks add up one row of numbers. Passes that are none of the run's (idle ones,
-    SAM's second, other instruments') are not seen, since their statistics are put back. A norm that
-    a pass goes through more than once is left out: its ghosts are not single there.
+    All ghosts count, on any ranks and under any engine: each rank observes its own passes, and the
+    ranks sum one row of numbers. Passes whose running statistics are restored do not count: idle
+    passes, SAM's second pass, and passes of other instruments. A norm that runs more than once in a
+    pass is left out, because its ghosts are then not separate.
 
     Attributes:
-        names: of the norms.
+        names: names of the observed norms.
 
     Args:
-        engine: of the run.
+        engine: the run's engine.
     """
 
     def __init__(self, model: nn.Module, engine: Any) -> None:
@@ -39,15 +39,15 @@ class GhostSquares:
         self._learns = torch.tensor(learns, dtype=torch.float64).T.unsqueeze(1)  # (2, 1, norms)
 
     def open(self) -> None:
-        """Observe the passes from here on, and forget those before."""
+        """Start observing passes; forget earlier ones."""
         self._found = [[] for _ in self._norms]
         for norm, found in zip(self._norms, self._found, strict=True):
             norm.gradient_observer = found.append
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """End the observation; return the squares of the whole and of the ghosts, summed.
+        """Stop observing; return the squared norms of the whole, and the sum over ghosts.
 
-        Both (norms,) float64, over all ranks, which must call it alike.
+        Both are (norms,) float64, summed over ranks. Every rank must call this.
         """
         for norm in self._norms:
             norm.gradient_observer = None

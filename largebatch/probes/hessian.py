@@ -1,8 +1,9 @@
 """Products with the Hessian of a step's loss, from gradients of the run's own engine.
 
-Two gradients at weights moved along a vector and against it give the product, so that whatever
-gives gradients gives curvature: ghosts, sharded parameters, kernels without a second derivative. A
-library's double backward pass (Pearlmutter 1994) needs all of these to have one.
+The product is the difference of two gradients, at weights moved along a vector and against the
+vector. So everything with a gradient works: ghost batches, sharded parameters, kernels without a
+second derivative. The usual double backward pass (Pearlmutter 1994) needs second derivatives of all
+of these.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ Product = Callable[[Tensor], Tensor]
 
 
 def reach(weights: float, dtype: torch.dtype) -> float:
-    """Return how far to move for a central difference: its two errors are about equal there.
+    """Return the step of a central difference at which its two errors are about equal.
 
-    The third derivative counts with the square of it, rounding with its inverse.
+    The error from the third derivative grows with the square of the step. The error from rounding
+    grows with the inverse of the step.
     """
     return float(torch.finfo(dtype).eps ** (1 / 3) * (1 + weights) ** 0.5)
 
@@ -50,7 +52,7 @@ class _Difference:
 class Hessian(_Difference):
     """The second derivative of a step's mean loss.
 
-    A product takes two gradients, which differ in sign as they are added up: one exchange.
+    A product takes two gradients of opposite sign, added up in one exchange between ranks.
     """
 
     def __call__(self, vector: Tensor) -> Tensor:
@@ -68,14 +70,14 @@ class Hessian(_Difference):
 
 
 class GaussNewton(_Difference):
-    """Gauss-Newton's part of it, ``J' L J``: J of the model's output, L the loss's Hessian in that.
+    """The Gauss-Newton matrix ``J' L J``: Jacobian J of the output, Hessian L of the loss in it.
 
-    ``J v`` is a difference of outputs, ``L`` is taken by a second derivative of the loss alone, and
-    ``J'`` by the engine's own backward pass (Schraudolph 2002). A product takes two forward passes
+    ``J v`` is a difference of outputs. ``L`` is a second derivative of the loss alone. ``J'`` is
+    applied by the engine's own backward pass (Schraudolph 2002). A product takes two forward passes
     and one gradient.
 
     Raises:
-        UserError: at a product, the model returns no single tensor.
+        UserError: at a product, if the model does not return one tensor.
     """
 
     def __call__(self, vector: Tensor) -> Tensor:
@@ -136,7 +138,7 @@ class _Output(nn.Module):
 def preconditioned(product: Product, root: Tensor) -> Product:
     """Return the product with ``R H R``, R the diagonal matrix of ``root``.
 
-    Where R^2 is the inverse of an optimizer's preconditioner it has the eigenvalues of that times
-    the Hessian, and is symmetric.
+    If R^2 is the inverse of an optimizer's preconditioner, R H R has the same eigenvalues as R^2 H,
+    and is symmetric.
     """
     return lambda vector: root * product(root * vector)

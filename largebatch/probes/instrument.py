@@ -1,4 +1,4 @@
-"""What watches a run while it trains, and changes no bit of it."""
+"""The base class of instruments: they watch a run while it trains, and change no bit of the run."""
 
 from __future__ import annotations
 
@@ -29,30 +29,33 @@ MOMENTS: dict[str, str] = {
 
 @dataclass
 class Moment:
-    """What an instrument sees of the run. Only to be used during the call it is handed to.
+    """The view of the run that an instrument gets; valid only during the call.
 
     Attributes:
-        step: the last step, over all ranks. number: of that step, from 1.
-        model: the user's; its weights and statistics are to be left as they are.
-        optimizer: over the parameters of ``model``.
-        loss: of a batch under the weights as they are: the mean that training descends along, 0-d,
-            with a graph to take derivatives from by ``torch.autograd.grad``. Norms normalise as in
-            training and statistics stay; dropout draws the same at each call.
-        held: the first ``n`` samples of the validation set, the same on every rank.
-        evaluate: the figures of the validation set with other weights in the model's place, by
-            their names in ``state_dict``; every rank must call it alike.
-        finish: asks that the run end here, evaluated and saved as ever: with the figures that are
-            the reason, for ``target`` in summary.json. Every rank must call it alike.
-        squares: squared norms of gradients, for an instrument that says it reads them; where SAM
-            takes two gradients a step, of the first.
-        batch: of this rank's last pass of the step, until the step is over; None if it has none.
-        parts: samples of each of this rank's passes of the step, without idle ones.
-        replay: the step's passes once more, for an instrument that says it replays; from
+        step: the last step, over all ranks.
+        number: number of this step, from 1.
+        model: the user's model; do not change its weights or statistics.
+        optimizer: the optimizer of the parameters of ``model``.
+        loss: computes the training loss of a batch under the present weights: the mean, 0-d, with a
+            graph for ``torch.autograd.grad``. Norms normalise as in training and keep their
+            statistics; dropout draws the same masks at each call.
+        held: returns the first ``n`` samples of the validation set, the same on every rank.
+        evaluate: returns the validation figures under other weights, given by their names in
+            ``state_dict``. Every rank must call this alike.
+        finish: asks the run to end here, with the usual evaluation and checkpoint. Takes the
+            figures that are the reason, for ``target`` in summary.json. Every rank must call this
+            alike.
+        squares: squared norms of gradients, for instruments with ``reads_squares``. With SAM, which
+            takes two gradients a step, those of the first.
+        batch: the batch of this rank's last pass of the step, until the step is over; None without
+            a pass.
+        parts: number of samples in each of this rank's passes of the step, without idle passes.
+        replay: repeats the step's passes, for instruments with ``replays``. Available from
             ``stepped`` on, until the next step begins.
-        left_out: 0-d, not 0 if the step changed nothing since it was not finite; None where steps
-            are not left out.
-        record: at ``evaluated`` the figures, under the names they have in metrics.jsonl; of rank 0
-            on every rank.
+        left_out: 0-d, not 0 if the step was skipped because gradients were not finite; None if
+            steps are never skipped.
+        record: at ``evaluated``, the figures by their names in metrics.jsonl; rank 0's, on every
+            rank.
     """
 
     step: Step
@@ -75,15 +78,15 @@ class Instrument(ABC):
     """Base of the instruments.
 
     Attributes:
-        name: under which its state lies in checkpoints; set by whoever builds it.
+        name: key of its state in checkpoints; set by the code that builds the instrument.
         moment: when it measures, see :data:`MOMENTS`.
         reads_squares: whether it reads :attr:`Moment.squares`, which cost a pass over the gradients
-            of each step that it is due at.
-        replays: whether it asks for :attr:`Moment.replay`, so that a rank's batches of a step that
-            it is due at are held in memory to the end of the step.
-        resumes: whether the run's results hang on its state, so that a checkpoint without it, or
-            with one that is not finite, is none to go on from.
-        every: which steps are due; None: each.
+            at each measured step.
+        replays: whether it uses :attr:`Moment.replay`. A rank's batches of a measured step are then
+            kept in memory to the end of the step.
+        resumes: whether the run's results depend on its state. A run cannot resume from a
+            checkpoint without this state, or with a state that is not finite.
+        every: which steps are measured; None: every step.
     """
 
     name = ""
@@ -94,57 +97,58 @@ class Instrument(ABC):
     every: Every | None = None
 
     def due(self, step: Step, number: int) -> bool:
-        """Whether to measure at a step, the ``number``-th from 1: on every rank alike."""
+        """Return whether to measure step ``number`` (from 1); must be the same on every rank."""
         return self.every is None or self.every.due(step, number)
 
     def begin(self, samples: int, steps: int) -> str | None:
-        """Take up work before the first step of a session; return what to tell the user of it.
+        """Start work before the first step of a session; return a message for the user.
 
         Every rank calls it, after :meth:`load` if the run goes on from a checkpoint.
 
         Args:
-            samples, steps: seen and taken by then.
+            samples, steps: samples seen and steps taken by then.
         """
         return None
 
     def before(self, at: Moment) -> None:  # noqa: B027
-        """Get ready for a step it is due at, if its moment lies in the midst of one, or it replays.
+        """Prepare for a measured step, if the instrument measures inside the step or replays it.
 
-        It is called before the step's passes, and again where these have to be made once more.
+        Called before the step's passes, and again if the passes have to be repeated.
         """
 
     @abstractmethod
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Return figures, 0-d or small tables, still on the device: reading them here would wait.
+        """Return figures, 0-d or small tensors, still on the device: reading them here would wait.
 
-        Every rank calls it. It may change nothing of the run: no weight, statistic or gradient.
+        Called on every rank. Must not change the run: no weight, statistic or gradient.
         """
 
     def write(self, step: Step, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Take in what :meth:`measure` found, as numbers; return what joins the step's line.
+        """Receive the figures of :meth:`measure` as numbers; return what to add to the step's line.
 
-        Called on every rank, one step later for those of a step; what joins is rank 0's. Figures
-        of ``evaluated`` join the line of the evaluation, those of ``end`` summary.json.
+        Called on every rank; the result of rank 0 is written. Figures of a step arrive one step
+        later. Figures of ``evaluated`` join the line of the evaluation, figures of ``end`` join
+        summary.json.
         """
         return values
 
     def close(self) -> str | None:
-        """End the work of a session, however it ended; return what to tell the user."""
+        """End the work of a session, also after an error; return a message for the user."""
         return None
 
     def state(self) -> Any:
-        """Return what a continuation needs, None if nothing: of tensors, numbers, dicts, lists.
+        """Return the state to resume from (tensors, numbers, dicts, lists), or None.
 
-        Every rank calls it; rank 0's is kept.
+        Called on every rank; rank 0's result is saved.
         """
         return None
 
     def check(self, state: Any) -> None:  # noqa: B027
-        """Look at a state of a checkpoint before any of it is put back.
+        """Check a state from a checkpoint before any of the checkpoint is restored.
 
         Raises:
-            ValueError: in a few words, why it cannot be this instrument's.
+            ValueError: why the state cannot be this instrument's, in a few words.
         """
 
     def load(self, state: Any) -> None:  # noqa: B027
-        """Go on from what :meth:`state` returned, on any number of ranks."""
+        """Restore a result of :meth:`state`, on any number of ranks."""

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour accuracy of an encoder's features: a judgement that trains nothing."""
+"""k-nearest-neighbour accuracy of an encoder's features: an evaluation without training."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def knn(
 ) -> Run:
     """Build the evaluation ``knn`` of ``evaluate.also``: ``knn_top1`` of the validation images.
 
-    The label of an image is that with most weight among its nearest training images by cosine,
-    each of which weighs e^(cosine / temperature) (Wu et al. 2018, section 3.4, whose values are the
-    defaults). Both splits are shown plainly; features are centred on the training images.
+    An image gets the label with most weight among its k nearest training images by cosine. Each of
+    these images has the weight e^(cosine / temperature) (Wu et al. 2018, section 3.4, whose values
+    are the defaults). Images are not augmented; features are centred on the training images.
 
     Args:
-        neighbours: k; at most as many as there are training images.
+        neighbours: k; at most the number of training images.
 
     Raises:
-        UserError: an option is out of its range, or the task makes no features.
+        UserError: an option is out of its range, or the task has no features.
     """
     if not isinstance(neighbours, int) or neighbours < 1:
         raise UserError(f"neighbours={neighbours!r}: a number from 1 up")

@@ -1,8 +1,8 @@
-"""Lanczos' recurrence on vectors that ranks hold their parts of.
+"""Lanczos' method for vectors that are divided over ranks.
 
-The libraries for it (scipy's ARPACK, hessian-eigenthings, curvlinops) take whole vectors on one
-device, and ask for products until they are content. Here a vector may lie over the ranks of a
-sharded model, and the number of products, each as dear as two steps, is the caller's.
+Libraries for this (scipy's ARPACK, hessian-eigenthings, curvlinops) take whole vectors on one
+device, and decide the number of products themselves. Here a vector may lie over the ranks of a
+sharded model. The caller sets the number of products, each of which costs as much as two steps.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ TINY = 1e-10  # of the largest entry: below it, what is left of a vector is roun
 
 @dataclass(frozen=True)
 class Ritz:
-    """What some products have found of a symmetric matrix.
+    """Approximate eigenvalues and eigenvectors of a symmetric matrix (Ritz pairs).
 
     Attributes:
         values: (m,) float64, ascending: approximate eigenvalues.
-        vectors: (m, n): their vectors, of this rank's part.
-        errors: (m,) float64: an eigenvalue of the matrix lies within so much of each value.
-        weights: (m,) float64: squared shares of the start in the vectors: with ``values``, a
-            quadrature of the spectrum as the start sees it (Golub and Welsch 1969).
+        vectors: (m, n): the approximate eigenvectors, this rank's part.
+        errors: (m,) float64: an eigenvalue of the matrix lies within this distance of each value.
+        weights: (m,) float64: squared components of the start vector along ``vectors``. With
+            ``values`` they are a quadrature of the spectrum seen by the start vector (Golub and
+            Welsch 1969).
     """
 
     values: Tensor
@@ -41,14 +42,15 @@ class Ritz:
 def lanczos(
     apply: Callable[[Tensor], Tensor], start: Tensor, products: int, space: ParameterSpace
 ) -> Ritz:
-    """Return what ``products`` products with a symmetric matrix find of it.
+    """Return the Ritz pairs of a symmetric matrix after ``products`` matrix-vector products.
 
-    Every new vector is made orthogonal to all before, twice (Parlett 1998, section 6.9), so that no
-    eigenvalue comes twice. It ends early where the vectors so far span all that the start reaches.
+    Every new vector is made orthogonal to all earlier ones, twice (Parlett 1998, section 6.9), so
+    that no eigenvalue is found twice. The method ends early if the vectors span the whole Krylov
+    space of the start vector.
 
     Args:
-        apply: the product with a vector.
-        start: not zero; the nearer to the eigenvectors wanted, the fewer products it takes.
+        apply: multiplies a vector by the matrix.
+        start: start vector, not zero; the nearer to the wanted eigenvectors, the fewer products.
 
     Raises:
         ArithmeticError: a product is not finite.

@@ -1,4 +1,4 @@
-"""layers.jsonl: what LARS and LAMB found of every tensor, at steps spread over the run."""
+"""Write layers.jsonl: norms and trust ratio of every tensor under LARS or LAMB, at some steps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from largebatch.schedule import Every, Step
 
 
 class LayerRecord(Instrument):
-    """Writes weight norm, gradient norm (LAMB: update norm) and ratio of tensors that adapt.
+    """Writes weight norm, gradient norm (LAMB: update norm) and trust ratio of adapted tensors.
 
-    A line has ``samples``, ``step``, ``epoch``, ``split`` (``layers``) and ``layers``, which maps
-    the parameter's name (with ``[number]`` for a piece of a split one) to the three numbers. There
-    are none before :meth:`begin`.
+    A line has ``samples``, ``step``, ``epoch``, ``split`` (``layers``) and ``layers``. The last
+    maps a parameter's name to the three numbers; ``[number]`` is added for a piece of a split
+    parameter. No line is written before :meth:`begin`.
 
     Args:
-        path: the file.
+        path: path of the file.
         every: which steps are written.
         epoch_samples: training samples in an epoch.
     """
@@ -46,7 +46,7 @@ class LayerRecord(Instrument):
         }
 
     def begin(self, samples: int, steps: int) -> str | None:
-        """Drop the lines past ``samples``, where the run goes on."""
+        """Remove lines past ``samples``, from which the run resumes."""
         writer = MetricsWriter(self._path)
         kept = writer.truncate_after(samples)
         writer.close()
@@ -54,7 +54,7 @@ class LayerRecord(Instrument):
         return kept
 
     def due(self, step: Step, number: int) -> bool:
-        """Whether a step has a line."""
+        """Return whether a step gets a line."""
         return self._begun and super().due(step, number)
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
@@ -68,7 +68,7 @@ class LayerRecord(Instrument):
         return dict(zip(names, (row for _, _, row in found), strict=True))
 
     def write(self, step: Step, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Append the line of a step taken; none of it joins the metrics."""
+        """Append the step's line to the file; nothing is added to the metrics."""
         line: dict[str, Any] = {
             "split": "layers",
             "samples": step.end,

@@ -31,15 +31,16 @@ def linear(
 ) -> Run:
     """Build the evaluation ``linear`` of ``evaluate.also``: ``linear_top1`` of validation images.
 
-    Multinomial logistic regression on features of plain training images, each divided by its
-    standard deviation, by L-BFGS in float64 from zero (as SimCLR judges transfer, appendix B.8).
+    The classifier is multinomial logistic regression on features of training images without
+    augmentation, each feature divided by its standard deviation. L-BFGS fits it in float64 from
+    zero, as SimCLR does to judge transfer (appendix B.8).
 
     Args:
         decay: c of the penalty c/2 |W|^2, beside the mean loss of an image.
-        iterations: of L-BFGS, at most.
+        iterations: largest number of L-BFGS iterations.
 
     Raises:
-        UserError: an option is out of its range, or the task makes no features.
+        UserError: an option is out of its range, or the task has no features.
     """
     if not isinstance(decay, (int, float)) or not 0 <= decay < math.inf:
         raise UserError(f"decay={decay!r}: a number from 0 up")
@@ -60,7 +61,7 @@ def linear(
 def fitted(
     features: Tensor, labels: Tensor, classes: int, decay: float, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Return weights (classes, d) and biases (classes,) of logistic regression on (n, d)."""
+    """Fit logistic regression to (n, d) features; return weights (classes, d) and biases."""
     weight = features.new_zeros(classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(classes, requires_grad=True)
     search = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")

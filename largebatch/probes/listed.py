@@ -1,4 +1,4 @@
-"""Lists in a config of things by name: ``[{name, every, and keys of its own}]``."""
+"""Read the config lists ``probes`` and ``evaluate.also``: ``[{name, every, options}]``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ KEYWORDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 @dataclass(frozen=True)
 class Listed:
-    """An item of such a list.
+    """One item of such a config list.
 
     Attributes:
-        where: the item, for messages: ``probes[0]``.
-        every: the distance between the steps it is due at; None: it does not say.
-        options: its keys besides.
+        where: place of the item, for messages, such as ``probes[0]``.
+        every: distance between the steps at which the item acts; None if not given.
+        options: the item's other keys.
     """
 
     where: str
@@ -34,14 +34,14 @@ class Listed:
 def check_list(
     registry: Registry[Any, Any], items: Sequence[Any], offers: Container[str]
 ) -> list[Listed]:
-    """Read a list as far as that needs no run; code that it names is imported.
+    """Check a list as far as possible without a run; user code that it names is imported.
 
     Args:
-        registry: of what can be named; its key is the list's.
-        offers: names of what a run gives a factory, which therefore are no options.
+        registry: the registry of names; its key is the list's key in the config.
+        offers: names of arguments that the run gives to factories; options must not use them.
 
     Raises:
-        UserError: one line naming the item, and what is wrong with it.
+        UserError: one line with the item and what is wrong.
     """
     found: list[Listed] = []
     for number, item in enumerate(items):
@@ -59,10 +59,10 @@ def check_list(
 
 
 def make(registry: Registry[Any, Any], listed: Listed, offers: Mapping[str, Any]) -> Any:
-    """Return what the item's factory makes of its options and of the offers that it names.
+    """Call the item's factory with its options and with the offers that its signature names.
 
     Raises:
-        UserError: it refuses, or raises.
+        UserError: the factory refuses its arguments or raises an error.
     """
     factory = registry.entry(listed.name).factory
     theirs = registry.imports(listed.name)

@@ -1,4 +1,4 @@
-"""Dropout at test time: several passes that drop other units, averaged, and how far they differ."""
+"""Dropout at test time: average several passes with different dropout, and measure their spread."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ FIGURES = ("spread", "entropy", "information")
 class DropoutPasses:
     """Figures of the mean of ``passes`` predictions of a model whose dropout is on.
 
-    Gal and Ghahramani 2016, "Dropout as a Bayesian approximation". Beside the task's figures, of
-    the averaged probabilities, there are means over the samples of:
+    Gal and Ghahramani 2016, "Dropout as a Bayesian approximation". The task's figures are computed
+    from the averaged probabilities. Further figures are means over the samples of:
 
-    - ``spread``: the standard deviation of a probability over the passes, root mean square over the
-      classes;
-    - ``entropy``: of the averaged probabilities, in nats;
-    - ``information``: that less the mean entropy of each pass: what of the uncertainty is the
-      model's, and more data would take away (Houlsby et al. 2011).
+    - ``spread``: standard deviation of a class probability over the passes, as a root mean square
+      over the classes;
+    - ``entropy``: entropy of the averaged probabilities, in nats;
+    - ``information``: ``entropy`` minus the mean entropy of the single passes: the model's own part
+      of the uncertainty, which more data would remove (Houlsby et al. 2011).
 
     Without dropout, or at a probability of 0, spread and information are 0. Dropout that a model
     calls as a function, not as a layer, stays off.
 
     Args:
-        task: it must give log-probabilities (``outputs``, ``score``), as classification does.
-        evaluator: walks this rank's share of the validation data.
+        task: must give log-probabilities (``outputs``, ``score``), as classification does.
+        evaluator: iterates over this rank's share of the validation data.
 
     Raises:
         UserError: fewer than two passes, or a task without probabilities.
@@ -91,7 +91,7 @@ def _uncertainty(logs: Tensor, mean: Tensor) -> Tensor:
 
 @contextmanager
 def dropping(model: nn.Module) -> Iterator[None]:
-    """Switch a model's dropout layers on for a block, and nothing else."""
+    """Put only a model's dropout layers into training mode for a ``with`` block."""
     layers = [m for m in model.modules() if isinstance(m, _DropoutNd)]
     before = [layer.training for layer in layers]
     for layer in layers:

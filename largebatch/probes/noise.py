@@ -1,4 +1,4 @@
-"""The gradient noise scale of a live run: how many samples a step is worth, with an interval."""
+"""Measure the gradient noise scale of a live run, in samples, with an interval."""
 
 from __future__ import annotations
 
@@ -36,24 +36,25 @@ SPLIT_EVERY = "100st"  # a pass costs a good part of a step, however few samples
 
 
 class NoiseScale(Instrument):
-    """Measures |G|^2 and T of some steps, and keeps their ratio T / |G|^2, the noise scale.
+    """Measures |G|^2 and T at some steps and estimates T / |G|^2, the gradient noise scale.
 
-    Far below it a step twice as large takes nearly twice as far; far above, hardly further
-    (McCandlish et al. 2018). The gradients are those before clipping, weight decay and momentum,
-    of SAM the first; under fp16 without the loss scale. Steps that are not finite are left out.
+    G is the true gradient and T the trace of the covariance of one sample's gradient. At a batch
+    far below the noise scale, doubling the batch nearly doubles the progress of a step. Far above,
+    doubling gains almost nothing (McCandlish et al. 2018). Gradients are taken before clipping,
+    weight decay and momentum; with SAM the first gradient; under fp16 without the loss scale. Steps
+    that are not finite are left out.
 
     Args:
         every: which steps are measured; None: each 16th, or 100th where it splits the only pass.
-        source: whose gradients are compared with the whole step's: ``ranks``, ``first`` (pass),
-            ``passes`` (at the cost of a second copy of the gradients), ``split`` (at the cost of
-            a 32nd of a pass, or of one ghost), ``norms`` (of these parameters alone, free) or
-            ``auto``: ranks if there are several, else the first pass if there are several, else a
-            split.
-        half_life: of the weight of measured steps in the estimate.
+        source: gradients to compare with the whole step's: ``ranks``; ``first`` (pass); ``passes``
+            (costs a second copy of the gradients); ``split`` (costs a 32nd of a pass, or one
+            ghost); ``norms`` (parameters of norms only, free); or ``auto``: ranks if there are
+            several, else the first pass if there are several, else a split.
+        half_life: half-life of the weight of measured steps in the estimate.
         layers: distance between lines of layers.jsonl with the layers' noise scales.
 
     Raises:
-        UserError: the run has nothing to measure it by.
+        UserError: the run has no source to measure the noise scale by.
     """
 
     name = "noise"
@@ -110,7 +111,7 @@ class NoiseScale(Instrument):
         self._kind = "lamb" if isinstance(wrapped, LAMB) else "lars"
 
     def begin(self, samples: int, steps: int) -> str | None:
-        """Say what is measured; drop lines past ``samples``, where the run goes on."""
+        """Return the source in words; remove lines past ``samples``, where the run resumes."""
         if not self._world.is_main:
             return None
         writer = MetricsWriter(self._folder.layers)
@@ -126,7 +127,7 @@ class NoiseScale(Instrument):
     # A measured step.
 
     def before(self, at: Moment) -> None:
-        """Observe the norms."""
+        """Start to observe the norms, if they are the source."""
         if self._ghosts is not None:
             self._ghosts.open()
 
@@ -134,7 +135,7 @@ class NoiseScale(Instrument):
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
         """Return a row: squares of the parts by layer, their shares, squares of the whole by layer.
 
-        Where the optimizer is one by layers, the squared lengths of the weights follow.
+        For a layer-wise optimizer the squared norms of the weights follow.
         """
         if self._ghosts is not None:
             whole, parts = self._ghosts.take()
@@ -188,7 +189,7 @@ class NoiseScale(Instrument):
         return torch.stack(parts), _filled(zero, (share, share * share, 1.0))
 
     def write(self, step: Step, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Enter the terms of a step, and return the estimate with them."""
+        """Record the terms of a step; return the updated estimate."""
         row, count = np.asarray(values["row"]), self.record.layers
         parts, shares, whole, lengths = np.split(row, [count, count + 3, 2 * count + 3])
         share, squares, groups = shares
@@ -236,7 +237,7 @@ class NoiseScale(Instrument):
         writer.close()
 
     def close(self) -> str | None:
-        """Say what the noise scale was last."""
+        """Return one sentence on the last noise scale."""
         if not self._world.is_main or not self.record.samples:
             return None
         estimate = self.record.estimate()
@@ -248,10 +249,10 @@ class NoiseScale(Instrument):
     # For who decides by it.
 
     def require_measurable(self, phase: Phase) -> None:
-        """Refuse a run whose steps of a phase are one pass that cannot be divided.
+        """Refuse a run in which a phase's steps are one pass that cannot be divided.
 
         Raises:
-            UserError: with the remedy.
+            UserError: the message names a remedy.
         """
         micro = phase.micro if isinstance(phase.micro, int) else phase.size
         blind = self._engine.alone and self.source == "first" and not self._splits
@@ -262,11 +263,11 @@ class NoiseScale(Instrument):
             )
 
     def judged(self, confidence: float) -> NoiseEstimate | None:
-        """Return the noise scale of the optimizer at hand; None of too few steps.
+        """Return the noise scale that fits the run's optimizer; None after too few steps.
 
-        By layers where its rate is; else that of all parameters, which is McCandlish's for SGD and
-        stands for Adam and sign descent too, whose progress follows the same hyperbola (Li et al.
-        2024).
+        For layer-wise optimizers the noise scale is computed from the layers. Otherwise it is that
+        of all parameters together: McCandlish's for SGD. It serves for Adam and sign descent too,
+        whose progress follows the same hyperbola (Li et al. 2024).
         """
         if self._adapts is None:
             return self.record.estimate(confidence)
@@ -275,7 +276,8 @@ class NoiseScale(Instrument):
     def second_moment_factors(self, before: int, after: int) -> dict[str, float]:
         """Return (G^2 + T / after) / (G^2 + T / before) of every tensor measured, and of all (*).
 
-        What a second moment is to be multiplied by when the batch changes.
+        A second moment must be multiplied by this factor when the batch changes from ``before`` to
+        ``after`` samples.
         """
         signal, trace = self.record.of_layers()
         rows = [(OTHERS, signal.sum(), trace.sum()), *zip(self.names, signal, trace, strict=True)]
@@ -289,15 +291,15 @@ class NoiseScale(Instrument):
         return found
 
     def state(self) -> dict[str, Tensor]:
-        """Return the terms so far."""
+        """Return the terms measured so far."""
         return self.record.state()
 
     def check(self, state: Any) -> None:
-        """Require terms of steps."""
+        """Require terms of steps, as :meth:`state` returns."""
         self.record.check(state)
 
     def load(self, state: Any) -> None:
-        """Go on from terms measured before, on whatever ranks."""
+        """Restore terms measured before, on any number of ranks."""
         self.record.load(state)
 
 

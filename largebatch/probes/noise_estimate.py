@@ -1,4 +1,4 @@
-"""From the terms of many steps to a noise scale with an interval that holds what it promises."""
+"""Estimate a noise scale with a confidence interval from the terms of many steps."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class NoiseEstimate:
     """A noise scale in samples.
 
     Attributes:
-        value: the estimate; ``inf`` where the mean squared signal is not above zero.
-        error: its standard error; ``inf`` where the interval is not bounded.
-        low, high: bounds of the interval; ``high`` is ``inf`` where no batch can be ruled out.
-        steps: measured steps, as many equally weighted ones as the weights are worth.
-        correlation: of lag 1 between steps, as it widened the interval.
-        wanted: steps from which on the interval would be bounded, going by those measured; where
-            not even their mean signal is above zero, the fewest.
+        value: the estimate; ``inf`` if the mean squared signal is not above zero.
+        error: its standard error; ``inf`` if the interval has no upper bound.
+        low, high: bounds of the interval; ``high`` is ``inf`` if no large value can be ruled out.
+        steps: number of measured steps: the effective number, as if all had equal weights.
+        correlation: correlation between successive steps (lag 1), which widened the interval.
+        wanted: estimated number of steps until the interval has an upper bound; a lower bound of it
+            if the mean signal is not above zero.
     """
 
     value: float
@@ -37,15 +37,16 @@ class NoiseEstimate:
 
     @property
     def bounded(self) -> bool:
-        """Whether the interval has an upper end."""
+        """Whether the interval has an upper bound."""
         return math.isfinite(self.high)
 
     def of_set(self, samples: int) -> NoiseEstimate:
-        """Return the noise scale for the gradient of a training set of ``samples``.
+        """Return the noise scale with respect to the gradient of a training set of ``samples``.
 
-        Where samples are drawn without replacement, groups of a step repel each other and |G|^2
-        comes out as that of the set less T / samples: as that of the population. Adding it back
-        gives T / (|G|^2 + T / N) = noise scale / (1 + noise scale / N), which matters above N / 20.
+        If samples are drawn without replacement, the groups of a step are negatively correlated.
+        The measured |G|^2 is then that of the set minus T / N (N samples), which is that of the
+        population. Adding T / N back gives T / (|G|^2 + T / N) = noise scale / (1 + noise scale /
+        N). The correction matters above N / 20.
         """
 
         def within(scale: float) -> float:
@@ -62,7 +63,7 @@ class NoiseEstimate:
         )
 
     def text(self) -> str:
-        """Return it in words: ``1,204 [980.2, 1,530] samples``, or what is known unbounded."""
+        """Return the estimate in words: ``1,204 [980.2, 1,530] samples``, or a lower bound."""
         if self.bounded:
             return f"{self.value:,.4g} [{self.low:,.4g}, {self.high:,.4g}] samples"
         known = f"> {self.low:,.4g} samples" if self.low > 0 else "not known yet"
@@ -79,20 +80,19 @@ def estimate_noise(
 ) -> NoiseEstimate | None:
     """Estimate T / |G|^2 from terms of steps, each noisy and of either sign.
 
-    The ratio of weighted sums, with the bias of a ratio taken out by a delete-one jackknife. The
-    interval is Fieller's (1954): all x for which ``sum u (t - x g)`` is not distinguishable from
-    zero, so that a signal which might be zero gives an interval without an upper end, in place of
-    one that a clamp has closed. Variances are times (1 + r) / (1 - r) for the correlation r of
-    neighbouring steps, where that is positive, and quantiles are Student's.
+    The estimate is the ratio of weighted sums; a delete-one jackknife removes the bias of a ratio.
+    The interval is Fieller's (1954): all x for which ``sum u (t - x g)`` cannot be told from zero.
+    So if the signal may be zero, the interval has no upper bound. Variances are multiplied by (1 +
+    r) / (1 - r) if the correlation r of neighbouring steps is positive. Quantiles are Student's.
 
     Args:
         signal: (steps,), |G|^2 by :func:`~largebatch.probes.noise_terms.noise_terms`, in order.
-        trace: (steps,), T likewise.
-        weights: (steps,), of each; None: all alike.
-        confidence: that the interval holds the truth.
+        trace: (steps,), T from the same function.
+        weights: (steps,), weight of each step; None: equal weights.
+        confidence: probability that the interval contains the true value.
 
     Returns:
-        None of fewer than 4 steps.
+        The estimate; None for fewer than 4 steps.
     """
     if len(signal) < FEWEST:
         return None

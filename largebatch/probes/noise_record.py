@@ -1,4 +1,4 @@
-"""What a run has measured of its noise so far: terms by step and layer, of a bounded number."""
+"""The noise terms that a run has measured so far, by step and layer, in bounded memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ REMEMBERED = 12  # half-lives: older terms weigh less than 1 / 4096
 class NoiseRecord:
     """Terms of measured steps, weighted by 2^(-samples since / half-life).
 
-    Rows hold the samples seen by then, how many steps they are the mean of, and |G|^2 and T of
-    every layer. Averages of neighbours keep every estimate but for the weights inside a row.
+    A row holds the samples seen, the number of steps that it averages, and |G|^2 and T of every
+    layer. Old rows are averaged with their neighbours to save memory. Estimates stay the same,
+    except for the weights inside a row.
 
     Args:
-        layers: their number.
-        half_life: in samples.
+        layers: number of layers.
+        half_life: half-life of a step's weight, in samples.
     """
 
     def __init__(self, layers: int, half_life: float) -> None:
@@ -37,7 +38,7 @@ class NoiseRecord:
         self._open: list[NDArray[np.float64]] = []  # steps of a row that is not whole yet
 
     def add(self, samples: int, signal: NDArray[np.float64], trace: NDArray[np.float64]) -> None:
-        """Take in the terms of a step, (layers,) each."""
+        """Add the terms of a step, (layers,) each."""
         self._open.append(np.concatenate(([float(samples), 1.0], signal, trace)))
         if len(self._open) < self._merged:
             return
@@ -53,12 +54,12 @@ class NoiseRecord:
 
     @property
     def steps(self) -> int:
-        """Measured steps it holds."""
+        """Number of measured steps in the record."""
         return int(self._all[:, 1].sum())
 
     @property
     def samples(self) -> int:
-        """Seen by the last step measured, 0 before the first."""
+        """Samples seen by the last measured step; 0 before the first."""
         rows = self._open or self._rows
         return int(rows[-1][0]) if len(rows) else 0
 
@@ -72,7 +73,7 @@ class NoiseRecord:
         return weights
 
     def estimate(self, confidence: float = 0.95) -> NoiseEstimate | None:
-        """Return the noise scale of all layers together; None of too few steps."""
+        """Return the noise scale of all layers together; None after too few steps."""
         rows = self._all
         signal, trace = np.split(rows[:, 2:], 2, axis=1)
         return estimate_noise(signal.sum(1), trace.sum(1), self._weights(rows), confidence)
@@ -84,10 +85,10 @@ class NoiseRecord:
         return means[: self.layers], means[self.layers :]
 
     def layerwise(self, which: NDArray[np.bool_], confidence: float = 0.95) -> NoiseEstimate | None:
-        """Return what :func:`layerwise_noise_scale` finds of some layers, by :attr:`lengths`.
+        """Return :func:`layerwise_noise_scale` of some layers, with :attr:`lengths`.
 
-        The interval is of the logarithm, by a jackknife over blocks of successive steps; None of
-        too few steps, or where it would be wider than a factor of 8 either way.
+        The interval is computed for the logarithm, by a jackknife over blocks of successive steps.
+        None after too few steps, or if the interval is wider than a factor of 8 on either side.
         """
         rows = self._all
         if len(rows) < 2 * BLOCKS or not which.any():
@@ -113,7 +114,7 @@ class NoiseRecord:
         return NoiseEstimate(value, value * error, value / wide, value * wide, steps, 0.0)
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a continuation needs."""
+        """Return the state to resume from."""
         started = np.stack(self._open) if self._open else self._rows[:0]
         return {
             "rows": torch.from_numpy(self._rows.copy()),
@@ -123,10 +124,10 @@ class NoiseRecord:
         }
 
     def check(self, state: Any) -> None:
-        """Require what :meth:`state` returns, of any layers.
+        """Require a result of :meth:`state`, for any number of layers.
 
         Raises:
-            ValueError: it is not.
+            ValueError: the state has another form.
         """
         names = {"rows", "open", "lengths", "merged"}
         if not isinstance(state, dict) or state.keys() != names:
@@ -139,7 +140,7 @@ class NoiseRecord:
             raise ValueError("no record of a noise scale")
 
     def load(self, state: Any) -> None:
-        """Go on from what :meth:`state` returned; of other layers, as another source has, anew."""
+        """Restore a result of :meth:`state`; start anew if its layers differ (another source)."""
         if len(state["lengths"]) != self.layers:
             return
         self._rows = state["rows"].double().numpy().copy()

@@ -1,4 +1,4 @@
-"""What a run has to measure its noise scale by."""
+"""Choose the parts of a step that a run can measure its noise scale by."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SOURCES: dict[Source, str] = {
 
 @dataclass(frozen=True)
 class Means:
-    """What of a run decides how its noise scale can be measured.
+    """The properties of a run that decide how its noise scale can be measured.
 
     Args:
-        engine: of the run; its ``apart`` says what it can measure by itself.
+        engine: the run's engine; its ``apart`` tells which parts it can measure separately.
         several: whether a rank makes several passes in some step.
-        remembers: whether samples begin with memory of those before: taken once more, they would
-            begin with another.
+        remembers: whether samples carry memory over from earlier samples (streams). Repeating them
+            would start from other memory.
     """
 
     model: nn.Module
@@ -41,14 +41,14 @@ class Means:
     remembers: bool = False
 
     def choose(self, named: str) -> Source:
-        """Return the source to take.
+        """Return the source to use.
 
         Args:
-            named: one of :data:`SOURCES`, or ``auto``: of all parameters where that can be had,
-                without more passes than the run makes anyway if possible.
+            named: one of :data:`SOURCES`, or ``auto``: a source for all parameters if there is one,
+                without additional passes if possible.
 
         Raises:
-            UserError: in one line, why it cannot be measured so, and the remedy.
+            UserError: one line with the reason why the source is not available, and a remedy.
         """
         if named != "auto" and named not in SOURCES:
             raise UserError(f"source={named!r}: choose from auto, {', '.join(SOURCES)}")
@@ -68,7 +68,7 @@ class Means:
         )
 
     def refused(self, source: Source) -> str | None:
-        """Return why a source cannot be had, None if it can."""
+        """Return why a source is not available, None if it is."""
         if source == "norms":
             if observable_norms(self.model):
                 return None
@@ -123,7 +123,7 @@ class Means:
 def means_of(
     model: nn.Module, engine: Any, world: World, schedule: Schedule, remembers: bool
 ) -> Means:
-    """Return what a run has to measure its noise scale by."""
+    """Collect the :class:`Means` of a run."""
     phases = schedule.plan.phases
     sizes = [*((phase.size, phase.micro) for phase in phases), (schedule.largest, phases[-1].micro)]
     shares = [(-(-size // world.world_size), micro) for size, micro in sizes]

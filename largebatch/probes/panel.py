@@ -1,4 +1,4 @@
-"""The instruments of a run, side by side."""
+"""Run all instruments of a run, each at its moment."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ OF_THE_GRADIENTS: tuple[MomentName, ...] = ("gradients", "exchanged")
 
 
 class Watch:
-    """What is to be called, with the moment's name, between the passes and the update of a step.
+    """A callable for the engine, called with a moment's name between the passes and the update.
 
     Attributes:
-        holds: whether each rank's gradients have to stay where they are until ``gradients``.
-        replays: whether the step's passes are asked for once more.
+        holds: whether each rank's own gradients must be kept until the moment ``gradients``.
+        replays: whether an instrument asks to repeat the step's passes.
 
     Args:
-        due: the instruments that look at the step's gradients, or replay it.
-        found: takes what they find.
+        due: the instruments that read the step's gradients, or replay the step.
+        found: list that collects their figures.
     """
 
     def __init__(self, due: list[Instrument], at: Moment, found: Found) -> None:
@@ -41,7 +41,7 @@ class Watch:
 
 
 class Panel:
-    """Asks every instrument of a run at its moment, in the order given."""
+    """Calls every instrument of a run at its moment, in the order given."""
 
     def __init__(self, instruments: Iterable[Instrument]) -> None:
         self._all = list(instruments)
@@ -66,17 +66,17 @@ class Panel:
         return bool(self._of_squares)
 
     def begin(self, samples: int, steps: int, say: Callable[[str], None]) -> None:
-        """Let all take up work, and say what they have to tell."""
+        """Start all instruments, and print their messages."""
         for instrument in self._all:
             told = instrument.begin(samples, steps)
             if told:
                 say(told)
 
     def watch(self, at: Moment, found: Found) -> Watch | None:
-        """Return what is to be called between the passes and the update of a step.
+        """Return the callable for the time between the passes and the update of a step.
 
         Args:
-            found: takes what the instruments find.
+            found: list that collects the instruments' figures.
 
         Returns:
             None if no instrument looks at the step's gradients or replays it.
@@ -92,7 +92,7 @@ class Panel:
         return Watch(due, at, found) if due else None
 
     def stepped(self, at: Moment, found: Found) -> None:
-        """Ask those that are due after a step; ``found`` takes what they find."""
+        """Call the instruments that are due after a step; ``found`` collects their figures."""
         step, number = at.step, at.number
         for instrument in self._stepped:
             if instrument.due(step, number):
@@ -101,13 +101,13 @@ class Panel:
                     found.append((instrument, values))
 
     def ask(self, moment: MomentName, at: Moment) -> dict[str, Any]:
-        """Ask all of ``evaluated`` or ``end`` that are due and return their figures at once."""
+        """Call the due instruments of ``evaluated`` or ``end`` and return their figures at once."""
         step, number = at.step, at.number
         found = [(i, i.measure(at)) for i in self._at[moment] if i.due(step, number)]
         return self.read(step, number, found)
 
     def read(self, step: Step, number: int, found: Found) -> dict[str, Any]:
-        """Hand what was found at a step to the instruments; return what joins the step's line."""
+        """Pass a step's figures to the instruments; return what to add to the step's line."""
         joining: dict[str, Any] = {}
         for instrument, values in found:
             if values:
@@ -115,7 +115,7 @@ class Panel:
         return joining
 
     def close(self, say: Callable[[str], None]) -> None:
-        """End the work of all, and say what they have to tell."""
+        """Close all instruments, and print their messages."""
         for instrument in self._all:
             told = instrument.close()
             if told:

@@ -1,4 +1,4 @@
-"""Vectors with an entry for every parameter of a model, of which each rank holds its part."""
+"""Flat vectors over all parameters of a model, divided over ranks as the engine divides them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from largebatch.optim.parameters import local
 class ParameterSpace:
     """Flat vectors over the parameters that take a gradient, in the model's order.
 
-    Where an engine divides the parameters, a vector is this rank's part of it; products are of the
-    whole ones, and every rank must ask for them alike.
+    If an engine shards the parameters, a vector holds this rank's part. Inner products are of whole
+    vectors, so every rank must call them alike.
 
     Attributes:
-        params: the parameters, by name. size: the length of a whole vector.
+        params: the parameters, by name.
+        size: length of a whole vector.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,7 +44,7 @@ class ParameterSpace:
         )
 
     def flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return tensors of the parameters' form as a vector of its own."""
+        """Copy tensors in the form of the parameters into a new vector."""
         return torch.cat([local(tensor.detach()).reshape(-1) for tensor in tensors])
 
     def weights(self) -> Tensor:
@@ -52,16 +53,16 @@ class ParameterSpace:
 
     @torch.no_grad()
     def set(self, weights: Tensor) -> None:
-        """Give the parameters the values of a vector."""
+        """Write the values of a vector into the parameters."""
         torch._foreach_copy_(self._parts, self.split(weights))
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """Return a vector as tensors of the parameters' form, without a copy."""
+        """Return views of a vector in the form of the parameters, without a copy."""
         pieces = vector.split(self._lengths)
         return [p.view(s) for p, s in zip(pieces, self._shapes, strict=True)]
 
     def dots(self, vectors: Tensor, other: Tensor) -> Tensor:
-        """Return the products of (k, n) or (n,) vectors with another, over all ranks: float64."""
+        """Return inner products of (k, n) or (n,) vectors with ``other``, summed over ranks."""
         found: Tensor = (vectors @ other).double()
         for group in self._groups:
             dist.all_reduce(found, group=group)
@@ -81,7 +82,7 @@ class ParameterSpace:
         return self.flat(drawn)
 
     def named(self, vector: Tensor) -> dict[str, Tensor]:
-        """Return a vector in whole tensors by the parameters' names, for a checkpoint."""
+        """Gather a vector into whole tensors by parameter name, for a checkpoint."""
         tensors = self.split(vector.clone())
         if self._groups:
             from torch.distributed.tensor import DTensor
@@ -98,7 +99,7 @@ class ParameterSpace:
         return found
 
     def from_named(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return the vector of which :meth:`named` made whole tensors, on any ranks."""
+        """Return the vector of tensors made by :meth:`named`, on any number of ranks."""
         return self.flat(
             [part_like(tensors[name].to(p.device), p) for name, p in self.params.items()]
         )

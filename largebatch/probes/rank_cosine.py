@@ -1,4 +1,4 @@
-"""How alike the ranks' gradients are, and whether one of them stands out."""
+"""Measure how similar the ranks' gradients are, and whether one rank stands out."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ TINY = 1e-300
 
 
 class RankCosine(Instrument):
-    """Measures the mean cosine between the gradients of any two ranks, of their own samples each.
+    """Measures the mean cosine between the gradients of two ranks, each from its own samples.
 
-    It is the mean weighted by the products of their lengths, which takes nothing but these and the
-    length of the sum. With b samples a rank its expectation is about 1 / (1 + noise scale / b), so
-    that it is the noise scale in other words (McCandlish et al. 2018), which stands beside it as
+    The mean is weighted by the products of the gradients' norms, so only the norms and the norm of
+    the sum are needed. With b samples a rank the expected cosine is about 1 / (1 + noise scale /
+    b). So the cosine gives the noise scale (McCandlish et al. 2018), written as
     ``rank_noise_scale``.
 
-    A rank whose gradients are longer or shorter than their share of the step lets expect, by more
-    than five standard errors over many steps, is named: its data differ, or are damaged. It takes
-    three ranks to tell.
+    A rank is named if its gradients are longer or shorter than expected from their share of the
+    step, by more than five standard errors over many steps. The data of such a rank differ, or are
+    damaged. This needs at least three ranks.
 
     Args:
         every: which steps are measured; None: each 16th.
 
-    Of one rank there is nothing to measure, which it says.
+    With one rank nothing is measured, and a message says so.
 
     Raises:
-        UserError: the engine keeps each rank's gradients to itself.
+        UserError: the engine does not give access to each rank's own gradients.
     """
 
     name = "rank_cosine"
@@ -62,15 +62,15 @@ class RankCosine(Instrument):
         self._cosine = math.nan
 
     def begin(self, samples: int, steps: int) -> str | None:
-        """Say so where there is nothing to compare."""
+        """Return a message if there are no ranks to compare."""
         return "probes: rank_cosine: there is one rank" if self._world.world_size == 1 else None
 
     def due(self, step: Step, number: int) -> bool:
-        """Whether a step is measured."""
+        """Return whether a step is measured."""
         return self._world.world_size > 1 and super().due(step, number)
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Return every rank's squared norm and share, and the squared norm of the sum: a row."""
+        """Return one row: every rank's squared norm and share, and the squared norm of the sum."""
         squares = at.squares
         assert squares is not None
         row = torch.zeros(2, self._world.world_size, dtype=torch.float64, device=squares.own.device)
@@ -82,7 +82,7 @@ class RankCosine(Instrument):
         return {"row": torch.cat((row.flatten(), squares.summed.sum().unsqueeze(0)))}
 
     def write(self, step: Step, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the cosine, the noise scale it stands for, and the rank that stands out."""
+        """Return the cosine, the noise scale computed from it, and the rank that stands out."""
         row = np.asarray(values["row"])
         own, shares = row[:-1].reshape(2, -1)
         whole, parts = float(row[-1]), float(own.sum())
@@ -107,7 +107,7 @@ class RankCosine(Instrument):
         return figures
 
     def close(self) -> str | None:
-        """Say how alike the ranks are, and which of them is not."""
+        """Return one sentence on how similar the ranks are, and which rank differs."""
         if not self._world.is_main or math.isnan(self._cosine):
             return None
         told = f"cosine between ranks' gradients {self._cosine:.3g}"
@@ -121,29 +121,29 @@ class RankCosine(Instrument):
         return told
 
     def state(self) -> dict[str, Tensor]:
-        """Return the ratios of lengths, step by step."""
+        """Return the ratios of gradient norms, step by step."""
         return {"ratios": torch.from_numpy(self._ratios.copy())}
 
     def check(self, state: Any) -> None:
-        """Require ratios of any number of ranks."""
+        """Require ratios, for any number of ranks."""
         ratios = state.get("ratios") if isinstance(state, dict) else None
         if not isinstance(ratios, Tensor) or ratios.ndim != 2:
             raise ValueError("no ratios of ranks")
 
     def load(self, state: Any) -> None:
-        """Go on from ratios measured before; of another number of ranks, anew."""
+        """Restore ratios measured before; start anew with another number of ranks."""
         if state["ratios"].shape[1] == self._world.world_size:
             self._ratios = state["ratios"].double().numpy().copy()
 
 
 def outlying(ratios: NDArray[np.float64]) -> tuple[int, float, float] | None:
-    """Return the rank that stands out: it, by which factor, and how many standard errors that is.
+    """Return the rank that stands out, its factor, and the deviation in standard errors.
 
     Args:
-        ratios: (steps, ranks): logarithms of squared lengths over what is expected of them.
+        ratios: (steps, ranks): logarithms of squared gradient norms over their expected values.
 
     Returns:
-        None if none does, or of too few steps or ranks to tell.
+        None if no rank stands out, or for too few steps or ranks.
     """
     steps, ranks = ratios.shape
     if steps < LEAST or ranks < 3:

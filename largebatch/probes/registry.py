@@ -1,4 +1,4 @@
-"""The instruments a config can name."""
+"""The registry of instruments, from which ``probes`` in a config chooses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OFFERS: dict[str, str] = {
 
 
 def check_probes(items: Sequence[Any]) -> list[Listed]:
-    """Read ``config.probes`` as far as it can be read before there is a run.
+    """Check ``config.probes`` as far as possible before there is a run.
 
     Raises:
         UserError: one line naming the item and what is wrong with it.

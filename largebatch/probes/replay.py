@@ -1,4 +1,4 @@
-"""A step's passes once more, under whatever weights the model has by then."""
+"""Repeat a step's passes under the model's present weights."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ Side: TypeAlias = tuple[Callable[[], None], float]
 
 
 class Replay(ABC):
-    """The passes of a step as the run took them: samples, ghosts and draws of dropout are the same.
+    """Repeats the passes of a step with the same samples, ghost batches and dropout masks.
 
-    Statistics, memory of streams and the times of a step stay as they were. Gradients do not, so
-    there is one from ``stepped`` on, when nobody has a use for them. Every rank makes the same
-    calls. A gradient is one exchange, of sums, so that shares may be uneven.
+    Running statistics, memory of streams and the step's timings are left unchanged. Gradients are
+    overwritten, so a replay exists only from ``stepped`` on, when they are no longer needed. Every
+    rank must make the same calls. A gradient takes one exchange of sums, so ranks may have unequal
+    shares.
 
-    A ``forward`` is called with the model and a batch for every pass in order, but for those that
-    only keep step with other ranks.
+    A ``forward`` is called with the model and a batch for every pass in order, except idle passes
+    that only keep step with other ranks.
 
     Attributes:
-        train: of the run's task, under its precision: what ``forward`` is by default.
+        train: the task's training loss under the run's precision, the default ``forward``.
     """
 
     train: Forward
 
     @abstractmethod
     def visit(self, forward: Forward) -> Tensor:
-        """Take this rank's passes forward, without gradients; return its sum of losses, float64."""
+        """Run this rank's forward passes without gradients; return the sum of losses, float64."""
 
     @abstractmethod
     def loss(self) -> Tensor:
@@ -43,10 +44,11 @@ class Replay(ABC):
     def gradient(self, forward: Forward | None = None, sides: Sequence[Side] = ()) -> list[Tensor]:
         """Return the gradient of :meth:`loss`, before clipping and decay, without a loss scale.
 
-        Of each parameter that takes one, in the model's order, divided as the engine divides it.
+        One tensor for each parameter that requires a gradient, in the model's order, sharded as the
+        engine shards the parameters.
 
         Args:
-            forward: in the place of ``train``.
-            sides: weights at which to take it, with factors; what is returned is their sum, in one
-                exchange. None: where the weights are.
+            forward: replaces ``train``.
+            sides: pairs of weights and factors. The result is the sum of factor x gradient at these
+                weights, in one exchange. None: the gradient at the present weights.
         """

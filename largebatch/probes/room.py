@@ -1,4 +1,4 @@
-"""How far a function stays below where it began, in few evaluations."""
+"""Find where a function returns to its value at 0, in few evaluations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ SAME = 1e-4  # relative, of an evaluation and the end that is worked out from it
 
 @dataclass(frozen=True)
 class Room:
-    """Where a function comes back to its value at 0.
+    """The place where a function returns to its value at 0.
 
     Attributes:
-        multiple: the place; where ``bounded`` is False, the farthest at which it was below.
+        multiple: the place. If ``bounded`` is False: the farthest place at which the function was
+            below its value at 0.
     """
 
     multiple: float
@@ -27,16 +28,16 @@ class Room:
 
 
 def find_room(rise: Callable[[float], float], guess: float, evaluations: int) -> Room:
-    """Return the place c > 0 at which ``rise``, which is 0 at 0, comes back to 0 from below.
+    """Return the place c > 0 where ``rise`` (0 at 0) returns to 0 from below.
 
-    It looks for a root of ``rise(c) / c``, which of a quadratic is a straight line: two evaluations
-    find that exactly, and a parabola through the last three is near for anything smooth. An end
-    between two evaluations is never given up.
+    The search is for a root of ``rise(c) / c``. For a quadratic this is a straight line, whose root
+    two evaluations give exactly. For any smooth function a parabola through the last three points
+    comes near. A bracket of the root, once found, is never left.
 
     Args:
-        rise: above 0 or not finite beyond the end.
-        guess: where to begin.
-        evaluations: the most to take, at least 3.
+        rise: the function minus its value at 0; above 0 or not finite beyond the root.
+        guess: first place to evaluate.
+        evaluations: largest number of evaluations, at least 3.
     """
     points: list[tuple[float, float]] = []
     place = min(max(guess, 1 / FARTHEST), FARTHEST)

@@ -23,14 +23,14 @@ EVERY = "512st"  # as many gradients and forward passes, some seven steps: 2% of
 def sharpness(
     space: ParameterSpace, replay: Replay, box: Tensor, steps: int, seed: int
 ) -> tuple[float, float]:
-    """Return the loss at the weights, and the largest that was found in a box around them.
+    """Return the loss at the weights, and the largest loss found in a box around the weights.
 
-    Each step goes to the corner of the box to which the gradient points; of a loss convex within
-    the box none goes down. The first starts from random signs a tenth of the way, since the
-    gradient is zero at a minimum.
+    Each step moves to the corner of the box to which the gradient points. If the loss is convex
+    within the box, no step goes down. The gradient is zero at a minimum, so the ascent starts a
+    tenth of the way towards a random corner.
 
     Args:
-        box: half the box's width in every direction, a vector.
+        box: half the box's width in every direction, a flat vector.
     """
     weights = space.weights()
     try:
@@ -53,9 +53,9 @@ def box_of(kind: Box, space: ParameterSpace, epsilon: float) -> Tensor:
     """Return half the widths of a box around the weights.
 
     ``keskar``: epsilon (|w| + 1), entry by entry (Keskar et al. 2017, section 2.2.2, with the full
-    space). ``filters``: epsilon times the root mean square of the filter's weights, so that a
-    network that computes the same with other weights has the same sharpness (Li et al. 2018; Dinh
-    et al. 2017 show that Keskar's has not); zero for norms and biases, as there.
+    space). ``filters``: epsilon times the root mean square of the filter's weights, and zero for
+    norms and biases (Li et al. 2018). With ``filters``, a network rescaled to compute the same
+    function has the same sharpness; Dinh et al. 2017 show that this fails for ``keskar``.
     """
     weights = space.weights()
     if kind == "keskar":
@@ -73,14 +73,14 @@ def box_of(kind: Box, space: ParameterSpace, epsilon: float) -> Tensor:
 class Sharpness(Instrument):
     """Measures ``sharpness``, in percent: 100 (highest loss in the box - loss) / (1 + loss).
 
-    The loss is that of the step's batch after the step. What a few steps of ascent find is a lower
-    bound of it.
+    The loss is that of the step's batch after the step. A few steps of ascent find a lower bound of
+    the highest loss.
 
     Args:
         every: which steps are measured; None: each 512th, about 2% of the time.
         box: ``filters`` or ``keskar``, see :func:`box_of`.
         epsilon: the box's size; Keskar et al. take 1e-3 and 5e-4.
-        steps: of the ascent, each a gradient and a forward pass.
+        steps: number of ascent steps, each a gradient and a forward pass.
 
     Raises:
         UserError: an option out of range.

@@ -26,7 +26,7 @@ STEPS_A_PRODUCT = 128  # a product takes about two steps: 2% of the time
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A density of eigenvalues as weights at some places, (vectors, products) each.
+    """A density of eigenvalues: weights at some values, (vectors, products) each.
 
     The weights of each vector add up to 1. Both are float64.
     """
@@ -35,9 +35,9 @@ class Spectrum:
     weights: Tensor
 
     def moment(self, power: int) -> tuple[float, float]:
-        """Return the mean of the eigenvalues' powers, and its standard error over the vectors.
+        """Return the mean of eigenvalues to the ``power``, and its standard error over vectors.
 
-        The error is infinite of a single vector.
+        With a single vector the error is infinite.
         """
         each = (self.weights * self.values**power).sum(1)
         count = len(each)
@@ -55,9 +55,9 @@ def quadrature(
 ) -> Spectrum:
     """Return the density of a symmetric matrix's eigenvalues.
 
-    Ubaru, Chen, Saad 2017, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature": the
-    mean over random signs of what Lanczos' method sees of each. Moments up to 2 ``products`` - 1
-    are exact but for the randomness of the signs.
+    Ubaru, Chen, Saad 2017, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature". The
+    result averages Lanczos quadratures over random sign vectors. Moments up to 2 ``products`` - 1
+    are exact except for the randomness of the signs.
 
     Raises:
         ArithmeticError: a product is not finite.
@@ -75,14 +75,16 @@ class SpectrumRecord(Instrument):
     """Writes the density of the Hessian's eigenvalues at some steps to ``spectrum.jsonl``.
 
     A line has ``samples``, ``step``, ``epoch``, ``values`` and ``weights``, which add up to 1. The
-    metrics get its mean and mean square (``hessian_mean``, ``hessian_mean_square``: the traces of H
-    and H^2 over the number of parameters) and its ends. Ghorbani et al. 2019, "An investigation
-    into neural net optimization via Hessian eigenvalue density".
+    metrics get the density's mean, its mean square and its ends. ``hessian_mean`` and
+    ``hessian_mean_square`` are the traces of H and H^2 over the number of parameters. Source:
+    Ghorbani et al. 2019, "An investigation into neural net optimization via Hessian eigenvalue
+    density".
 
     Args:
-        every: which steps; None: so seldom that it takes about 2% of the time.
-        products: with the Hessian, a vector: as many places as a line has for each.
-        vectors: of random signs.
+        every: which steps are measured; None: so seldom that measuring takes about 2% of the time.
+        products: number of Hessian-vector products per random vector, which is the number of values
+            in a line for each vector.
+        vectors: number of random sign vectors.
 
     Raises:
         UserError: an option out of range.
@@ -114,7 +116,7 @@ class SpectrumRecord(Instrument):
         self._epoch_samples = clock.epoch_samples
 
     def begin(self, samples: int, steps: int) -> str | None:
-        """Drop the lines past ``samples``, where the run goes on."""
+        """Remove lines past ``samples``, from which the run resumes."""
         if not self._world.is_main or not self._path.exists():
             return None
         writer = MetricsWriter(self._path)
@@ -123,7 +125,7 @@ class SpectrumRecord(Instrument):
         return kept
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Return places and weights; nothing where a gradient is not finite."""
+        """Return values and weights; nothing if a gradient is not finite."""
         replay = at.replay()
         assert replay is not None
         seed = self._seed + 1000 * at.number  # other signs each time
@@ -135,7 +137,7 @@ class SpectrumRecord(Instrument):
         return {"values": found.values, "weights": found.weights}
 
     def write(self, step: Step, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Append the line; return its moments and ends."""
+        """Append the line; return the density's moments and ends."""
         found = Spectrum(
             *(torch.tensor(values[key], dtype=torch.float64) for key in ("values", "weights"))
         )

@@ -1,4 +1,4 @@
-"""Room of a step: by how much it could be longer before the loss of its batch rises."""
+"""Room of a step: how much longer the step could be before the loss of its batch rises."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ REMEMBERED = 8
 class StepRoom(Instrument):
     """Finds the largest multiple of a step's update that does not raise the loss of its batch.
 
-    On a quadratic along which the gradient descends it is 2 / (rate x curvature), 1 where steps
-    diverge: "critical sharpness" (arXiv 2601.16979, 2026), which follows the largest eigenvalue at
-    a fraction of its price. Near 1 or 2 the curvature limits the rate; at much more than 2 the
-    noise of the gradients does, and the rate, or the batch, may grow.
+    For gradient descent on a quadratic the room is 2 / (rate x curvature), and 1 where steps
+    diverge. It is the "critical sharpness" (arXiv 2601.16979, 2026), which follows the largest
+    eigenvalue at a fraction of the cost. Near 1 or 2 the curvature limits the rate. Much above 2
+    gradient noise limits the rate, and the rate or the batch may grow.
 
-    ``step_room`` is the multiple; where nothing within reach raises the loss, the farthest tried.
+    The figure ``step_room`` is the multiple. If no step within reach raises the loss, it is the
+    largest multiple tried.
 
     Args:
         every: which steps are measured; None: each 128th, about 2% of the time.
@@ -50,7 +51,7 @@ class StepRoom(Instrument):
         self._before = self._space.weights()
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Return the room of the step; nothing of one that moved no weight."""
+        """Return the room of the step; nothing if the step moved no weight."""
         before, self._before = self._before, None
         replay, space = at.replay(), self._space
         assert before is not None and replay is not None
@@ -72,29 +73,29 @@ class StepRoom(Instrument):
         return {"step_room": torch.tensor(room.multiple, dtype=torch.float64)}
 
     def close(self) -> str | None:
-        """Say what limits the rate."""
+        """Return one sentence on what limits the learning rate."""
         if not self._rooms:
             return None
         room = median(self._rooms)
         return f"step room {room:.3g}: a step {words(room)}"
 
     def state(self) -> dict[str, Any]:
-        """Return the rooms found last."""
+        """Return the last rooms found."""
         return {"rooms": list(self._rooms)}
 
     def check(self, state: Any) -> None:
-        """Require rooms."""
+        """Require rooms, as :meth:`state` returns."""
         rooms = state.get("rooms") if isinstance(state, dict) else None
         if not isinstance(rooms, list) or not all(isinstance(r, float) for r in rooms):
             raise ValueError("no rooms of steps")
 
     def load(self, state: Any) -> None:
-        """Go on from rooms found before."""
+        """Restore rooms found before."""
         self._rooms = state["rooms"][-REMEMBERED:]
 
 
 def words(room: float) -> str:
-    """Return what a room says of the rate, after "a step"."""
+    """Return the meaning of a room for the rate, as the rest of a sentence after "a step"."""
     if room < 1:
         return "raises the loss of its own batch: the rate is too large for the curvature"
     if room < 3:

@@ -20,13 +20,13 @@ LEAST = 100  # numbers to take an index of
 
 
 def log_sums(noise: Tensor) -> tuple[Tensor, int]:
-    """Return the difference of mean logarithms that a tail index is made of, and the block's size.
+    """Return the difference of mean logarithms for the tail index, and the block size.
 
-    The mean of log |sum over a block of m| less that of log |x| is log(m) / alpha for independent
-    symmetric alpha-stable x (Mohammadi, Mohammadpour, Ogata 2015, corollary 2.4).
+    For independent symmetric alpha-stable x, the mean of log |sum over a block of m| minus the mean
+    of log |x| is log(m) / alpha (Mohammadi, Mohammadpour, Ogata 2015, corollary 2.4).
 
     Args:
-        noise: (n,); zeros, such as of units that are off, are left out. m is the root of n.
+        noise: (n,); zeros, such as those of inactive units, are left out. m is the root of n.
     """
     values = noise[noise != 0].double()
     size = math.isqrt(len(values))
@@ -38,11 +38,11 @@ def log_sums(noise: Tensor) -> tuple[Tensor, int]:
 
 
 def tail_index(noise: Tensor) -> float:
-    """Return alpha of (n,) draws: 2 of a Gaussian, 1 of a Cauchy distribution.
+    """Return alpha of (n,) draws: 2 for a Gaussian, 1 for a Cauchy distribution.
 
-    It is right of stable distributions alone. Of others with a variance it comes out below 2, 1.8
-    of Student's with 3 degrees of freedom or of Laplace's, however many draws there are: less than
-    2 does not prove heavy tails.
+    The estimate is right for stable distributions only. For other distributions with a variance it
+    is below 2 however many draws there are: 1.8 for Student's with 3 degrees of freedom or for
+    Laplace's. So a value below 2 does not prove heavy tails.
     """
     difference, size = log_sums(noise)
     return math.log(size) / float(difference)
@@ -52,8 +52,9 @@ class TailIndex(Instrument):
     """Measures ``tail_index`` of the gradient noise, entries of all tensors together.
 
     Simsekli et al. 2019, "A tail-index analysis of stochastic gradient noise": 2 means Gaussian.
-    The noise is the difference of the gradients of a pass's first half and of all of it, which has
-    the tails of each; over ranks the mean is taken. :func:`tail_index` says what it cannot tell.
+    The noise is the difference between the gradients of a pass's first half and of the whole pass,
+    which has the same tails. The result is a mean over ranks. See :func:`tail_index` for the limits
+    of the estimate.
 
     Args:
         every: which steps are measured; None: each 96th.
@@ -83,7 +84,7 @@ class TailIndex(Instrument):
         self._engine = engine
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Return what the index is made of: over ranks, the sum of ratios and their number."""
+        """Return the sum over ranks of the ratios that make the index, and their number."""
         row = torch.zeros(2, dtype=torch.float64, device=self._params[0].device)
         batch = at.batch()
         if batch is not None and len(batch.ghosts) > 1:

@@ -1,4 +1,4 @@
-"""Whether tensors by name are of the form that is expected."""
+"""Check named tensors against the expected names, shapes and types."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def check_tensors(found: Any, own: Mapping[str, Any]) -> None:
-    """Require the names of ``own``, each with its shape and type.
+    """Require that ``found`` has the names of ``own``, each with the same shape and type.
 
     Raises:
-        ValueError: naming the first that differs.
+        ValueError: the message names the first difference.
     """
     if not isinstance(found, dict):
         raise ValueError(f"{type(found).__name__} is no mapping of names to tensors")

@@ -18,11 +18,11 @@ from largebatch.schedule import half_life_factor
 class WeightAverage(Instrument):
     """Exponential moving average of a model's parameters, its half-life counted in samples.
 
-    ``average <- f average + (1 - f) weight`` after every step, ``f = 2^(-batch / half_life)``, so
-    that the average does not depend on how the samples are cut into batches.
+    After every step ``average <- f average + (1 - f) weight`` with ``f = 2^(-batch / half_life)``.
+    So the memory of the average, in samples, does not depend on the batch size.
 
     Attributes:
-        tensors: the average, by the parameters' names.
+        tensors: the average, by parameter name.
     """
 
     name = "average"
@@ -34,16 +34,16 @@ class WeightAverage(Instrument):
         self.tensors = {n: p.detach().clone() for n, p in model.named_parameters()}
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Take in the weights after a step; there is no figure."""
+        """Update the average after a step; returns no figure."""
         self.update(at.step.size, at.left_out)
         return {}
 
     @torch.no_grad()
     def update(self, batch: int, found_inf: Tensor | None = None) -> None:
-        """Take in the weights after a step of ``batch`` samples, unless it was left out.
+        """Update the average after a step of ``batch`` samples, unless the step was skipped.
 
         Args:
-            found_inf: 0-d, not 0 if the step was left out.
+            found_inf: 0-d, not 0 if the step was skipped.
         """
         factor = half_life_factor(batch, self.half_life)
         if found_inf is None:
@@ -60,10 +60,10 @@ class WeightAverage(Instrument):
         return tensors
 
     def check(self, state: Any) -> None:
-        """Require an average of such a model."""
+        """Require an average that fits this model."""
         check_tensors(state, self.tensors)
 
     def load(self, state: Any) -> None:
-        """Go on from an average."""
+        """Restore an average."""
         for name, tensor in self.tensors.items():
             tensor.copy_(part_like(state[name], tensor))

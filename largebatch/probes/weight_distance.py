@@ -1,4 +1,4 @@
-"""How far the weights have come."""
+"""Measure the distance of the weights from their start."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ SPACED = frozenset(round(SPACING**power) for power in range(256))
 
 
 class WeightDistance(Instrument):
-    """Norm of the weights and of their way from the start, ``|w|`` and ``|w - w_0|``.
+    """Measures the weights' norm and their distance from the start, ``|w|`` and ``|w - w_0|``.
 
-    Over all parameters (Hoffer et al. 2017, section 4, found ``|w - w_0|`` to grow with the log of
-    the steps), measured at steps spaced by a constant ratio, since each is a pass over all weights.
+    The norms are over all parameters. Hoffer et al. 2017, section 4, found that ``|w - w_0|`` grows
+    with the log of the steps. Each measurement is a pass over all weights, so measured steps are
+    spaced by a constant ratio.
 
     Args:
-        measures: whether this rank does; sharded parameters are measured by all ranks together,
-            of others the copy of the start is kept on rank 0 alone.
+        measures: whether this rank measures. Sharded parameters are measured by all ranks together.
+            Otherwise only rank 0 measures and keeps a copy of the start.
     """
 
     name = "weight_distance"
@@ -37,7 +38,7 @@ class WeightDistance(Instrument):
         self._start = {name: weight.clone() for name, weight in self._weights.items()}
 
     def due(self, step: Step, number: int) -> bool:
-        """Whether a step is one of the spaced ones."""
+        """Return whether a step is one of the measured steps."""
         return number in SPACED
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
@@ -46,7 +47,7 @@ class WeightDistance(Instrument):
 
     @torch.no_grad()
     def norms(self) -> dict[str, Tensor]:
-        """Return ``norm`` and ``distance`` of the weights as they are, nothing where not measured.
+        """Return ``norm`` and ``distance`` of the weights; nothing on ranks that do not measure.
 
         Every rank must call it.
         """
@@ -61,11 +62,11 @@ class WeightDistance(Instrument):
         return whole(self._start) if self.measures else None
 
     def check(self, state: Any) -> None:
-        """Require weights of such a model."""
+        """Require weights that fit this model."""
         if self.measures:
             check_tensors(state, self._start)
 
     def load(self, state: Any) -> None:
-        """Go on measuring from the start of the run, whichever session that was in."""
+        """Restore the weights at the start of the run, from which a resumed run measures."""
         for name, tensor in self._start.items():
             tensor.copy_(part_like(state[name], tensor))

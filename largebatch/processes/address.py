@@ -1,4 +1,4 @@
-"""Addresses and interfaces: the loopback for ranks of one host, one that others reach else."""
+"""Network addresses and interfaces: loopback for ranks of one host, else a reachable one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ ELSEWHERE = "192.0.2.1"  # of the range that RFC 5737 keeps for texts: nobody is
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether ``address``, as it is written, is this host's to itself.
+    """Return whether ``address``, as written, is a loopback address.
 
-    A name is not looked up: a host's own may mean 127.0.1.1 to it and more to others.
+    Names are not looked up: a host's own name may mean 127.0.1.1 to itself and another address to
+    other hosts.
     """
     try:
         return ipaddress.ip_address(address).is_loopback
@@ -37,15 +38,15 @@ def interfaces() -> dict[str, str]:
 
 
 def loopback_interface() -> str | None:
-    """Return the name of the loopback interface, as a rule ``lo``; None where it has no address."""
+    """Return the name of the loopback interface, usually ``lo``; None if it has no address."""
     return interfaces().get(LOOPBACK)
 
 
 def own_address() -> str:
-    """Return an address of this host that others reach: its name's, else that of its route.
+    """Return an address of this host that others reach: its name's, else its route's.
 
     Raises:
-        UserError: there is none, or none can be told to be one.
+        UserError: no such address exists, or none can be identified.
     """
     known = interfaces()
     for address in (*_named(), *_routed()):
@@ -58,10 +59,10 @@ def own_address() -> str:
 
 
 def gloo_interface() -> str | None:
-    """Return the interface that gloo is to be told of on several hosts; None: it finds its own.
+    """Return the interface for gloo on several hosts; None: gloo finds the interface itself.
 
-    It takes the address of the host's name. Where that is the loopback, as in Debian's
-    ``127.0.1.1 NAME``, or nobody's, the others would look for this host on themselves.
+    gloo takes the address of the host's name. If this is a loopback address, as in Debian's
+    ``127.0.1.1 NAME``, or belongs to no interface, other hosts could not reach this one.
     """
     known = interfaces()
     named = _named()

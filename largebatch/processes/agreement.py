@@ -1,6 +1,6 @@
-"""What the ranks settle together before and after training: small values, rare messages.
+"""Small agreements between ranks before and after training: shared values and errors.
 
-Values travel as JSON: what a peer sends is read, never run.
+Values are sent as JSON, so that nothing from a peer is executed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIGNS_OF_LOSS = (
 
 
 def agreed(value: Any, world: World) -> Any:
-    """Return rank 0's value, of what JSON holds, on every rank."""
+    """Return rank 0's value (of JSON's types) on every rank."""
     if world.world_size == 1:
         return value
     text = json.dumps(value).encode() if world.is_main else b""
@@ -44,7 +44,7 @@ def agreed(value: Any, world: World) -> Any:
 
 
 def gathered(value: T, world: World) -> list[T]:
-    """Return every rank's value, of what JSON holds, on every rank."""
+    """Return every rank's value (of JSON's types) on every rank."""
     if world.world_size == 1:
         return [value]
     text = json.dumps(value).encode()
@@ -63,7 +63,7 @@ def gathered(value: T, world: World) -> list[T]:
 
 
 def together(work: Callable[[], T], world: World) -> T:
-    """Do ``work`` on every rank; if it is a user's mistake on any, all ranks raise the first."""
+    """Do ``work`` on every rank; if any raises a UserError, all ranks raise the first."""
     mistake: UserError | None = None
     try:
         result = work()
@@ -79,7 +79,7 @@ def together(work: Callable[[], T], world: World) -> T:
 
 
 def announce(mistake: UserError, world: World) -> None:
-    """Tell the other ranks, before this one ends, that a user's mistake ends the run."""
+    """Tell the other ranks that a user's mistake ends the run, before this rank ends."""
     if world.world_size > 1:
         dist.distributed_c10d._get_default_store().set(MISTAKE, json.dumps(str(mistake)))
 
@@ -88,7 +88,8 @@ def require_same(values: Mapping[str, Any], world: World) -> None:
     """Compare named values, the same names on every rank, over the ranks.
 
     Raises:
-        UserError: on every rank alike, naming the first that differs, where, and both values.
+        UserError: raised on every rank; the message names the first difference, its rank and both
+            values.
     """
     everyone = gathered((socket.gethostname(), dict(values)), world)
     first_host, expected = everyone[0]
@@ -103,10 +104,10 @@ def require_same(values: Mapping[str, Any], world: World) -> None:
 
 
 def lost_peer(error: RuntimeError, world: World, heartbeat: Heartbeat | None = None) -> Exception:
-    """Say in one line that another rank is gone, where that is what ``error`` means.
+    """Return a one-line error that another rank is lost, if ``error`` means this.
 
-    A rank that ended over a user's mistake has announced it and says it itself: then the answer is
-    an empty :class:`UserError`, so that every rank exits with 2 whichever is first.
+    A rank that ended because of a user's mistake has announced and printed the mistake itself. Then
+    the result is an empty :class:`UserError`, so that every rank exits with 2, whichever is first.
     """
     text = str(error)
     if world.world_size == 1 or not any(sign in text for sign in SIGNS_OF_LOSS):

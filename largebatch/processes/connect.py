@@ -1,4 +1,4 @@
-"""Process groups made straight from a store, without c10d's world-wide bookkeeping."""
+"""Make process groups directly from a store, without c10d's global bookkeeping."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def connect(
 ) -> dist.ProcessGroup:
     """Join ``size`` ranks that share ``store`` into a group for tensors on ``device``.
 
-    Unlike ``dist.new_group`` it concerns its members alone, needs no default group and so can serve
-    inside of the making of one. CPU tensors travel by gloo, CUDA tensors by NCCL.
+    Unlike ``dist.new_group``, only members have to call this, and no default group is needed. So it
+    can be used while a default group is being made. CPU tensors are sent by gloo, CUDA tensors by
+    NCCL.
     """
     group = dist.ProcessGroup(store, rank, size)
     add_backend(group, store, timeout, device)

@@ -1,4 +1,4 @@
-"""The end of a process group: gloo's threads come to rest before the interpreter ends."""
+"""End a process group: wait until gloo's threads are at rest before the interpreter ends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ WAIT_SECONDS = 5.0
 def end_group() -> None:
     """Destroy the default process group, and wait until gloo's threads are at rest.
 
-    A thread of gloo says that a collective is done before it lets go of the collective's tensors,
-    for which it needs the interpreter. Under load it may come to that only when the interpreter is
-    ending, and the whole process then aborts ("terminate called without an active exception").
-    The threads outlive the group for as long as a model or a mesh refers to it.
+    A thread of gloo reports a collective as done before it releases the collective's tensors, and
+    needs the interpreter to release them. Under load this may happen only while the interpreter is
+    ending. Then the whole process aborts ("terminate called without an active exception"). The
+    threads outlive the group as long as a model or a mesh refers to the group.
     """
     dist.destroy_process_group()
     until = time.monotonic() + WAIT_SECONDS

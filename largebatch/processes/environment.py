@@ -1,4 +1,4 @@
-"""Which process of how many this is, read from what the launcher left in the environment."""
+"""Read this process's rank and the number of ranks from the launcher's environment variables."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ class World:
     """This process among all of the run.
 
     Attributes:
-        rank, world_size: over all hosts. local_rank, local_world_size: on this host.
+        rank, world_size: this process and the number of processes, over all hosts.
+        local_rank, local_world_size: the same on this host.
         launcher: ``torchrun``, ``srun``, one of `launchers.LAUNCHERS`, or ``alone``.
-        address, port: where rank 0 listens for the rendezvous; unused when alone. The address is
-            empty where MPI alone can tell it.
+        address, port: where rank 0 listens for the rendezvous; unused by a single process. The
+            address is empty if only MPI can tell it.
     """
 
     rank: int = 0
@@ -50,18 +51,19 @@ class World:
 
     @property
     def here(self) -> str:
-        """How a message names this rank to whoever reads the output of all."""
+        """The name of this rank in messages, for readers of all ranks' output."""
         return f"rank {self.rank} on {socket.gethostname()}"
 
 
 def detect(environ: Mapping[str, str] | None = None) -> World:
-    """Return this process's place: torchrun first, then MPI and its like, then Slurm, else alone.
+    """Return this process's place, from torchrun, MPI and similar launchers, or Slurm; else alone.
 
-    One task is no launch, torchrun's excepted, which may become more: the shell of ``srun --pty
-    bash`` is one. A batch script itself carries SLURM_PROCID=0, so only the steps of srun count.
+    A single task is not a launch (the shell of ``srun --pty bash`` is a single task). torchrun is
+    an exception, because its ranks may become more. A batch script itself has SLURM_PROCID=0, so
+    only steps of srun count.
 
     Raises:
-        UserError: a launcher's variables are incomplete, or are not what they should be.
+        UserError: a launcher's variables are incomplete or not valid.
     """
     environment = os.environ if environ is None else environ
     if "RANK" in environment and "WORLD_SIZE" in environment:

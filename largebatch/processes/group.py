@@ -1,4 +1,4 @@
-"""The process group of a run: made from a :class:`World`, ended in good order."""
+"""Make the process group of a run from a :class:`World`, and end it in good order."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from largebatch.processes.rendezvous import JOIN_SECONDS, shared_store
 
 
 def choose_device(world: World) -> torch.device:
-    """Return this rank's device: its own GPU where there are GPUs, else the CPU."""
+    """Return this rank's device: its own GPU if there are GPUs, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", world.local_rank % torch.cuda.device_count())
     return torch.device("cpu")
 
 
 def set_threads(world: World) -> None:
-    """Share the cores among the ranks of this host unless OMP_NUM_THREADS says otherwise.
+    """Divide the cores among the ranks of this host, unless OMP_NUM_THREADS is set.
 
-    One alone keeps torch's number, unless a quota leaves it fewer cores.
+    A single rank keeps torch's number of threads, unless a quota allows fewer cores.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         share = max(1, usable_cores() // world.local_world_size)
@@ -40,10 +40,10 @@ def set_threads(world: World) -> None:
 
 
 def choose_interface(world: World, backend: str) -> None:
-    """Let the ranks of one host listen on its loopback interface alone, which serves them all.
+    """Let the ranks of one host listen only on its loopback interface.
 
-    On several hosts NCCL finds its own, and gloo is helped where the host's name would mislead it.
-    What the user says (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) stands.
+    On several hosts NCCL finds its own interface. gloo gets an interface if the host's name would
+    mislead it. The user's GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME are kept.
     """
     if world.on_one_host:
         interface = loopback_interface()
@@ -59,7 +59,7 @@ def choose_interface(world: World, backend: str) -> None:
 def process_group(
     world: World, backend: str, timeout: float, device: torch.device, patience: float = 0.0
 ) -> Iterator[Heartbeat]:
-    """Join the ranks for the length of a ``with`` block; nothing to join when alone.
+    """Join the ranks for a ``with`` block; a single process joins nothing.
 
     Args:
         backend: ``gloo``, ``nccl`` or ``auto`` (NCCL on GPUs, gloo otherwise).

@@ -1,9 +1,9 @@
-"""Signs of life: which rank is lost or slow, and in which collective the others wait for it.
+"""Heartbeats: find which rank is lost or slow, and in which collective the others wait.
 
-Every rank leaves a beat in the rendezvous store every second or two, from a thread of its own: a
-stopped process or a lost host falls silent, a rank that is only slow goes on beating with the step
-it is in. Rank 0 reads all beats; the others read rank 0's and its verdict. What a rank waits in
-comes from torch's flight recorder.
+A thread of every rank writes a beat with the present step to the rendezvous store every second or
+two. A stopped process or a lost host falls silent; a slow rank goes on beating. Rank 0 reads all
+beats. The others read rank 0's beat and its verdict. The collective that a rank waits in comes from
+torch's flight recorder.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ CONTINUE = "the same command continues from the last checkpoint"
 
 @dataclass
 class Activity:
-    """What a rank is doing, for others to read: assigned on the hot path, so plain fields."""
+    """The present activity of a rank, for others to read; plain fields, set on the hot path."""
 
     step: int = 0
     doing: str = "starting"
 
 
 class Heartbeat:
-    """Beats for this rank and watches the others, until :meth:`close`.
+    """Sends this rank's beats and watches the other ranks, until :meth:`close`.
 
-    A rank without a sign of life for ``patience`` seconds ends the run: a collective that waits for
-    it cannot be interrupted, so every other rank prints one line that names it and exits with 1. A
-    rank that beats but keeps others waiting for as long is named on rank 0, and the run goes on
-    until ``distributed.timeout``.
+    A rank without a beat for ``patience`` seconds ends the run. A collective that waits for this
+    rank cannot be interrupted, so every other rank prints one line with the lost rank's name and
+    exits with 1. A rank that beats but keeps others waiting for as long is named on rank 0. The run
+    then goes on until ``distributed.timeout``.
 
     Args:
-        patience: seconds; 0 turns the watch off.
-        store: where the ranks have met; None where there are none to watch.
+        patience: seconds without a beat after which a rank is lost; 0 turns the watch off.
+        store: the rendezvous store; None if there are no other ranks.
     """
 
     def __init__(self, world: World, patience: float = 0.0, store: Store | None = None) -> None:
@@ -81,11 +81,11 @@ class Heartbeat:
             self._threads.append(thread)
 
     def beats(self) -> dict[int, dict[str, Any]]:
-        """Return the last beat of every rank seen so far (on rank 0; its own when alone)."""
+        """Return the last beat of every rank seen so far (on rank 0; a single process: its own)."""
         return self._beats if self._store is not None else {self.world.rank: self._beat(None)}
 
     def close(self) -> None:
-        """Say goodbye, so that silence from here on means nothing."""
+        """Sign off, so that later silence is not taken for a loss."""
         if self._store is None or self._closed.is_set():
             return
         self._closed.set()
@@ -95,9 +95,10 @@ class Heartbeat:
             self._leave(None, done=True)
 
     def account(self) -> str:
-        """Say who is missing, after an error in a collective; empty if nobody can be named.
+        """Return which rank is missing, after an error in a collective; '' if none can be named.
 
-        Takes a few beats' time: whoever has not beaten in it is named, else who is behind.
+        This waits for a few beats. A rank without a beat in this time is named, or else a rank that
+        is behind.
         """
         if self._store is None:
             return ""

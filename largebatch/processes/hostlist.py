@@ -1,8 +1,8 @@
-"""Slurm's lists of hosts, spelled out: ``rack[1-2]node[01-04],login`` is nine names.
+"""Expand Slurm's host lists: ``rack[1-2]node[01-04],login`` is nine names.
 
-The grammar is that of ``scontrol show hostnames``: names with any number of brackets and text
-between and behind them, in each bracket numbers and ranges; a number keeps the zeros before it, and
-with several brackets the last runs fastest.
+The grammar is that of ``scontrol show hostnames``. A name may have any number of brackets with text
+between and after them. A bracket holds numbers and ranges. A number keeps its leading zeros. With
+several brackets the last one changes fastest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def expand(hosts: str) -> list[str]:
     """Return the names of a list, in its order.
 
     Raises:
-        UserError: the text is no such list.
+        UserError: the text is not a host list.
     """
     return list(_names(hosts))
 

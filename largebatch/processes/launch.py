@@ -23,12 +23,12 @@ def launch_local_ranks(
 ) -> int:
     """Run ``python -m largebatch ARGUMENTS`` as ``nproc`` ranks on this host; return an exit code.
 
-    A signal that asks to stop (`lifetime.STOPPING`) reaches every rank by this process; they save,
-    exit with 0, and so does this process. A rank that fails ends the others, and its own exit code
-    is returned.
+    A signal that asks to stop (`lifetime.STOPPING`) is passed on to every rank. The ranks save and
+    exit with 0, and so does this process. A rank that fails ends the others, and its exit code is
+    returned.
 
     Args:
-        stop: a request of the caller's that counts like SIGTERM; in the main thread only.
+        stop: the caller's request to stop, with the effect of SIGTERM; in the main thread only.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -1,4 +1,4 @@
-"""The variables by which MPI's launchers and their like tell each process its place."""
+"""Environment variables by which MPI's and similar launchers tell each process its rank."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Launcher:
-    """What one launcher sets.
+    """The environment variables of one launcher.
 
     Attributes:
-        name: how messages call it.
-        rank, size: the variables with the place among all, and their number.
-        local_rank, local_size: those that may tell it of this host; the first that is set does.
-        hosts: the variable with the number of hosts, where none tells the ranks of each.
+        name: name of the launcher in messages.
+        rank, size: the variables with the rank and with the number of ranks.
+        local_rank, local_size: variables that may hold the same for this host; the first that is
+            set counts.
+        hosts: the variable with the number of hosts, if no variable gives the ranks per host.
     """
 
     name: str
@@ -72,7 +73,7 @@ JOBS = (
 
 
 def job_of(environment: Mapping[str, str], launcher: Launcher, on_one_host: bool) -> str | None:
-    """Return what tells this job from others and is the same for all its processes, if anything."""
+    """Return an identity of this job, the same for all its processes, if there is one."""
     named = next((f"{name} {environment[name]}" for name in JOBS if name in environment), None)
     return named or (f"process {_process_of(launcher)}" if on_one_host else None)
 

@@ -1,8 +1,8 @@
 """Ranks that never outlive their launcher, and signals that end a run in good order.
 
-torch's launcher puts every rank in a process session of its own, so a launcher killed with
-SIGKILL leaves them running and holding the run directory. The kernel's parent-death signal ends
-them however the launcher died.
+torch's launcher starts every rank in its own process session. So a launcher killed with SIGKILL
+would leave ranks running that hold the run directory. The kernel's parent-death signal ends the
+ranks however the launcher died.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ STOPPING = (*ASKED, *NOTICES)
 
 
 def wanted() -> tuple[signal.Signals, ...]:
-    """Return the signals that stop this process in good order: all but those it is to ignore.
+    """Return the signals that stop this process in good order, without those it must ignore.
 
-    ``nohup`` has SIGHUP ignored, and the run goes on without its terminal.
+    Under ``nohup`` SIGHUP is ignored, so the run continues without its terminal.
     """
     heard = (number for number in NOTICES if signal.getsignal(number) is not signal.SIG_IGN)
     return (*ASKED, *heard)
@@ -39,8 +39,8 @@ def die_with_parent(expected_parent: int | None = None) -> bool:
     """Ask the kernel to kill this process when its parent dies; return whether it will.
 
     Args:
-        expected_parent: the launcher's process id where it is known: a launcher that died before
-            the request was made is noticed by it, and this process ends at once.
+        expected_parent: the launcher's process id, if known. It shows whether the launcher died
+            before the request was made; then this process ends at once.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -51,9 +51,10 @@ def die_with_parent(expected_parent: int | None = None) -> bool:
 
 
 def die_with_launcher() -> None:
-    """Die with the process that has started this one, if it asks for that; it asks its own alone.
+    """Die with the process that started this one, if that process asks for it.
 
-    It does so by LARGEBATCH_LAUNCHER_PID, which processes of this one are not to find.
+    The request is the variable LARGEBATCH_LAUNCHER_PID, which is removed so that child processes do
+    not inherit it.
     """
     launcher = os.environ.pop(LAUNCHER_VARIABLE, None)
     if launcher:
@@ -62,7 +63,7 @@ def die_with_launcher() -> None:
 
 @contextmanager
 def signals_as_before() -> Iterator[None]:
-    """Give the signals back, after the block, to who had them: for a caller that lives on."""
+    """Restore the signal handlers after a ``with`` block, for a caller that goes on."""
     if threading.current_thread() is not threading.main_thread():  # which alone may take them
         yield
         return
@@ -78,7 +79,7 @@ def signals_as_before() -> Iterator[None]:
 class StopRequest:
     """Set by a signal of `STOPPING`, or by `ask`; the trainer reads it between steps.
 
-    A second SIGINT interrupts.
+    A second SIGINT interrupts at once.
     """
 
     def __init__(self) -> None:
@@ -88,18 +89,18 @@ class StopRequest:
         return self.name is not None
 
     def install(self) -> StopRequest:
-        """Take over the signals of this process, which its main thread alone may do."""
+        """Install signal handlers in this process; only the main thread may do this."""
         if threading.current_thread() is threading.main_thread():
             for number in wanted():
                 signal.signal(number, self._handle)
         return self
 
     def ask(self, name: str = "its caller") -> None:
-        """Ask for a stop, from any thread; ``name`` is who is told to have asked."""
+        """Ask for a stop, from any thread; ``name`` tells in messages who asked."""
         self.name = name
 
     def wait(self, seconds: float) -> None:
-        """Return when a signal has come, or after so long."""
+        """Wait until a signal has come, or for ``seconds``."""
         deadline = time.monotonic() + seconds
         while not self and time.monotonic() < deadline:
             time.sleep(0.05)

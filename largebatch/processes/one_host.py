@@ -1,7 +1,7 @@
-"""The rendezvous of torch's launcher for ranks of one host: nobody has to be found.
+"""A rendezvous for torch's launcher with all ranks on one host.
 
-torch's own listens on every interface and unpickles what it finds in its store. Here the launcher
-keeps a store on the loopback interface, and nothing in it is ever unpickled.
+torch's own rendezvous listens on every interface and unpickles data from its store. Here the
+launcher keeps a store on the loopback interface, and nothing in it is ever unpickled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RENDEZVOUS = "largebatch"
 
 
 class OneHost(RendezvousHandler):
-    """A rendezvous of one agent, whose store its ranks share."""
+    """A rendezvous of one agent; the ranks share the agent's store."""
 
     def __init__(self, parameters: RendezvousParameters) -> None:
         self._run, self._closed = parameters.run_id, False
@@ -33,11 +33,11 @@ class OneHost(RendezvousHandler):
         return True
 
     def get_backend(self) -> str:
-        """Return the name under which torch's launcher finds it."""
+        """Return the name of the rendezvous for torch's launcher."""
         return RENDEZVOUS
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Return the store at once: nobody else is to come."""
+        """Return the store at once, since no other agent can join."""
         meeting = RendezvousStoreInfo(LOOPBACK, self._store.port)
         return RendezvousInfo(self._store, 0, 1, meeting)
 
@@ -46,7 +46,7 @@ class OneHost(RendezvousHandler):
         return self._closed
 
     def set_closed(self) -> None:
-        """Take note that the run is over."""
+        """Record that the run is over."""
         self._closed = True
 
     def num_nodes_waiting(self) -> int:
@@ -58,6 +58,6 @@ class OneHost(RendezvousHandler):
         return self._run
 
     def shutdown(self) -> bool:
-        """Take note that the run is over; the store goes with this process."""
+        """Record that the run is over; the store ends with this process."""
         self._closed = True
         return True

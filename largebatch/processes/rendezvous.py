@@ -1,10 +1,10 @@
-"""Where the ranks of one start meet: a store that none before them has used.
+"""The rendezvous of ranks: a fresh store for each start.
 
 Ranks of one host meet on its loopback interface, which no other host reaches. torch's elastic agent
-lends its ranks one store for as long as it lives. After a restart that store still holds the
-addresses of the ranks that ended, and a back end takes them for those of its peers: it connects to
-ports where nobody listens until its timeout. Nothing in the environment tells one start from
-another on every agent alike, so the ranks settle it among themselves.
+gives its ranks the same store for as long as the agent lives. After a restart this store still
+holds the addresses of ranks that have ended. A back end would connect to these addresses, where
+nobody listens, until its timeout. No environment variable identifies a start on every agent alike,
+so the ranks agree on a name among themselves.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ LOOK_SECONDS = 2.0  # between two looks whether the place is still this process'
 
 
 def shared_store(world: World, timeout: float) -> Store:
-    """Return a store that all ranks of this start share, and nobody before them.
+    """Return a store that all ranks of this start share, and no earlier ranks have used.
 
     Args:
-        timeout: seconds of a request to the store later; ranks come within ``JOIN_SECONDS``.
+        timeout: timeout of later requests to the store, in seconds; ranks must join within
+            ``JOIN_SECONDS``.
 
     Raises:
-        RunFailure: no store answers, its port is taken, or ranks stay away.
-        UserError: the address means no host, or nothing tells it.
+        RunFailure: no store answers, its port is taken, or ranks do not join.
+        UserError: the address is not of a host, or is not given.
     """
     patience = min(timeout, JOIN_SECONDS)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and world.launcher == "torchrun":
@@ -53,7 +54,7 @@ def shared_store(world: World, timeout: float) -> Store:
 
 
 def serve(world: World) -> TCPStore:
-    """Return a store that this process keeps: for this host alone where all ranks are on it.
+    """Return a store served by this process, on loopback only if all ranks are on this host.
 
     Raises:
         RunFailure: the port is taken.
@@ -172,12 +173,13 @@ def _known(world: World, patience: float) -> None:
 def session(store: Store, rank: int, size: int, timeout: float) -> str:
     """Agree on a name for this start of ``size`` ranks, whatever earlier starts left in ``store``.
 
-    Every rank but the first leaves a fresh word under its number and waits for an answer to that
-    very word. The first answers each word that it finds, old ones too, until all have confirmed.
+    Every rank but the first writes a fresh random word under its number and waits for an answer to
+    this word. The first rank answers every word that it finds, old ones too, until all ranks have
+    confirmed.
 
     Raises:
-        RunFailure: a rank has not come in ``timeout`` seconds, two have one number, or they do not
-            agree how many they are.
+        RunFailure: a rank has not joined within ``timeout`` seconds, two ranks have one number, or
+            ranks disagree on their number.
     """
     if rank > 0:
         word = os.urandom(8).hex()

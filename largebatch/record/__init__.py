@@ -1,4 +1,8 @@
-"""What a run leaves behind: its directory, its metrics, and the record of a benchmark."""
+"""The files that a run leaves behind: its directory, its metrics, and records of benchmarks.
+
+Files are written atomically or line by line, so that a killed run loses nothing, and JSON never
+holds NaN or infinity.
+"""
 
 from largebatch.record.benchmark import (
     BenchmarkRecord,

@@ -1,4 +1,4 @@
-"""The record of a benchmark: what was divided by what, on which machine, by which command."""
+"""The record of a benchmark: its formula, figures, machine and command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BenchmarkRecord:
         rows: one mapping of names to values for each case, baselines among them.
         environment: see ``environment``.
         notes: what a reader must know to judge the numbers.
-        details: what the rows were concluded from, for pictures; no part of the table.
+        details: the data behind the rows, for charts; not part of the table.
     """
 
     name: str
@@ -51,7 +51,7 @@ class BenchmarkRecord:
         return "\n".join([self.formula, *lines, *self.notes])
 
     def markdown(self, columns: Sequence[str] = ()) -> str:
-        """Return the rows as a table in Markdown, with four digits of a fraction.
+        """Return the rows as a Markdown table; fractions have four digits.
 
         Args:
             columns: the names to show, in this order; by default all.
@@ -105,7 +105,7 @@ def environment(command: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def write_record(path: str | Path, record: BenchmarkRecord) -> None:
-    """Write a record as JSON, whole or not at all.
+    """Write a record as JSON, completely or not at all.
 
     Raises:
         UserError: ``path`` cannot be written.
@@ -135,7 +135,7 @@ def read_record(path: str | Path) -> BenchmarkRecord:
 
 
 def cpu_model() -> str:
-    """Return the name of the processor, or of its architecture where the kernel tells no more."""
+    """Return the processor's name, or its architecture if the kernel gives no name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
@@ -147,7 +147,7 @@ def cpu_model() -> str:
 
 
 def memory_gib() -> float:
-    """Return the machine's memory in GiB, or the container's where that is less."""
+    """Return the machine's memory in GiB, or the container's limit if lower."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()

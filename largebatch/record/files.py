@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and reading none that never ends."""
+"""Write files completely or not at all, and read regular files only."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a crash, meets the old content or the new, never a part.
+    """Write a file so that readers see the old or the new content, even after a crash.
 
     The content goes to a temporary name in the same folder, is fsynced, and is renamed. A link is
-    followed, and keeps pointing where it did; a file that is replaced hands on its mode. What is no
-    regular file (a terminal, a pipe, a device) and the process's own open descriptors
-    (``/dev/stdout``) are written through.
+    followed and kept. A new file takes the mode of the file that it replaces. Anything that is not
+    a regular file (a terminal, a pipe, a device), and the process's own open descriptors
+    (``/dev/stdout``), are written directly.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; ``path`` is as it was.
+        OSError: the disk is full or the folder cannot be written; ``path`` is unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     descriptor = _own_descriptor(path)
@@ -56,15 +56,16 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 class NotRegular(OSError):
-    """What stands at a path is a pipe, a device, a socket or a folder: it may never end."""
+    """The path is a pipe, a device, a socket or a folder, which may never end."""
 
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read it, for the length of a block.
+    """Open a regular file for reading, for a ``with`` block.
 
     Raises:
-        OSError: it is absent or cannot be read; or, as :class:`NotRegular`, it is no regular file.
+        OSError: the file is absent or cannot be read; :class:`NotRegular` if it is not a regular
+            file.
     """
     _require_regular(os.stat(path).st_mode, path)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -81,7 +82,7 @@ def read_file(path: Path, most: int = -1) -> bytes:
     """Return the content of a regular file, with the errors of :func:`open_regular`.
 
     Args:
-        most: bytes that it may have, where more are an error as well; -1: any number.
+        most: largest number of bytes, where more are an error; -1: any number.
     """
     with open_regular(path) as file:
         content = file.read() if most < 0 else file.read(most + 1)
@@ -96,7 +97,7 @@ def _require_regular(mode: int, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
+    """Sync a folder, so that renames in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

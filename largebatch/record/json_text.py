@@ -1,4 +1,4 @@
-"""JSON as others read it: no NaN and no infinity, neither written nor taken for a number."""
+"""Strict JSON: NaN and infinity are never written and never read as numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PAGE = json.JSONEncoder(allow_nan=False, indent=2)
 
 
 def json_text(value: Any, indented: bool = False) -> str:
-    """Return ``value`` as JSON; a number that is not finite, which JSON cannot hold, as null."""
+    """Return ``value`` as JSON; numbers that are not finite become null."""
     encoder = _PAGE if indented else _LINE
     try:
         return encoder.encode(value)
@@ -37,13 +37,13 @@ def finite(value: Any) -> Any:
 
 
 def parse_json(text: str | bytes, exact: bool = False) -> Any:
-    """Read JSON from anywhere; NaN and infinities, which older runs wrote, become None.
+    """Parse untrusted JSON; NaN and infinities, which older runs wrote, become None.
 
     Args:
-        exact: let them be the floats they were.
+        exact: keep NaN and infinities as floats.
 
     Raises:
-        ValueError: it is no JSON, or nested deeper than can be read.
+        ValueError: the text is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text, parse_constant=None if exact else _none)
@@ -52,10 +52,10 @@ def parse_json(text: str | bytes, exact: bool = False) -> Any:
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any] | None:
-    """Return the JSON object that a small file holds; None where there is no file.
+    """Return the JSON object in a small file; None if there is no file.
 
     Raises:
-        UserError: the file is damaged; ``remedy`` is the way out.
+        UserError: the file is damaged; the message ends with ``remedy``.
     """
     try:
         found = parse_json(read_file(path, MOST_BYTES))
@@ -69,7 +69,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any] | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value read from JSON is a number that a float can hold: 1e999 and true are not."""
+    """Return whether a value read from JSON is a number that fits a float (not 1e999 or true)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     return -1.7976931348623157e308 <= value <= 1.7976931348623157e308

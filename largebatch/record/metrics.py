@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, and a reader that survives a damaged one."""
+"""Write and read metrics.jsonl: one JSON object per line; the reader skips damaged lines."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ OF_LAYERS = ("layers", "noise")
 class MetricsWriter:
     """Appends lines to metrics.jsonl.
 
-    Each line is one ``write`` to the kernel and nothing is held back, so that a killed process has
-    lost no line; ``sync`` puts them on disk, which a checkpoint does before it counts on them.
-    A line costs about 10 microseconds.
+    Each line is one ``write`` to the kernel without buffering, so a killed process loses no line.
+    ``sync`` writes the lines to disk, and is called before a checkpoint is saved. A line costs
+    about 10 microseconds.
 
     Args:
-        path: the file, made if absent.
+        path: path of the file, which is made if absent.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,8 +42,8 @@ class MetricsWriter:
         """Append one line; a number that is not finite becomes null, which JSON can hold.
 
         Args:
-            values: with ``samples`` (int) and ``split`` (``train``, ``val``, ``hardware``, ...)
-                among them.
+            values: the figures; must include ``samples`` (int) and ``split`` (``train``, ``val``,
+                ``hardware``, ...).
 
         Raises:
             OSError: the disk is full.
@@ -55,15 +55,15 @@ class MetricsWriter:
             os.write(self._file, data[written:])
 
     def truncate_after(self, samples: int) -> str | None:
-        """Go on where the run is at ``samples``; return what to tell of lines put aside, if any.
+        """Prepare to resume at ``samples``; return a message about lines put aside, if any.
 
-        The lines of steps past ``samples``, which will be taken again, are dropped, and so is a
-        torn last line. Damaged lines before them stay where they are. All of the file is kept, as
-        ``metrics-1.jsonl`` or the next free number, where the run starts over at 0, or where a
-        damaged line would be dropped.
+        Lines of steps past ``samples``, which will be repeated, are removed, and so is an
+        incomplete last line. Damaged lines before them are kept. If the run starts over at 0, or if
+        a damaged line would be removed, the whole old file is kept. Its name is ``metrics-1.jsonl``
+        or the next free number.
 
         Raises:
-            OSError: the file is none that can be read and cut.
+            OSError: the file cannot be read and truncated.
         """
         keep = place = 0
         damaged = False  # among the lines after those to keep
@@ -85,11 +85,11 @@ class MetricsWriter:
         return told
 
     def sync(self) -> None:
-        """Put all lines on disk."""
+        """Sync all lines to disk."""
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Put all lines on disk and close the file; to be called once."""
+        """Sync all lines to disk and close the file; call this once."""
         os.fsync(self._file)
         os.close(self._file)
 
@@ -99,11 +99,12 @@ def read_metrics(
 ) -> list[dict[str, Any]]:
     """Return the lines of metrics.jsonl as dictionaries, in order.
 
-    A torn last line, as a kill leaves it, is passed over. Of lines of one split (and rank) at the
-    same samples, as an evaluation repeated on resumption leaves them, the last counts.
+    An incomplete last line, left by a kill, is skipped. If there are several lines of one split
+    (and rank) at the same samples, from an evaluation repeated after a resume, the last counts.
 
     Args:
-        report: is told which damaged lines are left out; None: there may be none.
+        report: called with a message about damaged lines that are left out; None: damaged lines are
+            an error.
 
     Raises:
         UserError: the file is absent, or damaged elsewhere than in its last line.
@@ -134,7 +135,7 @@ def read_metrics(
 
 
 def decode(line: bytes) -> dict[str, Any] | None:
-    """Return the values of a whole line that can be placed in a run, or None for what is none."""
+    """Return the values of a complete line with a place in a run; None for other lines."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -28,7 +28,7 @@ class RunDirectory:
     """A run's files under one path; nothing is created before ``create`` or ``acquire``.
 
     Args:
-        path: the directory, there or not.
+        path: the directory, which need not exist.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -59,7 +59,7 @@ class RunDirectory:
 
     @property
     def spectrum(self) -> Path:
-        """Eigenvalues of the Hessian, one JSON object a line; there where a probe measures them."""
+        """Eigenvalues of the Hessian, one JSON object a line; present if a probe measures them."""
         return self.path / "spectrum.jsonl"
 
     @property
@@ -84,22 +84,22 @@ class RunDirectory:
 
     @property
     def summary(self) -> Path:
-        """The figures of a finished run, JSON; there only once the run is finished."""
+        """The figures of a finished run, JSON; present only once the run is finished."""
         return self.path / "summary.json"
 
     @property
     def lost(self) -> Path:
-        """Why a run has been lost that diverged or ran out of memory, JSON; absent of others."""
+        """The reason why a run was lost (divergence or lack of memory), JSON; else absent."""
         return self.path / "lost.json"
 
     @property
     def task(self) -> Path:
-        """What the task's figures mean, JSON; absent in runs from before it."""
+        """The meaning of the task's figures, JSON; absent in runs of older versions."""
         return self.path / "task.json"
 
     @property
     def batch_plan(self) -> Path:
-        """The batches that a run has chosen, a config that replays them, YAML."""
+        """The batches that a run has chosen, as a config that replays them, YAML."""
         return self.path / "batch_plan.yaml"
 
     @property
@@ -111,7 +111,7 @@ class RunDirectory:
         """Make the directory and its folders.
 
         Raises:
-            UserError: it cannot be made or written.
+            UserError: the directory cannot be made or written.
         """
         try:
             str(self.path).encode()  # TensorBoard takes no name that is not text
@@ -141,16 +141,18 @@ class RunDirectory:
             self._made += [path.parent, path]
 
     def acquire(self, wait: float = 30.0) -> None:
-        """Own the directory until ``release`` or the end of this process, however that comes.
+        """Lock the directory until ``release`` or the end of this process.
 
-        It is a POSIX record lock on the lock file: children do not inherit it, and the kernel drops
-        it with the process. On the lock file lies the owner, for messages only.
+        The lock is a POSIX record lock on the lock file. Children do not inherit the lock, and the
+        kernel releases it when the process ends in any way. The content of the lock file names the
+        owner, for messages only.
 
         Args:
-            wait: seconds to wait for another owner.
+            wait: seconds to wait for another owner to release the lock.
 
         Raises:
-            UserError: it cannot be written, or still has another owner after ``wait`` seconds.
+            UserError: the directory cannot be written, or still has another owner after ``wait``
+                seconds.
         """
         deadline = time.monotonic() + wait
         try:
@@ -166,9 +168,9 @@ class RunDirectory:
             raise
 
     def release(self) -> None:
-        """Give the directory back; does nothing when it is not owned.
+        """Release the lock; does nothing without a lock.
 
-        Where no run has begun, since there is no config, what ``acquire`` made goes again.
+        If no run has begun (there is no config), the files that ``acquire`` made are removed.
         """
         if self._lock is None:
             return
@@ -184,7 +186,7 @@ class RunDirectory:
         return self.summary.is_file()
 
     def read_summary(self) -> dict[str, Any] | None:
-        """Return the figures of a finished run; None while there are none.
+        """Return the figures of a finished run; None for other runs.
 
         Raises:
             UserError: the file is damaged.
@@ -192,11 +194,11 @@ class RunDirectory:
         return read_object(self.summary, "delete it to run again")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write the figures of the finished run, whole or not at all."""
+        """Write the figures of the finished run, completely or not at all."""
         write_atomically(self.summary, json_text(summary, indented=True) + "\n")
 
     def read_task(self) -> dict[str, Any] | None:
-        """Return what the task's figures mean, as written by whomever; None where nobody has.
+        """Return the meaning of the task's figures, as untrusted data; None if not written.
 
         Raises:
             UserError: the file is damaged.
@@ -204,11 +206,11 @@ class RunDirectory:
         return read_object(self.task, "delete it to go by top1 or the loss")
 
     def write_task(self, facts: dict[str, Any]) -> None:
-        """Write what is to be known of the run's task, whole or not at all."""
+        """Write the facts about the run's task, completely or not at all."""
         write_atomically(self.task, json_text(facts, indented=True) + "\n")
 
     def read_lost(self) -> str | None:
-        """Return why the run cannot go on as it is, None where nothing says so.
+        """Return why the run cannot continue, None if it can.
 
         Raises:
             UserError: the file is damaged.
@@ -217,14 +219,14 @@ class RunDirectory:
         return None if found is None else str(found.get("reason"))
 
     def write_lost(self, reason: str | None) -> None:
-        """Write why the run cannot go on as it is; None: that it may again."""
+        """Write why the run cannot continue; None: it can continue again."""
         if reason is None:
             self.lost.unlink(missing_ok=True)
         else:
             write_atomically(self.lost, json_text({"reason": reason}, indented=True) + "\n")
 
     def write_config(self, text: str) -> None:
-        """Write the resolved config, whole or not at all."""
+        """Write the resolved config, completely or not at all."""
         write_atomically(self.config, text)
 
     def _withdraw(self) -> None:
@@ -311,10 +313,10 @@ class RunDirectory:
 
 
 def confirm_owned(path: Path) -> None:
-    """See that a run directory this process has acquired is still its own; pass others.
+    """Check that this process still owns a run directory that it has acquired; ignore others.
 
     Raises:
-        RunFailure: its lock file was removed, and another run owns it by now.
+        RunFailure: the lock file was removed, and another run owns the directory now.
     """
     owner = _held.get((os.getpid(), path.resolve()))
     if owner is not None:

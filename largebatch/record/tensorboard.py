@@ -1,4 +1,4 @@
-"""A thin mirror of the metrics as TensorBoard events."""
+"""Mirror the metrics, thinned, as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ IDENTITY = ("samples", "split", "step", "epoch", "order_hash", "rank", "host", "
 class TensorBoardMirror:
     """Writes scalars ``split/name`` against samples seen.
 
-    An event costs a hundred times a line of metrics.jsonl, so each figure of training is thinned to
-    one a second of wall time, by itself: those of few lines, as probes leave them, would else fall
-    between. Evaluations are all written. metrics.jsonl stays the exact record.
+    An event costs a hundred times as much as a line of metrics.jsonl. So each training figure is
+    written at most once a second of wall time. This is done separately for each figure, so that
+    rare figures, such as those of probes, are not lost. All evaluations are written. metrics.jsonl
+    is the exact record.
 
     Args:
-        folder: where the events go.
-        resumed_at: samples at which the run goes on, None for its start; TensorBoard hides older
-            events past them.
-        every_seconds: least time between two events of a figure of training.
+        folder: folder for the events.
+        resumed_at: samples at which the run resumes, None at its start; TensorBoard hides older
+            events past this point.
+        every_seconds: least number of seconds between two events of a training figure.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class TensorBoardMirror:
         self._absent = False
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Mirror the numbers of one line of metrics, but for what is less than a second old."""
+        """Mirror one line of metrics, except figures written less than ``every_seconds`` ago."""
         figures = {
             name: value
             for name, value in values.items()
@@ -61,7 +62,7 @@ class TensorBoardMirror:
             writer.add_scalar(f"{split}/{name}{rank}", value, values["samples"])
 
     def close(self) -> None:
-        """Flush what is left."""
+        """Flush and close."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -1,4 +1,4 @@
-"""Pictures from records: one offline HTML page for one run or for many."""
+"""Reports: one HTML page about one run or several, which opens offline."""
 
 from largebatch.report.page import write_report
 from largebatch.report.runs import Run, read_run

@@ -1,4 +1,4 @@
-"""The charts of a report: of figures, of what every run tells, and of what else stands in lines."""
+"""The charts of a report: of the task's figures, of standard metrics, and of all other metrics."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Chart:
     """One chart: the key it draws and how.
 
     Args:
-        key: of metrics.jsonl.
-        title: above the chart.
-        unit: how its axis is written: ``percent``, ``number`` or ``count``.
+        key: key in metrics.jsonl.
+        title: title above the chart.
+        unit: form of the axis: ``percent``, ``number`` or ``count``.
         floor: whether its axis begins at zero.
         steps: whether a value holds for the whole step that ends at its point.
-        log_steps: whether it is drawn against the logarithm of steps, whatever the page shows.
+        log_steps: whether it is always drawn against the logarithm of steps.
         log_axis: whether its own axis is always logarithmic.
-        log_choice: whether the page's choice of a logarithmic axis holds for it.
-        note: below the title.
-        parts: keys, each with its name, that are stacked; ``key`` then only names the chart.
-        ranks: whether it draws the hardware of every rank.
-        better: of a figure, which way is better: ``higher`` or ``lower``.
-        group: of a further figure, what it is drawn together with.
+        log_choice: whether the page's choice of a logarithmic axis applies.
+        note: text below the title.
+        parts: keys to stack, each with a name; ``key`` then only names the chart.
+        ranks: whether the chart shows the hardware of every rank.
+        better: for a figure, the better direction: ``higher`` or ``lower``.
+        group: for a further figure, name of the figures that it is drawn with.
         band: keys of the lower and the upper end of an interval around ``key``.
-        beside: another key that is drawn with it, and its name.
+        beside: another key drawn in the same chart, and its name.
     """
 
     key: str
@@ -150,9 +150,9 @@ BY_OPTIMIZER = tuple(
 
 
 def charts_for(runs: Sequence[Run]) -> list[Chart]:
-    """Return the charts that some run has points for: figures first, hardware last.
+    """Return the charts for which some run has points: figures first, hardware last.
 
-    The breakdown of a step is stacked for one run; of several, each phase has a chart.
+    For one run the breakdown of a step is stacked. For several runs each phase has its own chart.
     """
     present = _present(runs)
     measured = {key for run in runs for key in run.hardware}
@@ -176,10 +176,10 @@ def charts_for(runs: Sequence[Run]) -> list[Chart]:
 
 
 def further_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Return the charts of all other numbers of lines, those of one prefix together.
+    """Return the charts of all other numbers in metrics, grouped by prefix.
 
-    Those are figures of further evaluations, such as ``ema_top1``, which are drawn as the figure
-    they end on; and what probes measure.
+    These are the figures of probes and of further evaluations. A figure such as ``ema_top1`` is
+    drawn like the figure that its name ends with (``top1``).
     """
     figures, present = _figures(runs), _present(runs)
     drawn = {*figures, *(chart.key for chart in FACTS), *(key for key, _ in PHASES)}
@@ -197,9 +197,10 @@ def further_charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def chart_ids(charts: Iterable[Chart]) -> list[str]:
-    """Return a name for the element of each chart: its key, where that can be one.
+    """Return an HTML id for each chart: its key, if the key is a valid id.
 
-    A phase is drawn for training and for ranks; keys are foreign text.
+    Ids must be made unique, since a phase is drawn both for training and for ranks, and keys are
+    untrusted text.
     """
     ids: list[str] = []
     for number, chart in enumerate(charts):

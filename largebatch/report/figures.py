@@ -1,4 +1,4 @@
-"""What the figures of a run mean: foreign data, as its task has left them on record."""
+"""The meaning of a run's figures, read from the record of its task as untrusted data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TITLES = {"top1": "Top-1 accuracy", "top5": "Top-5 accuracy"}
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that a task judges by, and how people read it.
+    """A figure that a task is judged by, and its usual form.
 
     Args:
-        name: in metrics.jsonl.
+        name: name in metrics.jsonl.
         better: ``higher`` or ``lower``.
-        percent: whether it is a fraction of 1 that people read in percent.
+        percent: whether the value is a fraction of 1 that people read in percent.
     """
 
     name: str
@@ -30,16 +30,16 @@ class Figure:
 
     @property
     def label(self) -> str:
-        """How it is called in tables."""
+        """The figure's name in tables."""
         return LABELS.get(self.name, words(self.name))
 
     @property
     def title(self) -> str:
-        """How it is called above a chart."""
+        """The figure's name above a chart."""
         return TITLES.get(self.name, title(self.name))
 
     def text(self, value: float) -> str:
-        """Return ``value`` as people read it."""
+        """Return ``value`` in the form that people read."""
         return format(value, ".2%" if self.percent else ".4g")
 
     def best(self, values: Iterable[float]) -> float:
@@ -53,12 +53,12 @@ TOP1, TOP5 = (Figure(name, "higher", percent=True) for name in ("top1", "top5"))
 
 @dataclass(frozen=True)
 class Judged:
-    """By which figures a run is judged.
+    """The figures that a run is judged by.
 
     Args:
-        headline: the first of them.
+        headline: the main figure.
         figures: all of them by name, the headline and the loss first.
-        told: whether the run says so itself; runs from before ``task.json`` do not.
+        told: whether the run's own record names the figures; runs without ``task.json`` do not.
     """
 
     headline: Figure
@@ -69,13 +69,13 @@ class Judged:
 def read_judged(
     directory: RunDirectory, evaluations: list[dict[str, Any]], remarks: list[str]
 ) -> Judged:
-    """Return what a run is judged by.
+    """Read the figures that a run is judged by.
 
-    Where nothing is on record: top-1 in percent, if validation lines have it, else the loss.
+    Without a record: top-1 in percent, if validation lines have this figure, else the loss.
 
     Args:
         evaluations: the run's validation lines.
-        remarks: gets what is left out of the record, and why.
+        remarks: list to which messages about omitted parts of the record are added.
 
     Raises:
         UserError: the record is damaged.
@@ -116,7 +116,7 @@ def by_name(figures: Iterable[Figure]) -> dict[str, Figure]:
 
 
 def title(key: str) -> str:
-    """Return a key of metrics.jsonl as it stands above a chart."""
+    """Return a key of metrics.jsonl in the form of a chart's title."""
     shown = words(key)
     return shown[:1].upper() + shown[1:]
 

@@ -1,4 +1,4 @@
-"""A straight line against the logarithm of steps, as ultra-slow diffusion draws it."""
+"""Fit a straight line against the logarithm of steps, to test for ultra-slow diffusion."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 class LogFit:
     """``distance = intercept + slope ln(steps)``, by least squares.
 
-    Hoffer et al. 2017, section 4: weights that diffuse in a random potential whose standard
-    deviation grows as distance^gamma come ``(ln steps)^(1 / gamma)`` far; a straight line is
-    gamma 1.
+    Hoffer et al. 2017, section 4: take weights that diffuse in a random potential whose standard
+    deviation grows as distance^gamma. Their distance grows as ``(ln steps)^(1 / gamma)``. A
+    straight line means gamma 1.
 
     Attributes:
-        slope, intercept: of the line; ``slope_error``: the slope's standard error.
+        slope, intercept: the fitted line.
+        slope_error: standard error of the slope.
         r2: share of the variance that the line explains.
         exponent: 1 / gamma, the slope of ln(distance) against ln(ln steps).
     """
@@ -36,7 +37,7 @@ class LogFit:
 
 
 def log_fit(steps: Sequence[float], distances: Sequence[float]) -> LogFit | None:
-    """Fit distances from the start; None of fewer than four steps past the third, or none moved."""
+    """Fit distances from the start; None for fewer than four steps past the third, or no motion."""
     points = [(s, d) for s, d in zip(steps, distances, strict=True) if s > 3 and d > 0]
     if len(points) < 4:
         return None
@@ -47,7 +48,7 @@ def log_fit(steps: Sequence[float], distances: Sequence[float]) -> LogFit | None
 
 
 def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float, float]:
-    """Return slope, intercept, the slope's standard error and R^2, of three points or more."""
+    """Fit a line to three points or more; return slope, intercept, slope's standard error, R^2."""
     count = len(x)
     centre, height = sum(x) / count, sum(y) / count
     spread = sum((a - centre) ** 2 for a in x)

@@ -1,4 +1,4 @@
-"""The page itself: one HTML file that opens offline and asks nothing of any other address."""
+"""Write the page of a report: one HTML file that opens offline and loads nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path) -> list[str]:
     """Write one self-contained page about ``runs`` to ``output``.
 
     Returns:
-        what the page leaves out of them; it says so itself.
+        Messages about omitted parts of the runs, which are also on the page.
 
     Raises:
         UserError: no runs, a run that is absent or damaged, or ``output`` cannot be written.
@@ -97,16 +97,16 @@ def render(runs: Sequence[Run], now: datetime | None = None) -> str:
 
 
 def differing_keys(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Return the config keys in which runs differ, their place aside, with each run's value."""
+    """Return the config keys in which runs differ (except paths), with each run's value."""
     keys = {key: None for run in runs for key in run.keys if key != "run.dir"}
     rows = [(key, [run.keys.get(key, "–") for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
 def plotly_without_addresses() -> str:
-    """Return plotly.js, whose map styles and links name outside addresses, with those made invalid.
+    """Return plotly.js with all outside addresses (map styles, links) made invalid.
 
-    The page's content security policy forbids requests anyway. Names of XML vocabularies stay.
+    The page's content security policy forbids requests anyway. Names of XML vocabularies are kept.
     """
     from plotly.offline import get_plotlyjs
 
@@ -114,7 +114,7 @@ def plotly_without_addresses() -> str:
 
 
 def json_for_html(data: Any) -> str:
-    """Return JSON that cannot end the script element it stands in."""
+    """Return JSON that cannot close the surrounding script element."""
     text = json_text(data)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

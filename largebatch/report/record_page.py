@@ -1,4 +1,4 @@
-"""The record of a benchmark or study as one HTML file that opens offline, in the report's style."""
+"""Write the record of a benchmark or study as one HTML file that opens offline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GREY = "#8a8f98"
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the cards at the head of a page: a name, its value, and a few lines on it."""
+    """A card at the top of a page: a name, a value, and a few lines of explanation."""
 
     name: str
     value: str
@@ -38,9 +38,10 @@ def write_page(
     """Write the record's charts, table, formulas and notes to ``output``.
 
     Args:
-        charts: (title, note, figure) of each.
-        title: of the page; None: the benchmark's name.
-        tiles: what a reader should see first. lead: a paragraph above them.
+        charts: (title, note, figure) for each chart.
+        title: title of the page; None: the benchmark's name.
+        tiles: cards that a reader should see first.
+        lead: a paragraph above the cards.
 
     Raises:
         UserError: ``output`` cannot be written.
@@ -116,7 +117,7 @@ def lines(
 def bars(
     rows: Sequence[dict[str, Any]], x: str, parts: Sequence[str], stacked: bool = True
 ) -> Figure:
-    """Draw a bar for each row, named by its ``x``, of the ``parts`` end to end or side by side."""
+    """Draw a bar for each row, named by its ``x``, with ``parts`` stacked or side by side."""
     from plotly.graph_objects import Bar
 
     figure = blank_figure(x, "", False)
@@ -135,7 +136,7 @@ def bars(
 
 
 def blank_figure(x: str, y: str, percent: bool = False) -> Figure:
-    """Return a figure without a curve, its axes named, in the report's style."""
+    """Return an empty figure with named axes, in the report's style."""
     from plotly.graph_objects import Figure
 
     figure = Figure()

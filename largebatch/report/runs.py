@@ -1,4 +1,4 @@
-"""What a report shows of a run: its series, its figures and its config."""
+"""Read the data of a run that a report shows: series, figures and config."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Run:
             model itself, such as its weights' norm, are with training.
         hardware: ``hardware[key][rank]`` is the series of one rank, such as ``rank 0``; of many
             ranks there are only ``lowest``, ``mean`` and ``highest``.
-        row: the run's line in the table of runs, as text, but for the figures it is judged by.
-        judged: those figures.
+        row: the run's cells in the table of runs, as text, without the figures it is judged by.
+        judged: the figures that the run is judged by.
         last: the numbers of the run's last evaluation and of its summary.
         config: the resolved config as written; empty if there is none.
         keys: the config with dotted keys.
         finished: whether the run has left its summary.
-        remarks: what is not shown, and why.
+        remarks: messages about data that are not shown.
         layers: of a layer-wise optimizer, else None: ``names`` of the tensors; ``samples``,
             ``step`` and ``epoch``, lists of one length; ``weight``, ``update`` and ``ratio``, a row
             of that length for each tensor.
@@ -69,16 +69,16 @@ class Run:
     spectrum: dict[str, list[float]] | None = None
 
     def has(self, name: str) -> bool:
-        """Return whether the run has a value of that name, in an evaluation or in training."""
+        """Return whether the run has a value of this name, in an evaluation or in training."""
         return name in self.last or any(name in split for split in self.series.values())
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run directory, damaged lines of its metrics aside.
+    """Read a run directory; damaged lines of its metrics are left out.
 
     Raises:
-        UserError: there is no such run, it has no metrics yet, or its config, its summary or what
-            its task has left is damaged.
+        UserError: there is no such run, it has no metrics yet, or its config, its summary or its
+            task's record is damaged.
     """
     directory = RunDirectory(path)
     if not directory.path.is_dir():

@@ -1,4 +1,4 @@
-"""The table of runs: what was trained, and how far it came by the figures it is judged by."""
+"""The table of runs: settings and the figures that each run is judged by."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Columns = dict[str, list[str]]
 
 
 def table(runs: Sequence[Run]) -> Columns:
-    """Return the columns, a cell for each run."""
+    """Return the columns, with one cell for each run."""
     facts = {name: [run.row[name] for run in runs] for name in runs[0].row}
     before = {name: facts.pop(name) for name in BEFORE}
     return {**before, **figure_columns(runs), **facts}
@@ -24,7 +24,7 @@ def table(runs: Sequence[Run]) -> Columns:
 def figure_columns(runs: Sequence[Run]) -> Columns:
     """Return the columns of the figures: every run's headline, last and best, and the loss.
 
-    The best is told where a run says which way its figures are better.
+    The best value is shown if a run's record tells which direction is better.
     """
     best = any(run.judged.told for run in runs)
     columns: Columns = {}
@@ -36,7 +36,7 @@ def figure_columns(runs: Sequence[Run]) -> Columns:
 
 
 def lacking(runs: Sequence[Run]) -> list[list[str]]:
-    """Return for each run the names of the headlines, of all runs, that it has no value of."""
+    """Return for each run the other runs' headline figures of which it has no value."""
     return [
         [figure.label for figure in _headlines(runs) if not run.has(figure.name)] for run in runs
     ]

@@ -1,4 +1,4 @@
-"""Fewer points for a drawing that looks the same."""
+"""Reduce the points of a curve so that its drawing looks the same."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def thin(values: Sequence[float], most: int) -> list[int]:
-    """Return which points to draw, at most about ``most``, in order.
+    """Return the indices of the points to draw, at most about ``most``, in order.
 
-    Each bucket of neighbours keeps its lowest and its highest point, so that no spike is lost; the
-    first and the last point stay. Short series stay whole.
+    Each bucket of neighbours keeps its lowest and its highest point, so that no spike is lost. The
+    first and the last point are kept. Short series are kept whole.
     """
     count = len(values)
     if count <= most:

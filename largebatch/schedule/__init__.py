@@ -1,7 +1,8 @@
 """Durations, batch plans and learning-rate curves: pure functions of samples seen.
 
-Samples are the clock: changing the batch or the number of ranks moves nothing that is keyed to
-samples. What does depend on steps (a length in ``st``, regime adaptation) says so.
+Time is counted in samples: changing the batch or the number of ranks does not move anything that is
+set in samples. Exceptions are documented as such (a length in steps, ``st``, and regime adaptation,
+which keeps the number of steps).
 """
 
 from largebatch.schedule.batch_scaling import half_life_factor, scale_lr

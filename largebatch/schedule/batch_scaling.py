@@ -1,4 +1,4 @@
-"""How the learning rate and the averages follow the batch."""
+"""Scaling rules: how the learning rate and moving averages follow the batch size."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def scale_lr(
 ) -> float:
     """Return the learning rate for ``batch``, tuned as ``lr`` at ``reference``.
 
-    ``linear`` keeps the expected update of a pass over the data (Goyal et al. 2017, 2.1); ``sqrt``
-    keeps the covariance of the weights' steps (Hoffer et al. 2017, 4; Krizhevsky 2014); ``surge``
-    rises like it to a peak at the noise scale and falls beyond, as the best rate of Adam and of
-    sign descent does: 1 / (sqrt(noise / B) + sqrt(B / noise)) (Li et al. 2024, "Surge
-    phenomenon in optimal learning rate and batch size scaling"); ``none`` leaves the rate alone.
+    ``linear`` keeps the expected update of a pass over the data (Goyal et al. 2017, 2.1). ``sqrt``
+    keeps the covariance of the weights' steps (Hoffer et al. 2017, 4; Krizhevsky 2014). ``surge``
+    rises like ``sqrt`` to a peak at the noise scale and falls beyond, as the best rate of Adam and
+    of sign descent does: 1 / (sqrt(noise / B) + sqrt(B / noise)) (Li et al. 2024, "Surge phenomenon
+    in optimal learning rate and batch size scaling"). ``none`` leaves the rate alone.
 
     Args:
-        noise_scale: in samples, for ``surge``.
+        noise_scale: gradient noise scale in samples, for ``surge``.
 
     Raises:
         UserError: the rule is unknown, a batch is not positive, or ``surge`` has no noise scale.
@@ -48,11 +48,11 @@ def scale_lr(
 def half_life_factor(batch: int, half_life: float) -> float:
     """Return the factor of an average after a step of ``batch`` samples: 2^(-batch / half_life).
 
-    Products of it over any split of the same samples into steps are equal, so that the average's
-    memory is a number of samples and not of steps.
+    The product of the factors over any split of the same samples into steps is equal. So the
+    average's memory is a number of samples, not of steps.
 
     Args:
-        batch: samples of the step.
+        batch: samples in the step.
         half_life: samples after which a contribution has halved; positive.
     """
     assert half_life > 0, f"half-life of {half_life} samples"

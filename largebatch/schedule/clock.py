@@ -1,4 +1,4 @@
-"""The clock of a run: what a duration is in samples."""
+"""The clock of a run: convert durations to samples."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Clock:
 
     Args:
         epoch_samples: training samples in an epoch.
-        total_samples: length of the run in samples; None while it is not known, and then a
-            percentage cannot be converted.
-        plan: the batch plan, which says how many samples a number of steps is; None: steps cannot
-            be converted.
+        total_samples: length of the run in samples. None while it is not known; then a percentage
+            cannot be converted.
+        plan: the batch plan, which converts a number of steps to samples; None: steps cannot be
+            converted.
         settled: samples up to which the plan is known before the run; None: all of it.
     """
 
@@ -34,7 +34,7 @@ class Clock:
         """The length of the run in samples.
 
         Raises:
-            UserError: it is not known here.
+            UserError: the length is not known yet.
         """
         if self.total_samples is None:
             raise UserError("a duration in % of the run: its length is not known here")
@@ -44,7 +44,7 @@ class Clock:
         """Return the samples seen after ``steps`` optimizer steps.
 
         Raises:
-            UserError: there is no batch plan here, or it is made while the run goes on.
+            UserError: there is no batch plan, or it is made during the run.
         """
         if self.plan is None:
             raise UserError(f"a duration of {steps}st: the batch is not known here")

@@ -16,7 +16,7 @@ FORMER_PHASE_KEYS = {"image_size": "extent"}
 
 @dataclass
 class PhaseConfig:
-    """A phase of the batch plan; what is left out is taken from ``batch``."""
+    """A phase of the batch plan; unset keys are taken from ``batch``."""
 
     until: Duration | None = None
     """Where the phase ends, from the start of the run; left out in the last phase only."""
@@ -41,7 +41,7 @@ class PhaseConfig:
 
 @dataclass
 class BatchConfig:
-    """The global batch and how it changes."""
+    """The global batch size and its changes during the run."""
 
     size: int = 256
     """Samples per optimizer step over all ranks."""
@@ -72,7 +72,7 @@ class BatchConfig:
     """control=noise: what is compared with the whole step, as the probe `noise` has it."""
 
     def check(self) -> None:
-        """Refuse what cannot be, naming the key.
+        """Check the section; errors name the key.
 
         Raises:
             UserError: a size is not positive, or phases do not end where the next begins.
@@ -157,7 +157,7 @@ class ScheduleConfig:
     """stop=plateau: how long the validation loss may set no new low."""
 
     def check(self) -> None:
-        """Refuse what cannot be, naming the key.
+        """Check the section; errors name the key.
 
         Raises:
             UserError: a number out of range, or a key that the curve does not use.

@@ -1,4 +1,4 @@
-"""When a batch grows by the noise scale that a run has measured: the rule alone."""
+"""The rule by which a batch grows with the measured gradient noise scale."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ RUNNING = 2
 
 @dataclass
 class NoiseRule:
-    """Doubles a batch that is small for its noise, and halves one that is large for it if it may.
+    """Doubles a batch far below the noise scale; halves one far above it, if allowed.
 
-    At the end of a window it looks at the bounds of the noise scale: the batch doubles if the lower
-    one was at least twice the batch in two windows running, and halves if the upper one was below a
-    quarter of it in as many. So it grows to no more than the noise scale, up to where a sample is
-    worth at least half of one in a small batch, and only once that is sure; and no noise of the
-    measurement drives it to and fro, since between up and down lies a factor of eight.
+    The rule looks at the bounds of the noise scale at the end of each window. The batch doubles if
+    the lower bound was at least twice the batch in two successive windows. It halves if the upper
+    bound was below a quarter of the batch in two successive windows. So the batch grows at most to
+    the noise scale, where a sample is worth at least half a sample in a small batch, and only when
+    this is certain. Measurement noise does not make the batch oscillate, since the two thresholds
+    differ by a factor of eight.
 
     Args:
-        start: sample from which windows are counted: the warm-up's end.
-        window: samples.
-        smallest, largest: batch. ``smallest`` as it begins: it never shrinks.
-        atom: samples that stay together: both are whole numbers of it.
-        running: windows so far that asked to grow, one after another; below zero: to shrink.
+        start: sample from which windows are counted: the end of the warm-up.
+        window: length of a window in samples.
+        smallest, largest: limits of the batch. With ``smallest`` equal to the first batch it never
+            shrinks.
+        atom: samples that must stay together; both limits are multiples of it.
+        running: number of successive windows so far that asked to grow; negative: to shrink.
     """
 
     start: int
@@ -38,15 +40,15 @@ class NoiseRule:
     running: int = 0
 
     def due(self, step: Step) -> bool:
-        """Whether a window ends with a step."""
+        """Return whether a window ends with a step."""
         before, after = step.start - self.start, step.end - self.start
         return after > 0 and after // self.window > max(before, 0) // self.window
 
     def decide(self, batch: int, low: float, high: float) -> int:
-        """Return the batch to go on with after a window.
+        """Return the next batch after a window.
 
         Args:
-            low, high: bounds of the noise scale; ``0`` and ``inf`` where nothing is known.
+            low, high: bounds of the noise scale; ``0`` and ``inf`` if nothing is known.
         """
         if low >= 2 * batch and 2 * batch <= self.largest:
             self.running = max(self.running, 0) + 1

@@ -1,4 +1,4 @@
-"""What a learning-rate curve is, and the registry of them."""
+"""The interface and the registry of learning-rate curves."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Curve: TypeAlias = Callable[[int, float], float]
 
 @dataclass(frozen=True)
 class Timeline:
-    """The times of a run in samples, regime adaptation included: what a curve is built from.
+    """The times of a run in samples, from which a curve is built; regime adaptation is included.
 
     Args:
         total: length of the run.
         start: end of the warm-up, where the decay of poly, cosine, sgdr and cyclical begins.
         step: one step of the reference batch.
-        milestones: those of multistep.
+        milestones: milestones of multistep.
         cycle: the first cycle of sgdr, half a cycle of cyclical.
     """
 
@@ -33,19 +33,19 @@ class Timeline:
 
 @dataclass(frozen=True)
 class CurveFacts(Facts):
-    """What the rest of the package has to know of a curve.
+    """Facts about a curve that the rest of the package needs.
 
     Attributes:
-        takes: the keys of ``schedule`` that it has a use for, beside those that all have.
-        cycle: what ``schedule.cycle`` is the length of, where the curve has cycles: a whole one,
-            after which it restarts, or the half of one, from bottom to peak.
+        takes: the keys of ``schedule`` that it uses, beside those that all curves use.
+        cycle: meaning of ``schedule.cycle`` if the curve has cycles: the length of a whole cycle,
+            after which the curve restarts, or of half a cycle, from bottom to peak.
     """
 
     takes: frozenset[str] = frozenset()
     cycle: Literal["whole", "half"] | None = None
 
     def words(self) -> Iterator[str]:
-        """Yield the facts, a short line each."""
+        """Yield the facts, one short line each."""
         own = [f"schedule.{name}" for name in sorted(self.takes)]
         yield f"keys of its own: {', '.join(own) or 'none'}"
         if self.cycle is not None:

@@ -23,8 +23,9 @@ def cyclical(
 ) -> float:
     """Return the rate on a triangle wave from ``end`` up to ``peak``, reached at ``stepsize``.
 
-    ``triangular2`` halves the height from cycle to cycle; ``exp_range`` multiplies it by ``gamma``
-    a cycle, continuously: a factor g a step, as in the paper, is gamma = g^(2 * stepsize in steps).
+    ``triangular2`` halves the height from cycle to cycle. ``exp_range`` multiplies the height by
+    ``gamma`` per cycle, continuously. The paper's factor g per step is gamma = g^(2 * stepsize in
+    steps).
 
     Source: Smith 2015, "Cyclical learning rates for training neural networks".
     """

@@ -1,4 +1,4 @@
-"""The one type of time: epochs, samples, steps or a share of the run."""
+"""The type of all durations: epochs, samples, steps or a share of the run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _FORM = re.compile(
 class Duration:
     """A length of training, exact: ``90ep``, ``1.28Msa``, ``500st`` or ``5%``.
 
-    Immutable, hashable and equal by value; ``Duration.parse(str(d)) == d``. It is not a dataclass,
-    so that a config parser takes it for one value and not for a group of keys.
+    Immutable, hashable and equal by value; ``Duration.parse(str(d)) == d``. The class is not a
+    dataclass, so that a config parser reads one value and not a group of keys.
 
     Args:
-        value: how many of the unit; not negative.
+        value: number of units; not negative.
         unit: ``ep`` (epochs), ``sa`` (samples), ``st`` (optimizer steps) or ``%`` (of the run).
 
     Raises:
@@ -72,7 +72,7 @@ class Duration:
         return cls(value, unit)
 
     def samples(self, clock: Clock) -> int:
-        """Return how many samples of ``clock``'s run it lasts, rounded to the nearest."""
+        """Return the duration in samples of ``clock``'s run, rounded to the nearest."""
         if self.unit == "sa":
             return int(self.value)
         if self.unit == "ep":

@@ -1,4 +1,4 @@
-"""Batches that grow by a plan made before the run, without a measurement."""
+"""Growing batches by a plan made before the run, without measurements."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from largebatch.schedule.plan import BatchPlan, Phase
 
 
 def late(plan: BatchPlan, at: int, size: int) -> None:
-    """Let a plan of one phase go on with batches of ``size`` from sample ``at``.
+    """Extend a plan of one phase by batches of ``size`` from sample ``at`` on.
 
-    A late switch to a large batch, at about 75% of the run, has beaten an early one and a large
-    batch throughout (Wang et al. 2026, arXiv 2602.14208).
+    A late switch to a large batch, at about 75% of the run, was better than an early switch and
+    than a large batch throughout (Wang et al. 2026, arXiv 2602.14208).
     """
     if plan.total_samples is None or at < plan.total_samples:
         plan.switch(at, replace(plan.phases[-1], size=size))
@@ -26,17 +26,17 @@ def seesaw(
     largest: int,
     rescaled: Callable[[int], float],
 ) -> None:
-    """Let a plan of one phase double its batch wherever the rate has fallen by half once more.
+    """Extend a plan of one phase: the batch doubles each time the rate has fallen by half.
 
-    A rate c with the batch B takes the same path, in expectation, as c sqrt(m) with m B (Meterez et
-    al. 2025, "Seesaw"): so the rate is times sqrt(m) from there on, and has fallen by sqrt(2) for
-    each doubling when the plain curve has fallen by 2.
+    A rate c with batch B takes the same path, in expectation, as a rate c sqrt(m) with batch m B
+    (Meterez et al. 2025, "Seesaw"). So the rate is multiplied by sqrt(m). For each doubling of the
+    batch it falls by sqrt(2), where the plain curve falls by 2.
 
     Args:
-        fall: rate at a sample over that at ``start``, from where it only falls.
+        fall: ratio of the rate at a sample to the rate at ``start``; must only fall from there.
         start: end of the warm-up, in samples.
-        largest: batch.
-        rescaled: what ``optim.scaling`` makes of the rate for a batch by itself, as a factor.
+        largest: largest batch.
+        rescaled: factor that ``optim.scaling`` itself gives the rate for a batch.
     """
     first = plan.phases[-1]
     assert plan.total_samples is not None

@@ -11,7 +11,7 @@ from largebatch.schedule.curve import Curve, CurveFacts, Timeline, curves
 
 
 def multistep(samples: int, peak: float, milestones: tuple[int, ...], gamma: float) -> float:
-    """Return ``peak * gamma^(milestones passed)``; a milestone counts from its own sample on."""
+    """Return ``peak * gamma^(milestones passed)``; a milestone is passed from its own sample on."""
     return peak * gamma ** bisect_right(milestones, samples)
 
 

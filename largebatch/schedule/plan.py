@@ -1,4 +1,4 @@
-"""The batch plan: which samples the n-th optimizer step takes, in closed form."""
+"""The batch plan: the samples of each optimizer step, in closed form."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from largebatch._errors import UserError
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the run with one batch.
+    """A stretch of the run with one batch size.
 
     Args:
-        size: samples of a step over all ranks.
-        end: sample from which on steps belong to the next phase; None: to the end of the run.
+        size: samples in a step over all ranks.
+        end: sample at which the next phase begins; None: the end of the run.
         micro: samples per rank and forward, ``auto``, or None for the rank's whole share.
-        extent: of a training sample: pixels of an image's side, tokens of a window; None: as the
-            data say.
+        extent: size of a training sample: pixels of an image's side, or tokens of a window; None:
+            set by the data.
         lr_multiplier: factor on the learning rate.
-        noise_scale: in samples, which ``optim.scaling=surge`` goes by; None: ``batch.noise_scale``.
-        second_moment: factors on the optimizer's second moment at the phase's first step, by name
-            of the parameter; ``*`` for those without a name here.
-        warmup: samples from its start over which the rate climbs from zero.
+        noise_scale: noise scale in samples for ``optim.scaling=surge``; None:
+            ``batch.noise_scale``.
+        second_moment: factors on the optimizer's second moment at the phase's first step, by
+            parameter name; ``*`` for parameters that are not named.
+        warmup: samples from the phase's start over which the rate climbs from zero.
     """
 
     size: int
@@ -73,19 +74,19 @@ class _Segment:
 class BatchPlan:
     """The steps of a run as a pure function of samples seen.
 
-    A step takes its phase's batch, but never crosses the end of an epoch or of the run, and where
-    fewer than ``minimum`` samples would remain there, it takes them too. A step belongs to the
+    A step takes its phase's batch, but never crosses the end of an epoch or of the run. If fewer
+    than ``minimum`` samples would remain there, the step takes them too. A step belongs to the
     phase of its first sample and is not cut at the phase's end.
 
     Args:
         phases: in order; only the last may have no ``end``.
         epoch_samples: training samples in an epoch.
-        minimum: the smallest step allowed (2 where batch norms need two values per channel).
+        minimum: the smallest step allowed (2 if batch norms need two values per channel).
         total_samples: length of the run; None: without end.
 
     Raises:
-        UserError: phases do not follow one another or end before the run; or a batch, the data set
-            or what the run's length leaves in its last epoch is smaller than ``minimum``.
+        UserError: phases are not in order or end before the run; or a batch, the data set or the
+            run's part of the last epoch is smaller than ``minimum``.
     """
 
     def __init__(
@@ -103,9 +104,9 @@ class BatchPlan:
         self._place(phases)
 
     def switch(self, at: int, phase: Phase) -> None:
-        """Let the last phase end at sample ``at`` of the run, and ``phase`` follow to the end.
+        """End the last phase at sample ``at`` of the run; ``phase`` follows to the end.
 
-        Steps that start before ``at`` stay as they are.
+        Steps that start before ``at`` do not change.
 
         Raises:
             UserError: ``at`` is not past the start of the last phase.
@@ -129,7 +130,7 @@ class BatchPlan:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run, which must have an end."""
+        """Number of optimizer steps of the whole run, which must have an end."""
         assert self.total_samples is not None
         return self.steps_until(self.total_samples)
 
@@ -142,7 +143,7 @@ class BatchPlan:
         return next(segment.sample for segment in self._segments if segment.phase is phase)
 
     def step_at(self, samples: int) -> Step:
-        """Return the step that starts after ``samples``, which lie before the end of the run."""
+        """Return the step that starts after ``samples``, which must be before the run's end."""
         assert samples >= 0
         assert self.total_samples is None or samples < self.total_samples
         phase = self.phase_at(samples)
@@ -152,25 +153,25 @@ class BatchPlan:
         return Step(samples, size, epoch, position, phase)
 
     def step_before(self, samples: int) -> Step:
-        """Return the last step of those that lead to ``samples``, more than 0."""
+        """Return the step that ends at ``samples``, which must be above 0."""
         step = self.step_at(self.samples_after(self.steps_until(samples) - 1))
         return replace(step, size=samples - step.start)
 
     def steps(self, samples: int = 0) -> Iterator[Step]:
-        """Walk the steps from ``samples`` to the end of the run."""
+        """Yield the steps from ``samples`` to the end of the run."""
         while self.total_samples is None or samples < self.total_samples:
             step = self.step_at(samples)
             yield step
             samples = step.end
 
     def samples_after(self, steps: int) -> int:
-        """Return the samples seen after ``steps`` steps from the start of the run, at most all."""
+        """Return the samples seen after ``steps`` steps, at most the length of the run."""
         assert steps >= 0
         segment = self._segments[bisect_right(self._steps, steps) - 1]
         return self._advance(segment.sample, segment.phase.size, steps - segment.step)
 
     def steps_until(self, samples: int) -> int:
-        """Return the fewest steps from the start of the run after which ``samples`` are seen."""
+        """Return the smallest number of steps after which ``samples`` have been seen."""
         if self.total_samples is not None:
             samples = min(samples, self.total_samples)
         if samples <= 0:

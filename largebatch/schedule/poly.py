@@ -13,9 +13,9 @@ def poly(
 ) -> float:
     """Return ``end + (peak - end) * (1 - (samples - start) / (total - start + step))^power``.
 
-    With ``step`` the batch this is MLPerf's form, whose decay lasts one step longer than the run so
-    that the last step still moves. ``step`` is the reference batch: as long as that stays, changing
-    the batch does not move the curve.
+    With ``step`` the batch this is MLPerf's form: the decay lasts one step longer than the run, so
+    that the last step still moves the weights. Here ``step`` is the reference batch, so changing
+    the batch alone does not move the curve.
 
     Source: You et al. 2017 (power 2); mlcommons/training, ResNet ``lars_util.py``.
     """

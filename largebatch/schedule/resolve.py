@@ -1,4 +1,4 @@
-"""From config to batch plan: durations become samples, in the order in which they depend."""
+"""Resolve the config to a batch plan: convert durations to samples, in order of dependence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from largebatch.schedule.plan import BatchPlan, Phase
 
 
 def regime_factor(schedule: ScheduleConfig, batch: BatchConfig) -> int:
-    """Return by how much ``schedule.regime=steps`` stretches the run: ceil(B / reference), or 1.
+    """Return the factor by which ``schedule.regime=steps`` stretches the run: ceil(B / reference).
 
     Raises:
         UserError: there is no reference batch, or the plan changes the batch.
@@ -38,7 +38,7 @@ def regime_factor(schedule: ScheduleConfig, batch: BatchConfig) -> int:
 
 
 def stretch(duration: Duration, factor: int) -> Duration:
-    """Return a duration under regime adaptation: steps and shares of the run stay as they are."""
+    """Return a duration under regime adaptation; steps and shares of the run do not change."""
     return duration * factor if duration.unit in ("ep", "sa") else duration
 
 
@@ -47,11 +47,11 @@ def resolve_plan(
 ) -> BatchPlan:
     """Return the batch plan of the whole run.
 
-    A length in steps needs the plan, and a phase that ends at a percentage needs the length: both
-    together are refused unless all phases have one batch size.
+    A length in steps needs the plan, and a phase that ends at a percentage needs the length. So
+    both together are refused, unless all phases have one batch size.
 
     Raises:
-        UserError: see above, and what ``BatchPlan`` refuses.
+        UserError: in the case above, or as for ``BatchPlan``.
     """
     factor = regime_factor(schedule, batch)
     length = stretch(schedule.length, factor)

@@ -26,10 +26,11 @@ class Schedule:
         clock: converts the run's other durations to samples.
         total_samples: length of the run.
         warmup_samples: length of the warm-up.
-        regime_factor: by how much regime adaptation has stretched the run.
-        cycle_ends: where the cycles of sgdr and cyclical end, in samples; else the run's end alone.
-        largest: samples of the largest step that may come.
-        reference: the batch that the rate, and what follows it, is tuned at.
+        regime_factor: factor by which regime adaptation has stretched the run.
+        cycle_ends: ends of the cycles of sgdr and cyclical, in samples; for other curves the run's
+            end.
+        largest: samples in the largest possible step.
+        reference: the batch at which the rate and related settings are tuned.
 
     Args:
         schedule: the config section.
@@ -38,7 +39,7 @@ class Schedule:
         scaling: none, linear, sqrt or surge, see :func:`scale_lr`.
         epoch_samples: training samples in an epoch.
         minimum: the smallest step allowed, as in ``BatchPlan``.
-        cycles: ``snapshot.cycles``: that many equal cycles of curve sgdr or cyclical.
+        cycles: ``snapshot.cycles``: number of equal cycles of curve sgdr or cyclical.
 
     Raises:
         UserError: a key out of range, or keys that contradict one another.
@@ -120,8 +121,8 @@ class Schedule:
     def lr(self, samples: int, batch: int | None = None) -> float:
         """Return the learning rate of the step that starts after ``samples``.
 
-        ``batch`` is the batch the rate is scaled to; None: its phase's, so that the short last step
-        of an epoch keeps its phase's rate.
+        The rate is scaled to ``batch``. None: the phase's batch, so that the short last step of an
+        epoch keeps the phase's rate.
         """
         phase = self.plan.phase_at(samples)
         rate = self._curve(samples, self._peak(phase, batch))
@@ -133,12 +134,12 @@ class Schedule:
         return rate * phase.lr_multiplier
 
     def peak(self, samples: int) -> float:
-        """Return the rate of the phase at ``samples`` at the top of its curve."""
+        """Return the peak rate of the phase at ``samples``."""
         phase = self.plan.phase_at(samples)
         return self._peak(phase) * phase.lr_multiplier
 
     def describe(self) -> list[str]:
-        """Return what was derived from the config and why, one line each."""
+        """Return the values derived from the config and the reasons, one line each."""
         config, total = self._config, self.total_samples
         first_of_size = {phase.size: phase for phase in reversed(self.plan.phases)}
         lines = [self._describe_rate(first_of_size[size]) for size in sorted(first_of_size)]
@@ -244,7 +245,7 @@ def require_cycles(schedule: ScheduleConfig, cycles: int) -> None:
     """Refuse ``snapshot.cycles`` for a curve without cycles.
 
     Raises:
-        UserError: naming the curves that have them.
+        UserError: the message names the curves that have cycles.
     """
     if curves.entry(schedule.curve).facts.cycle is None:
         having = curves.where(lambda facts: facts.cycle is not None)

@@ -13,8 +13,8 @@ from largebatch.schedule.curve import Curve, CurveFacts, Timeline, curves
 def cycle_at(samples: int, start: int, cycle: int, cycle_mult: float) -> tuple[int, int]:
     """Return (first sample, length) of the cycle that ``samples`` lies in.
 
-    The first begins at ``start`` and is ``cycle`` long; the i-th is ``cycle * cycle_mult^i`` long,
-    rounded to samples one after another.
+    The first cycle begins at ``start`` and is ``cycle`` long. The i-th is ``cycle * cycle_mult^i``
+    long, rounded to samples one after another.
     """
     if cycle_mult == 1.0:
         return start + max(0, samples - start) // cycle * cycle, cycle
@@ -28,7 +28,7 @@ def sgdr(samples: int, peak: float, start: int, cycle: int, cycle_mult: float, e
     """Return ``end + (peak - end) * (1 + cos(pi * T_cur / T_i)) / 2`` within the current cycle.
 
     Restarts lie at T_0, T_0 (1 + T_mult), T_0 (1 + T_mult + T_mult^2), ... after ``start``. With
-    ``cycle_mult`` 1, ``end`` 0 and ``cycle`` = ceil(T / M) it is the curve of snapshot ensembles,
+    ``cycle_mult`` 1, ``end`` 0 and ``cycle`` = ceil(T / M) this is the curve of snapshot ensembles,
     alpha_0 / 2 (cos(pi mod(t, ceil(T / M)) / ceil(T / M)) + 1), t counted from zero.
 
     Source: Loshchilov and Hutter 2017, equation 5; Huang et al. 2017, equation 2.
@@ -39,7 +39,7 @@ def sgdr(samples: int, peak: float, start: int, cycle: int, cycle_mult: float, e
 
 
 def cycle_ends(start: int, total: int, cycle: int, cycle_mult: float) -> list[int]:
-    """Return where cycles end, in samples, up to ``total``; the last one ends with the run."""
+    """Return the ends of cycles in samples, up to ``total``; the last cycle ends with the run."""
     ends = []
     end = start + cycle
     while end < total:

@@ -1,4 +1,8 @@
-"""The step simulator behind ``largebatch plan``."""
+"""Simulate a training step on a cluster; the command ``largebatch plan`` uses this package.
+
+The work of a step is traced from the model itself. Devices, links and all-reduce algorithms are
+described by published or measured constants.
+"""
 
 from largebatch.simulate.cluster import Cluster, Prediction
 from largebatch.simulate.methods import METHODS, Method

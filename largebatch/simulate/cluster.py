@@ -59,17 +59,17 @@ GB = 12 bytes a parameter (weight, gradient, momentum) + what autograd keeps for
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a plan is made for.
+    """The cluster and the model that a plan is made for.
 
     Args:
-        trace: the model's step.
-        device: of every rank.
-        cost: the links.
-        per_node: ranks of a host.
-        bucket_mb: of gradient exchange; None takes the best for each case.
-        asked_batch: samples of a rank that the plan is for.
-        samples_per_second: measured on one device at that batch; scales the compute time of every
-            batch by one factor.
+        trace: the trace of the model's step.
+        device: device of every rank.
+        cost: cost model of the links.
+        per_node: ranks per host.
+        bucket_mb: bucket size of gradient exchange; None takes the best for each case.
+        asked_batch: samples per rank that the plan is for.
+        samples_per_second: measured rate of one device at ``asked_batch``; scales the compute time
+            of every batch by one factor.
 
     Raises:
         UserError: a measured figure above the device's bound, or a batch beyond its memory.
@@ -101,7 +101,7 @@ class Cluster:
 
     @property
     def largest_batch(self) -> int:
-        """Return the most samples that a rank's memory can hold."""
+        """Return the largest number of samples that a rank's memory can hold."""
         return self.device.largest_batch(self.trace)
 
     def compute(self, batch: int) -> Compute:

@@ -29,15 +29,15 @@ class Device:
     """An accelerator.
 
     Args:
-        name: as in the table.
+        name: name in the table.
         flops: peak FLOP/s at the precision asked for.
-        bandwidth: of its memory, bytes/s.
+        bandwidth: bandwidth of its memory, bytes/s.
         capacity: bytes of its memory.
         reached_flops: share of the peak that kernels reach.
         reached_bandwidth: share of the memory's bandwidth that kernels reach.
-        kernel_seconds: seconds that any kernel takes.
-        local: the link to the other devices of the host, a name.
-        source: where the peaks come from.
+        kernel_seconds: least seconds of any kernel.
+        local: name of the link to the other devices of the host.
+        source: source of the peak values.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Device:
     source: str
 
     def compute(self, trace: Trace, batch: int) -> Compute:
-        """Return the seconds of a step's parts: each operator at the roofline that is reached.
+        """Return the seconds of a step's parts, with each operator at the reached roofline.
 
         Args:
             trace: the step.
-            batch: samples of the rank.
+            batch: samples on the rank.
         """
         seconds = [self._seconds(operator, batch) for operator in trace.operators]
         ends = [0.0, *accumulate(seconds[trace.forward :])]  # of the backward pass' operators
@@ -70,22 +70,23 @@ class Device:
         )
 
     def memory(self, trace: Trace, batch: int) -> float:
-        """Return the bytes that a step cannot do without; buffers of kernels and NCCL come on top.
+        """Return the least bytes of memory for a step, without buffers of kernels and NCCL.
 
-        Weights, gradients and momentum in float32, and what autograd keeps for the backward pass.
+        Counted are weights, gradients and momentum in float32, and the tensors that autograd keeps
+        for the backward pass.
         """
         return trace.held + STATE_BYTES * trace.elements + batch * trace.kept
 
     def largest_batch(self, trace: Trace) -> int:
-        """Return the most samples whose step this device's memory can hold; 0 where none fits."""
+        """Return the largest number of samples that fit this device's memory; 0 if none fit."""
         return max(0, int((self.capacity - self.memory(trace, 0)) // max(trace.kept, 1.0)))
 
     def flops_bound(self, trace: Trace, batch: int) -> float:
-        """Return the seconds below which the step's FLOPs cannot be done, at the peak."""
+        """Return the least seconds for the step's FLOPs, at the device's peak."""
         return trace.flops() * batch / self.flops
 
     def memory_bound(self, trace: Trace, batch: int) -> float:
-        """Return the seconds below which the step's operators cannot move their bytes."""
+        """Return the least seconds to move the bytes of the step's operators."""
         return (trace.bytes(batch) + OPTIMIZER_BYTES * trace.elements) / self.bandwidth
 
     def _seconds(self, operator: Operator, batch: int) -> float:
@@ -106,7 +107,7 @@ def device(name: str, precision: str) -> Device:
     """Return a device of the table.
 
     Raises:
-        UserError: no such device, or none of its peaks is of ``precision``.
+        UserError: there is no such device, or it has no peak for ``precision``.
     """
     entry = _entry("device", name, table()["devices"])
     if precision not in entry["peaks"]:
@@ -134,10 +135,10 @@ def link(name: str, option: str = "link", cards: int = 1) -> Link:
     Args:
         name: the link.
         option: the option that named it, for the message.
-        cards: how many of it a host has, used together.
+        cards: number of such links that a host has and uses together.
 
     Raises:
-        UserError: no such link.
+        UserError: there is no such link.
     """
     if name[:1].isdigit() or name[:1] == ".":
         gigabytes, comma, microseconds = name.partition(",")
@@ -163,11 +164,11 @@ def measured(path: str | Path) -> CostModel:
     """Read a cost model that was measured, as JSON.
 
     The file holds ``fast`` and ``slow``, each with ``latency`` (seconds) and ``seconds_per_byte``,
-    and may hold ``launch`` and ``reduction``; or all of them below a key ``model``, as in the files
-    that the probe keeps (``links-*.json`` in the user's cache).
+    and may hold ``launch`` and ``reduction``. All may also be below a key ``model``, as in the
+    files of the probe (``links-*.json`` in the user's cache).
 
     Raises:
-        UserError: no such file, or not such a one; the key is named.
+        UserError: there is no such file, or its form is wrong; the message names the key.
     """
     name = f"--constants {path}: not a cost model"
     values = read_json(path, name)

@@ -1,4 +1,4 @@
-"""The ways to exchange gradients that a plan compares."""
+"""The methods of gradient exchange that a plan compares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from largebatch.simulate.nccl import Nccl
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a method does with a message: in words, in how many chunks, in how many seconds."""
+    """The way in which a method exchanges a message: description, chunks and seconds."""
 
     what: str
     seconds: float
@@ -22,7 +22,7 @@ class Exchange:
 
 
 class Method(Protocol):
-    """A way to exchange gradients, with its name as shown and its type between hosts."""
+    """A method of gradient exchange, with its displayed name and number format between hosts."""
 
     @property
     def name(self) -> str: ...
@@ -30,7 +30,7 @@ class Method(Protocol):
     def wire(self) -> Wire: ...
 
     def choose(self, cost: CostModel, bytes: float, hosts: Grid) -> Exchange:
-        """Return what this method does with a message on ``hosts``, whose rows are hosts."""
+        """Return how this method exchanges a message on the grid ``hosts`` (rows are hosts)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class OnHosts:
 
 @dataclass(frozen=True)
 class OnBestGrid:
-    """The torus on whichever grid is fastest, rows that span hosts among them."""
+    """The torus on the fastest grid; rows may span hosts."""
 
     name: str
     wire: Wire = "fp32"
@@ -58,7 +58,7 @@ class OnBestGrid:
         return self.best(cost, bytes, hosts)[1]
 
     def best(self, cost: CostModel, bytes: float, hosts: Grid) -> tuple[Grid, Exchange]:
-        """Return the fastest grid for a message too."""
+        """Return the exchange of a message together with its fastest grid."""
         tried = []
         for grid in grids(hosts.rows, hosts.columns):
             chosen = cost.choose(bytes, grid, self.wire, ("torus",))
@@ -83,7 +83,7 @@ class ByNccl:
 
 @dataclass(frozen=True)
 class Fastest:
-    """The fastest of several for each message, an earlier one where two are as fast."""
+    """The fastest of several methods for each message; of equals, the earlier one."""
 
     name: str
     of: tuple[Method, ...]
@@ -111,12 +111,12 @@ METHODS: tuple[Method, ...] = (
 
 
 def automatic(wire: Wire) -> Method:
-    """Return what ``distributed.allreduce=auto`` does on GPUs: NCCL or the torus, by message."""
+    """Return the method ``distributed.allreduce=auto`` on GPUs: NCCL or the torus, by message."""
     return Fastest("auto", (NCCL, replace(PIPELINED, wire=wire)), wire)
 
 
 def ranges(method: Method, cost: CostModel, hosts: Grid, largest: float) -> str:
-    """Say what ``method`` does with messages of which size, up to ``largest`` bytes."""
+    """Return in words how ``method`` exchanges messages by size, up to ``largest`` bytes."""
     sizes = [2**k for k in range(10, 60) if 2**k <= largest] or [int(largest)]
     runs = groupby(sizes, lambda size: method.choose(cost, size, hosts).what)
     parts = [(what, next(iter(group))) for what, group in runs]

@@ -1,8 +1,8 @@
-"""What NCCL's own all-reduce would take: rings and trees in three protocols, by NCCL's own tuner.
+"""Predict NCCL's all-reduce: rings and trees in three protocols, by NCCL's own tuner model.
 
-The double binary tree (Sanders, Speck and Traeff 2009) pays the latency of log2(Y) hosts where a
-ring pays that of all ranks: at hundreds of hosts it is NCCL's choice for all but huge messages.
-Left out: switches that add (NVLS, SHARP), which not every cluster has.
+The double binary tree (Sanders, Speck and Traeff 2009) has the latency of log2(Y) hosts, where a
+ring has that of all ranks. At hundreds of hosts NCCL chooses the tree for all but huge messages.
+Switches that add numbers (NVLS, SHARP) are left out, since not every cluster has them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ NCCL        the fastest of ring and tree under LL, LL128 and Simple"""
 
 @dataclass(frozen=True)
 class Way:
-    """How NCCL would reduce a message, and in which time.
+    """NCCL's choice for a message, and the expected time.
 
     Args:
         algorithm: ring or tree.
-        protocol: of :data:`PROTOCOLS`.
-        seconds: that the tuner expects.
+        protocol: one of :data:`PROTOCOLS`.
+        seconds: seconds that the tuner expects.
     """
 
     algorithm: str
@@ -59,8 +59,8 @@ class Nccl:
 
         Args:
             bytes: size of the message.
-            topology: ranks placed in order on hosts of as many.
-            cost: whose links' bandwidths count; latencies are NCCL's own.
+            topology: ranks placed in order on hosts of equal size.
+            cost: gives the bandwidths of links; latencies are NCCL's own.
         """
         return min(self._ways(bytes, topology, cost), key=lambda way: way.seconds)
 

@@ -1,12 +1,12 @@
-"""A discrete simulation of one training step: gradients leave while the backward pass runs.
+"""A discrete simulation of one training step: gradients are exchanged during the backward pass.
 
-Two streams. Compute runs forward, backward and, when every gradient is back, the optimizer. The
-backward pass completes gradients one after the other; a bucket joins the queue of the communication
-stream when its last gradient and all buckets before it are complete, and the stream carries one
-all-reduce at a time; one that has waited may take less time than one that has not. Where the
-streams contend (one host's cores, a GPU's SMs and memory) both slow down while both are busy.
-Events are the moments at which either stream's work changes; between two of them rates are
-constant, so the simulation is exact for its model.
+There are two streams. The compute stream runs forward, backward and, when every gradient is
+reduced, the optimizer. The backward pass completes gradients one after the other. A bucket joins
+the queue of the communication stream when its last gradient and all earlier buckets are complete.
+The communication stream runs one all-reduce at a time; an all-reduce that has waited may take less
+time. If the streams contend (for one host's cores, or a GPU's SMs and memory), both slow down while
+both are busy. Events are the moments at which either stream's work changes. Between events rates
+are constant, so the simulation is exact for its model.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NEGLIGIBLE = 1e-12  # of a stream's work: what rounding leaves of a finished tas
 
 @dataclass(frozen=True)
 class Compute:
-    """A rank's work in a step, as if it were alone.
+    """A rank's work in a step, without communication.
 
     Args:
-        forward: seconds.
-        backward: seconds.
-        optimizer: seconds.
-        gradients: for each parameter in the order of exchange, the seconds of the backward pass
-            after which its gradient is complete, and its bytes.
+        forward: seconds of the forward pass.
+        backward: seconds of the backward pass.
+        optimizer: seconds of the optimizer step.
+        gradients: for each parameter in the order of exchange: seconds into the backward pass at
+            which its gradient is complete, and bytes of the gradient.
     """
 
     forward: float
@@ -53,7 +53,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class Contention:
-    """Shares of its speed that a stream loses while the other is busy, together at most 1."""
+    """The share of speed that each stream loses while the other is busy; the sum is at most 1."""
 
     compute: float = 0.0
     communication: float = 0.0
@@ -79,13 +79,13 @@ class Event:
 
 @dataclass(frozen=True)
 class SimulatedStep:
-    """What became of a step.
+    """The result of simulating a step.
 
     Args:
         seconds: from the beginning of the forward pass to the end of the optimizer.
-        compute: what it would take without communication.
-        communication: the sum of the all-reduces' seconds, as if each were alone.
-        events: in the order of their beginning.
+        compute: seconds without communication.
+        communication: sum of the all-reduces' seconds, each as if alone.
+        events: events in the order of their begin.
     """
 
     seconds: float
@@ -100,7 +100,7 @@ class SimulatedStep:
 
 
 def bucket(compute: Compute, megabytes: float) -> list[list[int]]:
-    """Return the engine's own buckets (``engine/bucket.py``) as places in the gradients."""
+    """Return the engine's buckets (``engine/bucket.py``) as indices into the gradients."""
     return pack((("", size) for _, size in compute.gradients), megabytes * 1e6)
 
 
@@ -116,12 +116,12 @@ def simulate(
 
     Args:
         compute: the rank's work.
-        buckets: places in ``compute.gradients``, in the order of exchange.
+        buckets: indices into ``compute.gradients``, in the order of exchange.
         collective: seconds of an all-reduce of so many bytes; None on a single rank.
-        overlap: whether buckets leave during the backward pass, not after it.
-        contention: what the streams take from each other.
-        behind: share of its seconds that an all-reduce takes which has waited for another to end:
-            less than 1 where its beginning overlaps with the other's end.
+        overlap: whether buckets are sent during the backward pass, not after it.
+        contention: slowdown of each stream by the other.
+        behind: factor on the seconds of an all-reduce that has waited for another to end. Below 1
+            if its begin overlaps with the other's end.
     """
     sizes = [sum(compute.gradients[place][1] for place in places) for places in buckets]
     ready = (max(compute.gradients[place][0] for place in places) for places in buckets)

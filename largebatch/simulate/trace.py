@@ -1,10 +1,11 @@
-"""What one training step asks of a device: every operator's FLOPs and bytes, from the model itself.
+"""Trace one training step of a model: FLOPs and bytes of every operator.
 
 A forward and a backward pass run on the meta device, which has shapes and no values, under a mode
-that sees every operator eager PyTorch would launch: its FLOPs by torch's own counter (2 for a
-multiplication with its addition), its bytes as those of the tensors it reads and writes once. Hooks
-note after which operator each parameter's gradient is complete, and what autograd keeps for the
-backward pass. All of it is linear in the batch, so two small batches give every other one.
+that sees every operator that eager PyTorch would launch. FLOPs are counted by torch's own counter
+(2 for a multiplication with its addition). Bytes are those of the tensors that an operator reads
+and writes once. Hooks record after which operator each parameter's gradient is complete, and what
+autograd keeps for the backward pass. All numbers are linear in the batch, so two small batches give
+the numbers of every other batch.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Gradient:
-    """A parameter's gradient: its elements, and the operators launched before it is complete."""
+    """A parameter's gradient: number of elements, and of operators launched to complete it."""
 
     name: str
     elements: int
@@ -51,8 +52,8 @@ class Trace:
 
     Args:
         operators: in the order of launch, forward first.
-        forward: how many of them belong to the forward pass.
-        gradients: of all parameters, the last registered first: the order of exchange.
+        forward: number of operators in the forward pass.
+        gradients: gradients of all parameters in the order of exchange: last registered first.
         kept: bytes that autograd keeps from forward to backward, for each sample.
         held: bytes of all parameters and buffers in float32.
     """
@@ -65,7 +66,7 @@ class Trace:
 
     @property
     def elements(self) -> int:
-        """How many numbers the model learns."""
+        """Number of trained values in the model."""
         return sum(gradient.elements for gradient in self.gradients)
 
     def flops(self) -> float:
@@ -82,8 +83,9 @@ def trace(build: Build, shape: Sequence[int], dtype: torch.dtype = torch.float32
 
     Args:
         build: makes the model; called under ``torch.device("meta")``.
-        shape: of a sample: (channels, height, width) of an image, (tokens,) of a window of text.
-        dtype: of activations and of the weights that operators read.
+        shape: shape of a sample: (channels, height, width) of an image, (tokens,) of a window of
+            text.
+        dtype: type of activations and of the weights that operators read.
 
     Raises:
         UserError: the model cannot take such samples.

@@ -1,4 +1,9 @@
-"""Questions asked of many runs: a study names them, and they are carried out and read."""
+"""Studies: questions that many training runs answer together.
+
+A study names the runs (jobs) that it needs. This package trains them, each in a process of its own,
+and concludes from their results: for example the critical batch size, the steps to a target, or a
+sweep over config keys. ``largebatch study NAME`` is the command.
+"""
 
 from __future__ import annotations
 

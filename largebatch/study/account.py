@@ -1,4 +1,4 @@
-"""How `study critical-batch` tells what it has found: rows, notes, and what its pictures show."""
+"""The report of `study critical-batch` for one checkpoint: table rows, notes and chart data."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FALLING = -0.7  # correlation of loss and samples, above which there is no progr
 
 
 class Account:
-    """Tells of one checkpoint.
+    """The results of one checkpoint as rows and notes.
 
     Args:
-        factors: on the run's batch that were tried.
+        factors: the factors on the run's batch that were tried.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Account:
         self.detail = self._detail()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a row a batch."""
+        """Yield one table row per batch."""
         of_plain = {each.batch: each for each in self._plain or ()}
         for each in self._found:
             factor = each.batch // self._size
@@ -56,7 +56,7 @@ class Account:
             }
 
     def notes(self) -> Iterator[str]:
-        """Yield what is found, in words."""
+        """Yield the results in words."""
         point, found, limit, detail = self._point, self._found, self.limit, self.detail
         where = self._where
         if self._idle:
@@ -136,7 +136,7 @@ class Account:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as people say it."""
+    """Return a duration in words."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,7 @@
-"""Branches off a run's checkpoints: their configs, and the curves that they leave."""
+"""Branches of a run: short runs that start from its checkpoints at another batch size.
+
+This module makes their configs and reads their loss curves.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,11 @@ MEASURED = 64  # steps whose noise scale is measured in a branch of the run's ow
 
 @dataclass(frozen=True)
 class Point:
-    """A checkpoint to branch off from.
+    """A checkpoint from which branches start.
 
     Attributes:
-        name: as it was asked for. rate: of the run at that sample.
+        name: the name that the user gave.
+        rate: learning rate of the run at this sample.
     """
 
     name: str
@@ -48,11 +52,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Branch:
-    """One branch.
+    """One branch: a checkpoint, a batch and a learning rate.
 
     Attributes:
-        factor: on the run's batch. rate: factor on the rule's rate. part: of :data:`WINDOWS`
-            windows that it runs, which an annealed branch needs to be judged at.
+        factor: factor on the run's batch.
+        rate: factor on the rate that the scaling rule gives.
+        part: length of the branch, as a share of :data:`WINDOWS` windows. An annealed branch is
+            judged at its end only, so several lengths are needed.
     """
 
     point: Point
@@ -62,7 +68,7 @@ class Branch:
     part: float = 1.0
 
     def name(self) -> str:
-        """Return the name of its job."""
+        """Return the name of the branch's job."""
         part = "" if self.part == 1.0 else f"-of-{self.part:.3g}"
         return (
             f"{self.point.name}-batch-{times(self.factor)}-rate-{times(self.rate)}"
@@ -74,16 +80,16 @@ class Branching:
     """Makes branches of a run.
 
     Args:
-        config: of the run.
-        window: what is compared, from a checkpoint on.
+        config: the run's config.
+        window: the stretch after a checkpoint over which branches are compared.
         rule: how the rate follows the batch.
 
     Attributes:
-        total, window: samples of the run, and of a window.
-        measurable: whether a branch on one rank, of one pass a step, can tell its noise scale.
+        total, window: samples in the run, and in a window.
+        measurable: whether a branch on one rank with one pass a step can measure its noise scale.
 
     Raises:
-        UserError: the window is longer than what is left, or too short for a step.
+        UserError: the window is longer than the rest of the run, or too short for a step.
     """
 
     def __init__(self, config: Config, window: Duration, rule: Rule, judge: Judge) -> None:
@@ -104,14 +110,15 @@ class Branching:
             )
 
     def rate(self, samples: int) -> float:
-        """Return the run's rate after so many samples."""
+        """Return the run's learning rate after ``samples``."""
         return self._schedule.lr(samples)
 
     def point(self, name: str, path: Path) -> Point:
-        """Return a checkpoint as a place to branch off from.
+        """Return a checkpoint as a :class:`Point` to branch off from.
 
         Raises:
-            UserError: it is at the run's end, where the rate is 0, or before the warm-up's.
+            UserError: the checkpoint is at the run's end, where the rate is 0, or before the end of
+                the warm-up.
         """
         samples = int(checkpoint.position_of(path)["samples"])
         if samples < self._schedule.warmup_samples:
@@ -125,14 +132,15 @@ class Branching:
         return Point(name, path, samples, rate)
 
     def reference(self, point: Point, seed: int) -> Branch:
-        """Return the branch of the run's own batch, which is compared at a window's end."""
+        """Return the branch at the run's own batch, the reference of the other branches."""
         return Branch(point, 1, 1.0, seed, 1.0 if self.judge == "anneal" else 1 / WINDOWS)
 
     def job(self, branch: Branch) -> Job:
-        """Return the job of a branch: the run's own settings, but for what follows the batch.
+        """Return a branch's job: the run's settings, except those that follow the batch.
 
-        The rate stays what it is at the checkpoint, so that all branches are compared at the same
-        place of the schedule; an annealed one falls to 0 in a straight line over its last fifth.
+        The rate stays constant from the checkpoint on, so that all branches are compared at the
+        same place of the schedule. The rate of an annealed branch falls to 0 in a straight line
+        over its last fifth.
         """
         config, point = self.config, branch.point
         size = branch.factor * config.batch.size
@@ -200,10 +208,10 @@ def curve_of(run: Path, point: Point, key: str) -> Curve:
     """Return a branch's losses by samples since its checkpoint.
 
     Args:
-        key: ``loss``, or ``ema_loss`` of averaged weights.
+        key: ``loss``, or ``ema_loss`` for averaged weights.
 
     Raises:
-        UserError: it has left none.
+        UserError: the branch has written no losses.
     """
     lines = read_metrics(RunDirectory(run).metrics)
     found = [
@@ -224,7 +232,7 @@ def curve_of(run: Path, point: Point, key: str) -> Curve:
 
 
 def noise_of(run: Path) -> dict[str, Any]:
-    """Return the last figures of the noise scale that a branch has written, by their names."""
+    """Return the last noise-scale figures that a branch has written, by name."""
     lines = read_metrics(RunDirectory(run).metrics)
     for line in reversed(list(lines)):
         found = {

@@ -1,7 +1,7 @@
-"""Carry a study out: its jobs as processes of this host, finished ones only read.
+"""Carry out a study: run its jobs as processes on this host; finished jobs are only read.
 
-What is done lies in the run directories and nowhere else, so the same call goes on after any end:
-of a job, of this process, or of the machine.
+Progress is stored in the run directories and nowhere else. So the same call continues after any
+interruption: of a job, of this process or of the machine.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ POLL_SECONDS = 0.1
 def carry_out(
     study: Study, folder: Path, at_a_time: int = 1, stop: StopRequest | None = None
 ) -> BenchmarkRecord:
-    """Train what the study asks for, one run directory a job in ``folder``, and conclude.
+    """Train the study's jobs, one run directory per job in ``folder``, and return the conclusion.
 
-    A job that fails does not keep the others from their end; it is named then.
+    A job that fails does not stop the others; it is named at the end.
 
     Args:
-        at_a_time: jobs that run together, on equal parts of the cores and GPUs.
-        stop: its request is passed on to the jobs, which save; None: signals are.
+        at_a_time: number of jobs at a time, on equal parts of the cores and GPUs.
+        stop: a request to stop, passed on to the jobs, which save a checkpoint; None: signals are
+            passed on.
 
     Raises:
-        UserError: a job's config is refused, or differs from what lies in its place.
-        RunFailure: jobs have failed, or the study was stopped; the same call goes on.
+        UserError: a job's config is refused, or differs from the run in its directory.
+        RunFailure: jobs have failed, or the study was stopped. The same call continues the study.
     """
     if at_a_time < 1:
         raise UserError(f"--at-a-time {at_a_time}: at least 1")
@@ -51,7 +52,7 @@ def carry_out(
 
 
 class Survey:
-    """The jobs that a study asks for, and which of them are done."""
+    """The jobs of a study, and which of them are done."""
 
     def __init__(self, study: Study, folder: Path) -> None:
         self.study, self._folder = study, folder
@@ -59,7 +60,7 @@ class Survey:
         self.places: dict[str, Place] = {}  # of all jobs, in the order they were asked for
 
     def ask(self) -> list[Place]:
-        """Return the jobs that are asked for and not done, having looked at new ones."""
+        """Ask the study for jobs; return those that are not done."""
         while True:
             fresh = False
             asked = [Place(job, self._folder) for job in self.study.jobs(dict(self.done))]
@@ -75,7 +76,7 @@ class Survey:
                 return [place for place in asked if place.job.name not in self.done]
 
     def look(self, place: Place) -> bool:
-        """Return whether a job is done by now, and take its result."""
+        """Return whether a job is done; record its result if so."""
         outcome = place.outcome()
         if outcome is not None:
             self.done[place.job.name] = outcome
@@ -84,10 +85,10 @@ class Survey:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Own a study's folder for the length of a block: two commands would start a job twice.
+    """Lock a study's folder for a ``with`` block, so that two commands cannot start one job twice.
 
     Raises:
-        UserError: another process does, or it cannot be written.
+        UserError: another process holds the lock, or the folder cannot be written.
     """
     try:
         (folder / WORKPLACE).mkdir(parents=True, exist_ok=True)

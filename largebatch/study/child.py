@@ -1,4 +1,4 @@
-"""A job under way: a process of its own, which never outlives the study."""
+"""A running job of a study: a child process that never outlives the study."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from largebatch.study.job import Place
 class Child:
     """Starts a job's command, without a shell.
 
-    In a session of its own: what a terminal sends to all of its processes reaches it once, through
-    the study. The kernel ends it when the study's process dies, however that comes.
+    The process has a session of its own: a terminal's signal to all processes reaches it once,
+    through the study. The kernel ends the process when the study's process dies in any way.
 
     Args:
-        changes: variables of its environment.
+        changes: environment variables to set.
     """
 
     def __init__(self, place: Place, changes: Mapping[str, str]) -> None:
@@ -38,25 +38,25 @@ class Child:
 
     @property
     def seconds(self) -> float:
-        """Seconds since its start."""
+        """Seconds since the start of the process."""
         return time.monotonic() - self.begun
 
     def ended(self) -> int | None:
-        """Return its exit code, None while it works."""
+        """Return the exit code, None while the process runs."""
         return self.process.poll()
 
     def tell(self, number: signal.Signals) -> None:
-        """Pass a signal on."""
+        """Send a signal to the process."""
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once; its last checkpoint stands."""
+        """Kill the process at once; its last checkpoint remains."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
 
     def last_line(self) -> str:
-        """Return the last line that it has printed, empty if there is none."""
+        """Return the last line that the process has printed; '' if there is none."""
         with open(self.place.log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(self._start, size - 4096))
@@ -64,7 +64,7 @@ class Child:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def account(self, code: int) -> str:
-        """Say in words how it ended without an end of its run."""
+        """Return in words how the process ended before its run was complete."""
         if code < 0:
             return f"was ended by {signal.Signals(-code).name}"
         if code == 0:

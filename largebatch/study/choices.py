@@ -1,9 +1,10 @@
-"""Which batch on how many GPUs: hours, cost and energy to the target, and what is worth choosing.
+"""Compare batches and numbers of GPUs by hours, cost and energy to a target.
 
 Steps to a target are S(B) = Smin + Emin / B (the hyperbola, see :mod:`largebatch.study.hyperbola`)
-and a step takes t = B / (P r) + c on P GPUs, so that the hours are S t. They are least at
-B = sqrt(critical batch x c P r), the geometric mean of the critical batch and of the samples that
-the GPUs lose to what is fixed in a step, and are (sqrt(Emin / (P r)) + sqrt(Smin c))^2 there.
+and a step takes t = B / (P r) + c on P GPUs. Here r is the samples a second of a GPU and c the
+fixed time of a step. So the time is S t. Its minimum is at B = sqrt(critical batch x c P r), the
+geometric mean of the critical batch and of the samples that the GPUs could process in the time c.
+The minimum is (sqrt(Emin / (P r)) + sqrt(Smin c))^2.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Need:
-    """Samples to the target against batch, with their errors.
+    """Samples to the target as a function of the batch, with errors.
 
     Attributes:
         samples, steps: Emin and Smin, in samples and steps.
-        covariance: of both, (2, 2).
-        scatter: relative standard deviation of one run about the line.
-        least, most: the smallest and largest batch of the runs it stands on.
+        covariance: covariance of ``samples`` and ``steps``, (2, 2).
+        scatter: relative standard deviation of one run about the fitted line.
+        least, most: smallest and largest batch of the runs behind the fit.
     """
 
     samples: float
@@ -44,11 +45,11 @@ class Need:
 
     @property
     def critical(self) -> float:
-        """The critical batch."""
+        """The critical batch, Emin / Smin, in samples."""
         return self.samples / self.steps
 
     def measured(self, batch: float) -> bool:
-        """Whether the batch lies between those of the runs."""
+        """Return whether the batch lies within the batches of the runs."""
         return self.least <= batch <= self.most
 
 
@@ -57,10 +58,14 @@ class Choice:
     """One batch on one number of GPUs.
 
     Attributes:
-        hours: to the target; statistics, timing: its 90% intervals by the runs' errors and by the
-            step's; both: by all together, for a run that is still to be made.
-        cost: hours x GPUs x price, in GPU-hours without a price. kilowatt_hours: None: no watts.
-        extrapolated: whether the batch lies outside what was measured, in runs or in time.
+        hours: hours to the target.
+        statistics, timing: 90% intervals of the hours, from the errors of the runs and from those
+            of the step time.
+        both: 90% interval from all errors together, for a run that is still to be made.
+        cost: hours x GPUs x price; in GPU-hours without a price.
+        kilowatt_hours: energy; None if no watts were given.
+        extrapolated: whether the batch lies outside of the measured range, of runs or of step
+            times.
     """
 
     ranks: int
@@ -76,7 +81,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chances:
-    """Draws of what is not known, the same for every choice, so that choices can be compared."""
+    """Random draws of the unknowns, the same for every choice, so that choices can be compared."""
 
     samples: NDArray[np.float64]
     steps: NDArray[np.float64]
@@ -85,7 +90,7 @@ class Chances:
 
     @staticmethod
     def of(need: Need) -> Chances:
-        """Draw a line, the scatter of a run about it, and a standard normal error of time."""
+        """Draw a fitted line, a run's scatter about it, and a standard normal error of time."""
         generator = np.random.default_rng(0)
         lines = generator.multivariate_normal(
             [need.samples, need.steps], need.covariance, DRAWS, method="eigh"
@@ -109,9 +114,11 @@ def choices(
     """Return every batch on every number of GPUs.
 
     Args:
-        batches: None: four to a doubling, from the runs' smallest to four times the larger of
-            their largest and the fastest on most GPUs.
-        price: of a GPU an hour. watts: that a GPU draws.
+        batches: batch sizes. None: four per doubling, from the runs' smallest batch. The last is
+            four times the larger of two batches: the runs' largest, and the fastest on the most
+            GPUs.
+        price: price of a GPU for an hour.
+        watts: power of a GPU.
     """
     chances = Chances.of(need)
     fastest = max(fastest_batch(need, time) for time in times)
@@ -162,7 +169,7 @@ def fastest_hours(need: Need, time: StepTime) -> float:
 
 
 def front(found: Sequence[Choice]) -> list[Choice]:
-    """Return the choices that no other betters in hours and in cost, the fastest first."""
+    """Return the Pareto front: choices that no other beats in hours and cost, the fastest first."""
     kept: list[Choice] = []
     for choice in sorted(found, key=lambda each: (each.hours, each.cost)):
         if not kept or choice.cost < kept[-1].cost:
@@ -171,10 +178,10 @@ def front(found: Sequence[Choice]) -> list[Choice]:
 
 
 def marked(found: Sequence[Choice], within: float) -> dict[str, Choice]:
-    """Return the fastest, the cheapest, and the fastest of those that cost little more.
+    """Return the fastest choice, the cheapest, and the fastest of those that cost little more.
 
     Args:
-        within: share of the least cost that the last may cost more.
+        within: extra cost allowed for the third choice, as a share of the least cost.
     """
     cheapest = min(found, key=lambda each: (each.cost, each.hours))
     near = [each for each in found if each.cost <= (1 + within) * cheapest.cost]

@@ -1,4 +1,4 @@
-"""`largebatch study`: carry out a study that is named, or write its jobs down."""
+"""The command `largebatch study`: carry out a named study, or write its jobs as commands."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def run_study(factory: Callable[..., Study], name: str, arguments: Sequence[str]) -> int:
-    """Carry out the study that ``factory`` makes of the command line's options.
+    """Carry out the study that ``factory`` makes from the options on the command line.
 
     Raises:
         UserError: an option is unknown or of another type, or a job is refused.
@@ -96,7 +96,7 @@ def _write(
 
 
 def study_parser(name: str) -> argparse.ArgumentParser:
-    """Return what reads the options that every study has."""
+    """Return the parser of the options that every study has."""
     parser = _Parser(
         prog=f"largebatch study {name}",
         description="Carry out a study; the same command goes on. --key=value sets an option of"

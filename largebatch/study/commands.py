@@ -1,4 +1,4 @@
-"""The jobs of a study for somebody else to start: a list of commands, and a Slurm array."""
+"""Write a study's jobs as a list of commands and as a Slurm array, for others to start."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ esac
 def write_commands(
     places: Sequence[Place], folder: Path, file: Path = NO_FILE
 ) -> tuple[Path, Path]:
-    """Write a list of commands, a line a job, and a Slurm array of them; return both files.
+    """Write a list of commands, one line per job, and a Slurm array; return both paths.
 
-    A command goes on with what its job has left, and may be started again at any time.
+    A command continues its job from the last checkpoint, and may be started again at any time.
 
     Args:
-        folder: of the study. file: of the list, the array's ends in ``.sbatch``; by default
+        folder: the study's folder.
+        file: path of the list; the array's path has the suffix ``.sbatch``. By default
             ``commands.txt`` and ``array.sbatch`` in the folder of the jobs.
 
     Raises:
-        UserError: the folder's name does not fit in a line, or a file cannot be written.
+        UserError: the folder's name cannot stand on one line, or a file cannot be written.
     """
     if not str(folder.absolute()).isprintable():
         raise UserError(f"--folder {str(folder)!r}: its name does not fit in a line")

@@ -1,4 +1,4 @@
-"""Samples that runs needed to reach a target, by batch: from published files or from anywhere."""
+"""Read how many samples runs needed to reach a target, by batch, from MLPerf or CSV files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Cell:
     """The runs of one batch.
 
     Attributes:
-        needed: of each run, in the unit of the whole. diverged: runs that never reached the target.
+        needed: what each run needed, in the unit of the :class:`Convergence`.
+        diverged: number of runs that never reached the target.
     """
 
     batch: int
@@ -40,23 +41,23 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Mean over runs."""
+        """Mean of ``needed`` over runs."""
         return statistics.fmean(self.needed)
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over runs; None of one."""
+        """Standard deviation over runs; None for one run."""
         return statistics.stdev(self.needed) if len(self.needed) > 1 else None
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """What runs of one task needed, by batch in rising order.
+    """What the runs of one task needed to reach the target, by batch in rising order.
 
     Attributes:
-        unit: of the figures: samples, epochs, tokens.
-        samples: in a unit, where a batch counts samples.
-        remarks: what was left out or stands out, in words.
+        unit: unit of the figures: samples, epochs or tokens.
+        samples: samples per unit, if batches are counted in samples.
+        remarks: batches and runs that were left out or stand out, in words.
     """
 
     task: str
@@ -66,17 +67,18 @@ class Convergence:
     remarks: tuple[str, ...] = field(default=())
 
     def without(self, batches: Iterable[int]) -> Convergence:
-        """Leave batches out, and say so."""
+        """Return a copy without some batches, with a remark."""
         left = sorted(set(batches) & {cell.batch for cell in self.cells})
         kept = tuple(cell for cell in self.cells if cell.batch not in left)
         said = tuple(f"batch {batch:,} left out, as asked" for batch in left)
         return replace(self, cells=kept, remarks=self.remarks + said)
 
     def without_outliers(self) -> Convergence:
-        """Leave out runs far from their batch's others, and name each; cells without a run go.
+        """Return a copy without outlying runs, with a remark for each; empty cells are removed.
 
-        Far is both a factor of two from the median and six robust standard deviations, which are
-        those of all batches together: a few runs of one say little of their spread.
+        An outlier lies both a factor of two and six robust standard deviations from the median of
+        its batch. The deviation is estimated from all batches together, because the few runs of one
+        batch say little about the spread.
         """
         logs = [[math.log(value) for value in cell.needed] for cell in self.cells]
         centres = [statistics.median(each) if each else 0.0 for each in logs]
@@ -109,9 +111,10 @@ class Convergence:
         return replace(self, cells=tuple(cells), remarks=self.remarks + tuple(said))
 
     def standing_out(self) -> list[str]:
-        """Name batches that need twice or half what their neighbours say, the worst first.
+        """Add remarks on batches that need twice or half what their neighbours suggest.
 
-        One that is named is no neighbour any more, or it would cast doubt on those beside it.
+        The worst batch is named first. A named batch no longer counts as a neighbour, or it would
+        cast doubt on the batches beside it.
         """
         cells, said = list(self.cells), []
         while len(cells) > 2:
@@ -132,12 +135,12 @@ class Convergence:
 def read_convergence(files: Sequence[str | Path]) -> list[Convergence]:
     """Read MLPerf's reference convergence points (.json) and tables of batch, seed, samples (.csv).
 
-    Where several files have runs of a task at a batch, those of the newest version count: of the
-    folder's name if it is one (``4.0.0``), then of the order given. A table is a task of the file's
-    name; a run without a number in ``samples`` has diverged.
+    If several files have runs of a task at one batch, the newest version counts. The version is the
+    folder's name if it is one (``4.0.0``), otherwise the order of the files. A table is a task with
+    the file's name. A run without a number in ``samples`` has diverged.
 
     Raises:
-        UserError: a file is absent or something else, or holds what cannot be.
+        UserError: a file is absent, has another format or holds impossible values.
     """
     if not files:
         raise UserError("--from: name at least one file")

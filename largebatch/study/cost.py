@@ -1,4 +1,4 @@
-"""What branches of a run will cost: samples, seconds at the run's own speed, and starts."""
+"""Estimate the cost of branches: samples, seconds at the run's own speed, and process starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Speed:
 
     Attributes:
         sample: seconds of a sample in training.
-        judged: seconds of a pass over the held-out set, with what is done besides training.
+        judged: seconds of an evaluation on the held-out set, including all other work besides
+            training.
     """
 
     sample: float
@@ -27,7 +28,7 @@ class Speed:
 
     @staticmethod
     def of(run: RunDirectory, summary: dict[str, Any]) -> Speed:
-        """Read it from a finished run's summary and record."""
+        """Read the speed from a finished run's summary and record."""
         sample = 1 / max(float(summary["samples_per_second"]), 1e-9)
         judged = sum(line.get("split") == "val" for line in read_metrics(run.metrics))
         passes = judged * (2 if any(key.startswith("ema_") for key in summary) else 1)
@@ -37,10 +38,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of jobs that branch off.
+    """The cost of a set of branch jobs.
 
     Attributes:
-        samples: of training. passes: over the held-out set. jobs: to start.
+        samples: training samples.
+        passes: evaluations on the held-out set.
+        jobs: number of processes to start.
     """
 
     samples: int
@@ -49,7 +52,7 @@ class Cost:
 
     @staticmethod
     def of(jobs: Iterable[tuple[Job, int]]) -> Cost:
-        """Count over jobs, each with the samples of the run that it leaves at."""
+        """Add up jobs, each given with the sample of the run at which it starts."""
         samples, passes, count = 0, 0, 0
         for job, begin in jobs:
             config = job.config
@@ -68,7 +71,7 @@ class Cost:
 
 
 def start_seconds() -> float:
-    """Return how long ago this process began: a job starts as we did, and reads what we read."""
+    """Return the age of this process in seconds: an estimate of a job's time to start."""
     fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     up = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
     return up - float(fields[19]) / os.sysconf("SC_CLK_TCK")

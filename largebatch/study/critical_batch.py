@@ -1,10 +1,10 @@
-"""`study critical-batch`: the largest batch worth having at places of a run, by branches.
+"""`study critical-batch`: measure the critical batch at several points of a run, by branches.
 
-Merrill et al. 2025 branch a run off at a checkpoint with larger batches and compare losses with a
-tolerance that they call arbitrary. Here branches read the same samples in the same order, are
-judged on averaged or annealed weights (a larger batch lowers the loss of the plain ones at once,
-since noise is forgotten, whatever progress it makes), and the tolerance is Zhang et al.'s 20% of
-samples.
+Merrill et al. 2025 start branches with larger batches from a checkpoint of a run, and compare
+losses with a tolerance that they call arbitrary. Here branches read the same samples in the same
+order, and the tolerance is Zhang et al.'s 20% more samples. Branches are judged on averaged or
+annealed weights. A larger batch lowers the loss of the plain weights at once by averaging noise
+out, whatever progress the branch makes.
 """
 
 from __future__ import annotations
@@ -54,17 +54,20 @@ class CriticalBatch(Study):
     """Branches off kept checkpoints of a run, or of a run that the study makes first.
 
     Args:
-        run: its directory, with checkpoints kept by ``checkpoint.at``; None: ``base`` makes one.
-        at: where to branch off; unset: at all that the run has kept, or at 25%, 50% and 75%.
-        batches: factors on the run's batch, such as x2 x4; unset: doublings up to two failures.
-        window: what is compared, from each checkpoint on.
-        seeds: each with a data order of its own.
-        rates: of a batch: 1, the rule's; or 3, that times 0.71, 1 and 1.41 as well.
+        run: directory of the run, with checkpoints kept by ``checkpoint.at``; None: a run is made
+            from ``base``.
+        at: where to branch off; unset: at all checkpoints that the run has kept, or at 25%, 50% and
+            75%.
+        batches: factors on the run's batch, such as x2 x4; unset: doublings until two batches fail.
+        window: length of the stretch after each checkpoint over which branches are compared.
+        seeds: number of seeds, each with its own data order.
+        rates: learning rates per batch: 1: the rate of the scaling rule; 3: this rate times 0.71, 1
+            and 1.41.
         scaling: how the rate follows the batch; unset: as the config or the optimizer has it.
-        average: judge averaged weights, with a half-life of an eighth of a window; the default.
-        anneal: judge plain weights after a rate that falls to 0, at twice the cost.
+        average: judge weights averaged with a half-life of an eighth of a window; the default.
+        anneal: judge plain weights after the rate has fallen to 0, at twice the cost.
         raw: judge plain weights as they are.
-        base: settings of the run where there is none.
+        base: settings of the run that is made if ``run`` is not given.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class CriticalBatch(Study):
     # What is asked for.
 
     def jobs(self, done: Done) -> Iterator[Job]:
-        """Return the run if it is to be made, and the branches as far as results lead."""
+        """Return the run if it has to be made, and the branches known from the results so far."""
         if self.run is None:
             yield Job("run", self.config, nproc=self.config.run.nproc)
             if "run" not in done:
@@ -135,7 +138,7 @@ class CriticalBatch(Study):
         """Return the checkpoints to branch off from, in order.
 
         Raises:
-            UserError: the run has kept none there.
+            UserError: the run has kept no checkpoint there.
         """
         folder = (self.run or RunDirectory(done["run"].directory)).checkpoints
         kept = checkpoint.named(folder)
@@ -180,7 +183,7 @@ class CriticalBatch(Study):
         return found
 
     def says(self, done: Done) -> Iterator[str]:
-        """Return the cost: of a branch, of a checkpoint and of all, in shares of the run."""
+        """Return the cost of a branch, of a checkpoint and of everything, in shares of the run."""
         window, size = self.branching.window, self.config.batch.size
         total = self.branching.total
         tried = len(self.rates) * (len(self.factors) or len(LIKELY))
@@ -226,7 +229,7 @@ class CriticalBatch(Study):
         return self.run.read_summary() if self.run is not None else done["run"].summary
 
     def conclude(self, done: Done) -> BenchmarkRecord:
-        """Return a row a checkpoint and batch; what is found of a checkpoint stands in notes."""
+        """Return one row per checkpoint and batch; the result of a checkpoint is in the notes."""
         rows: list[dict[str, Any]] = []
         details: list[dict[str, Any]] = []
         notes: list[str] = []
@@ -265,7 +268,7 @@ class CriticalBatch(Study):
         )
 
     def charts(self, record: BenchmarkRecord) -> Iterable[tuple[str, str, Any]]:
-        """Draw overheads, curves, and B20 along the run."""
+        """Draw overheads, loss curves, and B20 (the batch of 20% overhead) along the run."""
         return draw_critical(record.details)
 
 

@@ -1,4 +1,4 @@
-"""The pictures of `study critical-batch`."""
+"""The charts of `study critical-batch`."""
 
 from __future__ import annotations
 

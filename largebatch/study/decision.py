@@ -1,4 +1,4 @@
-"""`study decision`: which batch on how many GPUs, by what a target needs and what a step takes."""
+"""`study decision`: which batch on how many GPUs, from samples to a target and step times."""
 
 from __future__ import annotations
 
@@ -49,18 +49,19 @@ ANY = 1 << 62  # of batches whose time is given and not measured
     "hours, cost and energy to the target against batch and GPUs, and three points to choose from",
 )
 class Decision(Study):
-    """Joins the record of a study with the time of steps.
+    """Combines the record of a study with step times into hours, cost and energy.
 
     Args:
         from_: record of steps-to-target or of critical-batch.
-        scaling: record of ``bench scaling`` or of ``plan``; or ``rate`` and ``fixed`` say it.
-        rate: samples a second of a GPU. fixed: seconds of a step whatever the batch.
-        gpus: numbers to choose from; unset: those that were timed.
-        batches: to choose from; unset: four to a doubling.
-        price: of a GPU an hour; unset: cost is in GPU-hours.
+        scaling: record of ``bench scaling`` or of ``plan``; or give ``rate`` and ``fixed`` instead.
+        rate: samples a second of a GPU.
+        fixed: seconds of a step that do not depend on the batch.
+        gpus: numbers of GPUs to choose from; unset: those that were timed.
+        batches: batches to choose from; unset: four per doubling.
+        price: price of a GPU for an hour; unset: cost is in GPU-hours.
         watts: that a GPU draws.
-        within: how much more than the cheapest the third point may cost.
-        task: which row of steps-to-target; unset: the only one.
+        within: how much more than the cheapest choice the third choice may cost.
+        task: row of the steps-to-target record; unset: the only one.
     """
 
     def __init__(
@@ -102,11 +103,11 @@ class Decision(Study):
             ]
 
     def jobs(self, done: Done) -> Iterator[Job]:
-        """Return none: all was measured before."""
+        """Return no jobs: everything was measured before."""
         return iter(())
 
     def conclude(self, done: Done) -> BenchmarkRecord:
-        """Return the three points, then the front; all choices are in the details."""
+        """Return the three marked choices, then the front; all choices are in the details."""
         found = choices(self.need, self.times, self.batches, self.price, self.watts)
         points = marked(found, self.within)
         shown = [*points.items(), *(("front", choice) for choice in front(found))]
@@ -162,7 +163,7 @@ class Decision(Study):
             )
 
     def draw(self, record: BenchmarkRecord, path: Path) -> bool:
-        """Write the page: three points in words, then the pictures."""
+        """Write the page: the three marked choices in words, then the charts."""
         details = record.details
         tiles = [
             Tile(name, *_words(Choice(**each), self.price))
@@ -181,13 +182,14 @@ class Decision(Study):
 
 
 def read_need(path: Path, task: str | None = None) -> tuple[Need, str]:
-    """Return what a target needs, from the record of a study, and the name of what it is of.
+    """Read what a target needs from the record of a study; return it with the task's name.
 
-    Of branches, whose runs go to no target, the length of the run stands for it: the run's own
-    batch needs it, and the smallest B20 along the run is a fifth of the critical batch.
+    Branches of critical-batch go to no target. For them the target is the end of the run: the run's
+    own batch needs the run's length, and the smallest B20 along the run is a fifth of the critical
+    batch.
 
     Raises:
-        UserError: the record is another one, or says nothing of a critical batch.
+        UserError: the record is of another kind, or gives no critical batch.
     """
     record = read_record(path)
     if record.name == "steps-to-target":

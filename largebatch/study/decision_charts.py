@@ -1,4 +1,4 @@
-"""The pictures of `study decision`."""
+"""The charts of `study decision`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each of several jobs at a time gets of this host: cores, and GPUs of its own."""
+"""Divide the cores and GPUs of this host between jobs that run at the same time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from largebatch._cores import usable_cores
 
 
 def share(slot: int, slots: int, nproc: int) -> dict[str, str]:
-    """Return the variables of the job in one of ``slots`` places.
+    """Return the environment variables of the job in place ``slot`` of ``slots``.
 
-    What the user's environment says stands. One job at a time gets what a run alone would.
+    Variables that the user has set are kept. A single job gets the same as a run alone.
     """
     if slots == 1:
         return {}

@@ -1,4 +1,4 @@
-"""What branches have come to: their overheads, and what is exact where that is known."""
+"""The results of branches: overheads, and exact values for problems where they are known."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from largebatch.study.study import Done
 
 
 class Findings:
-    """Reads the branches of a run that are done.
+    """Reads the results of a run's finished branches.
 
     Args:
-        seeds: of the branches. rates: factors on the rule's rate that a batch was tried at.
+        seeds: seeds of the branches.
+        rates: factors on the rule's rate that each batch was tried at.
     """
 
     def __init__(self, branching: Branching, seeds: Sequence[int], rates: Sequence[float]) -> None:
@@ -39,11 +40,11 @@ class Findings:
 
     @property
     def key(self) -> str:
-        """The figure that branches are judged by."""
+        """Name of the figure that branches are judged by."""
         return "ema_loss" if self.judge == "average" else "loss"
 
     def curve(self, branch: Branch, key: str, done: Done) -> Curve | None:
-        """Return the curve of a branch, None of one that was lost."""
+        """Return a branch's loss curve, None if it was lost (diverged or out of memory)."""
         name = branch.name()
         outcome = done[name]
         if outcome.lost:
@@ -51,9 +52,10 @@ class Findings:
         return curve_of(outcome.directory, branch.point, key)
 
     def trend(self, point: Point, done: Done) -> float | None:
-        """Return the correlation of the run's own loss with samples: -1 of one that only falls.
+        """Return the correlation of the run's own loss with samples: -1 for a steady fall.
 
-        Of the seed where it is highest; None where a branch has one loss alone.
+        The highest value over seeds is returned. None for annealed branches, which have only one
+        loss.
         """
         if self.judge == "anneal":
             return None
@@ -65,9 +67,9 @@ class Findings:
         return max(found, default=0.0)
 
     def seeds_of(self, point: Point, factor: int, rate: float, done: Done) -> Sequence[int]:
-        """Return the seeds that a batch needs: the first alone where it is out of the question.
+        """Return the seeds that a batch needs: only the first if the batch is clearly too large.
 
-        From :data:`MOST` on interpolation takes all overheads for the same.
+        From an overhead of :data:`MOST` on, interpolation treats all overheads alike.
         """
         first = self._value(point, factor, rate, self.seeds[0], self.key, done)
         return self.seeds[:1] if first is not None and first >= MOST else self.seeds
@@ -75,7 +77,7 @@ class Findings:
     def values(
         self, point: Point, factor: int, rate: float, key: str, done: Done
     ) -> list[float] | None:
-        """Return the overhead of each seed; None where a branch is not done."""
+        """Return the overhead of each seed; None if a branch is not done."""
         found = []
         for seed in self.seeds_of(point, factor, rate, done):
             value = self._value(point, factor, rate, seed, key, done)
@@ -108,7 +110,7 @@ class Findings:
         return self.curve(other, key, done), reference
 
     def held(self, point: Point, factor: int, rate: float, key: str, done: Done) -> float | None:
-        """Return the variance that the choice of the held-out samples brings in, if it is known."""
+        """Return the variance due to the choice of the held-out samples, if it is known."""
         if self.judge == "anneal":
             return None
         pairs = [
@@ -136,7 +138,7 @@ class Findings:
     def overheads(
         self, point: Point, factors: Sequence[int], done: Done, key: str | None = None
     ) -> list[Overhead] | None:
-        """Return the overheads of those of the batches that are done, at the best rate of each."""
+        """Return the overheads of the batches that are done, each at its best rate."""
         size, key = self.size, key or self.key
         values: dict[int, list[float]] = {}
         held: dict[int, float | None] = {}
@@ -150,7 +152,7 @@ class Findings:
         return overheads(values, held, PARTS) if values else None
 
     def rate(self, point: Point, factor: int, done: Done) -> float:
-        """Return the rate of the best branches of a batch."""
+        """Return the best rate factor of a batch."""
         totals = {
             rate: sum(self.values(point, factor, rate, self.key, done) or [math.inf])
             for rate in self.rates
@@ -159,7 +161,7 @@ class Findings:
         return self.branching.job(Branch(point, factor, best, self.seeds[0])).config.optim.lr
 
     def exact(self, point: Point, factors: Sequence[int]) -> Limit | None:
-        """Return the B20 of expected losses, where these are known."""
+        """Return the B20 of the expected losses, if these are known exactly."""
         if self.judge == "anneal" or not quadratic.applies(self.config):
             return None
         size, window = self.size, self.branching.window

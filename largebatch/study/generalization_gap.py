@@ -1,8 +1,9 @@
-"""`study generalization-gap`: what a large batch loses, and what each remedy gives back.
+"""`study generalization-gap`: the accuracy that a large batch loses, and what remedies regain.
 
-Hoffer et al. 2017, "Train longer, generalize better", table 1: the small batch, the large one with
-nothing adapted, then a rate by the square root of the batch, ghost batches of the small one, and as
-many updates as it takes, each on top of the one before.
+Hoffer et al. 2017, "Train longer, generalize better", table 1. The first rows are the small batch,
+and the large batch with nothing adapted. Three remedies follow, each added to the ones before: a
+rate by the square root of the batch, ghost batches of the small batch's size, and as many updates
+as the small batch takes.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ class GeneralizationGap(GridStudy):
 
     Args:
         base: settings of the small batch.
-        large: the large batch; unset: 32 small ones.
-        ghost: samples of a ghost; unset: the small batch.
-        part: of the regime's length and milestones that is trained, such as 20%; it needs as many
-            updates as the small batch takes, and so as many times the epochs as the batch is large.
-        seeds: of the runs of each row, which are compared pair by pair.
-        figure: of the last validation; unset: the one that the task is known by.
+        large: the large batch; unset: 32 times the small batch.
+        ghost: samples in a ghost batch; unset: the small batch.
+        part: share of the regime's length and milestones that is trained, such as 20%. The last
+            remedy takes as many updates as the small batch, so its epochs grow with the batch.
+        seeds: seeds of each row's runs, which are compared pair by pair.
+        figure: figure of the last validation; unset: the task's headline figure.
     """
 
     formula = (
@@ -97,7 +98,7 @@ class GeneralizationGap(GridStudy):
     def further(
         self, cell: str, values: Mapping[str, Sequence[float]], known: Figure
     ) -> dict[str, Any]:
-        """Return the gap to the small batch, and the probability of one as large by chance."""
+        """Return the gap to the small batch, and the probability of so large a gap by chance."""
         if not values[cell] or not values[SMALL]:
             return {}
         sign = 1 if known.better == "higher" else -1
@@ -110,7 +111,7 @@ class GeneralizationGap(GridStudy):
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return the two-sided p of a paired t test; None where nothing varies, or of one pair."""
+    """Return the two-sided p of a paired t test; None without variation, or for one pair."""
     differences = [a - b for a, b in zip(first, second, strict=True)]
     if len(differences) < 2 or not (spread := stdev(differences)):
         return None

@@ -1,4 +1,4 @@
-"""A grid: every cell, a set of options of `largebatch train`, with every seed; a row a cell."""
+"""A grid study: every cell (a set of `largebatch train` options) with every seed, a row each."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from largebatch.train import Outcome, parse
 
 
 class GridStudy(Study):
-    """Every cell with every seed.
+    """Runs every cell with every seed.
 
     Args:
         cells: options of ``largebatch train`` by the name of their row.
-        seeds: ``run.seed`` of the runs of a cell.
-        base: options of all cells, which a cell's own override.
-        figure: of the last validation; None: the one that the task is known by.
-        percent: give it in %; None: where people read it so.
-        column: head of the names' column.
-        name: of the record.
+        seeds: values of ``run.seed`` for each cell.
+        base: options of all cells; a cell's own options override them.
+        figure: figure of the last validation; None: the task's headline figure.
+        percent: give the figure in %; None: if this is usual for the figure.
+        column: heading of the column of names.
+        name: name of the record.
     """
 
     formula = "mean and standard deviation over seeds of the last validation's {figure}{unit}"
@@ -48,7 +48,7 @@ class GridStudy(Study):
         self.figure, self.percent, self.column, self.name = figure, percent, column, name
 
     def jobs(self, done: Done) -> Iterable[Job]:
-        """Return the runs of all cells, which are known from the first."""
+        """Return the runs of all cells; all are known from the start."""
         return self._jobs
 
     @cached_property
@@ -68,7 +68,7 @@ class GridStudy(Study):
         return f"{plain(cell)}-{seed}"
 
     def conclude(self, done: Done) -> BenchmarkRecord:
-        """Return a row a cell: seeds, mean, standard deviation, all values."""
+        """Return one row per cell: seeds, mean, standard deviation, all values."""
         known = self.known(done)
         percent = known.percent if self.percent is None else self.percent
         values = {
@@ -95,10 +95,10 @@ class GridStudy(Study):
         )
 
     def known(self, done: Done) -> Figure:
-        """Return the figure that is compared, as the task of the runs knows it.
+        """Return the compared figure as the runs' task defines it.
 
         Raises:
-            UserError: no run has come to its end.
+            UserError: no run has finished.
         """
         outcome = next((each for each in done.values() if each.summary), None)
         if outcome is None:
@@ -108,12 +108,12 @@ class GridStudy(Study):
     def further(
         self, cell: str, values: Mapping[str, Sequence[float]], known: Figure
     ) -> dict[str, Any]:
-        """Return what else the row of ``cell`` says, of the values of all cells."""
+        """Return further columns of the row of ``cell``, from the values of all cells."""
         return {}
 
 
 def known_figure(outcome: Outcome, name: str | None) -> Figure:
-    """Return a figure of a finished run, as its task knows it; None: its headline."""
+    """Return a figure as the task of a finished run defines it; name None: the headline figure."""
     facts = RunDirectory(outcome.directory).read_task() or {}
     name = name or (outcome.summary or {}).get("headline", "loss")
     known = {**facts.get("figures", {})}
@@ -124,15 +124,15 @@ def known_figure(outcome: Outcome, name: str | None) -> Figure:
 
 
 def plain(name: str) -> str:
-    """Return a row's name as a folder can have it."""
+    """Return a row's name in a form that is valid for a folder."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "cell"
 
 
 def value_of(summary: Mapping[str, Any], figure: str, percent: bool = False) -> float:
-    """Return a figure of a finished run.
+    """Return the value of a figure from a finished run's summary.
 
     Raises:
-        UserError: the run has none of that name.
+        UserError: the run has no figure of this name.
     """
     value = summary.get(figure)
     if not isinstance(value, (int, float)):

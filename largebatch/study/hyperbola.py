@@ -1,8 +1,9 @@
-"""Samples to a target against batch: the straight line that McCandlish's hyperbola is.
+"""Fit the samples to a target against the batch: McCandlish's hyperbola as a straight line.
 
 Steps S and samples E to a target trade off as (S / Smin - 1)(E / Emin - 1) = 1 (McCandlish et al.
-2018, section 2.3; Shallue et al. 2019 measured it). With E = S B that is E = Emin + Smin B: a line
-whose intercept over its slope is the critical batch, and 20% above Emin lies at a fifth of it.
+2018, section 2.3; measured by Shallue et al. 2019). With E = S B this is a line, E = Emin + Smin B.
+The critical batch is the intercept over the slope. E is 20% above Emin at a fifth of the critical
+batch.
 """
 
 from __future__ import annotations
@@ -29,22 +30,23 @@ TOLD = 0.75  # of the line's scatter: a flat part that leaves less is worth tell
 
 
 class NoHyperbola(ValueError):
-    """The runs say nothing of a critical batch; the message is the reason."""
+    """The runs do not determine a critical batch; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """E = Emin + Smin B.
+    """The fitted line E = Emin + Smin B.
 
     Attributes:
-        samples: Emin, in the unit of the runs. steps: Smin, in that unit by a sample of the batch.
+        samples: Emin, in the unit of the runs.
+        steps: Smin, in the unit of the runs per sample of the batch.
         critical, low, high: intercept / slope with its 95% interval.
-        scatter: chi squared by degree of freedom of the batches' means about the line, which the
-            variances are multiplied by where it is above 1 (Birge 1932).
-        misfit: probability of at least that scatter if the line were true (an F test); None
-            where no batch has two runs, so that the spread of runs is not known.
-        residuals: (mean - line) / line of each batch.
-        covariance: of intercept and slope, (2, 2).
+        scatter: chi squared per degree of freedom of the batches' means about the line. If above 1,
+            the variances are multiplied by it (Birge 1932).
+        misfit: probability of at least this scatter if the line were true (an F test). None if no
+            batch has two runs, so that the spread of runs is not known.
+        residuals: (mean - line) / line for each batch.
+        covariance: covariance of intercept and slope, (2, 2).
     """
 
     samples: float
@@ -59,19 +61,20 @@ class Line:
 
     @property
     def fits(self) -> bool:
-        """Whether the scatter about it is no more than that of the runs explains."""
+        """Whether the spread of the runs explains the scatter about the line."""
         return self.misfit is None or self.misfit >= DOES_NOT_FIT
 
     def needed(self, batch: float) -> float:
-        """Return what a batch needs to the target."""
+        """Return what a batch needs to reach the target."""
         return self.samples + self.steps * batch
 
 
 def variances(cells: Sequence[Cell]) -> tuple[Numbers, bool]:
-    """Return the variance of each batch's mean, and whether runs have told of their spread.
+    """Return the variance of each batch's mean, and whether the spread of runs is known.
 
-    The variance of few runs can be near zero by chance (MLPerf rounds to whole epochs), so none is
-    taken for less than a quarter of what the relative variance of all batches together says.
+    The variance of few runs can be near zero by chance (MLPerf rounds to whole epochs). So no
+    variance is taken below a quarter of the value from the relative variance of all batches
+    together.
     """
     means = np.array([cell.mean for cell in cells])
     counts = np.array([len(cell.needed) for cell in cells])
@@ -94,11 +97,11 @@ def fit_line(cells: Sequence[Cell]) -> Line:
     """Fit E = Emin + Smin B to the means of batches, by weighted least squares.
 
     The interval of the critical batch is Fieller's (1954): all ratios that the intercept and the
-    slope do not rule out, by Student's quantile for as many degrees of freedom as the runs have.
+    slope do not rule out. The quantile is Student's, with the degrees of freedom of the runs.
 
     Raises:
-        NoHyperbola: too few batches, or samples that do not grow with the batch, or that grow in
-            proportion to it, within their errors.
+        NoHyperbola: there are too few batches; or, within their errors, the samples do not grow
+            with the batch or grow in proportion to the batch.
     """
     if len(cells) < FEWEST:
         raise NoHyperbola(f"{len(cells)} batches: a line needs {FEWEST} to be tested by")
@@ -146,7 +149,7 @@ class Interpolated:
     """The batch that needs 20% more than the smallest ones, by interpolation.
 
     Attributes:
-        batch, low, high: with its 95% interval; None: above the largest batch tried.
+        batch, low, high: the batch and its 95% interval; None: above the largest batch tried.
     """
 
     batch: float | None
@@ -155,10 +158,10 @@ class Interpolated:
 
 
 def interpolate(cells: Sequence[Cell], level: float = OVERHEAD) -> Interpolated:
-    """Return where samples are ``level`` above those of the smallest batches.
+    """Return the batch at which samples are ``level`` above those of the smallest batches.
 
-    Of means that are made never to fall, in proportion between neighbours; the
-    interval from means drawn anew by their standard errors.
+    The means are first made non-decreasing, then interpolated linearly between neighbours. The
+    interval comes from means redrawn by their standard errors.
     """
     batches = np.array([cell.batch for cell in cells], dtype=np.float64)
     means = np.array([cell.mean for cell in cells])
@@ -179,9 +182,9 @@ def interpolate(cells: Sequence[Cell], level: float = OVERHEAD) -> Interpolated:
 
 
 def account_of_misfit(cells: Sequence[Cell], line: Line) -> str:
-    """Say in words how the means depart from the line: a flat part and a step, or the worst batch.
+    """Return how the means depart from the line: a flat part and a step, or the worst batch.
 
-    The flat part is up to the batch that lets a constant and a line after it come nearest.
+    The flat part ends at the batch for which a constant followed by a line fits best.
     """
     means = np.array([cell.mean for cell in cells])
     variance, _ = variances(cells)

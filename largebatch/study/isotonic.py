@@ -1,4 +1,4 @@
-"""What grows with the batch, by interpolation alone: no law is supposed but that it never falls."""
+"""Isotonic regression: interpolate a quantity that is only known not to fall with the batch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Numbers = NDArray[np.float64]
 
 
 def isotonic(values: Numbers, weights: Numbers) -> Numbers:
-    """Return the nearest values that never fall, by weighted least squares.
+    """Return the nearest non-decreasing values, by weighted least squares.
 
-    Pool adjacent violators (Ayer et al. 1955).
+    The method is pool adjacent violators (Ayer et al. 1955).
 
     Args:
         values, weights: (n,), in order; weights above 0.
@@ -26,10 +26,10 @@ def isotonic(values: Numbers, weights: Numbers) -> Numbers:
 
 
 def crossing(batches: Numbers, values: Numbers, level: float) -> float | None:
-    """Return the batch from which values that never fall are above ``level``.
+    """Return the batch from which non-decreasing values are above ``level``.
 
-    In proportion between neighbours, which is exact for a hyperbola. None if the last is not above
-    it; the first batch if that already is.
+    Values are interpolated linearly between neighbours, which is exact for a hyperbola. None if the
+    last value is not above ``level``; the first batch if the first value already is.
     """
     above = np.flatnonzero(values > level)
     if not len(above):

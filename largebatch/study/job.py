@@ -1,4 +1,4 @@
-"""One run of a study, and the place where it lies."""
+"""One run (job) of a study, and its directory."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class Job:
     """A run that a study asks for.
 
     Attributes:
-        name: of the run and of its folder; the same question has the same name at every asking.
-        config: ``run.dir``, ``run.nproc`` and ``checkpoint.resume`` are the study's to set.
+        name: name of the run and of its folder. A study must give the same job the same name at
+            every call.
+        config: the run's config; the study sets ``run.dir``, ``run.nproc`` and
+            ``checkpoint.resume``.
         start: a checkpoint of another job to branch off from, as `Outcome.checkpoint` returns it.
-        nproc: local ranks.
-        may_be_lost: whether it is a result that the run has been lost: it diverged, or wants more
-            memory than there is. Otherwise that is a failure of the job.
+        nproc: number of local ranks.
+        may_be_lost: whether losing the run (divergence or lack of memory) is a result. Otherwise it
+            is a failure of the job.
     """
 
     name: str
@@ -43,10 +45,10 @@ class Job:
     may_be_lost: bool = False
 
     def check(self) -> None:
-        """Refuse a name that is no folder's.
+        """Refuse a name that is not valid for a folder.
 
         Raises:
-            UserError: naming it.
+            UserError: the message shows the name.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=%,-]{0,199}", self.name):
             raise UserError(
@@ -58,7 +60,7 @@ class Job:
 
 
 class Place:
-    """Where a job lies in the folder of its study."""
+    """The directory of a job in the folder of its study."""
 
     def __init__(self, job: Job, folder: Path) -> None:
         job.check()
@@ -82,10 +84,10 @@ class Place:
         )
 
     def outcome(self) -> Outcome | None:
-        """Return the job's result where it is finished, by what lies there; else None.
+        """Return the job's result if the run in the directory is finished; else None.
 
         Raises:
-            UserError: another run lies there.
+            UserError: the directory holds another run.
         """
         if self.run.config.exists():
             wanted = parse.checked(self.config)
@@ -110,7 +112,7 @@ class Place:
             )
 
     def command(self) -> list[str]:
-        """Write the job's config, and return the command that starts it or goes on with it."""
+        """Write the job's config; return the command that starts or continues the job."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.file, parse.dump(self.config))
         return [sys.executable, "-m", "largebatch", "train", f"--config={self.file}"]

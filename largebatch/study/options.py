@@ -1,7 +1,7 @@
-"""A study's own options, as they stand on the command line: what its factory's signature names.
+"""A study's own options on the command line, read from the signature of its factory.
 
-A factory that has an argument ``base`` takes the options of ``largebatch train`` as well: they are
-the settings that all of its runs begin from.
+A factory with an argument ``base`` takes the options of ``largebatch train`` too: the settings that
+all of its runs start from.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ WHERE = "run"  # the argument that a word before all options is
 
 
 def spoken(parameter: str) -> str:
-    """Return an argument's name as an option: ``from_`` is a word that Python keeps to itself."""
+    """Return an argument's name as an option, without the underscore of names such as ``from_``."""
     return parameter.rstrip("_")
 
 
 def read_options(
     factory: Callable[..., Study], name: str, arguments: Sequence[str]
 ) -> dict[str, Any]:
-    """Return a factory's arguments.
+    """Parse the command line into a factory's arguments.
 
-    An option is written ``--key=value``, or ``--key value``, and with several values where it takes
-    a list.
+    An option is written ``--key=value`` or ``--key value``, with several values if it takes a list.
 
     Raises:
         UserError: an option is unknown, missing or of another type, in one line.
@@ -74,7 +73,7 @@ def read_options(
 
 
 def described(factory: Callable[..., Study]) -> Iterator[str]:
-    """Yield each option with what it takes and its default, in words."""
+    """Yield each option with its type and default, in words."""
     hints = hints_of(factory)
     for key, parameter in inspect.signature(factory).parameters.items():
         kinds = [_in_words(kind) for kind in options(hints.get(key, str)) if kind is not NoneType]
@@ -113,7 +112,7 @@ def _divided(arguments: Iterable[str]) -> list[tuple[str, list[str]]]:
 
 
 def as_option(value: Any) -> str:
-    """Return a value as an option of the command line says it."""
+    """Return a value in the form of a command-line option."""
     if isinstance(value, str):
         return value
     return dump_yaml(value, in_one_line=True).removesuffix("...\n").strip()

@@ -1,11 +1,13 @@
-"""What a larger batch costs from a checkpoint on: the samples it needs for the same loss.
+"""The overhead of a larger batch from a checkpoint on: the extra samples for the same loss.
+
+A reference branch keeps the run's batch. The overhead of a branch is the number of samples it takes
+to the loss that the reference has after a window, over the window, minus 1. So no tolerance in
+units of the loss has to be chosen. At a critical batch in the sense of Zhang et al. 2024 the
+overhead is 20%.
 
 Branches see the same samples in the same order, so their losses are compared pair by pair, on one
-held-out set. What another set would have said is estimated by leaving out each part of this one in
-turn (the jackknife of groups: Efron and Tibshirani 1993, section 11.5), the same of all branches.
-The overhead of a branch is the samples until it has the loss that the reference has after a window,
-over the window, less 1; no tolerance in units of the loss is chosen. At a critical batch in the
-sense of Zhang et al. 2024 it is 20%.
+held-out set. The effect of the choice of this set is estimated by leaving out each part of the set
+in turn, the same for all branches (the grouped jackknife: Efron and Tibshirani 1993, section 11.5).
 """
 
 from __future__ import annotations
@@ -35,9 +37,10 @@ class Curve:
     """Losses of a branch.
 
     Attributes:
-        samples: (n,) since the checkpoint, rising. losses: (n,) of the held-out set.
-        sums, weights: (n, parts) loss sums of parts of that set, and what divides them; None: not
-            known apart.
+        samples: (n,) samples since the checkpoint, rising.
+        losses: (n,) losses on the held-out set.
+        sums, weights: (n, parts) sums of the loss over parts of the held-out set, and their
+            weights; None: not known by part.
     """
 
     samples: Numbers
@@ -54,17 +57,17 @@ class Curve:
 
     @property
     def falling(self) -> Numbers:
-        """The nearest losses that never rise."""
+        """The nearest non-increasing losses."""
         return -isotonic(-self.losses, np.ones_like(self.losses))
 
     def at(self, samples: float) -> float:
-        """Return the loss after so many samples, between evaluations in proportion."""
+        """Return the loss after ``samples``, interpolated linearly between evaluations."""
         return float(np.interp(samples, self.samples, self.falling))
 
     def reaches(self, loss: float) -> float:
-        """Return the samples to a loss; past the end by the slope of the last third.
+        """Return the samples to a loss; past the end, extrapolate by the slope of the last third.
 
-        ``inf`` if the loss no longer falls there.
+        The result is ``inf`` if the loss no longer falls in the last third.
         """
         falling = self.falling
         there = np.flatnonzero(falling <= loss)
@@ -85,20 +88,21 @@ class Curve:
 
 
 def overhead_of(branch: Curve | None, reference: Curve, window: float) -> float:
-    """Return the share of samples that a branch needs more; ``inf`` of one that was lost."""
+    """Return the extra samples of a branch as a share of the window; ``inf`` if it was lost."""
     if branch is None:
         return math.inf
     return branch.reaches(reference.at(window)) / window - 1
 
 
 def held_out_variance(pairs: Sequence[tuple[Curve | None, Curve]], window: float) -> float | None:
-    """Return the variance of the logarithm of what a batch needs that the held-out set brings in.
+    """Return the variance, due to the held-out set, of the logarithm of the samples needed.
 
     Args:
-        pairs: of each seed, the branch and its reference; all are judged by the same set.
+        pairs: for each seed, the branch and its reference; all are judged by the same held-out set.
 
     Returns:
-        None where the parts are not known, or without one of them a branch no longer gets there.
+        The variance; None if the parts are not known, or if a branch no longer reaches the loss
+        without one of them.
     """
     parts = {
         0 if curve is None or curve.sums is None else curve.sums.shape[1]
@@ -126,9 +130,10 @@ class Overhead:
     """The overhead of one batch over seeds.
 
     Attributes:
-        values: of each seed. error: standard error of their mean; None: one seed, or lost.
-        held: the part of that error that the choice of the held-out samples has; None: not known.
-        bound: above which the mean is with 5% probability; None: one seed.
+        values: overhead of each seed.
+        error: standard error of the mean of ``values``; None: one seed, or a lost branch.
+        held: the part of ``error`` due to the choice of the held-out samples; None: not known.
+        bound: value that the mean exceeds with 5% probability; None: one seed.
         freedom: degrees of freedom of the error.
     """
 
@@ -146,7 +151,7 @@ class Overhead:
 
     @property
     def passes(self) -> bool:
-        """Whether it is not inferior at 20%: by its bound, or by itself where there is none."""
+        """Whether the overhead is at most 20%, by its bound (by its mean if there is none)."""
         return (self.mean if self.bound is None else self.bound) <= OVERHEAD
 
 
@@ -155,16 +160,18 @@ def overheads(
     held: Mapping[int, float | None] = {},
     parts: int = 2,
 ) -> list[Overhead]:
-    """Return the overheads of batches with their bounds, from those of seeds.
+    """Return the overheads of batches with their bounds, from the overheads of single seeds.
 
-    Seeds are few, so the deviation of the logarithm of what is needed is taken for that of all
-    batches together whose overhead is no more than :data:`MOST`. Batches of one seed share its
-    reference, and err together: they count as half as many degrees of freedom as they would alone.
-    Seeds share the held-out set, so its variance is added to that of their mean, with degrees of
-    freedom after Satterthwaite.
+    Seeds are few. So one standard deviation of the logarithm of the samples needed is estimated
+    from all batches whose overhead is at most :data:`MOST`. Batches of one seed share a reference,
+    so their errors are correlated: they count half the degrees of freedom. Seeds share the held-out
+    set, so its variance is added to the variance of their mean, with degrees of freedom by
+    Satterthwaite.
 
     Args:
-        values: of each seed, by batch. held: `held_out_variance` by batch, of so many parts.
+        values: overheads of the seeds, by batch.
+        held: `held_out_variance` by batch.
+        parts: number of parts of the held-out set.
     """
     logs = [
         np.log1p(each)
@@ -200,8 +207,9 @@ class Limit:
     """The batch with an overhead of 20%.
 
     Attributes:
-        batch: None: above all that were tried.
-        low, high: with its 95% interval; None: as for ``batch``, or no interval is known.
+        batch: the batch; None: above all batches tried.
+        low, high: 95% interval of ``batch``; None: above all batches tried, or no interval is
+            known.
     """
 
     batch: float | None
@@ -209,7 +217,7 @@ class Limit:
     high: float | None
 
     def text(self) -> str:
-        """Return it in words."""
+        """Return the limit in words."""
         if self.batch is None:
             return "above the largest batch tried" + (
                 "" if self.low is None else f" (95%: above {self.low:,.4g})"
@@ -221,13 +229,14 @@ class Limit:
 
 
 def limit_of(own: int, found: Sequence[Overhead], level: float = OVERHEAD) -> Limit:
-    """Return where the overhead is ``level``, from the reference's own batch up.
+    """Return the batch at which the overhead is ``level``, from the reference's batch up.
 
-    By overheads that are made never to fall, in proportion between neighbours; the
-    interval from overheads drawn anew by their standard errors, all batches by the same draw.
+    The overheads are first made non-decreasing, then interpolated linearly between neighbours. The
+    interval comes from overheads redrawn by their standard errors, with the same draw for all
+    batches.
 
     Args:
-        own: the reference's batch, whose overhead is 0.
+        own: batch of the reference, whose overhead is 0.
     """
     batches = np.array([own, *(each.batch for each in found)], dtype=np.float64)
     means = np.array([0.0, *(min(each.mean, MOST) for each in found)])

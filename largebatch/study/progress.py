@@ -1,4 +1,4 @@
-"""What a person sees of a study under way: every job that runs, and how long it will all take."""
+"""Show the progress of a study: the running jobs, and an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TAIL_BYTES = 4096
 
 
 class Position:
-    """How far a job is, by the last line of its metrics."""
+    """The progress of a job, from the last line of its metrics."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -43,7 +43,7 @@ class Position:
 
 
 def total_samples(place: Place, epoch_samples: float) -> float:
-    """Return the samples of a job's run, near enough for a picture."""
+    """Return the approximate number of samples in a job's run."""
     config = place.config
     length: Duration = stretch(config.schedule.length, regime_factor(config.schedule, config.batch))
     unit = {"ep": epoch_samples, "st": float(config.batch.size)}.get(length.unit, 1.0)
@@ -51,10 +51,10 @@ def total_samples(place: Place, epoch_samples: float) -> float:
 
 
 class Progress:
-    """Shows the jobs of a study: a table on a terminal, a line a minute elsewhere.
+    """Shows the jobs of a study: a table on a terminal, one line a minute elsewhere.
 
     Args:
-        slots: jobs at a time.
+        slots: number of jobs at a time.
     """
 
     def __init__(self, slots: int) -> None:
@@ -70,21 +70,21 @@ class Progress:
             self._next = 0.0
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays on the terminal above the table."""
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
             say(text)
 
     def ended(self, seconds: float) -> None:
-        """Take in how long a job took."""
+        """Record the duration of a finished job."""
         self._took.append(seconds)
 
     def show(self, running: Sequence[Child], done: int, total: int) -> None:
-        """Show what runs, if it is time to.
+        """Show the running jobs, if an update is due.
 
         Args:
-            done, total: jobs, as far as they are known.
+            done, total: number of jobs done, and of all jobs known so far.
         """
         if time.monotonic() < self._next:
             return
@@ -103,10 +103,11 @@ class Progress:
         self._live.update(_table(words, found), refresh=True)
 
     def left(self, running: Sequence[tuple[float, float]], waiting: int) -> str:
-        """Return the time to the end of all jobs that are known; empty while nothing tells.
+        """Return the time left for all known jobs in words; '' while it cannot be estimated.
 
         Args:
-            running: seconds and share done of each job that runs. waiting: jobs that do not.
+            running: elapsed seconds and share done of each running job.
+            waiting: number of jobs that have not started.
         """
         whole = [seconds / share for seconds, share in running if share > 0.02]
         each = [*self._took, *whole]
@@ -127,7 +128,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Return hours, minutes and seconds."""
+    """Return a duration as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 

@@ -1,13 +1,13 @@
-"""What SGD does on the data set ``quadratic``, in expectation and exactly: answers to check by.
+"""Exact expected behaviour of SGD on the data set ``quadratic``, to check studies against.
 
 For Gaussian features with covariance diag(l), noise of variance v, error e = w - truth and plain
 SGD at batch B and rate r, E[e_i^2] = c_i goes to
 
     c_i (1 - 2 r l_i + r^2 l_i^2 (1 + 1/B)) + r^2 l_i (sum_j l_j c_j + v) / B
 
-since E[(x x')  C (x x')] = 2 H C H + tr(H C) H for one sample (Isserlis). An average a <- f a +
-(1 - f) w has errors whose second moments follow from those and from E[a_i e_i]. The expected excess
-risk is 1/2 sum_i l_i c_i.
+since E[(x x') C (x x')] = 2 H C H + tr(H C) H for one sample (Isserlis). For an average of the
+weights, a <- f a + (1 - f) w, the second moments of the error follow from the c_i and from E[a_i
+e_i]. The expected excess risk is 1/2 sum_i l_i c_i.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass
 class Moments:
-    """Second moments of a run: of the error, of an average's, and between both; (features,)."""
+    """Second moments of the errors of weights and average, and mixed ones; (features,) each."""
 
     error: Numbers = field(default_factory=lambda: TRUTH**2)
     average: Numbers = field(default_factory=lambda: TRUTH**2)
@@ -42,11 +42,11 @@ class Moments:
 
     @property
     def averaged(self) -> float:
-        """Expected excess risk of their average."""
+        """Expected excess risk of the average of the weights."""
         return float(SPECTRUM @ self.average) / 2
 
     def begin_average(self) -> Moments:
-        """Return the moments of a run that begins its average here."""
+        """Return the moments of a run that starts its average at this point."""
         return Moments(self.error, self.error, self.error)
 
     def step(self, batch: int, rate: float, half_life: float = np.inf) -> Moments:
@@ -75,7 +75,7 @@ def after(
     """Return (samples seen, moments) from the start to the end of ``samples``, step by step.
 
     Args:
-        rate: of the step that begins after so many samples.
+        rate: learning rate of a step, as a function of the samples seen before the step.
     """
     seen, found = [0], [moments]
     while seen[-1] < samples:
@@ -85,7 +85,7 @@ def after(
 
 
 def applies(config: Config) -> bool:
-    """Whether a run is plain SGD on this data set, so that its expectation is known."""
+    """Return whether a run is plain SGD on this data set, so that its expectation is known."""
     plain = config.optim
     return (
         (config.data.name, config.model.name, config.task.name)
@@ -96,14 +96,14 @@ def applies(config: Config) -> bool:
 
 
 def judges_by_population(config: Config) -> bool:
-    """Whether the held-out set is no sample, but gives the loss of the population exactly."""
+    """Return whether the held-out loss is the exact population loss, not that of a sample."""
     return config.data.name == "quadratic"
 
 
 def samples_to(target: float, batch: int, rate: Callable[[int], float], most: int) -> float | None:
-    """Return the samples until the expected risk is ``target``, between steps in proportion.
+    """Return the samples until the expected risk is ``target``, interpolated between steps.
 
-    None: it diverges, or has not come there after ``most`` samples.
+    None if the run diverges, or has not reached the target after ``most`` samples.
     """
     moments, seen = Moments(), 0
     while seen < most:
@@ -120,10 +120,11 @@ def samples_to(target: float, batch: int, rate: Callable[[int], float], most: in
 def expected_curve(
     begun: Moments, batch: int, rate: float, window: int, half_life: float, averaged: bool
 ) -> Curve | None:
-    """Return the expected losses of a branch at a constant rate; None: it diverges.
+    """Return the expected losses of a branch at a constant rate; None if it diverges.
 
     Args:
-        begun: where it branches off. averaged: of averaged weights, or of the plain ones.
+        begun: moments at the checkpoint where the branch starts.
+        averaged: whether the losses are those of averaged weights.
     """
     samples, found = after(
         begun.begin_average(), math.ceil(WINDOWS * window), batch, lambda _: rate, half_life

@@ -1,4 +1,4 @@
-"""A search for the best of one number with few runs: the same budget for every contender."""
+"""Search for the best value of one number with few runs, the same budget for every contender."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ LEAST = 5  # runs: three at first, and two that the best has a worse one on each
 
 
 def next_exponents(values: Mapping[int, float], budget: int) -> list[int]:
-    """Return the exponents of two to try next, none when ``budget`` of them, at least 5, are.
+    """Return the exponents of two to try next; none once ``budget`` (at least 5) were tried.
 
-    Three at distances of four first; then towards or around the best, so that it has a worse one on
-    each side. A best one on the edge is one that more runs might better.
+    The first three exponents are at distances of four. Later ones go towards or around the best,
+    until it has a worse value on each side. If the best value is at an edge, more runs might find a
+    better one.
 
     Args:
-        values: found by now, by exponent; higher is better.
+        values: results so far, by exponent; higher is better.
     """
     first = [exponent for exponent in (-2, 0, 2) if exponent not in values]
     if first:

@@ -1,4 +1,4 @@
-"""The settings that the runs of a study begin from, and how a batch changes them."""
+"""The config that the runs of a study start from, and its change with the batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def base_config(base: Sequence[str], study: str) -> Config:
     """Return the config that options of ``largebatch train`` describe.
 
     Raises:
-        UserError: they are none, or describe a run whose batch changes.
+        UserError: an option is not valid, or the batch changes during the run.
     """
     if not base:
         raise UserError(
@@ -36,7 +36,7 @@ def base_config(base: Sequence[str], study: str) -> Config:
 
 
 def rule_of(config: Config, given: Rule | None) -> Rule:
-    """Return how the rate follows the batch: as given, as the config says, or as is usual."""
+    """Return the rate's scaling rule: as given, from the config, or usual for the optimizer."""
     if given is not None:
         return given
     scaling = config.optim.scaling
@@ -50,13 +50,13 @@ def rule_of(config: Config, given: Rule | None) -> Rule:
 
 
 def rate_of(config: Config) -> float:
-    """Return the rate at the config's own batch, before any curve."""
+    """Return the peak learning rate at the config's own batch, before the schedule's curve."""
     reference = config.batch.reference or config.batch.size
     return scale_lr(config.optim.lr, config.batch.size, reference, config.optim.scaling)
 
 
 def at_batch(config: Config, size: int, rule: Rule, factor: float = 1.0) -> Config:
-    """Return the config at another batch, its rate moved by the rule and by a factor of its own."""
+    """Return the config at another batch, with the rate scaled by the rule and by ``factor``."""
     rate = scale_lr(rate_of(config), size, config.batch.size, rule) * factor
     return replace(
         config,
@@ -71,5 +71,5 @@ def with_seed(config: Config, seed: int) -> Config:
 
 
 def times(factor: float) -> str:
-    """Return a factor as it stands in the names of jobs."""
+    """Return a factor in the form used in job names."""
     return f"x{factor:g}"

@@ -1,7 +1,7 @@
-"""`study steps-to-target`: what a target costs at each batch, and where that begins to rise.
+"""`study steps-to-target`: steps and samples to a target at each batch, and the critical batch.
 
 Shallue et al. 2019, "Measuring the effects of data parallelism": at every batch the rate is tuned
-anew, and the steps to a goal are counted.
+anew, and the steps to a target are counted.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ class StepsToTarget(Study):
         from_: files of figures, in place of runs: MLPerf's reference convergence points (.json) or
             tables of batch, seed, samples (.csv).
         without: batches to leave out.
-        batches: of the runs; unset: a quarter of the config's own to 16 times that, in doublings.
-        rates: factors on what the rule says, compared by the first seed at every batch.
-        seeds: runs at each batch.
-        target: figure and value, such as {loss: 0.1}; unset: the config's ``run.target``.
+        batches: batches of the runs; unset: doublings from a quarter of the config's batch to 16
+            times the config's batch.
+        rates: factors on the rate of the scaling rule, compared by the first seed at every batch.
+        seeds: number of runs at each batch.
+        target: name and value of a figure, such as {loss: 0.1}; unset: the config's ``run.target``.
         scaling: how the rate follows the batch; unset: as the config or the optimizer has it.
         base: settings of the runs.
     """
@@ -97,7 +98,7 @@ class StepsToTarget(Study):
         self.numbers = range(first, first + seeds)
 
     def jobs(self, done: Done) -> Iterator[Job]:
-        """Return every rate with the first seed, and the best of each batch with the others."""
+        """Return every rate with the first seed, and each batch's best rate with the others."""
         if self.published is not None:
             return
         for batch in self.batches:
@@ -110,7 +111,7 @@ class StepsToTarget(Study):
                     yield self._job(batch, best, seed)
 
     def says(self, done: Done) -> Iterable[str]:
-        """Return how many runs there will be."""
+        """Return in words how many runs there will be."""
         tuning, rest = len(self.batches) * len(self.rates), len(self.batches) * (self.seeds - 1)
         goal = " and ".join(f"{k} {v:g}" for k, v in (self.config.run.target or {}).items())
         yield (
@@ -137,7 +138,7 @@ class StepsToTarget(Study):
         return min(came, key=lambda rate: came[rate]) if came else None
 
     def conclude(self, done: Done) -> BenchmarkRecord:
-        """Return a row a task, or a row of the runs."""
+        """Return one row per task, or one row for the study's own runs."""
         if self.published is not None:
             tasks = [task.without(self.without) for task in self.published]
         else:
@@ -196,14 +197,14 @@ class StepsToTarget(Study):
             yield f"exactly, in expectation, batches need {words} at these rates; B20 = {known}"
 
     def charts(self, record: BenchmarkRecord) -> Iterator[tuple[str, str, Any]]:
-        """Draw needed samples against batch, with the line."""
+        """Draw the samples needed against the batch, with the fitted line."""
         for task in record.details["tasks"]:
             note = f"{task['unit']} to the target; bars: 95% of the mean"
             yield f"{task['task']}: need against batch", note, _figure(task)
 
 
 def concluded(task: Convergence) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-    """Return the row of a task, what is to be said of it, and what its picture shows."""
+    """Return the row of a task, its notes, and the data of its chart."""
     task = task.without_outliers()
     cells, said = task.cells, list(task.remarks)
     row: dict[str, Any] = {
@@ -275,7 +276,7 @@ def concluded(task: Convergence) -> tuple[dict[str, Any], list[str], dict[str, A
 
 
 def figures(value: float, digits: int = 4) -> float | int:
-    """Return a value with as many significant digits as it deserves."""
+    """Return a value rounded to ``digits`` significant digits."""
     rounded = float(f"{value:.{digits}g}")
     return int(rounded) if rounded == int(rounded) and abs(rounded) >= 10 else rounded
 

@@ -1,4 +1,4 @@
-"""What a study is: runs to ask for as results come in, and what they say together."""
+"""The interface of a study: it asks for runs as results come in, and concludes from all."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ Done: TypeAlias = Mapping[str, Outcome]
 class Study(ABC):
     """A question asked of many runs.
 
-    Its factory is registered in `studies`, or is named as ``package.module:callable``; what the
-    factory's signature names are options of ``largebatch study``.
+    A study's factory is registered in `studies`, or named as ``package.module:callable``. The
+    arguments in the factory's signature become options of ``largebatch study``.
     """
 
     @abstractmethod
     def jobs(self, done: Done) -> Iterable[Job]:
-        """Return all jobs that are known by now, those that are done among them.
+        """Return all jobs known so far, including those that are done.
 
-        It is asked again whenever one ends, so that later jobs can follow from results; with the
-        same results it gives the same jobs.
+        Called again whenever a job ends, so that later jobs can depend on results. The same results
+        must give the same jobs.
         """
 
     @abstractmethod
     def conclude(self, done: Done) -> BenchmarkRecord:
-        """Return what the runs say, once every job of :meth:`jobs` is done."""
+        """Return the conclusion, once every job of :meth:`jobs` is done."""
 
     def says(self, done: Done) -> Iterable[str]:
-        """Return what a person should know before the jobs asked for begin, such as their cost.
+        """Return messages for the user before the next jobs start, such as their cost.
 
-        Each line is said once; later ones may follow from results.
+        Each line is printed once; later lines may depend on results.
         """
         return ()
 
     def draw(self, record: BenchmarkRecord, path: Path) -> bool:
-        """Write a page of what was concluded to ``path``; return whether there is one."""
+        """Write a page about the conclusion to ``path``; return whether there is one."""
         charts = list(self.charts(record))
         if charts:
             write_page(path, record, charts, f"study {record.name}")
         return bool(charts)
 
     def charts(self, record: BenchmarkRecord) -> Iterable[tuple[str, str, Any]]:
-        """Return (title, note, plotly figure) of what was concluded."""
+        """Return the charts of the conclusion: (title, note, plotly figure) each."""
         return ()
 
 

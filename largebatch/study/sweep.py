@@ -1,7 +1,7 @@
 """`study sweep`: any keys over any values, or named sets of options, with every seed.
 
-With a budget every cell first finds its best value of one key (the rate, as a rule) by equally many
-runs: Nado et al. 2021 showed that a contender that is tuned less loses whatever it is.
+With a budget, every cell first tunes one key (usually the learning rate) with the same number of
+runs. Nado et al. 2021 showed that a method that is tuned less loses, whatever its merits.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ TUNING_SEED = 100
     "sweep", "any keys over any values, or named sets of options, with several seeds: table and map"
 )
 class Sweep(GridStudy):
-    """Every combination of values, or every named set of options, with every seed.
+    """Runs every combination of values, or every named set of options, with every seed.
 
     Args:
         over: keys of ``largebatch train`` and the values of each.
         cells: options of ``largebatch train`` by the name of their row, in place of ``over`` or
-            each combined with it.
-        seeds: of the runs of a cell.
-        base: settings of all.
-        figure: of the last validation; unset: the one that the task is known by.
-        percent: give it in %; unset: where people read it so.
-        column: head of the names' column, where there are cells.
-        tune: a key whose value every cell finds for itself, by powers of two times its own.
-        budget: runs of each cell to find it, from 5.
-        tuning: settings of those runs alone, such as a held-out part of the training data.
-        name: of the record.
+            combined with each of its values.
+        seeds: seeds of each cell's runs.
+        base: settings of all runs.
+        figure: figure of the last validation; unset: the task's headline figure.
+        percent: give the figure in %; unset: if this is usual for the figure.
+        column: heading of the column of names, if there are ``cells``.
+        tune: a key that every cell tunes for itself, over powers of two times its own value.
+        budget: number of tuning runs per cell, at least 5.
+        tuning: settings of the tuning runs alone, such as a held-out part of the training data.
+        name: name of the record.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Sweep(GridStudy):
         self.tune, self.budget, self.tuning = tune, budget, tuning
 
     def jobs(self, done: Done) -> Iterable[Job]:
-        """Return all runs, or the searches as far as they are known and what follows from them."""
+        """Return all runs; with ``tune``, the searches so far and the runs that follow."""
         return super().jobs(done) if self.tune is None else self._searched(done)
 
     def _searched(self, done: Done) -> Iterator[Job]:
@@ -132,7 +132,7 @@ class Sweep(GridStudy):
         return value if known.better == "higher" else -value
 
     def conclude(self, done: Done) -> BenchmarkRecord:
-        """Return a row a cell, with what was found for it."""
+        """Return one row per cell, with its tuned value."""
         record = super().conclude(done)
         for row, cell in zip(record.rows, self.cells, strict=True):
             if self.tune is not None:
@@ -150,7 +150,7 @@ class Sweep(GridStudy):
         return record
 
     def charts(self, record: BenchmarkRecord) -> Iterator[tuple[str, str, Any]]:
-        """Draw a map of two keys, a line of one, or a bar a row."""
+        """Draw a map for two keys, a line for one, or else one bar per row."""
         from largebatch.report.record_page import bars, blank_figure
 
         figure, keys = record.details["figure"], record.details.get("keys", [])

@@ -1,4 +1,4 @@
-"""How long a step takes, by batch and number of GPUs: fitted to what was measured or planned."""
+"""Step time by batch and number of GPUs, fitted to measured or planned steps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ P90 = 1.645  # normal quantile: half of what lies between p5 and p95
 
 @dataclass(frozen=True)
 class Timed:
-    """A step that was timed.
+    """One measured (or planned) step time.
 
     Attributes:
-        ranks: GPUs. batch: of all together. seconds: of a step.
+        ranks: number of GPUs.
+        batch: samples on all GPUs together.
+        seconds: seconds of a step.
         error: relative standard deviation of the seconds over windows; 0: not known.
     """
 
@@ -37,8 +39,9 @@ class StepTime:
     """Seconds of a step on one number of GPUs: ``batch / (ranks rate) + fixed``.
 
     Attributes:
-        rate: samples a second of one GPU, were there nothing else. fixed: seconds of every step.
-        least, most: the smallest and largest batch measured on as many; 0: none.
+        rate: samples a second of one GPU, without the fixed time.
+        fixed: fixed seconds of every step.
+        least, most: smallest and largest batch measured on this number of GPUs; 0: none.
         error: relative standard error of the seconds.
     """
 
@@ -54,7 +57,7 @@ class StepTime:
         return batch / (self.ranks * self.rate) + self.fixed
 
     def measured(self, batch: float) -> bool:
-        """Whether the batch lies between measured ones."""
+        """Return whether the batch lies within the measured batches."""
         return self.least <= batch <= self.most
 
 
@@ -62,7 +65,7 @@ def read_timing(path: Path) -> list[Timed]:
     """Read a record of ``bench scaling`` or of ``plan``.
 
     Raises:
-        UserError: it is none.
+        UserError: the file is no such record.
     """
     record = read_record(path)
     found = list(_measured(record)) or list(_planned(record))
@@ -75,13 +78,14 @@ def read_timing(path: Path) -> list[Timed]:
 
 
 def fit_timing(timed: Sequence[Timed], ranks: Iterable[int] = ()) -> list[StepTime]:
-    """Return the time of a step on every number of GPUs that was timed, and on further ones.
+    """Return the step time on every timed number of GPUs, and on the numbers in ``ranks``.
 
-    On a number with two batches or more it is a line through these, by least squares of relative
-    errors; on others the rate is that of all, and the fixed part that of the nearest number.
+    A number of GPUs with two batches or more gets a line through these batches, by least squares of
+    relative errors. Other numbers get the common rate, and the fixed time of the nearest number.
 
     Raises:
-        UserError: all were timed at one batch a GPU, which does not tell one part from the other.
+        UserError: all steps were timed at one batch per GPU, which does not separate the rate from
+            the fixed time.
     """
     by_ranks: dict[int, list[Timed]] = {}
     for each in timed:

@@ -1,4 +1,8 @@
-"""What a step means: forward, loss, figures, and the weight the sum is divided by."""
+"""Tasks: they define a training step by forward pass, loss, figures and the weight of a batch.
+
+Classification, language modelling, contrastive learning and regression are included; ``task.name``
+in a config chooses one. The loss is a sum, and the trainer divides it by the step's whole weight.
+"""
 
 from __future__ import annotations
 

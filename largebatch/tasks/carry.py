@@ -1,4 +1,4 @@
-"""Memory that goes from one step to the next and belongs to a stream, never to a rank."""
+"""Memory that a model carries from one step to the next, for each stream of data."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor
 
 
 class Carry(ABC):
-    """What a model remembers of each stream of the data (Dai et al. 2019, "Transformer-XL").
+    """A model's memory of each stream of the data (Dai et al. 2019, "Transformer-XL").
 
-    The task takes the memory of a batch's streams before its forward pass and puts it back after
-    it. Whoever trains hands rows over to other ranks when those go on with a stream, and keeps all
-    of them in checkpoints, so that any number of ranks goes on.
+    The task takes the memory of a batch's streams before the forward pass and puts the new memory
+    back afterwards. Memory belongs to a stream, not to a rank. The trainer passes rows to the rank
+    that continues a stream, and saves all rows in checkpoints, so a run can resume on any number of
+    ranks.
     """
 
     @abstractmethod
@@ -23,11 +24,11 @@ class Carry(ABC):
 
     @abstractmethod
     def put(self, streams: Sequence[int], memory: Tensor) -> None:
-        """Remember ``memory``, one row each, without gradients."""
+        """Store ``memory`` for these streams, one row each, without gradients."""
 
     @abstractmethod
     def frozen(self) -> AbstractContextManager[None]:
-        """Return a context in which the memory is one of its own that is thrown away after it."""
+        """Return a context with a separate memory, which is discarded at the end."""
 
     @abstractmethod
     def rows(self) -> dict[int, Tensor]:

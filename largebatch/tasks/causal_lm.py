@@ -1,4 +1,4 @@
-"""Causal language modelling: every token is predicted from those before it."""
+"""Causal language modelling: every token is predicted from the tokens before it."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class CausalLM(Task[TokenBatch]):
     """Forward, loss and figures of a step of causal language modelling.
 
     ``model(tokens)`` returns logits (n, tokens, vocabulary). The weight is the number of predicted
-    tokens over all ranks and passes of the step, so that windows and passes with unequal numbers of
-    them count by their tokens, and no mean of means is taken. Perplexity is e^loss; bits per byte
-    are loss / ln 2 over the bytes of a token, where the text's bytes are known.
+    tokens over all ranks and passes of the step. So windows and passes of unequal length count by
+    their tokens, and no mean of means is taken. Perplexity is e^loss. Bits per byte are loss / ln 2
+    over the bytes of a token, if the text's bytes are known.
 
-    Over data that are read in streams the model has a memory: ``model(tokens, memory)`` returns the
-    logits and what each stream is to remember, one row each. Memory is None where streams begin.
+    For data read in streams the model has a memory: ``model(tokens, memory)`` returns the logits
+    and the new memory, one row per stream. Memory is None at the begin of streams.
 
     Args:
-        streams: how many the data are read in; None: windows are independent.
-        bytes_per_token: of the validation text.
+        streams: number of streams that the data are read in; None: windows are independent.
+        bytes_per_token: mean bytes per token of the validation text.
     """
 
     config = CausalLMConfig
@@ -65,7 +65,7 @@ class CausalLM(Task[TokenBatch]):
         return self._memory
 
     def known(self, name: str) -> Figure:
-        """Return the figure of that name: of all of them less is better."""
+        """Return the figure of this name; for all figures lower is better."""
         return Figure(name, "lower") if name in LOWER else super().known(name)
 
     def weight(self, batch: TokenBatch) -> float:

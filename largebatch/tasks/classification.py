@@ -36,12 +36,12 @@ class ClassificationConfig(TaskConfig):
 class Classification(Task[ImageBatch]):
     """Forward, loss and figures of a classification step.
 
-    The weight of a step is its number of images. Label smoothing is
-    ``y (1 - s) + s / K`` (Szegedy et al. 2016, section 7); mixed targets are the convex combination
-    of two cross-entropies (Zhang et al. 2018, "mixup"); hidden states are mixed on the way.
+    The weight of a step is its number of images. Label smoothing is ``y (1 - s) + s / K`` (Szegedy
+    et al. 2016, section 7). With mixed targets the loss is the convex combination of two
+    cross-entropies (Zhang et al. 2018, "mixup"). Hidden states may be mixed in the forward pass.
 
     Args:
-        num_classes: K; top-5 is a figure where it exceeds 10.
+        num_classes: K; top-5 is a figure if K exceeds 10.
     """
 
     config = ClassificationConfig
@@ -61,7 +61,7 @@ class Classification(Task[ImageBatch]):
         return float(len(batch))
 
     def known(self, name: str) -> Figure:
-        """Return the figure of that name; top-5 is read in percent as well."""
+        """Return the figure of this name; top-5 is in percent as well."""
         return Figure("top5", percent=True) if name == "top5" else super().known(name)
 
     def try_model(self, model: nn.Module, name: str, batch: ImageBatch, training: bool) -> None:

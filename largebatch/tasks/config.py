@@ -1,4 +1,4 @@
-"""The ``task`` section: what a step means."""
+"""The config section ``task``: the loss and figures of a step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ FORMER_TARGETS = {"run.target_top1": "top1"}
 
 @dataclass
 class TaskConfig:
-    """Loss and metrics of a step: what all tasks have in common.
+    """Loss and metrics of a step: the keys that all tasks have in common.
 
-    A task with keys of its own derives a dataclass from this and names it by its attribute
-    ``config``; they are the keys of the section where ``task.name`` names that task.
+    A task with further keys derives a dataclass from this class and names it in its attribute
+    ``config``. These are then the keys of the section when ``task.name`` names the task.
 
     Attributes:
-        defaults: of other sections, where the task's differ: {section: {key: value}}.
+        defaults: defaults of other sections that differ for the task: {section: {key: value}}.
     """
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""Contrastive learning: two views of an image are to be told from the views of all others."""
+"""Contrastive learning: identify the two views of an image among the views of other images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEWEST = 2  # pairs: one alone has nothing to be told from
 
 @dataclass
 class ContrastiveConfig(TaskConfig):
-    """Two views of each image, told from those of the others (SimCLR)."""
+    """Contrastive learning with two views of each image (SimCLR)."""
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "data": {"name": "digits", "augment": "views"},
@@ -65,17 +65,17 @@ class ContrastiveConfig(TaskConfig):
 class Contrastive(Task[ViewBatch]):
     """Forward, loss and figures of a step of SimCLR.
 
-    The model's last linear layer gives way to a projection head. The loss of a pair is the mean
-    over its two views of -log of the share that the partner has in the softmax of cosines, divided
-    by the temperature, over all other views of the ghost (NT-Xent); a ghost is ``negatives`` images
-    in a row of the step, or all of it. The weight is the number of pairs. Validation contrasts the
-    views of the validation set in the same way.
+    A projection head replaces the model's last linear layer. The loss is NT-Xent: for each view,
+    -log softmax of the partner's cosine among all other views of the ghost, with cosines divided by
+    the temperature. A pair's loss is the mean over its two views. A ghost is ``negatives``
+    consecutive images of the step, or the whole step. The weight is the number of pairs. Validation
+    contrasts the views of the validation set in the same way.
 
     Args:
-        views: that the data have of each image.
+        views: number of views of each image in the data.
 
     Raises:
-        UserError: these are not two.
+        UserError: ``views`` is not 2.
     """
 
     config = ContrastiveConfig
@@ -90,19 +90,19 @@ class Contrastive(Task[ViewBatch]):
 
     @property
     def tied(self) -> Atom:
-        """The images that are told from one another."""
+        """The atom of consecutive images that are contrasted with each other; size 0: all."""
         return Atom(self._config.negatives or 0, FEWEST)
 
     def atom(self) -> Atom:
-        """Return that no step may have less than two pairs."""
+        """Return the atom of a step: at least two pairs."""
         return Atom(0, FEWEST)
 
     def complete(self, model: nn.Module) -> nn.Module:
-        """Return the model with a projection head for its last linear layer."""
+        """Return the model with a projection head in place of its last linear layer."""
         return Projected(model, self._config.hidden, self._config.projection)
 
     def known(self, name: str) -> Figure:
-        """Return the figure of that name; accuracies are read in percent."""
+        """Return the figure of this name; accuracies are in percent."""
         return Figure("top1", percent=True) if name == "top1" else super().known(name)
 
     def step_weight(self, samples: int) -> float:
@@ -134,13 +134,13 @@ class Contrastive(Task[ViewBatch]):
         return torch.zeros(0, 2, self._config.projection, dtype=dtype, device=device)
 
     def couple(self, outputs: Tensor, alone: bool) -> tuple[Tensor, Tensor]:
-        """Return the NT-Xent of a ghost's pairs on this rank, summed, and ``[loss, pairs]``."""
+        """Return the summed NT-Xent of this rank's pairs in a ghost, and ``[loss, pairs]``."""
         group: Any = "alone" if alone else None
         first, second = outputs.unbind(1)
         loss = contrastive_loss(first, second, self._config.temperature, group)
         return loss, torch.stack((loss.detach(), loss.new_full((), len(outputs))))
 
     def features(self, model: nn.Module, batch: ImageBatch) -> Tensor:
-        """Return what the encoder makes of plain images: (n, features)."""
+        """Return the encoder's features of plain images: (n, features)."""
         found: Tensor = model(batch.inputs, project=False)
         return found.flatten(1)

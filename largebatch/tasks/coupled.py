@@ -12,17 +12,17 @@ from largebatch.tasks.task import Atom
 
 @runtime_checkable
 class Coupled(Protocol):
-    """What a task brings besides, whose loss of a sample hangs on the others of its step.
+    """The methods of a task in which a sample's loss depends on other samples of the step.
 
-    Its loss is a function of outputs, of which each sample has its own. Whoever trains takes all
-    passes of a step for their outputs, has the ranks work out the loss of all of them and its
-    gradient with respect to these, and goes back through each pass with that. So neither the passes
-    nor the ranks that a step is divided among change it.
+    The loss is a function of the outputs of all samples. The trainer first runs all passes of a
+    step for their outputs. Then the ranks compute the loss of all outputs and its gradient by them.
+    Each pass is then differentiated with this gradient. So the division of a step into passes and
+    ranks does not change the loss.
     """
 
     @property
     def tied(self) -> Atom:
-        """How many samples in a row of a step are tied together; a size of 0 means all of them."""
+        """The atom of consecutive samples of a step that are tied together; size 0 means all."""
         ...
 
     def embed(self, model: nn.Module, batch: Any) -> Tensor:
@@ -37,7 +37,7 @@ class Coupled(Protocol):
         """Return the loss sum of samples that are tied together, and ``[loss, *figures, weight]``.
 
         Args:
-            outputs: (n, ...), this rank's of them; n may be 0.
-            alone: whether they are all; else every rank calls it, with its own.
+            outputs: (n, ...), this rank's outputs; n may be 0.
+            alone: whether these are all outputs. Otherwise every rank must call this with its own.
         """
         ...

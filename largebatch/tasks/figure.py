@@ -1,4 +1,4 @@
-"""The figure a task is judged by."""
+"""A figure (metric) that a task is judged by."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of the records, and how people read it.
+    """A figure in the records, and the form in which people read it.
 
     Attributes:
-        name: in the records, such as ``top1`` or ``perplexity``.
-        better: which of two values is the better one.
-        percent: whether it is a fraction of 1 that people read in percent.
+        name: name in the records, such as ``top1`` or ``perplexity``.
+        better: whether higher or lower values are better.
+        percent: whether the value is a fraction of 1 that people read in percent.
     """
 
     name: str
@@ -21,7 +21,7 @@ class Figure:
     percent: bool = False
 
     def text(self, value: float, digits: int = 2) -> str:
-        """Return the name and the value as people read it.
+        """Return the name and the value in the form that people read.
 
         >>> Figure("top1", percent=True).text(0.9944), Figure("loss", "lower").text(0.25, 4)
         ('top1 99.44%', 'loss 0.2500')
@@ -34,7 +34,7 @@ class Figure:
         return value >= target if self.better == "higher" else value <= target
 
     def record(self) -> dict[str, Any]:
-        """Return it as the records hold it, for those who read them without the task."""
+        """Return the figure as stored in records, for readers without the task."""
         return asdict(self)
 
 

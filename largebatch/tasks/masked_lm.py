@@ -1,4 +1,4 @@
-"""Masked language modelling: hidden tokens are predicted from all around them."""
+"""Masked language modelling: hidden tokens are predicted from the tokens around them."""
 
 from __future__ import annotations
 
@@ -48,17 +48,18 @@ class MaskedLMConfig(TaskConfig):
 class MaskedLM(Task[TokenBatch]):
     """Forward, loss and figures of a step of masked language modelling.
 
-    Of each window a share of the tokens is chosen; of those 80% are hidden by the mask token, 10%
-    replaced by a random one, 10% left (Devlin et al. 2019, section 3.1 and appendix A.1). All of it
-    is keyed to (seed, epoch, sample): each epoch chooses anew, on any ranks and in any passes
-    alike; validation chooses the same tokens every time.
+    In each window a share of the tokens is chosen. 80% of the chosen tokens are replaced by the
+    mask token, 10% by a random token, and 10% are left (Devlin et al. 2019, section 3.1 and
+    appendix A.1). The choice is keyed to (seed, epoch, sample): it changes with the epoch, but not
+    with ranks and passes. Validation chooses the same tokens every time.
 
-    ``model(tokens, places)`` returns logits (chosen, vocabulary) at the places alone, int64
-    (chosen,) into the tokens of all windows in a row. The weight is the number of chosen tokens.
+    ``model(tokens, places)`` returns logits (chosen, vocabulary) at the chosen places only.
+    ``places`` is int64 (chosen,), indices into the concatenated tokens of all windows. The weight
+    is the number of chosen tokens.
 
     Args:
-        vocabulary: of the data.
-        mask: the token that hides others; None: one more than the data have.
+        vocabulary: number of tokens in the data.
+        mask: the mask token; None: a new token is added to the vocabulary.
     """
 
     config = MaskedLMConfig
@@ -74,7 +75,7 @@ class MaskedLM(Task[TokenBatch]):
         return {**offers, "vocabulary": max(self._vocabulary, self._mask + 1)}
 
     def known(self, name: str) -> Figure:
-        """Return the figure of that name; accuracy is read in percent."""
+        """Return the figure of this name; accuracy is in percent."""
         return Figure(name, percent=True) if name == "accuracy" else super().known(name)
 
     def weight(self, batch: TokenBatch) -> float:
@@ -106,8 +107,8 @@ class MaskedLM(Task[TokenBatch]):
     def choose(self, batch: TokenBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the places of the chosen tokens, and what is shown there (-1: the token itself).
 
-        Both are int64 (chosen,); places count through the windows in a row, without the last token
-        of each, which is the next window's.
+        Both are int64 (chosen,). Places index the concatenated windows, each without its last
+        token, which belongs to the next window.
         """
         n, length = len(batch), batch.tokens.shape[1] - 1
         draws = uniform(*batch.key, batch.indices, Stream.CHOICE, length)

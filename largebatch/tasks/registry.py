@@ -1,7 +1,7 @@
-"""The tasks a config can name.
+"""The registry of tasks, from which ``task.name`` chooses.
 
-A factory is called with the ``task`` section and with what its signature names of the data's offers
-(``num_classes``, ``vocabulary``, ...).
+A factory is called with the ``task`` section, and with the data's offers (``num_classes``,
+``vocabulary``, ...) that its signature names.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from largebatch.tasks.task import Task
 
 @dataclass(frozen=True)
 class TaskFacts(Facts):
-    """What the rest of the package has to know of a task.
+    """Facts about a task that the rest of the package needs.
 
     Attributes:
-        config: the dataclass of the ``task`` section's keys.
+        config: dataclass of the ``task`` section's keys.
     """
 
     config: type[TaskConfig] = TaskConfig
 
     def words(self) -> Iterator[str]:
-        """Yield the facts, a short line each."""
+        """Yield the facts, one short line each."""
         own = [f"task.{each.name}" for each in fields(self.config) if each.name != "name"]
         yield f"keys of its own: {', '.join(own) or 'none'}"
 
@@ -46,7 +46,7 @@ def config_of(name: str) -> type[TaskConfig]:
     """Return the dataclass of the ``task`` section's keys under ``task.name=name``.
 
     Raises:
-        UserError: there is no such task, or what it says is no dataclass of the kind.
+        UserError: there is no such task, or its ``config`` is not a suitable dataclass.
     """
     kind = tasks.entry(name).facts.config
     if not (isclass(kind) and issubclass(kind, TaskConfig) and is_dataclass(kind)):
@@ -66,15 +66,15 @@ def config_of(name: str) -> type[TaskConfig]:
 
 
 def default_config() -> TaskConfig:
-    """Return the section of a config that says nothing of the task."""
+    """Return the default ``task`` section."""
     return config_of(TaskConfig.name)()
 
 
 def check_task(config: TaskConfig) -> None:
-    """Refuse a ``task`` section that cannot be, as far as its task knows without the data.
+    """Check a ``task`` section, as far as possible without the data.
 
     Raises:
-        UserError: naming the key, or saying what a user's check raised.
+        UserError: the message names the key, or gives the error of a user's check.
     """
     try:
         config.check()
@@ -90,7 +90,7 @@ def build_task(config: TaskConfig, offers: Mapping[str, Any]) -> Task[Any]:
     """Return the task that ``config.name`` names.
 
     Args:
-        offers: of the data, see :meth:`largebatch.data.Source.offers`.
+        offers: the data's offers, see :meth:`largebatch.data.Source.offers`.
 
     Raises:
         UserError: there is no such task, or the data do not offer what it needs.

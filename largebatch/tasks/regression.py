@@ -17,7 +17,7 @@ from largebatch.tasks.task import Task
 
 @dataclass
 class RegressionConfig(TaskConfig):
-    """Real numbers of rows of features."""
+    """Real-valued targets of feature vectors."""
 
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "data": {"name": "quadratic"},
@@ -30,7 +30,7 @@ class Regression(Task[FeatureBatch]):
     """The loss of a step is the mean over rows of ``1/2 |model(inputs) - targets|^2``.
 
     Args:
-        outputs: numbers to predict of a row.
+        outputs: number of targets per row.
     """
 
     config = RegressionConfig

@@ -1,4 +1,4 @@
-"""The plain memory of streams: one row a stream, held on the device."""
+"""The plain memory of streams: one row per stream, on the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from largebatch.tasks.carry import Carry
 
 
 class StreamRows(Carry):
-    """Keeps what was put last of every stream."""
+    """Keeps the last row that was put for every stream."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Tensor] = {}
@@ -31,12 +31,12 @@ class StreamRows(Carry):
         return torch.stack([self._rows[stream] for stream in streams])
 
     def put(self, streams: Sequence[int], memory: Tensor) -> None:
-        """Remember one row of ``memory`` for each stream, without gradients."""
+        """Store one row of ``memory`` for each stream, without gradients."""
         self._rows.update(zip(streams, memory.detach().unbind(), strict=True))
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Let the streams begin anew for a while, and forget that while."""
+        """Start a ``with`` block with fresh streams, whose memory is discarded at the end."""
         held, self._rows = self._rows, {}
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a step means: forward, loss, figures, and the weight the sum is divided by."""
+"""The interface of a task: forward pass, loss, figures, and weight of a step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ B = TypeVar("B", bound=Batch)
 
 @dataclass(frozen=True)
 class Atom:
-    """What a step may not divide: ``size`` samples that belong together, never under ``minimum``.
+    """The undivided unit of a step: ``size`` consecutive samples, never fewer than ``minimum``.
 
-    A size of 0 asks for nothing.
+    A size of 0 sets no limit.
     """
 
     size: int = 0
@@ -35,8 +35,8 @@ class Atom:
 class Task(ABC, Generic[B]):
     """Forward, loss and figures of a step.
 
-    The loss is a *sum*: whoever trains divides by the weight of the whole step over all ranks, so
-    that uneven shares are exact.
+    The loss is a *sum*. The trainer divides by the weight of the whole step over all ranks, so that
+    uneven shares are exact.
 
     Attributes:
         config: the dataclass of the ``task`` section's keys, derived from :class:`TaskConfig`.
@@ -49,27 +49,27 @@ class Task(ABC, Generic[B]):
     headline: Figure = LOSS
 
     def atom(self) -> Atom:
-        """Return what a step may not divide; it is joined with what the norms ask for."""
+        """Return the atom of a step; it is combined with that of the norms."""
         return Atom()
 
     def offers(self, offers: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what models may ask for: what the data offer, and what the task adds."""
+        """Return the values that models may take: the data's offers, and the task's additions."""
         return dict(offers)
 
     def complete(self, model: nn.Module) -> nn.Module:
-        """Return a model that was just made with what the task adds to it, such as a head."""
+        """Return a new model with the task's additions, such as a head."""
         return model
 
     def step_weight(self, samples: int) -> float | None:
-        """Return what the loss sum of a step of ``samples`` is divided by.
+        """Return the weight of a step of ``samples``, which the loss sum is divided by.
 
-        None: only the batches know, and ranks add it up before the backward pass.
+        None: the weight is known only from the batches. Ranks then sum it before the backward pass.
         """
         return None
 
     @abstractmethod
     def weight(self, batch: B) -> float:
-        """Return the batch's part of what the loss sum is divided by."""
+        """Return the batch's part of the weight, which the loss sum is divided by."""
 
     @abstractmethod
     def train(self, model: nn.Module, batch: B) -> tuple[Tensor, Tensor]:
@@ -80,18 +80,18 @@ class Task(ABC, Generic[B]):
         """Return the batch's sums ``[loss, *figures, weight]``."""
 
     def read(self, sums: Sequence[float]) -> dict[str, float]:
-        """Turn sums over batches and ranks into figures: the one place that does.
+        """Turn sums over batches and ranks into figures.
 
-        Means by default; a figure that is none, such as perplexity, is made here.
+        Figures are means by default. Other figures, such as perplexity, are computed here.
         """
         weight = max(sums[-1], 1.0)
         names = ("loss", *self.figures)
         return {name: value / weight for name, value in zip(names, sums[:-1], strict=True)}
 
     def known(self, name: str) -> Figure:
-        """Return the figure of that name: which way is better, and how it is read.
+        """Return the figure of this name: which direction is better, and its usual form.
 
-        One of an evaluation besides, such as ``ema_loss``, is like that of the plain weights.
+        Figures of further evaluations, such as ``ema_loss``, are like those of the plain weights.
         """
         known = {LOSS.name: LOSS, self.headline.name: self.headline}
         _, _, plain = name.partition("_")
@@ -104,23 +104,23 @@ class Task(ABC, Generic[B]):
         return torch.zeros(2 + len(self.figures), dtype=torch.float64, device=device)
 
     def carry(self) -> Carry | None:
-        """Return the memory that goes from step to step, if there is one."""
+        """Return the memory carried from step to step, if there is one."""
         return None
 
     def undisturbed(self) -> AbstractContextManager[object]:
-        """Return a context for passes that are none of the run's: its memory stays as it is."""
+        """Return a context for passes outside of training, which leaves the memory unchanged."""
         carry = self.carry()
         return nullcontext() if carry is None else carry.frozen()
 
     def try_model(self, model: nn.Module, name: str, batch: B, training: bool) -> None:
-        """Try ``model`` on a batch before any work; the model is as before afterwards.
+        """Try ``model`` on a batch before any work; the model is restored afterwards.
 
         Args:
             name: ``model.name``, for messages.
-            training: whether to try a step of training as well, or evaluation alone.
+            training: whether to try a training step as well; otherwise only evaluation.
 
         Raises:
-            UserError: the task cannot train it, in one line.
+            UserError: the task cannot train the model; the message is one line.
         """
         with as_before(model), self.undisturbed():
             model.eval()
@@ -160,7 +160,7 @@ class Task(ABC, Generic[B]):
 
 @runtime_checkable
 class Votes(Protocol):
-    """What snapshot ensembles ask of a task besides."""
+    """Further methods of a task that snapshot ensembles need."""
 
     def outputs(self, model: nn.Module, batch: Any) -> Tensor:
         """Return log-probabilities, which are averaged over the members."""

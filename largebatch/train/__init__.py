@@ -1,6 +1,8 @@
-"""One run: ``from largebatch.train import run, Outcome`` is the door for Python.
+"""Train one run: ``from largebatch.train import run, Outcome`` is the entry point for Python.
 
-What they stand on (data, models, the operators) is imported when they are.
+``run(config)`` starts a run, continues it from its newest checkpoint, or finds it finished.
+``largebatch train`` is the same on the command line. Data, models and operators are imported only
+when they are used.
 """
 
 from __future__ import annotations

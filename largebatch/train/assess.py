@@ -1,4 +1,4 @@
-"""`largebatch eval`: the validation figures of a run or of one of its checkpoints."""
+"""The command `largebatch eval`: validation figures of a run or of one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from largebatch.train.reopen import reopen
 def assess(
     path: Path, root: Path | None = None, allow_imports: bool = False, dropout: int = 0
 ) -> dict[str, float]:
-    """Return the figures of ``evaluate.also`` and the task's, and ``count``, over validation.
+    """Return the validation figures of the task and of ``evaluate.also``, and the sample ``count``.
 
     Args:
-        path: a run directory (its final weights, else its newest checkpoint) or a checkpoint of
-            one.
-        root: where the data lie; None: where the run read them.
+        path: a run directory (its final weights, else its newest checkpoint), or a checkpoint.
+        root: directory of the data; None: the run's own.
         allow_imports: see :func:`~largebatch.train.reopen.reopen`.
-        dropout: so many passes with dropout on are averaged (:class:`DropoutPasses`); 0: one
-            without.
+        dropout: number of passes with dropout on to average (:class:`DropoutPasses`); 0: one pass
+            without dropout.
 
     Raises:
-        UserError: neither is there, the data are not, the weights are damaged or do not fit, or
-            the config names code.
+        UserError: there is no such run or no data, the weights are damaged or do not fit, or the
+            config names code of a user.
     """
     world = World()
     overrides = [] if root is None else [f"--data.root={root.absolute()}"]

@@ -1,4 +1,7 @@
-"""What of a step may not be divided: ghosts of the norms, and what a task holds together."""
+"""The smallest units of a step: ghost batches of the norms, or samples that a task ties together.
+
+An atom is never divided between ranks or forward passes.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ MIXING_GROUP = 32  # samples that mixup draws partners from where no ghost size 
 
 @dataclass(frozen=True)
 class Atoms:
-    """What may not be divided: ``size`` samples of a ghost, none below ``minimum`` samples.
+    """The undivided units of a step: ghosts of ``size`` samples, none below ``minimum`` samples.
 
     Attributes:
-        span: ranks that hold a ghost together, 0 where each is one rank's. ``size`` 0 then means
-            what these ranks hold in one forward pass.
-        of_norms: whether the norms of the model take their statistics over these ghosts.
+        span: number of ranks that hold a ghost together; 0 if each ghost is on one rank. With a
+            ``span``, ``size`` 0 means all samples that these ranks hold in one forward pass.
+        of_norms: whether the model's norms take their statistics over these ghosts.
     """
 
     size: int
@@ -34,10 +37,10 @@ class Atoms:
 
 
 def make_atoms(config: Config, model: nn.Module, task: Task[Any]) -> Atoms:
-    """Return what a step may not divide: a ghost batch, or a sample where no norm reads a batch.
+    """Return the atoms of a run: ghost batches, or single samples if no norm reads a batch.
 
     Raises:
-        UserError: the norms ask for other ghosts than the task.
+        UserError: the norms and the task need different ghosts.
     """
     asked = task.atom()
     minimum = max(minimum_samples(model), asked.minimum)
@@ -57,7 +60,7 @@ def make_atoms(config: Config, model: nn.Module, task: Task[Any]) -> Atoms:
 
 
 def share_of(size: int, atoms: Atoms, world: World) -> int:
-    """Return the most samples of a rank in a step of ``size``, in whole atoms."""
+    """Return the largest number of samples of a rank in a step of ``size``, in whole atoms."""
     atom = atoms.size or 1
     return math.ceil(math.ceil(size / atom) / world.world_size) * atom
 
@@ -74,7 +77,7 @@ def check_span(config: Config, world: World) -> None:
 
 
 def with_span(atoms: Atoms, config: Config, world: World) -> Atoms:
-    """Return ``atoms`` with the ranks that hold a ghost together."""
+    """Return ``atoms`` with ``span``, the number of ranks that hold a ghost together."""
     if not spans_ranks(config.norm):
         return atoms
     return replace(atoms, span=config.norm.sync_ranks or world.world_size)

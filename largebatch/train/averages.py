@@ -1,4 +1,4 @@
-"""Whether the averages of a run reach further back than one of its steps."""
+"""Check that moving averages remember more than one step of the run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from largebatch.train.config import Config
 
 
 def require_memory(config: Config, schedule: Schedule) -> None:
-    """Refuse averages of which the largest step of the run would leave less than a tenth.
+    """Refuse averages of which the run's largest step would keep less than a tenth.
 
     Raises:
-        UserError: naming the key, and the smallest half-life that would do.
+        UserError: the message names the key and the smallest possible half-life.
     """
     for named, factor in _short(config, schedule):
         raise UserError(

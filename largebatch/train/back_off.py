@@ -1,4 +1,4 @@
-"""What a run does when memory has run out in a step."""
+"""React to running out of memory in a step: halve the forward passes and try again."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from largebatch.train.stepper import Stepper
 
 
 def back_off(error: BaseException, step: Step, feed: Feed, stepper: Stepper) -> None:
-    """Halve the forward passes of the step's phase and forget the step, which is to be taken again.
+    """Halve the forward passes of the step's phase, and drop the step so that it can be repeated.
 
     Raises:
-        Lost: their size was not ours to choose, a pass holds one ghost already, or other
-            ranks take part.
+        Lost: the user has set the size of the passes, a pass holds one ghost already, or there are
+            several ranks.
     """
     micro = feed.micro(step)
     smaller = halved(micro, feed.atoms.size) if step.phase.micro == "auto" else None

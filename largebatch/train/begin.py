@@ -1,4 +1,4 @@
-"""What a run writes and says when it begins."""
+"""What a run writes and prints when a session begins."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def begin(
     trainer: Trainer,
     parent: dict[str, Any] | None = None,
 ) -> Writers:
-    """Write config and task, open the metrics where the run goes on, and say what it will do.
+    """Write the config and the task, open the metrics file, and print what the run will do.
 
     Args:
-        parent: where a branch comes from, if it begins now.
+        parent: origin of a branch, if the branch begins now.
 
     Raises:
         UserError: ``telemetry.prometheus_port`` is taken.

@@ -1,10 +1,10 @@
-"""A run that begins where another one was: a branch.
+"""Branches: runs that begin at a checkpoint of another run.
 
-It takes the model, the optimizer's state, the averages, the loss scaler and what instruments keep,
-and goes on from the sample it left at, since schedules are functions of samples. An average with
-another half-life than the parent's begins anew. Its seconds and
-its records are its own, and settings of the optimizer are those of its own config. ``parent.json``
-in its directory says where it comes from.
+A branch takes over the model, the optimizer's state, the averages, the loss scaler and the state of
+instruments. It continues at the checkpoint's sample, since schedules are functions of samples. An
+average whose half-life differs from the parent's begins anew. Times and records are the branch's
+own, and optimizer settings come from its own config. ``parent.json`` in its directory records the
+origin.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ OWN = ("evaluated", "seconds", "last", "reached", "nonfinite")  # of a position:
 
 
 def branch(trainer: Trainer, state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Begin a run at another one's checkpoint; return what ``parent.json`` is to say.
+    """Start a run from another run's checkpoint; return the content of ``parent.json``.
 
     Raises:
-        UserError: it does not fit, or holds what is not finite.
+        UserError: the checkpoint does not fit, or holds a value that is not finite.
     """
     parent = _config_of(checkpoint)
     name = trainer.config.optim.name
@@ -64,7 +64,7 @@ def branch(trainer: Trainer, state: dict[str, Any], checkpoint: Path) -> dict[st
 
 
 def read_parent(directory: RunDirectory) -> dict[str, Any] | None:
-    """Return where the run in a directory began; None if that was at its own first sample.
+    """Return the origin of the run in a directory; None for a run that is no branch.
 
     Raises:
         UserError: the file is damaged.
@@ -82,7 +82,7 @@ def read_parent(directory: RunDirectory) -> dict[str, Any] | None:
 
 
 def write_parent(directory: RunDirectory, parent: dict[str, Any] | None) -> None:
-    """Put on file where the run begins, before its config says that it has begun."""
+    """Write the origin of a branch, before the config is written, which marks the run as begun."""
     if parent is None:
         _file(directory).unlink(missing_ok=True)
     else:
@@ -90,10 +90,10 @@ def write_parent(directory: RunDirectory, parent: dict[str, Any] | None) -> None
 
 
 def require_start(directory: RunDirectory, start: Path | None) -> None:
-    """Refuse a run that began elsewhere; one that has not begun may begin anywhere.
+    """Refuse to continue a run that began elsewhere; a run that has not begun may begin anywhere.
 
     Raises:
-        UserError: naming both places.
+        UserError: the message names both origins.
     """
     if not directory.config.exists():
         return
@@ -109,7 +109,7 @@ def require_start(directory: RunDirectory, start: Path | None) -> None:
 
 
 def is_parent(parent: dict[str, Any], start: Path) -> bool:
-    """Whether a run began at ``start``, wherever the folder of both runs has been moved since."""
+    """Return whether a run began at ``start``, even if the folder of both runs was moved since."""
     return Path(parent["checkpoint"]).parts[-3:] == start.resolve().parts[-3:]
 
 

@@ -1,4 +1,4 @@
-"""From a config to the live parts of a run: data, model, optimizer, engine."""
+"""Build the live parts of a run from a config: data, model, optimizer, engine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Around: TypeAlias = Callable[[nn.Module], nn.Module]
 class Parts:
     """The live parts of a run on one rank.
 
-    ``constants`` are what in the model is not finite and need not be, see `infinite_constants`.
+    ``constants`` names the model's tensors that may be infinite, see `infinite_constants`.
     """
 
     world: World
@@ -66,10 +66,10 @@ class Parts:
 def build(
     config: Config, world: World, device: torch.device, around: Around | None = None
 ) -> Parts:
-    """Make every part of the run that ``config`` describes.
+    """Build every part of the run that ``config`` describes.
 
     Args:
-        around: None: the model itself is trained.
+        around: wraps the model for training; None: the model itself is trained.
 
     Raises:
         UserError: data are missing or damaged, or parts do not fit together.

@@ -1,4 +1,4 @@
-"""Contradictions between keys, found before any work."""
+"""Find contradictions between config keys before any work begins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from largebatch.train.registries import chosen
 
 
 def check(config: Config) -> None:
-    """Refuse a config that cannot run, as far as that is known without the data.
+    """Refuse a config that cannot run, as far as possible without the data.
 
     Raises:
         UserError: one line with the key, its value and what is allowed.

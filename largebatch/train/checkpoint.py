@@ -1,12 +1,13 @@
 """Checkpoints: a folder of safetensors and JSON, complete or absent, never pickled.
 
-``checkpoints/samples-000000051200/`` holds ``state.safetensors`` (every tensor, named by its path
-in the state, e.g. ``model/fc.weight``), ``state.json`` (everything else, tensors standing as
-``{"tensor": name}``) and ``checksums.json`` (SHA-256 of both). It is written under a temporary
-name, synced to disk and renamed, so a folder of the final name is whole. Formats: 1, and 2, in
-which a number that JSON cannot hold stands as ``{"float": "nan"}``. What `checkpoint.at` names lies
-beside them, as ``at-10ep``: a checkpoint like the others, which shares its files with the one of
-the same sample, and is never removed.
+``checkpoints/samples-000000051200/`` holds three files: ``state.safetensors`` (every tensor, named
+by its path in the state, e.g. ``model/fc.weight``), ``state.json`` (everything else; a tensor is
+``{"tensor": name}``) and ``checksums.json`` (SHA-256 of both). The folder is written under a
+temporary name, synced to disk and renamed, so a folder of the final name is complete.
+
+There are two formats. In format 2, a number that JSON cannot hold is written as ``{"float":
+"nan"}``. A checkpoint named by `checkpoint.at` lies beside the others, as ``at-10ep``. It shares
+its files with the checkpoint of the same sample, and is never removed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ NAMED = "at-"  # heads the names of those that stay
 
 
 class DamagedCheckpoint(UserError):
-    """A folder whose content is not what :func:`save` wrote; reading it again will not help."""
+    """A folder with other content than :func:`save` wrote; reading it again will not help."""
 
 
 def flatten(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
@@ -73,10 +74,10 @@ def flatten(state: Any, name: str = "") -> tuple[Any, dict[str, Tensor]]:
 
 
 def unflatten(rest: Any, tensor: Callable[[str], Any]) -> Any:
-    """Put the tensors back into what :func:`flatten` returned.
+    """Rebuild the nested state from the JSON part of :func:`flatten` and its tensors.
 
     Args:
-        tensor: returns the tensor of a name.
+        tensor: function from a name to its tensor.
     """
     if isinstance(rest, list):
         return [unflatten(item, tensor) for item in rest]
@@ -99,15 +100,16 @@ def save(
 ) -> Path:
     """Write ``state`` as the checkpoint of ``samples`` and remove all but the ``keep`` newest.
 
-    Whatever moment it is killed at, the newest checkpoint before it or its own is whole and found.
+    If the process is killed at any moment, either the previous checkpoint or the new one is
+    complete and will be found.
 
     Args:
-        names: further folders it lies in, beginning with `NAMED`, which stay. They are made first:
-            a run that goes on from here has them.
+        names: further folders for this checkpoint, beginning with `NAMED`, which are never removed.
+            They are made first, so that a run resumed from this checkpoint has them.
 
     Raises:
-        RunFailure: the disk is full or the folder cannot be written, or another run has taken the
-            run directory over; older checkpoints stand.
+        RunFailure: the disk is full, the folder cannot be written, or another process has taken
+            over the run directory. Older checkpoints are kept.
     """
     from safetensors.torch import save_file
 
@@ -152,10 +154,10 @@ def save(
 
 
 def position_of(path: Path) -> dict[str, Any]:
-    """Return the position that a checkpoint of a run was saved at, without reading its tensors.
+    """Return the position in the run of a checkpoint, without reading its tensors.
 
     Raises:
-        DamagedCheckpoint: there is none in it.
+        DamagedCheckpoint: the checkpoint has no position.
     """
     try:
         state = unflatten(parse_json(read_file(path / REST), exact=True)["state"], lambda _: None)
@@ -169,12 +171,12 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint; nothing in it is executed.
 
     Returns:
-        the state given to :func:`save`, all tensors on the CPU.
+        The state given to :func:`save`, with all tensors on the CPU.
 
     Raises:
-        DamagedCheckpoint: the folder is no checkpoint or is damaged.
-        UserError: it is of a newer format.
-        RunFailure: it cannot be read, which says nothing about it.
+        DamagedCheckpoint: the folder is not a checkpoint or is damaged.
+        UserError: the checkpoint has a newer format.
+        RunFailure: a file cannot be read now; the checkpoint itself may be good.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -217,13 +219,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest_valid(folder: Path, report: Callable[[str], None], set_aside: bool = True) -> str | None:
-    """Return the newest valid checkpoint's path; a damaged one is reported and passed over.
+    """Return the path of the newest valid checkpoint; damaged ones are reported and skipped.
 
-    Set aside, under ``damaged-...``, it neither counts among those kept nor is met again; that is
-    done only where there is a valid one.
+    With ``set_aside``, a damaged checkpoint is renamed to ``damaged-...``. Then it no longer counts
+    among the kept ones and is not tried again. This is done only if there is a valid checkpoint.
 
     Raises:
-        RunFailure: one cannot be read, which says nothing about it; all stay as they are.
+        RunFailure: a file cannot be read now; the checkpoint itself may be good. Nothing is
+            renamed.
     """
     damaged = []
     for path in _newest_first(folder):
@@ -240,13 +243,13 @@ def newest_valid(folder: Path, report: Callable[[str], None], set_aside: bool = 
 
 
 def any_there(folder: Path) -> bool:
-    """Return whether a folder holds checkpoints, be they damaged."""
+    """Return whether a folder holds checkpoints, damaged ones included."""
     damaged = any(path.name.startswith("damaged-") for path in _entries(folder))
     return damaged or bool(_newest_first(folder))
 
 
 def named(folder: Path) -> dict[str, int]:
-    """Return the good ones of those that stay, by name, with the samples they were saved at."""
+    """Return the valid named checkpoints (`checkpoint.at`), each with the samples at its save."""
     paths = [path for path in _entries(folder) if path.name.startswith(NAMED) and path.is_dir()]
     found: dict[str, int] = {}
     for path in paths:
@@ -256,7 +259,7 @@ def named(folder: Path) -> dict[str, int]:
 
 
 def latest_name(folder: Path) -> str:
-    """Return the newest checkpoint's name, or ``none``."""
+    """Return the name of the newest checkpoint, or ``none``."""
     newest = _newest_first(folder)
     return newest[0].name if newest else "none"
 
@@ -329,7 +332,7 @@ def weights_sha256(state: dict[str, Tensor]) -> str:
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Write weights and buffers as one safetensors file, whole or not at all.
+    """Write weights and buffers as one safetensors file, complete or not at all.
 
     Raises:
         RunFailure: the disk is full or the folder cannot be written.
@@ -344,7 +347,7 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read what :func:`save_weights` wrote.
+    """Read a file written by :func:`save_weights`.
 
     Raises:
         UserError: the file is damaged or absent.

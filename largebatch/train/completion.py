@@ -1,4 +1,4 @@
-"""The shell's completion: verbs, their options, the keys of a config and the names they take."""
+"""Shell completion of verbs, their options, config keys and the names that keys take."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ WITH_KEYS = ("train", "init")
 
 
 def completion(shell: str, verbs: Mapping[str, Sequence[str]]) -> str:
-    """Return the script that makes a shell complete ``largebatch``.
+    """Return the script that makes a shell complete the command ``largebatch``.
 
-    It holds every word, so that the shell starts no process of ours at a tab.
+    The script holds every word, so the shell starts no Python process at a tab.
 
     Args:
-        shell: of :data:`SHELLS`.
+        shell: one of :data:`SHELLS`.
         verbs: the options of each verb.
 
     Raises:
-        UserError: for another shell.
+        UserError: the shell is not supported.
     """
     if shell not in SHELLS:
         raise UserError(f"{shell!r}: choose from {', '.join(SHELLS)}{nearest(shell, SHELLS)}")

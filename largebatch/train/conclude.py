@@ -1,4 +1,4 @@
-"""What a run writes and says when it ends."""
+"""What a run writes and prints when a session ends."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def conclude(
     weights: dict[str, Tensor] | None,
     averaged: dict[str, Tensor],
 ) -> None:
-    """Write what a finished run leaves, its weights among it; or say how a stopped one goes on.
+    """Write the results of a finished run, or print how to continue a stopped one.
 
     Args:
         weights: the whole ``state_dict``; None if the run was stopped.
-        averaged: the parameters' moving average, empty if there is none.
+        averaged: the moving average of the parameters, empty if there is none.
     """
     position, parts = trainer.position, trainer.parts
     if weights is None:

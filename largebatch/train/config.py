@@ -1,4 +1,4 @@
-"""The whole configuration of a run: every room's section, under the names of the command line."""
+"""The whole configuration of a run: one section per package, named as on the command line."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def run_name(config: Config) -> str:
 
 
 def engine_terms(config: Config) -> Terms:
-    """Return what an engine with a config of its own may not contradict."""
+    """Return the settings that an engine with its own config (DeepSpeed) must not contradict."""
     return Terms(
         batch=config.batch.size,
         micro=config.batch.micro if isinstance(config.batch.micro, int) else None,

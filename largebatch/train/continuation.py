@@ -1,4 +1,4 @@
-"""Whether a command starts a run, continues one, or finds it finished."""
+"""Decide whether a command starts a run, continues it, or finds it finished."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def choose_directory(config: Config) -> Path:
 
 
 def what_is_there(config: Config, directory: RunDirectory) -> dict[str, Any]:
-    """Decide what this command does with the run directory, which it owns.
+    """Decide what this command does with the run directory, which it has locked.
 
     Returns:
-        ``summary`` of a finished run, None of others. For those ``checkpoint``: the path to go on
-        from, or None to start; and ``branch``: whether to branch off there.
+        ``summary``: the summary of a finished run, else None. ``checkpoint``: path to continue
+        from, or None to start. ``branch``: whether to branch off from ``checkpoint``.
 
     Raises:
         UserError: the directory holds another run, or may not be continued.
@@ -89,7 +89,7 @@ def what_is_there(config: Config, directory: RunDirectory) -> dict[str, Any]:
 
 
 def headline(summary: dict[str, Any]) -> str:
-    """Return the figure that a finished run is known by, in words; with a target, what it took."""
+    """Return a finished run's headline figure in words; with a target, the samples it took."""
     if target := summary.get("target"):
         figure, value = next(iter(target.items()))
         return f"{figure} {value:.6g} after {target['samples']:,} samples"
@@ -99,7 +99,7 @@ def headline(summary: dict[str, Any]) -> str:
 
 
 def differences(config: Config, saved: Config) -> dict[str, tuple[Any, Any]]:
-    """Return the keys that shape the trajectory and differ, with both values."""
+    """Return the keys that differ and affect the training trajectory, with both values."""
     now, before = parse.flat(config), parse.flat(saved)
     return {
         key: (value, before.get(key))
@@ -110,7 +110,7 @@ def differences(config: Config, saved: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Leave out the keys, and the sections, that are named."""
+    """Return ``values`` without the named keys and sections."""
     return {
         key: value
         for key, value in values.items()

@@ -1,4 +1,8 @@
-"""The batch of a run that grows by its own noise scale: ``batch.control=noise``."""
+"""A batch size that grows with the measured gradient noise scale: ``batch.control=noise``.
+
+The run measures its noise scale, and at the end of each window a rule decides whether the batch
+grows.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +34,15 @@ KEYS = {"at", "size", "noise_scale", "second_moment"}
 
 
 class NoiseControl(Instrument):
-    """Continues the plan at the end of a window, and puts each decision on file.
+    """Extends the batch plan at the end of each window, and writes each decision to a file.
 
-    Every rank decides by rank 0's bounds, which are made of sums over all ranks. What it has
-    decided is in the checkpoints, so that a run goes on by it on any number of ranks; and in
-    ``batch_plan.yaml``, which is a config whose plan replays the run.
+    Every rank decides by rank 0's bounds, which come from sums over all ranks. Decisions are saved
+    in checkpoints, so a run can resume on any number of ranks. They are also written to
+    ``batch_plan.yaml``, a config whose plan replays the run.
 
     Args:
-        noise: measures the run.
-        rule: decides.
+        noise: the instrument that measures the noise scale.
+        rule: decides the next batch.
     """
 
     name = "batch_control"
@@ -57,19 +61,19 @@ class NoiseControl(Instrument):
         self.changes: list[dict[str, Any]] = []
 
     def due(self, step: Step, number: int) -> bool:
-        """Nothing is measured here."""
+        """Return False: decisions are not measurements."""
         return False
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Nothing is measured here."""
+        """Not called: this instrument measures nothing."""
         return {}
 
     def window_ends(self, step: Step) -> bool:
-        """Whether to decide after a step: on every rank alike."""
+        """Return whether to decide after a step; the same on every rank."""
         return self._rule.due(step) and step.end < self._schedule.total_samples
 
     def decide(self, step: Step) -> bool:
-        """Decide after a step whose figures are read; return whether the batch changes."""
+        """Decide after a step whose figures have been read; return whether the batch changes."""
         found = self._noise.judged(CONFIDENCE)
         bounds = (0.0, math.inf, 0.0) if found is None else (found.low, found.high, found.value)
         low, high, value = agreed(list(bounds), self._world)
@@ -97,7 +101,7 @@ class NoiseControl(Instrument):
         return True
 
     def begin(self, samples: int, steps: int) -> str | None:
-        """Put what is decided so far on file."""
+        """Write the decisions so far to the file."""
         self._write()
         rule = self._rule
         down = f" and down to {rule.smallest:,}" if rule.smallest < self._config.batch.size else ""
@@ -107,11 +111,11 @@ class NoiseControl(Instrument):
         )
 
     def state(self) -> dict[str, Any]:
-        """Return the decisions, and what the windows before have asked for."""
+        """Return the decisions, and the batches that earlier windows asked for."""
         return {"running": self._rule.running, "changes": self.changes}
 
     def check(self, state: Any) -> None:
-        """Require decisions one after another."""
+        """Require decisions in the order of the run."""
         if not isinstance(state, dict) or not isinstance(state.get("running"), int):
             raise ValueError("no state of batch.control=noise")
         at = 0
@@ -124,7 +128,7 @@ class NoiseControl(Instrument):
             at = change["at"]
 
     def load(self, state: Any) -> None:
-        """Go on by what was decided before."""
+        """Restore earlier decisions."""
         self._rule.running = state["running"]
         for change in state["changes"]:
             self._enter(change)
@@ -163,10 +167,10 @@ def _line(phase: Phase) -> dict[str, Any]:
 def build_control(
     config: Config, parts: Parts, directory: RunDirectory
 ) -> tuple[NoiseScale, NoiseControl]:
-    """Return what measures the run, and what decides by it.
+    """Return the instrument that measures the run and the control that decides by it.
 
     Raises:
-        UserError: it cannot be measured, or its batch is no whole number of ghosts.
+        UserError: the run cannot be measured, or its batch is not a whole number of ghosts.
     """
     batch, schedule, clock = config.batch, parts.schedule, parts.schedule.clock
     atom = max(parts.feed.atoms.size, 1)

@@ -1,4 +1,4 @@
-"""Losses that tie the samples of a step together, worked out over all ranks and passes."""
+"""Losses that tie samples of a step together (contrastive), computed over all ranks and passes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Placed = tuple[Tensor, NDArray[np.int64]]
 
 
 class Coupling:
-    """Works out the loss of outputs that ranks hold, ghost by ghost.
+    """Computes the loss of outputs on several ranks, ghost by ghost.
 
     Args:
-        alone: whether this rank holds all of them.
+        alone: whether this rank holds all outputs.
     """
 
     def __init__(self, task: Any, alone: bool, precision: Precision, device: torch.device) -> None:
@@ -39,12 +39,12 @@ class Coupling:
         self._alone, self._dtype, self._device = alone, precision.dtype, device
 
     def sums(self, held: Sequence[Placed], samples: int, spans: Spans | None = None) -> Tensor:
-        """Return this rank's float64 ``[loss, figures..., weight]``; every rank must call it.
+        """Return this rank's float64 ``[loss, figures..., weight]``; every rank must call this.
 
         Args:
-            held: this rank's.
-            samples: over all ranks.
-            spans: where each rank's samples begin and end, where they lie in a row.
+            held: this rank's outputs.
+            samples: number of samples over all ranks.
+            spans: begin and end of each rank's samples, if each rank's samples are contiguous.
         """
         outputs, places = self._joined(held)
         total = self._none
@@ -55,9 +55,9 @@ class Coupling:
     def gradient(
         self, held: Sequence[Placed], samples: int, spans: Spans | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the gradients of the loss sum of all ranks, one of each of ``held``, and the sums.
+        """Return the gradients of the loss sum over ranks by each of ``held``, and the sums.
 
-        Every rank must call it.
+        Every rank must call this.
         """
         outputs, places = self._joined(held)
         found, total = torch.zeros_like(outputs), self._none
@@ -97,30 +97,30 @@ class Coupling:
 def coupling_of(
     task: Any, world: World, precision: Precision, device: torch.device
 ) -> Coupling | None:
-    """Return the coupling of a task whose loss ties samples together, None of any other."""
+    """Return the coupling of a task whose loss ties samples together; None for other tasks."""
     if not isinstance(task, Coupled):
         return None
     return Coupling(task, world.world_size == 1, precision, device)
 
 
 class Walks(Protocol):
-    """What is asked of the stepper."""
+    """The methods of the stepper that :func:`tied` needs."""
 
     engine: Engine
 
     def forward(self, share: Share, one: Pass, train: Forward | None) -> Any:
-        """Take a pass forward as in its step."""
+        """Run a forward pass as in its step."""
 
     def frozen(self) -> Any:
-        """Leave statistics and memory as they are."""
+        """Leave running statistics and stream memory unchanged inside a ``with`` block."""
 
 
 def tied(walks: Walks, coupling: Coupling, share: Share, passes: Sequence[Pass]) -> Forward:
-    """Take the passes of a step for their outputs; return what trains each of them after that.
+    """Run a step's passes for their outputs; return the training function of each pass.
 
-    Where no rank has more than one pass its outputs keep their graph, and the pass is not taken
-    again. Else a pass is taken twice, the first time without a graph, statistics or memory; it
-    draws and normalises the same both times.
+    If no rank has more than one pass, the outputs keep their graph and the pass is not repeated.
+    Otherwise each pass runs twice, the first time without a graph and without changes of statistics
+    or memory. Both times it draws the same random numbers and normalises alike.
     """
     once = share.most == 1
     whole = nullcontext() if once else walks.engine.evaluating()

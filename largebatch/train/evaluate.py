@@ -1,4 +1,4 @@
-"""Evaluation: every sample exactly once over all ranks, and nothing changed by it."""
+"""Evaluation: every sample exactly once over all ranks, without changing the run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LARGEST_BATCH = 1024  # more samples in a forward pass are no quicker
 def evaluating(model: nn.Module, device: torch.device, precision: Precision) -> Iterator[None]:
     """Put ``model`` in evaluation mode without gradients; restore flags and generators afterwards.
 
-    Its forward passes run in the number formats of the run's training. Each module's own flag is
-    kept, since a user may have frozen some (a batch norm, say).
+    Forward passes run in the number formats of training. Each module's own training flag is
+    restored, since a user may have frozen some modules (a batch norm, say).
     """
     flags = [(module, module.training) for module in model.modules()]
     generators = [torch.default_generator]
@@ -55,10 +55,10 @@ def requests(
 ) -> Iterator[Request]:
     """Split ``count`` samples into this rank's contiguous share, in batches of ``batch``.
 
-    They are the first of ``order``'s first epoch, by default of the data as they are. No batch
-    reaches from one of ``parts`` (`part_of`) into another. Where the samples are read in
-    ``streams``, a rank's share is of streams, ``batch`` of which are read side by side from their
-    beginning to their end.
+    The samples are the first ones of ``order``'s first epoch; by default of the data in their own
+    order. No batch crosses a border of ``parts`` (`part_of`). If the samples are read in
+    ``streams``, a rank's share is a number of streams, of which ``batch`` are read side by side
+    from begin to end.
     """
     if streams is not None:
         yield from _of_streams(streams, batch, world)
@@ -72,7 +72,7 @@ def requests(
 
 
 def part_of(position: int, count: int, parts: int) -> int:
-    """Return which of the equal ``parts`` of ``count`` samples a position is in, from 0."""
+    """Return the number (from 0) of the equal part of ``count`` samples that a position is in."""
     return ((position + 1) * parts - 1) // count
 
 
@@ -101,15 +101,15 @@ def evaluation_batch(micro: int | None, share: int, samples: int) -> int:
     """Return the samples of a forward pass in evaluation.
 
     Args:
-        micro: of training; None: the whole share.
-        share: most samples of a rank in a step of training, in whole atoms.
-        samples: of the validation set.
+        micro: samples of a training pass; None: the whole share.
+        share: largest number of samples of a rank in a training step, in whole atoms.
+        samples: size of the validation set.
     """
     return max(1, min(LARGEST_BATCH, micro or share, samples))
 
 
 def streams_of(source: Source) -> StreamOrder | None:
-    """Return the order in which a source reads streams; None where its samples stand alone."""
+    """Return the order in which a source reads streams; None if its samples are independent."""
     order = source.order(0)
     return order if isinstance(order, StreamOrder) else None
 
@@ -120,10 +120,11 @@ class Evaluator:
     Args:
         batch: samples per forward pass.
         precision: number formats of forward passes.
-        streams: the order of the samples, where they are streams.
-        coupling: works out losses that tie all the samples together.
-        order: whose first ``count`` samples are taken; None: those of the data as they are.
-        parts: of the set, whose sums are kept apart; streams and tied samples have none.
+        streams: the order of the samples, if they are streams.
+        coupling: computes losses that tie samples together.
+        order: order whose first ``count`` samples are taken; None: the order of the data.
+        parts: number of parts of the set whose sums are kept separately; not for streams or tied
+            samples.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Evaluator:
         self.device, self.precision = device, precision
 
     def batches(self) -> Iterator[Batch]:
-        """Walk this rank's share of the validation set."""
+        """Iterate over this rank's share of the validation set."""
         wanted = requests(self.count, self.batch, self.world, self.streams, self.order, self.parts)
         return iter(self.reader.read(wanted))
 
@@ -157,9 +158,10 @@ class Evaluator:
         return self.sums_of_parts(model, stopped).sum(0)
 
     def sums_of_parts(self, model: nn.Module, stopped: object = None) -> Tensor:
-        """Return this rank's float64 ``[loss, metrics..., weight]`` of every part, a row each.
+        """Return this rank's float64 ``[loss, metrics..., weight]``, one row per part.
 
-        A true ``stopped`` ends the pass early: the caller then throws the sums of all ranks away.
+        If ``stopped`` returns true, the evaluation ends early. The caller must then discard the
+        sums of all ranks.
         """
         if self._coupling is not None:
             return self._coupled(model, self._coupling, stopped)[None]

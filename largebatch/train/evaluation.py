@@ -1,4 +1,4 @@
-"""Evaluations: what judges the weights while the run goes on, and changes nothing of it."""
+"""Evaluations of the weights during a run, which change nothing of the run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Evaluation:
     """One of the evaluations of a run.
 
     Attributes:
-        name: heads the names of its figures in the record; empty: they stand as they are.
-        every: distance between those of it; the end of the run is one as well.
-        run: returns the figures of a model; every rank calls it, and the figures of rank 0 count.
+        name: prefix of its figures' names in the record; '' for none.
+        every: distance between evaluations; there is one at the end of the run too.
+        run: returns the figures of a model; called on every rank, the figures of rank 0 count.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Evaluation:
     run: Run
 
     def named(self, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Return figures under the names that they have in the record."""
+        """Return figures by their names in the record."""
         head = f"{self.name}_" if self.name else ""
         return {
             f"{head}{key}": value if isinstance(value, (int, list)) else float(value)
@@ -47,7 +47,7 @@ class Evaluations:
     """The evaluations of a run, taken in order.
 
     Args:
-        stop: where it is set on any rank, all throw away what is under way.
+        stop: a request to stop on any rank makes all ranks discard the current evaluations.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class Evaluations:
         self._model, self._world, self._stop = model, world, stop
 
     def due(self, step: Step, number: int) -> bool:
-        """Whether a step is followed by any of them."""
+        """Return whether any evaluation is due after a step."""
         return any(every.due(step, number) for _, every in self._each)
 
     def run(self, step: Step, number: int, everything: bool) -> dict[str, Any] | None:
-        """Return the figures of those that are due, of rank 0 on every rank.
+        """Run the evaluations that are due; return rank 0's figures on every rank.
 
         Args:
-            everything: whether to take them all, as the end of a run does.
+            everything: run all of them, as at the end of a run.
 
         Returns:
-            None if a rank was asked to stop before all were complete.
+            The figures; None if a rank was asked to stop before all were complete.
         """
         found: dict[str, Any] = {}
         with swapped_in(self._model, merged_running_stats(self._model)):
@@ -84,11 +84,11 @@ class Evaluations:
 class Validation:
     """Figures of the validation set over all ranks, under the model's weights or others.
 
-    Where the evaluator keeps parts of the set apart, ``loss_of_parts`` and ``weight_of_parts`` are
-    among them: sums, in the order of the parts.
+    If the evaluator keeps parts of the set apart, the figures include ``loss_of_parts`` and
+    ``weight_of_parts``: sums, in the order of the parts.
 
     Args:
-        stop: where it is set on a rank, that rank ends its passes early, and the figures are none.
+        stop: on a request to stop, a rank ends its passes early and there are no figures.
     """
 
     def __init__(
@@ -103,12 +103,12 @@ class Validation:
         return {**self._figures(sums), "count": int(max(float(sums[:, -1].sum()), 1.0))}
 
     def under(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the figures of other weights in their place."""
+        """Return the figures of ``model`` under other weights."""
         with swapped_in(model, weights):
             return self._figures(self._sums(model))
 
     def of(self, sums: Callable[[], Tensor]) -> dict[str, float]:
-        """Return the figures of sums that are taken on this rank's share in another way."""
+        """Return the figures of sums that were computed on this rank's share in another way."""
         with self._engine.evaluating():
             return self._evaluator.task.read(self._over_ranks(sums()).tolist())
 

@@ -1,4 +1,4 @@
-"""`largebatch explain NAME`: the method card of a registered entry."""
+"""The command `largebatch explain NAME`: print the method card of a registered entry."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ KNOWN = (*REGISTRIES, probes, evaluations)
 
 
 def explain(name: str) -> str:
-    """Return what ``name`` is under each config key that knows it.
+    """Return the method cards of ``name``, one for each config key that knows the name.
 
     Raises:
-        UserError: no registry has it.
+        UserError: no registry has this name.
     """
     cards = list(_cards(name))
     if not cards:

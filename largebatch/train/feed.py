@@ -1,4 +1,4 @@
-"""The plan's steps turned into batches: this rank's share of each, fetched ahead."""
+"""Turn the plan's steps into batches: this rank's share of each step, prefetched."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ Spans: TypeAlias = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass of this rank: its part of the step, and the samples of it.
+    """One forward pass of this rank: its part of the step, and the batch.
 
     Attributes:
-        ghosts: sizes of the ghosts that norms take statistics over; None: theirs to divide.
+        ghosts: sizes of the ghosts that norms take statistics over; None: norms divide by
+            themselves.
     """
 
     part: Part
@@ -42,16 +43,16 @@ class Pass:
 
 
 class Share:
-    """What this rank does of a step.
+    """This rank's share of a step.
 
     Attributes:
         step: the step, over all ranks.
-        ghosts: of the step, over all ranks.
+        ghosts: number of ghosts in the step, over all ranks.
         parts: this rank's forward passes; none if it has no samples.
-        most: passes of the rank that has most.
-        spans: returns where each rank's samples of the step begin and end; None where ranks hold
-            ghosts together.
-        passes: yields each of them with its batch, as soon as that is there.
+        most: largest number of passes of any rank.
+        spans: returns begin and end of each rank's samples of the step; None if several ranks hold
+            a ghost together.
+        passes: yields each pass with its batch, as soon as the batch is ready.
     """
 
     def __init__(
@@ -76,13 +77,13 @@ class Share:
 class Feed:
     """Yields every step of the plan with this rank's share of it, in order.
 
-    The order of samples, the division into ghosts and ranks and what is drawn of a sample are
-    functions of the position in the run alone, so that starting in the middle needs no replay.
+    The order of samples, their division into ghosts and ranks, and their random augmentation are
+    functions of the position in the run. So starting in the middle needs no replay.
 
     Args:
-        fitting: samples of the largest forward pass that fits memory, for each extent of samples
-            in whose phases ``micro`` is ``auto``.
-        lockstep: whether every rank makes as many passes in a step.
+        fitting: samples of the largest forward pass that fits into memory, for each range of
+            samples in whose phases ``micro`` is ``auto``.
+        lockstep: whether every rank must make the same number of passes in a step.
     """
 
     def __init__(
@@ -108,11 +109,11 @@ class Feed:
         return in_step(own, self.most(step), self.atoms.minimum)
 
     def most(self, step: Step) -> int:
-        """Return the passes of the rank that has most: no rank has more than the first."""
+        """Return the largest number of passes of any rank, which is that of the first rank."""
         return len(self.parts_of(step, 0))
 
     def parts_of(self, step: Step, rank: int) -> tuple[Part, ...]:
-        """Return the forward passes of a rank, without those that only keep step."""
+        """Return the forward passes of a rank, without idle ones."""
         atoms, size = self.atoms, self._ghost_size(step)
         place = (rank, self.world.world_size, atoms.minimum)
         if atoms.span:
@@ -120,7 +121,7 @@ class Feed:
         return share(step.size, size, self.micro(step), *place)
 
     def spans(self, step: Step) -> Spans | None:
-        """Return where each rank's samples begin and end; None where they are not in a row."""
+        """Return begin and end of each rank's samples; None if they are not contiguous."""
         if self.atoms.span:
             return None
         shares = (self.parts_of(step, rank) for rank in range(self.world.world_size))
@@ -142,7 +143,7 @@ class Feed:
         return self.fitting[step.phase.extent] if micro == "auto" else micro
 
     def shares(self, samples: int) -> Iterator[Share]:
-        """Walk the steps from ``samples`` on; a step's passes are taken before the next step."""
+        """Yield the steps from ``samples`` on; consume a step's passes before the next step."""
         self._hashes.clear()
         batches = iter(self.reader.read(self._requests(samples)))
         try:
@@ -158,7 +159,7 @@ class Feed:
                 close()
 
     def again(self, step: Step) -> Iterator[Batch]:
-        """Read this rank's samples of a step once more; a walk of :meth:`shares` ends by it."""
+        """Read this rank's samples of a step again; this ends an iteration of :meth:`shares`."""
         requests = [self._request(step, part, None) for part in self.parts(step) if not part.idle]
         return iter(self.reader.read(requests))
 

@@ -1,4 +1,4 @@
-"""What is finite: tensors, a model before its first step."""
+"""Check tensors, and a model before its first step, for infinities and NaN."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from largebatch._errors import UserError
 
 
 def infinite_constants(model: nn.Module) -> frozenset[str]:
-    """Return the names of what a new model holds that is not finite and is not trained: masks.
+    """Return the names of a new model's constants that are not finite, such as masks.
 
     Raises:
-        UserError: a trained parameter or a running statistic is among it.
+        UserError: a trained parameter or a running statistic is not finite.
     """
     lost = [(name, tensor) for name, tensor in tensors_of(model) if is_lost(tensor.detach())]
     statistics = {
@@ -33,11 +33,11 @@ def infinite_constants(model: nn.Module) -> frozenset[str]:
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Walk parameters and buffers by name."""
+    """Yield parameters and buffers by name."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
 def is_lost(tensor: Tensor) -> bool:
-    """Tell whether a value in ``tensor`` is inf or nan; waits for the device."""
+    """Return whether a value in ``tensor`` is inf or nan; waits for the device."""
     return tensor.is_floating_point() and not bool(tensor.isfinite().all())

@@ -1,7 +1,7 @@
-"""Whether a checkpoint's state is of this run: looked at whole before any of it is put back.
+"""Check that a checkpoint's whole state fits this run, before any part is restored.
 
-Its checksums say that a checkpoint is as it was written, not that it was written by a run like this
-one. What does not fit would be cast, or would end the run many steps later.
+Checksums show that a checkpoint is as it was written, not that it was written by a run like this
+one. State that does not fit would be cast silently, or would end the run many steps later.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def misfit(what: str, reason: str) -> UserError:
 
 
 def check_position(found: Any, fresh: Mapping[str, Any], total: int) -> dict[str, Any]:
-    """Return the position with what it lacks taken from ``fresh``, the position of a new run.
+    """Return the position; missing entries are taken from ``fresh``, the position of a new run.
 
     Args:
-        total: samples of the run.
+        total: samples in the run.
     """
     if not isinstance(found, dict):
         raise misfit("position", f"{_short(found)} is no mapping")
@@ -61,7 +61,7 @@ def check_position(found: Any, fresh: Mapping[str, Any], total: int) -> dict[str
 
 
 def check_tensors(what: str, found: Any, own: Mapping[str, Any]) -> None:
-    """Require the names of ``own``, each with its shape and type."""
+    """Require that ``found`` has the names of ``own``, each with the same shape and type."""
     try:
         form.check_tensors(found, own)
     except ValueError as error:
@@ -69,7 +69,7 @@ def check_tensors(what: str, found: Any, own: Mapping[str, Any]) -> None:
 
 
 def check_optimizer(found: Any, engine: Engine) -> None:
-    """Require the groups of the optimizer and, of state that belongs to a parameter, its form."""
+    """Require the optimizer's groups, and state that fits the form of each parameter."""
     if not isinstance(found, dict) or not {"state", "param_groups"} <= set(found):
         raise misfit("optimizer", f"{_short(found)} has no state and param_groups")
     groups, entries = found["param_groups"], found["state"]
@@ -108,7 +108,7 @@ def check_optimizer(found: Any, engine: Engine) -> None:
 
 
 def check_scaler(found: Any, own: dict[str, Any] | None) -> None:
-    """Require the numbers of a loss scaler, where this run has one and the checkpoint too."""
+    """Require the numbers of a loss scaler, if both this run and the checkpoint have one."""
     if found is not None and not isinstance(found, dict):
         raise misfit("scaler", f"{_short(found)} is no mapping")
     if own and found:
@@ -118,7 +118,7 @@ def check_scaler(found: Any, own: dict[str, Any] | None) -> None:
 
 
 def check_exchange(found: Any) -> None:
-    """Require the size of buckets and the grid it was measured on, or nothing."""
+    """Require a bucket size and the grid that it was measured on, or nothing."""
     if found is None:
         return
     if not isinstance(found, dict) or "topology" not in found:
@@ -128,7 +128,7 @@ def check_exchange(found: Any) -> None:
 
 
 def check_instruments(states: Any, panel: Panel) -> None:
-    """Require of the state of every instrument that it could be its own; some may begin anew."""
+    """Require that each instrument's state fits it; some instruments may begin anew."""
     if not isinstance(states, dict):
         raise misfit("instruments", f"{_short(states)} is no mapping of names to states")
     for instrument in panel:
@@ -143,7 +143,7 @@ def check_instruments(states: Any, panel: Panel) -> None:
 
 
 def check_ranks(found: Any, ranks: int, own: Tensor | None) -> None:
-    """Require running statistics of every rank, (ranks, numbers), or none."""
+    """Require the running statistics of every rank, (ranks, numbers), or none."""
     if found is None:
         return
     if not isinstance(found, Tensor) or found.ndim != 2:

@@ -1,4 +1,4 @@
-"""The evaluations that ``evaluate.also`` lists, made of the parts of a run or of what is judged."""
+"""Make the evaluations listed in ``evaluate.also``, for a live run or a saved one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from largebatch.train.evaluate import Evaluator, requests
 
 @dataclass(frozen=True)
 class Judged:
-    """The parts of a run, or of what is left of one, that evaluations need."""
+    """The parts of a live or saved run that evaluations need."""
 
     source: Source
     validation: Source
@@ -25,10 +25,10 @@ class Judged:
 
 
 def further(config: Config, of: Judged) -> list[tuple[Listed, Run]]:
-    """Return the evaluations, each with what is called with a model in evaluation mode.
+    """Return the evaluations, each with a function of a model in evaluation mode.
 
     Raises:
-        UserError: one that cannot be had.
+        UserError: an evaluation is not possible for this run.
     """
     as_it_is = replace(config.data, augment="none")
     evaluator = of.evaluator

@@ -1,4 +1,4 @@
-"""What the hardware of a rank is doing: its GPU by NVML, its host by psutil."""
+"""Read the hardware of a rank: its GPU by NVML, its host by psutil."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reader = Callable[[], Reading]
 
 
 class GpuReader:
-    """Reads one GPU; what the GPU or its driver does not tell is left out.
+    """Reads one GPU; values that the GPU or its driver does not report are left out.
 
     Gives ``gpu_utilization`` (fraction of the last sample period in which a kernel ran),
     ``gpu_memory_bytes`` (in use, of all processes), ``gpu_power_watts``,
@@ -26,7 +26,7 @@ class GpuReader:
 
     Args:
         nvml: the module ``pynvml``, initialised.
-        uuid: of the GPU, as NVML writes it.
+        uuid: UUID of the GPU, in NVML's form.
     """
 
     def __init__(self, nvml: Any, uuid: str) -> None:
@@ -82,7 +82,7 @@ class GpuReader:
 
 
 def gpu_reader(device: torch.device) -> GpuReader | None:
-    """Return the reader of a rank's GPU; None on a CPU or where NVML cannot be used."""
+    """Return the reader of a rank's GPU; None on a CPU or without NVML."""
     if device.type != "cuda":
         return None
     try:
@@ -145,7 +145,7 @@ class HardwareSampler:
     """Takes readings every few seconds, in a thread of its own, until :meth:`close`.
 
     Args:
-        readers: each returns some fields.
+        readers: functions that each return some fields.
         every: seconds between readings; 0 takes none.
     """
 

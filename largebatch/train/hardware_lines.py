@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl on the hardware of every rank."""
+"""Write lines about the hardware of every rank to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from largebatch.train.telemetry import Telemetry
 
 
 class HardwareLines(Instrument):
-    """Takes readings in a thread; rank 0 writes a line for every rank, every few seconds.
+    """Reads the hardware in a thread; rank 0 writes one line per rank every few seconds.
 
     Args:
-        heartbeat: of this rank; it carries the readings to rank 0.
-        seconds: between readings, more than 0.
+        heartbeat: this rank's heartbeat, which carries the readings to rank 0.
+        seconds: seconds between readings, above 0.
     """
 
     name = "hardware"
@@ -52,11 +52,11 @@ class HardwareLines(Instrument):
         self._next = time.monotonic() + self._seconds
 
     def due(self, step: Step, number: int) -> bool:
-        """Return True: the clock of rank 0 says when, and nothing is sent for it."""
+        """Return True: rank 0 decides by its clock, and nothing is sent for this."""
         return True
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Write the lines if it is time; no figure joins those of the step."""
+        """Write the lines if the time has come; returns no figure."""
         if self._heartbeat.world.is_main and time.monotonic() >= self._next:
             self._next = time.monotonic() + self._seconds
             self._write(at.step.end, at.number)

@@ -1,4 +1,4 @@
-"""Buffers as they were before a step, for a step that is left out."""
+"""Keep a model's buffers from before a step, to restore them if the step is skipped."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class HeldBuffers:
-    """Keeps a copy of a model's buffers over a step; running statistics change in its passes.
+    """Keeps a copy of a model's buffers during a step, whose passes change running statistics.
 
-    Whether the step counts is known on the device alone, so both values are at hand there and one
-    is chosen: a few operations on flat copies, however many buffers there are.
+    Only the device knows whether the step is skipped. So both values are kept there and one is
+    chosen, with a few operations on flat copies, however many buffers there are.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -19,7 +19,7 @@ class HeldBuffers:
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Copy the buffers as they are."""
+        """Copy the present buffers."""
         alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for buffer in self._model.buffers():
             alike.setdefault((buffer.device, buffer.dtype), []).append(buffer)
@@ -27,7 +27,7 @@ class HeldBuffers:
 
     @torch.no_grad()
     def put_back(self, found_inf: Tensor) -> None:
-        """Give the buffers the values held if ``found_inf`` (0-d) is not 0."""
+        """Restore the copied values if ``found_inf`` (0-d) is not 0."""
         for buffers, before in self._parts:
             left_out = found_inf.to(before.device) != 0
             chosen = torch.where(left_out, before, _flat(buffers))

@@ -1,4 +1,4 @@
-"""What `train --help` prints: the keys that a first run is about, or those of one section."""
+"""The text of `train --help`: the keys that a first run needs, or the keys of one section."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ examples:
 
 
 def asked(arguments: Sequence[str]) -> str | None:
-    """Return what the last ``--help`` of a command line asks for; "" where it says no more."""
+    """Return the section that the last ``--help`` of a command line names; "" if none."""
     found = [each for each in arguments if each in ("-h", "--help") or each[:7] == "--help="]
     return found[-1].partition("=")[2] if found else None
 
 
 def help_text(section: str) -> str:
-    """Return the main keys, or with the name of a section its keys.
+    """Return the help text of the main keys, or of the keys of ``section``.
 
     Raises:
         UserError: there is no such section.

@@ -1,4 +1,7 @@
-"""The instruments and evaluations that a config switches on: the one place that knows them all."""
+"""Build the instruments and evaluations that a config switches on.
+
+This is the one place that knows all of them and their order.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +57,10 @@ def build_panel(
     heartbeat: Heartbeat,
     telemetry: Telemetry,
 ) -> Panel:
-    """Return the instruments of a run, in the order in which they are asked.
+    """Return the instruments of a run, in the order in which they are called.
 
     Raises:
-        UserError: on every rank alike, a probe that cannot be had.
+        UserError: a probe is not possible for this run; raised on every rank.
     """
     model, world, schedule = parts.model, parts.world, parts.schedule
     clock = schedule.clock
@@ -126,10 +129,10 @@ def build_panel(
 
 
 def build_evaluations(config: Config, parts: Parts, panel: Panel, stop: StopRequest) -> Evaluations:
-    """Return the evaluations of a run, that on the validation set first.
+    """Return the evaluations of a run; the one on the validation set is first.
 
     Raises:
-        UserError: on every rank alike, one of ``evaluate.also`` that cannot be had.
+        UserError: an entry of ``evaluate.also`` is not possible; raised on every rank.
     """
     model, every = parts.model, config.evaluate.every
     validation = Validation(parts.evaluator, parts.engine, parts.world, stop)
@@ -178,10 +181,10 @@ def _as_evaluated(run: Run, parts: Parts) -> Run:
 def build_moment(
     config: Config, parts: Parts, panel: Panel, finish: Callable[[Mapping[str, float]], None]
 ) -> Moment:
-    """Return what instruments see of the run; step and number change with every step.
+    """Return the view of the run for instruments; its step and number change with every step.
 
     Args:
-        finish: asks that the run end.
+        finish: asks the run to end.
     """
     squares = parts.engine.watch_squares() if panel.reads_squares else None
     validation = Validation(parts.evaluator, parts.engine, parts.world)

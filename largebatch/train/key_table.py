@@ -1,7 +1,7 @@
-"""The keys as a table: of each its type in words, its default, and the text below its field.
+"""A table of all config keys: type in words, default, and the text below the field.
 
-`train --help`, `largebatch init`, the shell's completion and the reference of the documentation
-are made from it, so that they say the same.
+`train --help`, `largebatch init`, shell completion and the documentation's reference are made from
+this table, so that all agree.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Key:
     """One key of a config.
 
     Attributes:
-        name: ``section.key``, or the key alone where it is in no section.
-        default: its value as YAML holds it.
-        allowed: its type in words, every choice named.
-        text: what stands below its field, in one line.
+        name: ``section.key``, or the key alone if it is in no section.
+        default: the default value in YAML's types.
+        allowed: the type in words, with every choice named.
+        text: the text below its field, in one line.
         is_free: whether it may differ between a run and its continuation.
         is_of_rank: whether it may differ between the ranks of a run.
     """
@@ -50,7 +50,7 @@ class Key:
 
     @property
     def section(self) -> str:
-        """The section it is in; its own name where it is in none."""
+        """The section of the key; its own name if it is in no section."""
         return self.name.partition(".")[0]
 
 
@@ -58,7 +58,7 @@ def key_table(task: TaskKind | None = None) -> list[Key]:
     """Return every key, in the order of the sections.
 
     Args:
-        task: the dataclass of the section ``task``; None: that of the default.
+        task: dataclass of the section ``task``; None: that of the default task.
     """
     kind = config_with(task or task_kind({}, False))
     hints, defaults = known_keys(task), flat(kind())
@@ -77,7 +77,7 @@ def key_table(task: TaskKind | None = None) -> list[Key]:
 
 
 def section_texts(task: TaskKind | None = None) -> dict[str, str]:
-    """Return what each section of a config is about: the first line of its class."""
+    """Return a line on each section of a config: the first line of its class's docstring."""
     kinds = get_type_hints(config_with(task or task_kind({}, False)))
     return {
         section: (inspect.getdoc(kind) or "").partition("\n")[0]

@@ -1,4 +1,4 @@
-"""The keys there are: every section's, and those of the task that ``task.name`` names."""
+"""All config keys: those of every section, and those of the task named by ``task.name``."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ WORDS = {
 
 
 def task_kind(section: Mapping[str, Any], imports: bool) -> TaskKind:
-    """Return the dataclass of a ``task`` section by the name that stands in it.
+    """Return the dataclass of a ``task`` section by the task's name in the section.
 
     Args:
-        section: its keys, as YAML holds them.
-        imports: whether a task of somebody's may be imported, to ask it for its keys. Otherwise
-            they are those that stand there, with whatever values.
+        section: the section's keys with values of YAML's types.
+        imports: whether a user's task may be imported to ask for its keys. Otherwise the keys in
+            the section are accepted as they are, with any values.
 
     Raises:
-        UserError: there is no such task, or what it names cannot be keys.
+        UserError: there is no such task, or its keys are not valid.
     """
     name = section.get("name", TaskConfig.name)
     if not isinstance(name, str):
@@ -70,10 +70,10 @@ def config_with(task: TaskKind) -> type[Config]:
 
 @lru_cache(maxsize=8)
 def known_keys(task: TaskKind | None = None) -> dict[str, Any]:
-    """Return the type of every ``section.key``, and of the keys that are in no section.
+    """Return the type of every ``section.key``, and of every key without a section.
 
     Args:
-        task: the dataclass of the section ``task``; None: that of the default.
+        task: dataclass of the section ``task``; None: that of the default task.
     """
     keys: dict[str, Any] = {}
     for section, kind in get_type_hints(config_with(task or task_kind({}, False))).items():
@@ -86,10 +86,10 @@ def known_keys(task: TaskKind | None = None) -> dict[str, Any]:
 
 
 def check_keys(tree: Any, where: str, known: Mapping[str, Any]) -> None:
-    """Refuse a tree that is not sections of known keys.
+    """Refuse a tree that does not consist of sections of known keys.
 
     Raises:
-        UserError: naming the key and the nearest known one.
+        UserError: the message names the key and the nearest known key.
     """
     if tree is None:
         return
@@ -109,7 +109,7 @@ def check_keys(tree: Any, where: str, known: Mapping[str, Any]) -> None:
 
 
 def unknown(name: str, known: Mapping[str, Any]) -> str:
-    """Say that there is no key ``name``, and which there are."""
+    """Return the error that there is no key ``name``, with the known keys."""
     section = name.partition(".")[0]
     near = nearest(name, known)
     keys = [key.partition(".")[2] for key in known if key.startswith(f"{section}.")]
@@ -133,7 +133,7 @@ def dataclasses_in(hint: Any) -> list[Any]:
 
 
 def expected(hint: Any) -> str:
-    """Say in words what a type allows."""
+    """Return in words what values a type allows."""
     words = []
     for option in options(hint):
         if option is NoneType:

@@ -1,4 +1,4 @@
-"""The steps of a run as they are read: each while the one after it runs."""
+"""Read the results of each step while the next step runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from largebatch.train.telemetry import Telemetry
 
 @dataclass
 class Taken:
-    """A step whose sums may still be on their way from the device."""
+    """A step whose sums may not have arrived from the device yet."""
 
     step: Step
     number: int
@@ -35,10 +35,10 @@ class Taken:
 
 
 class Ledger:
-    """Reads a step when the next is entered, so that a GPU never waits for the host.
+    """Reads a step's results when the next step is entered, so that a GPU never waits for the host.
 
     Attributes:
-        open: the step that is still to be read.
+        open: the step that has not been read yet.
     """
 
     def __init__(
@@ -49,18 +49,18 @@ class Ledger:
         self.open: Taken | None = None
 
     def enter(self, taken: Taken) -> bool:
-        """Take in a step and read the one before; return whether a rank was asked to stop by then.
+        """Enter a step and read the one before; return whether a rank has been asked to stop.
 
-        A request to stop is met one step later for it, on all ranks alike.
+        So a request to stop takes effect one step later, on all ranks alike.
 
         Raises:
-            RunFailure: the run has gone on for long without a finite step.
+            RunFailure: there has been no finite step for long.
         """
         before, self.open = self.open, taken
         return before is not None and self._read(before)
 
     def settle(self) -> bool:
-        """Read what is still open, before anything that comes after it."""
+        """Read the open step, before anything that depends on it."""
         taken, self.open = self.open, None
         return taken is not None and self._read(taken)
 

@@ -1,4 +1,4 @@
-"""`batch.micro: auto`, of the run or of a phase: the largest forward pass that fits memory."""
+"""`batch.micro: auto`: find the largest forward pass that fits into memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GPU_SHARE = 0.9
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether ``error`` says that a device or the host has no memory left."""
+    """Return whether ``error`` means that a device or the host is out of memory."""
     text = str(error)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         "DefaultCPUAllocator" in text or "not enough memory" in text
@@ -32,7 +32,7 @@ def halved(micro: int | None, ghost_size: int) -> int | None:
 
 
 def memory_free(device: torch.device, local_ranks: int) -> int:
-    """Return the bytes that this rank may still take."""
+    """Return the bytes of memory that this rank may still use."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
     import psutil
@@ -51,12 +51,12 @@ def largest_micro(
 ) -> int:
     """Return the largest multiple of ``ghost_size`` up to ``share`` whose activations fit ``free``.
 
-    What autograd keeps for the backward pass is counted, in bytes, for one small forward pass, and
-    grows in proportion to the samples. Nothing of the model changes.
+    The bytes that autograd keeps for the backward pass are counted in one small forward pass and
+    scaled in proportion to the samples. The model is left unchanged.
 
     Args:
-        sample: a batch of the shape that training will see.
-        share: samples of this rank in a step: more is never needed.
+        sample: a batch of the shape used in training.
+        share: samples of this rank in a step, an upper limit.
     """
     kept: dict[int, int] = {}
 

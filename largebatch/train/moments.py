@@ -1,4 +1,4 @@
-"""What a phase of the plan asks of the optimizer's state as it begins."""
+"""Changes of the optimizer's state at the begin of a phase of the batch plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from largebatch.schedule import Schedule, Step
 
 
 class PhaseMoments:
-    """Scales the second moment before the first step of a phase that says so."""
+    """Scales the second moment before the first step of a phase that asks for this."""
 
     def __init__(
         self, schedule: Schedule, optimizer: torch.optim.Optimizer, model: nn.Module
@@ -19,7 +19,7 @@ class PhaseMoments:
         self._entered = -1  # sample of the last such step, which may be tried again
 
     def enter(self, step: Step) -> None:
-        """Prepare for a step; one that is tried again finds it done."""
+        """Prepare for a step; repeating the step does not scale again."""
         if not step.phase.second_moment or step.start in (0, self._entered):
             return
         if self._schedule.plan.step_before(step.start).phase is not step.phase:

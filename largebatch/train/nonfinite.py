@@ -1,9 +1,10 @@
-"""Losses, gradients and weights that are inf or nan: counted, and the end of what learns nothing.
+"""Count losses, gradients and weights that are inf or nan; end a run that learns nothing.
 
-A step counts where its loss over all ranks is not finite, and where what is known of its gradients
-anyway says so: their norm if they are clipped, the scaler's finding under fp16, a norm taken for it
-under ``run.on_nonfinite: skip``. Otherwise gradients show in the loss of the step after. Nothing is
-sent or waited for: the numbers come with those that every rank reads one step later.
+A step is counted if its loss over all ranks is not finite, or if its gradients are known to be not
+finite. The latter is known from their norm if gradients are clipped, from the scaler under fp16,
+and from an extra norm under ``run.on_nonfinite: skip``. Otherwise such gradients show in the loss
+of the next step. Nothing extra is sent or waited for: the numbers come with those that every rank
+reads one step later.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ INPUT, LOSS, GRADIENT, WEIGHT, UNKNOWN = range(5)
 
 
 class NonFinite:
-    """Watches a run, on every rank alike.
+    """Counts the non-finite steps of a run, on every rank alike.
 
     Args:
         mode: ``run.on_nonfinite``.
-        checkpoints: the run's folder of them, for messages.
+        checkpoints: the run's checkpoint folder, for messages.
 
     Attributes:
-        steps, in_a_row: steps that were not finite, in all and last of all without a finite one
-            between.
-        evaluations: those whose loss was not finite.
+        steps, in_a_row: number of steps that were not finite, in total and since the last finite
+            step.
+        evaluations: number of evaluations whose loss was not finite.
     """
 
     def __init__(self, mode: str, parts: Parts, checkpoints: Path) -> None:
@@ -69,10 +70,10 @@ class NonFinite:
         return {name: count for name, count in counts.items() if count}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on with what :meth:`state` returned.
+        """Restore a result of :meth:`state`.
 
         Raises:
-            UserError: a checkpoint holds something else.
+            UserError: the state has another form.
         """
         for name, count in state.items():
             if name not in COUNTS or type(count) is not int or count < 0:
@@ -80,7 +81,7 @@ class NonFinite:
             setattr(self, name, count)
 
     def figures(self) -> dict[str, int]:
-        """Return what lines of the metrics say of it: nothing while all was finite."""
+        """Return the counts for lines of the metrics; nothing while everything is finite."""
         return {"nonfinite_steps": self.steps} if self.steps else {}
 
     def count(
@@ -92,12 +93,13 @@ class NonFinite:
         clip_factor: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
-        """Take in a step that was taken.
+        """Record a step.
 
         Args:
             number: of the step, from 1.
-            loss: its sum over all ranks. own: this rank's ``[loss, ...]``.
-            clip_factor, found_inf: what the engine knows of the gradients, 0-d.
+            loss: sum of the loss over all ranks.
+            own: this rank's ``[loss, ...]``.
+            clip_factor, found_inf: what the engine knows about the gradients, 0-d.
         """
         finite = (
             math.isfinite(loss)
@@ -121,10 +123,10 @@ class NonFinite:
                       " like it are counted")  # fmt: skip
 
     def require_progress(self) -> None:
-        """End a run that has gone on for long without a finite step, unless it is to go on.
+        """End a run that has had no finite step for long, unless the config says to continue.
 
         Raises:
-            Lost: on every rank alike.
+            Lost: raised on every rank.
         """
         if self._mode == "ignore" or not self.in_a_row:
             return
@@ -137,15 +139,15 @@ class NonFinite:
     def require_finite(
         self, state: dict[str, Any] | None, samples: int, taken: int | None = None
     ) -> bool:
-        """Return whether ``state`` may become a checkpoint: one is never replaced by a lost one.
+        """Return whether ``state`` may be saved: a good checkpoint is never replaced by a lost one.
 
         Args:
-            state: on rank 0; None on the others.
-            taken: steps of a run that ends here, of which some must have been finite, as its
-                weights must be, in any mode.
+            state: the run's state on rank 0; None on other ranks.
+            taken: number of steps, for a run that ends here. Such a run must have had a finite step
+                and must have finite weights, in any mode.
 
         Raises:
-            Lost: it may not, and the run is not to go on; on every rank alike.
+            Lost: the state may not be saved and the run may not continue; raised on every rank.
         """
         name = None if state is None else self.first_of(state)
         name = agreed(name, self._parts.world)
@@ -164,7 +166,7 @@ class NonFinite:
         """Refuse a checkpoint that no run can learn from.
 
         Raises:
-            UserError: naming the tensor.
+            UserError: the message names the tensor.
         """
         name = self.first_of(state)
         if name is not None:
@@ -174,10 +176,10 @@ class NonFinite:
             )
 
     def evaluated(self, loss: float, samples: int) -> None:
-        """Take in the loss of an evaluation; tell lost weights from lost validation data.
+        """Record the loss of an evaluation; tell bad weights from bad validation data.
 
         Raises:
-            Lost: the weights are not finite, and the run is not to go on.
+            Lost: the weights are not finite, and the run may not continue.
         """
         if math.isfinite(loss):
             return
@@ -196,7 +198,7 @@ class NonFinite:
             )
 
     def first_of(self, state: dict[str, Any]) -> str | None:
-        """Name the first tensor of a run's state that is not finite, None if all are."""
+        """Return the name of the first tensor of a run's state that is not finite, else None."""
         _, tensors = checkpoint.flatten(state)
         names = {id(p): n for n, p in self._parts.model.named_parameters()}
         groups = self._parts.optimizer.param_groups

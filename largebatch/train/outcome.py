@@ -1,4 +1,4 @@
-"""What a run has come to."""
+"""The outcome of a run: how far it is, its figures and its checkpoints."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from largebatch.train.named import name_of
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run when its session is over.
+    """The state of a run after a session.
 
     Attributes:
         directory: the run directory.
-        finished: whether it has come to its end; if not, the same call goes on.
-        samples, steps: how far it is.
-        summary: the figures of a finished run, as in summary.json; None of another.
-        lost: why the run cannot go on as it is: it diverged, or ran out of memory; else empty.
+        finished: whether the run is complete; if not, the same call continues it.
+        samples, steps: samples seen and steps taken so far.
+        summary: the figures of a finished run, as in summary.json; else None.
+        lost: why the run cannot continue (it diverged, or ran out of memory); else ''.
     """
 
     directory: Path
@@ -33,10 +33,10 @@ class Outcome:
     lost: str = ""
 
     def checkpoint(self, at: str | Duration) -> Path:
-        """Return the checkpoint that ``checkpoint.at`` has kept: a ``start`` for other runs.
+        """Return a checkpoint kept by ``checkpoint.at``, usable as ``start`` of other runs.
 
         Raises:
-            RunFailure: the run has kept none there.
+            RunFailure: the run has kept no checkpoint there.
         """
         folder = RunDirectory(self.directory).checkpoints
         path = folder / name_of(Duration.parse(at))
@@ -47,12 +47,12 @@ class Outcome:
 
 
 def finished(path: Path, summary: dict[str, Any]) -> Outcome:
-    """Return the outcome of a run that has left its summary."""
+    """Return the outcome of a run with a summary, which is finished."""
     return Outcome(path, True, int(summary["samples"]), int(summary["steps"]), summary)
 
 
 def outcome_of(path: Path) -> Outcome:
-    """Return what lies in a run directory, which nobody works on.
+    """Return the outcome in a run directory that no process is using.
 
     Raises:
         UserError: its summary or newest checkpoint is damaged.

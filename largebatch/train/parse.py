@@ -1,7 +1,7 @@
-"""From the command line and YAML files to a :class:`Config`, or one line that says what is wrong.
+"""Read the command line and YAML files into a :class:`Config`, or raise a one-line error.
 
-jsonargparse reads types, overrides and ``--print_config``; what is added here is a look at the
-keys before it, and one line in place of its paragraphs after it.
+jsonargparse reads types, overrides and ``--print_config``. This module adds a check of the keys
+beforehand, and one-line errors in place of jsonargparse's paragraphs.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ FILES = ("config", "recipe")
 
 @dataclass(frozen=True)
 class Written:
-    """What stands in one place of the command line.
+    """One option on the command line.
 
     Attributes:
-        option: as it was written, ``--section.key``, without the value.
-        value: its text; None where it is missing, or is none of the option's.
-        tree: the keys of the file or recipe that it names.
-        where: the file.
+        option: the option as written, ``--section.key``, without the value.
+        value: the value's text; None if it is missing or does not belong to the option.
+        tree: the keys of the file or recipe that the option names.
+        where: the file, for messages.
     """
 
     option: str
@@ -70,7 +70,7 @@ class Written:
 def parse(arguments: Sequence[str]) -> Config:
     """Return the config that command-line arguments describe.
 
-    A task of the user's is imported: its keys are asked for. Aliases are said on standard error.
+    A user's own task is imported to ask for its keys. Renamed keys are reported on standard error.
 
     Raises:
         UserError: a file cannot be read or a key is unknown or wrong; the message is one line.
@@ -85,15 +85,15 @@ def read_config(path: Path, overrides: Sequence[str] = (), imports: bool = False
     """Return the config that a YAML file describes (a run's ``config.yaml``).
 
     Args:
-        overrides: options of the command line that go before it.
-        imports: whether code that it names may be imported, to read the keys of its task. A run
-            directory of somebody's is data: nothing of it runs by being read.
+        overrides: command-line options that override the file.
+        imports: whether code that the file names may be imported to read its task's keys. By
+            default a run directory of somebody else is only data, and no code runs by reading it.
     """
     return _read([f"--config={path}", *overrides], imports)[0]
 
 
 def checked(config: Config) -> Config:
-    """Return a config that a program has made as its YAML is read: every value of its type.
+    """Check a config made by a program as if it were read from YAML: every value has its type.
 
     Raises:
         UserError: a value is of another type; the message is one line.
@@ -127,11 +127,11 @@ def _parsed(arguments: list[str], task: TaskKind) -> Config:
 
 
 def options_of(factory: Callable[..., Any], given: Mapping[str, str], name: str) -> dict[str, Any]:
-    """Return options of a factory's own, read as config keys are, by its annotations.
+    """Parse a factory's own options by its type annotations, as config keys are parsed.
 
     Args:
-        given: what the command line says, by the name of the argument.
-        name: of what has these options, for messages.
+        given: texts from the command line, by argument name.
+        name: name of the factory, for messages.
 
     Raises:
         UserError: a value is of another type; the message is one line.
@@ -163,7 +163,7 @@ def dump(config: Config) -> str:
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """Return every key in dotted form with its value as YAML holds it."""
+    """Return every key in dotted form with its value in YAML's types."""
 
     def walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and name.count(".") < 1:

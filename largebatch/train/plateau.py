@@ -1,4 +1,4 @@
-"""The end of a run whose loss no longer falls."""
+"""End a run whose validation loss no longer falls."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from largebatch.probes.instrument import MomentName
 class Plateau(Instrument):
     """Ends the run when the validation loss has set no new low for ``patience`` samples.
 
-    Hoffer et al. 2017, section 5: training without a budget, until the loss ceases to improve. The
-    schedule's length stays the most that it takes.
+    Hoffer et al. 2017, section 5: train without a budget, until the loss ceases to improve. The
+    length of the schedule remains the upper limit.
 
     Args:
-        patience: samples since the lowest loss.
+        patience: largest number of samples since the lowest loss.
     """
 
     name = "plateau"
@@ -31,7 +31,7 @@ class Plateau(Instrument):
         self._since = 0
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Look at an evaluation."""
+        """Record the loss of an evaluation."""
         record = at.record
         if record["split"] != "val":
             return {}
@@ -43,18 +43,18 @@ class Plateau(Instrument):
         return {}
 
     def state(self) -> dict[str, float]:
-        """Return the lowest loss and where it was; nothing before the first evaluation."""
+        """Return the lowest loss and its sample; nothing before the first evaluation."""
         if self._lowest is None:
             return {}
         return {"lowest": self._lowest, "since": float(self._since)}
 
     def check(self, state: Any) -> None:
-        """Require a loss and a place."""
+        """Require a loss and a number of samples."""
         numbers = isinstance(state, dict) and all(isinstance(v, float) for v in state.values())
         if not numbers or state.keys() not in ({"lowest", "since"}, set()):
             raise ValueError("no lowest loss")
 
     def load(self, state: Any) -> None:
-        """Go on from the lowest loss so far."""
+        """Restore the lowest loss so far."""
         if state:
             self._lowest, self._since = state["lowest"], int(state["since"])

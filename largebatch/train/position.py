@@ -1,4 +1,4 @@
-"""How far a run is."""
+"""The position of a run: samples seen, steps taken, and counters."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass
 class Position:
-    """How far the run is; checkpoints hold it.
+    """The position of a run, as checkpoints hold it.
 
     Attributes:
-        samples, steps: seen and taken.
+        samples, steps: samples seen and steps taken.
         evaluated: samples at the last evaluation.
-        seconds: of all sessions of the run together.
-        last: the last validation line, with what instruments found at the end.
-        reached: the figures for which the run ended before its length, when and where.
-        nonfinite: counts of what was not finite, see :class:`NonFinite`.
+        seconds: seconds of all sessions of the run together.
+        last: the last validation line, with the instruments' figures at the end.
+        reached: the figures that ended the run early, with time and sample; empty otherwise.
+        nonfinite: counts of non-finite steps, see :class:`NonFinite`.
     """
 
     samples: int = 0
@@ -29,7 +29,7 @@ class Position:
     nonfinite: dict[str, int] = field(default_factory=dict)
 
     def end(self, figures: Mapping[str, float]) -> None:
-        """Let the run end here for the sake of these figures; the first to ask are the reason."""
+        """End the run here because of these figures; only the first call counts."""
         if self.reached is None:
             place = {"seconds": self.seconds, "samples": self.samples, "steps": self.steps}
             self.reached = {**figures, **place}

@@ -17,14 +17,14 @@ LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """What ``precision.compute`` means on a device.
+    """The meaning of ``precision.compute`` on a device.
 
     Attributes:
-        dtype: of parameters and inputs: float64 under fp64, else float32.
+        dtype: type of parameters and inputs: float64 under fp64, else float32.
         scaler: torch's loss scaler under fp16, else None.
 
     Raises:
-        UserError: the device has no such arithmetic.
+        UserError: the device does not support this arithmetic.
     """
 
     def __init__(self, config: PrecisionConfig, device: torch.device) -> None:
@@ -54,13 +54,13 @@ class Precision:
             )
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return a context for forward passes."""
+        """Return the autocast context for forward passes."""
         if self._low is None:
             return nullcontext()
         return WideAutocast() if self._wide else torch.autocast(self._device.type, self._low)
 
     def wrap(self, forward: Callable[..., T]) -> Callable[..., T]:
-        """Return ``forward`` under autocast, or itself where there is none."""
+        """Return ``forward`` wrapped in autocast; unchanged if there is no autocast."""
         if self._low is None:
             return forward
 

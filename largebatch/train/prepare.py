@@ -1,4 +1,4 @@
-"""What a config and its data say before any rank works."""
+"""Prepare a run before any rank works: open the data, make the model, resolve the schedule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from largebatch.train.precision import Precision
 
 @dataclass
 class Prepared:
-    """What a config and its data say before any rank works: nothing here is shared."""
+    """The parts of a run that are known before any rank works; nothing is shared between ranks."""
 
     source: Source
     validation: Source

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+"""Show the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ PLAIN_SECONDS = 10.0  # distance of plain lines; validation lines are always pri
 
 
 def say(text: str) -> None:
-    """Print a line that a person should see, at once."""
+    """Print a line for the user at once."""
     print(text, flush=True)
 
 
 class Progress:
-    """Shows loss, headline, rate, samples per second and time left; silent on all ranks but 0.
+    """Shows loss, headline figure, rate, samples per second and time left; on rank 0 only.
 
     Args:
-        task: says what its figures are called and how people read them.
-        total: samples of the run. start: samples seen already.
+        task: gives the names of figures and their usual form.
+        total: samples in the run.
+        start: samples seen already.
     """
 
     def __init__(self, task: Task[Any], total: int, start: int, shown: bool) -> None:
@@ -59,7 +60,7 @@ class Progress:
 
     @property
     def due(self) -> bool:
-        """Whether :meth:`train` would show something now: spares formatting on the hot path."""
+        """Return whether :meth:`train` would show a line now; saves formatting on the hot path."""
         return self._shown and time.monotonic() >= self._next
 
     def train(self, record: dict[str, Any]) -> None:
@@ -79,7 +80,7 @@ class Progress:
             say(f"epoch {record['epoch']:.2f}  {status}  {self._left(record['samples'])} left")
 
     def validation(self, record: dict[str, Any]) -> None:
-        """Show a validation line; these are never left out."""
+        """Show a validation line; validation lines are never left out."""
         if not self._shown:
             return
         texts = [f"epoch {record['epoch']:g}", *self._figures(record)]

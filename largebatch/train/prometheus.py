@@ -1,8 +1,8 @@
-"""The newest figures as text for Prometheus, over HTTP on the loopback interface.
+"""Serve the newest figures to Prometheus, over HTTP on the loopback interface.
 
-The format is a line a figure, so the standard library serves it: prometheus_client would be a
-dependency of every installation for an endpoint that is off by default, and its registry of
-counters and histograms has no use here.
+The format is one line per figure, which the standard library can serve. prometheus_client would be
+a dependency of every installation for an endpoint that is off by default, and its registry of
+counters and histograms is not needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PrometheusEndpoint:
     hardware, ``rank``, ``host`` and ``gpu``.
 
     Args:
-        port: to listen on; 0 takes a free one.
+        port: port to listen on; 0 takes a free one.
 
     Raises:
         UserError: the port is taken.
@@ -63,7 +63,7 @@ class PrometheusEndpoint:
         self._thread.start()
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Take a line of metrics."""
+        """Take the figures of a line of metrics."""
         self._lines[f"{values['split']} {values.get('rank', '')}"] = dict(values)
 
     def close(self) -> None:

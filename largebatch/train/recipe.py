@@ -15,10 +15,10 @@ def recipe_names() -> list[str]:
 
 
 def recipe_file(name: str) -> Path:
-    """Return the file of a recipe.
+    """Return the path of a recipe's file.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no recipe of this name.
     """
     choices = recipe_names()
     if name not in choices:
@@ -29,6 +29,6 @@ def recipe_file(name: str) -> Path:
 
 
 def recipe_summary(name: str) -> str:
-    """Return the comment that heads a recipe, in one line."""
+    """Return the comment at the top of a recipe, in one line."""
     first = recipe_file(name).read_text(encoding="utf-8").splitlines()[0]
     return first.lstrip("# ")

@@ -1,4 +1,4 @@
-"""The registries that a config's names are chosen from."""
+"""All registries that names in a config are chosen from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REGISTRIES: tuple[Registry[Any, Any], ...] = (
 
 
 def chosen(config: Config) -> Iterator[tuple[Registry[Any, Any], str]]:
-    """Yield every registry, and the name that ``config`` chooses from it."""
+    """Yield every registry with the name that ``config`` chooses from it."""
     for registry in REGISTRIES:
         section, _, key = registry.key.partition(".")
         yield registry, getattr(getattr(config, section), key)

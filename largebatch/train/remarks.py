@@ -1,4 +1,4 @@
-"""What a run says at its start, so that nothing of its config surprises later."""
+"""Remarks printed at the start of a run about surprising effects of its config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from largebatch.train.named import beyond
 
 
 def excluded(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
-    """Say which parameters take the plain rate under an optimizer with a rate a layer."""
+    """Return a remark on parameters without a trust ratio under a layer-wise optimizer."""
     layerwise = layer_rates(optimizer)
     if layerwise is None:
         return []
@@ -26,7 +26,7 @@ def excluded(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
 
 
 def caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:
-    """Say where the trajectory depends on the number of ranks after all."""
+    """Return remarks on settings that make the trajectory depend on the number of ranks."""
     lines = []
     micros = (config.batch.micro, *(phase.micro for phase in config.batch.plan))
     if atoms.span and not atoms.size and (config.norm.sync_ranks or any(micros)):
@@ -55,7 +55,7 @@ def caveats(config: Config, model: nn.Module, atoms: Atoms) -> list[str]:
 
 
 def too_long(config: Config, schedule: Schedule) -> list[str]:
-    """Say which durations outlast the run, so that what they are for does not happen."""
+    """Return remarks on durations beyond the end of the run, which have no effect."""
     optim, total = config.optim, schedule.total_samples
     warms_up = "transition_center" in optimizers.entry(optim.name).facts.takes
     return [

@@ -1,4 +1,7 @@
-"""Keys under their former names, in files and on the command line: read, never written."""
+"""Accept config keys under their former names, in files and on the command line.
+
+Former names are read, but never written.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from largebatch.tasks.config import FORMER_TARGETS
 
 
 def renamed(key: str, value: Any) -> tuple[str, Any]:
-    """Return a dotted key and its value under the names of today.
+    """Return a dotted key and its value under their present names.
 
     Args:
         key: ``section.name``.
-        value: as YAML holds it.
+        value: the value in YAML's types.
 
     Raises:
-        UserError: something stands there under both of its names.
+        UserError: a key is given under both of its names.
     """
     if key in FORMER_TARGETS:
         return "run.target", None if value is None else {FORMER_TARGETS[key]: value}
@@ -29,15 +32,15 @@ def renamed(key: str, value: Any) -> tuple[str, Any]:
 
 
 def former(key: str) -> bool:
-    """Return whether ``key`` or what stands below it may have a former name."""
+    """Return whether ``key``, or a key below it, may have a former name."""
     return key in FORMER_TARGETS or key == "batch.plan"
 
 
 def renamed_tree(tree: Any) -> Any:
-    """Return sections of keys, as a YAML file holds them, under the names of today.
+    """Return the sections of a YAML file with all keys under their present names.
 
     Raises:
-        UserError: something stands there under both of its names.
+        UserError: a key is given under both of its names.
     """
     if not isinstance(tree, dict):
         return tree
@@ -48,7 +51,7 @@ def renamed_tree(tree: Any) -> Any:
 
 
 def remarks(option: str, text: str | None, tree: Any) -> Iterator[str]:
-    """Yield how aliases of the run's target are read: those of an option, and of a file."""
+    """Yield remarks on aliases of the run's target in an option or a file."""
     for key in FORMER_TARGETS:
         section, _, name = key.partition(".")
         keys = tree.get(section) if isinstance(tree, dict) else None
@@ -59,7 +62,7 @@ def remarks(option: str, text: str | None, tree: Any) -> Iterator[str]:
 
 
 def two_names(first: str, second: str) -> str:
-    """Say that two names of one key stand together."""
+    """Return the error that a key is given under two names."""
     return f"{first} and {second} are two names of one key: leave one of them out"
 
 

@@ -1,4 +1,4 @@
-"""A run that was: its config, its data, and its model with the weights that it left."""
+"""Reopen a past run: its config, its data, and its model with the saved weights."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from largebatch.train.registries import chosen
 
 @dataclass
 class Reopened:
-    """A run as it was left, on one rank.
+    """A past run, reopened on one rank.
 
     Attributes:
-        validation: the data that it was judged by.
-        model: with its weights.
+        validation: the run's validation data.
+        model: the model with the saved weights.
     """
 
     config: Config
@@ -51,10 +51,10 @@ class Reopened:
     def evaluator(
         self, source: Source, world: World, count: int | None = None, order: Order | None = None
     ) -> Evaluator:
-        """Return what walks ``count`` samples of a source, by default all of it.
+        """Return an evaluator of ``count`` samples of a source, by default of all samples.
 
-        It takes them as the run's own evaluation does where one rank trains, so that the figures
-        agree to the bit.
+        Samples are batched as in the run's own evaluation on one rank, so that the figures agree to
+        the bit.
         """
         config, streams = self.config, streams_of(source)
         delivery = Delivery(
@@ -73,17 +73,17 @@ class Reopened:
 def reopen(
     path: Path, overrides: Sequence[str], allow_imports: bool, device: torch.device
 ) -> Reopened:
-    """Return the run in a run directory, with its final weights or else its newest checkpoint's.
+    """Reopen the run in a run directory, with its final weights or else its newest checkpoint's.
 
     Args:
         path: a run directory, or a checkpoint of one.
-        overrides: options that go before those of its config, such as where the data are now.
-        allow_imports: whether code that the config names may be imported and called. Somebody's
-            run directory is data otherwise: reading it runs nothing of theirs.
+        overrides: options that override its config, such as the present directory of the data.
+        allow_imports: whether code that the config names may be imported and called. Otherwise a
+            run directory is only data, and no code of its author runs.
 
     Raises:
-        UserError: neither is there, the data are not, the weights are damaged or do not fit, or
-            the config names code.
+        UserError: there is no such run or no data, the weights are damaged or do not fit, or the
+            config names code.
     """
     directory = directory_of(path)
     config = _config(directory, overrides, allow_imports)
@@ -99,10 +99,10 @@ def reopen(
 
 
 def directory_of(path: Path) -> RunDirectory:
-    """Return the run directory that is at ``path``, or that a checkpoint there is of.
+    """Return the run directory at ``path``, or the run directory of the checkpoint at ``path``.
 
     Raises:
-        UserError: it is neither.
+        UserError: ``path`` is neither.
     """
     directory = RunDirectory(path.parent.parent if path.parent.name == "checkpoints" else path)
     if not directory.config.is_file():
@@ -111,7 +111,7 @@ def directory_of(path: Path) -> RunDirectory:
 
 
 def largest_batch(config: Config) -> int:
-    """Return the largest batch that the phases of a config name."""
+    """Return the largest batch in the phases of a config."""
     sizes = [phase.size or config.batch.size for phase in config.batch.plan]
     return max(sizes or [config.batch.size])
 
@@ -120,7 +120,7 @@ def weights_at(path: Path, directory: RunDirectory) -> dict[str, Tensor]:
     """Return the weights and buffers of a run, or of one of its checkpoints, on the CPU.
 
     Raises:
-        UserError: there are none, or they are damaged.
+        UserError: there are no weights, or they are damaged.
     """
     if path == directory.path and directory.weights.exists():
         return checkpoint.load_weights(directory.weights)

@@ -1,4 +1,4 @@
-"""The passes of the last step once more, for instruments."""
+"""Repeat the passes of the last step, for instruments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from largebatch.train.step_times import StepTimes
 
 
 class Passes(Protocol):
-    """What a replay asks of the stepper."""
+    """The methods of the stepper that a replay needs."""
 
     engine: Engine
     device: torch.device
@@ -24,21 +24,21 @@ class Passes(Protocol):
     times: StepTimes
 
     def forward(self, share: Share, one: Pass, train: Forward | None) -> Any:
-        """Take a pass forward as in its step."""
+        """Run a forward pass as in its step."""
 
     def memory_of(self, rows: dict[int, Tensor]) -> AbstractContextManager[None]:
-        """Begin with memory as it was, and put back what there is."""
+        """Start a ``with`` block from stream memory ``rows``; restore the memory afterwards."""
 
     def frozen(self) -> AbstractContextManager[None]:
-        """Leave statistics and memory as they are."""
+        """Leave running statistics and stream memory unchanged inside a ``with`` block."""
 
 
 class StepReplay(Replay):
-    """Takes the passes that a stepper has kept of a step.
+    """Repeats the passes of a step that a stepper has kept.
 
     Args:
-        weight: of the whole step, which the loss is divided by.
-        memory: of streams, before the step.
+        weight: weight of the whole step, by which the loss is divided.
+        memory: stream memory before the step.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StepReplay(Replay):
         self.train = stepper.train
 
     def visit(self, forward: Forward) -> Tensor:
-        """Return this rank's sum of losses; engines hold the whole model meanwhile."""
+        """Return this rank's sum of losses; meanwhile a sharding engine gathers the whole model."""
         stepper = self._stepper
         total = torch.zeros((), dtype=torch.float64, device=stepper.device)
         with torch.no_grad(), stepper.engine.evaluating(), self._aside():
@@ -73,7 +73,7 @@ class StepReplay(Replay):
         return total / self._weight
 
     def gradient(self, forward: Forward | None = None, sides: Sequence[Side] = ()) -> list[Tensor]:
-        """Return the gradient of the mean loss, by passes as the engine makes them in a step."""
+        """Return the gradient of the mean loss, by the engine's passes as in a step."""
         stepper, engine = self._stepper, self._stepper.engine
         sides = sides or ((lambda: None, 1.0),)
         left = len(sides) * len(self._passes)

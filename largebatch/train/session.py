@@ -1,4 +1,4 @@
-"""One session of a run: it starts it, goes on with it, or finds it finished."""
+"""One session of a run: start the run, continue it, or find it finished."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ AGENTS_SECONDS = 5.0  # in which all agents hear of a new host
 
 
 class RanksFailed(RunFailure):
-    """Ranks that this process has started have failed, and have said why themselves."""
+    """Ranks started by this process have failed, and have printed the reason themselves."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"the ranks ended with exit code {code}; they have said why")
@@ -57,25 +57,26 @@ class RanksFailed(RunFailure):
 
 
 def run(config: Config, start: Path | None = None, stop: StopRequest | None = None) -> Outcome:
-    """Train as ``config`` says: start the run, go on with it, or find it finished.
+    """Train as ``config`` says: start the run, continue it, or find it finished.
 
-    It works alone, in ranks that a launcher has started (every rank calls it, and gets the same
-    outcome), and with ``config.run.nproc`` above 1, when it starts the ranks and returns after
-    them. The caller's signals are its own again afterwards.
+    There are three ways to call this function. In a single process it trains alone. In ranks
+    started by a launcher, every rank must call it and gets the same outcome. With
+    ``config.run.nproc`` above 1 it starts the ranks itself and returns after them. The caller's
+    signal handlers are restored afterwards.
 
     Args:
-        start: a checkpoint of another run to branch off from: its model, optimizer, averages and
-            sample, with seconds and records of its own (see :mod:`largebatch.train.branch`).
-        stop: whose :meth:`~StopRequest.ask` another thread may call to end the session in good
-            order; None: signals do (in the main thread). With ``run.nproc`` above 1 the call has
-            to come from the main thread.
+        start: checkpoint of another run to branch off from. The branch takes over model, optimizer,
+            averages and sample; times and records are its own (see :mod:`largebatch.train.branch`).
+        stop: another thread may call its :meth:`~StopRequest.ask` to end the session in good order.
+            None: signals end the session (in the main thread). With ``run.nproc`` above 1, ``run``
+            must be called from the main thread.
 
     Returns:
-        how far the run is; the same call goes on if it was stopped.
+        The outcome of the session. If the run was stopped, the same call continues it.
 
     Raises:
         UserError: bad input, or a ``start`` that does not fit.
-        RunFailure: the run could not go on; the last checkpoint stands.
+        RunFailure: the run could not continue; the last checkpoint is kept.
     """
     with signals_as_before(), _determinism_as_before():
         return perform(parse.checked(config), start, stop)
@@ -85,8 +86,8 @@ def train(arguments: Sequence[str]) -> int:
     """Run the command ``largebatch train``; return its exit code.
 
     Raises:
-        UserError: bad input, before any rank starts wherever it can be known then.
-        RunFailure: the run could not go on.
+        UserError: bad input, raised before any rank starts if possible.
+        RunFailure: the run could not continue.
     """
     section = asked(arguments)
     if section not in (None, "all"):
@@ -102,7 +103,7 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def perform(config: Config, start: Path | None = None, stop: StopRequest | None = None) -> Outcome:
-    """Do what :func:`run` says for a process that ends with it: signals stay as they are set."""
+    """Do the work of :func:`run` without restoring signal handlers, in a process that ends then."""
     if start is not None:
         given = replace(config.checkpoint, resume=UserPath(os.path.abspath(start)))
         config = replace(config, checkpoint=given)
@@ -175,10 +176,11 @@ def session(
     heartbeat: Heartbeat,
     around: Around | None = None,
 ) -> Outcome:
-    """Do a session's work on one of ranks that have found each other; every rank calls it.
+    """Do a session's work on one rank, once the ranks are connected; every rank must call this.
 
     Args:
-        start, stop: as :func:`run` has them. around: as :func:`build` has it.
+        start, stop: as for :func:`run`.
+        around: as for :func:`build`.
     """
     require_same(without(parse.flat(config), RANK_KEYS), world)
     path = Path(agreed(str(choose_directory(config)) if world.is_main else "", world))

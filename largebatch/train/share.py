@@ -1,4 +1,4 @@
-"""Who takes which samples of a step: whole ghost batches, in contiguous blocks (idea 2)."""
+"""Divide the samples of a step among ranks: whole ghost batches, in contiguous blocks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Part:
     """A rank's samples of one forward pass: ``start`` to ``stop`` of the step's order.
 
     Attributes:
-        first_ghost, ghosts: its first ghost's index in the step, and how many it holds; where
-            ranks hold a ghost together, this rank's part of one.
-        ghost_size: samples of each ghost but the last, which takes what is left.
-        idle: a pass that only keeps step with other ranks: neither its gradient nor its statistics
-            count, and other ranks have its samples.
+        first_ghost, ghosts: index of its first ghost in the step, and number of ghosts. If several
+            ranks hold a ghost together, the part holds this rank's share of one ghost.
+        ghost_size: samples of each ghost but the last, which takes the rest.
+        idle: whether the pass only keeps step with other ranks. Its gradient and statistics do not
+            count, and its samples belong to other ranks.
     """
 
     start: int
@@ -27,13 +27,13 @@ class Part:
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Samples of each ghost, in order."""
+        """Number of samples in each ghost, in order."""
         full = self.ghosts - 1
         return (*[self.ghost_size] * full, self.stop - self.start - full * self.ghost_size)
 
 
 def ghost_count(size: int, ghost_size: int, minimum: int = 1) -> int:
-    """Count the ghosts of ``size`` samples: torch.split's rule, a last one below ``minimum`` joins.
+    """Count the ghosts of ``size`` samples.
 
     >>> ghost_count(70, 32), ghost_count(65, 32), ghost_count(65, 32, minimum=2)
     (3, 3, 2)
@@ -53,11 +53,11 @@ def share(
 ) -> tuple[Part, ...]:
     """Return the forward passes of ``rank`` in a step of ``size`` samples.
 
-    Ghosts go to ranks in contiguous blocks as even as can be, the first ranks taking one more; with
-    fewer ghosts than ranks the last ranks have none.
+    Ghosts go to ranks in contiguous blocks of equal size, except that the first ranks may take one
+    more. With fewer ghosts than ranks the last ranks have none.
 
     Args:
-        ghost_size: samples of a ghost batch; 1 where no norm reads a batch.
+        ghost_size: samples of a ghost batch; 1 if no norm reads a batch.
         micro: samples of a forward pass, a multiple of ``ghost_size``; None for the whole share.
         minimum: samples a ghost needs to have statistics: 2 with a batch norm.
     """
@@ -75,11 +75,11 @@ def share(
 def share_over_ranks(
     size: int, ghost_size: int, span: int, rank: int, world_size: int, minimum: int = 1
 ) -> tuple[Part, ...]:
-    """Return the forward passes of ``rank`` where ``span`` adjacent ranks hold a ghost together.
+    """Return the forward passes of ``rank`` if ``span`` adjacent ranks hold a ghost together.
 
-    A group of ranks takes ghosts as one rank does in :func:`share`, one a pass, and its ranks take
-    contiguous parts of each as even as can be. All of them make the same passes: a part may be
-    empty, where a ghost has fewer samples than ranks.
+    A group of ranks takes ghosts as one rank does in :func:`share`, one ghost per pass. The ranks
+    of a group take contiguous parts of each ghost, as even as possible, and make the same passes. A
+    part may be empty if a ghost has fewer samples than ranks.
     """
     group, member = divmod(rank, span)
     passes = []
@@ -91,10 +91,10 @@ def share_over_ranks(
 
 
 def even_ghost_size(size: int, micro: int | None, span: int, world_size: int) -> int:
-    """Return the samples of a ghost where no size is set: what ``span`` ranks hold in a forward.
+    """Return the size of a ghost if none is set: all samples of ``span`` ranks in a forward pass.
 
     Args:
-        micro: most samples of a rank and forward pass; None for the whole share.
+        micro: largest number of samples of a rank in a forward pass; None for the whole share.
 
     >>> even_ghost_size(100, None, 2, 4), even_ghost_size(100, 10, 2, 4)
     (50, 17)
@@ -112,7 +112,7 @@ def _part(total: int, index: int, parts: int) -> tuple[int, int]:
 
 
 def in_step(passes: tuple[Part, ...], count: int, minimum: int) -> tuple[Part, ...]:
-    """Return ``passes``, with idle ones of ``minimum`` samples before them to make ``count``.
+    """Return ``passes``, preceded by idle passes of ``minimum`` samples to make ``count`` in all.
 
     For engines whose ranks exchange messages in every pass.
     """

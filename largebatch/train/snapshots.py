@@ -1,4 +1,4 @@
-"""Snapshot ensembles: the weights at the end of each cosine cycle vote together.
+"""Snapshot ensembles: average the predictions of the weights at the end of each cosine cycle.
 
 Huang et al. 2017, "Snapshot ensembles: train 1, get M for free": the softmax outputs of the last
 members are averaged.
@@ -22,10 +22,11 @@ from largebatch.train.evaluate import Evaluator, evaluating
 
 
 class Snapshots(Instrument):
-    """Keeps a copy of the weights and buffers for every cycle that ended.
+    """Keeps a copy of the weights and buffers at the end of every cycle.
 
     Attributes:
-        members: floating parameters and (merged) running statistics, by name.
+        members: one dict per cycle: floating-point parameters and (merged) running statistics, by
+            name.
 
     Args:
         ends: samples at which the cycles end.
@@ -39,11 +40,11 @@ class Snapshots(Instrument):
         self.members: list[dict[str, Tensor]] = []
 
     def due(self, step: Step, number: int) -> bool:
-        """Whether a step finishes a cycle."""
+        """Return whether a step finishes a cycle."""
         return any(step.start < cycle_end <= step.end for cycle_end in self.ends)
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Take in a member; there is no figure."""
+        """Add a member; returns no figure."""
         state = {**self._model.state_dict(), **merged_running_stats(self._model)}
         self.members.append({n: t.detach().clone() for n, t in _floating(state).items()})
         return {}
@@ -80,7 +81,7 @@ class Snapshots(Instrument):
                 raise ValueError(f"member {number}: {error}") from None
 
     def load(self, state: Any) -> None:
-        """Go on with these members."""
+        """Restore the members."""
         device = next(self._model.parameters()).device
         self.members = [{n: t.to(device) for n, t in member.items()} for member in state]
 

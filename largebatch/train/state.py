@@ -1,4 +1,4 @@
-"""Everything a run needs to continue, gathered into one nested dict and put back."""
+"""Gather everything that a run needs to continue into one nested dict, and restore it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ REQUIRED = ("position", "model", "optimizer", "scaler", "ranks")
 
 
 class RunState:
-    """Names the parts of a run that change while it goes on.
+    """The parts of a run that change during training.
 
-    The states of instruments lie under their names: beside the other parts where the run's results
-    hang on them (``average``, ``snapshots``), else in ``instruments``. Random numbers are no part:
-    order, augmentation and dropout are functions of the seed and of the samples seen.
+    The states of instruments are stored by name. If the run's results depend on an instrument
+    (``average``, ``snapshots``), its state lies beside the other parts, otherwise in
+    ``instruments``. Random generators are not part of the state: order, augmentation and dropout
+    are functions of the seed and of the samples seen.
     """
 
     def __init__(
@@ -32,10 +33,10 @@ class RunState:
         self.panel, self.world, self.streams = panel, world, streams
 
     def capture(self, position: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the whole state on rank 0, None on the others; every rank must call it.
+        """Return the whole state on rank 0, None on other ranks; every rank must call this.
 
         Args:
-            position: samples seen, steps taken and what else the trainer counts.
+            position: samples seen, steps taken and the trainer's other counters.
         """
         merged = merged_running_stats(self.model)
         kept = [(instrument, instrument.state()) for instrument in self.panel]
@@ -54,17 +55,17 @@ class RunState:
         return state if self.world.is_main else None
 
     def restore(self, state: dict[str, Any], fresh: dict[str, Any], total: int) -> dict[str, Any]:
-        """Put ``state`` back on every rank and return its position.
+        """Restore ``state`` on every rank and return its position.
 
-        On as many ranks as the state was captured from, each rank gets its own part of the running
-        statistics back bit by bit; on another number all start from the merged ones.
+        On the same number of ranks as at the save, each rank gets its own part of the running
+        statistics back bit by bit. On another number, all ranks start from the merged statistics.
 
         Args:
-            fresh: the position of a new run; what the state's lacks is taken from it.
-            total: samples of the run.
+            fresh: the position of a new run, for entries that the saved position lacks.
+            total: samples in the run.
 
         Raises:
-            UserError: the state is not that of such a run; nothing was put back.
+            UserError: the state does not fit this run; nothing has been restored then.
         """
         for part in REQUIRED:
             if part not in state:

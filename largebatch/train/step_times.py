@@ -1,4 +1,4 @@
-"""Where the time of a step goes: waiting for data, computing, waiting for others, updating."""
+"""Measure the parts of a step's time: waiting for data, computing, communicating, updating."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Marks = list[tuple[str, Any]]
 
 
 class StepTimes:
-    """Marks where a step enters a phase; the difference of two marks is the phase's time.
+    """Marks when a step enters each phase; a phase's time is the difference of two marks.
 
-    On a CPU the marks are of the clock. On a GPU they are events of the stream, so that ``data``
-    and ``communication`` count only what no computation has hidden.
+    On a CPU the marks are clock times. On a GPU they are stream events, so that ``data`` and
+    ``communication`` count only time that no computation hides.
 
     Args:
-        activity: told each phase, so that other ranks can read what this one is doing.
+        activity: called with each phase, so that other ranks can read what this rank is doing.
     """
 
     def __init__(self, device: torch.device, activity: Activity | None = None) -> None:
@@ -35,12 +35,12 @@ class StepTimes:
         self.steps = 0
 
     def begin(self) -> None:
-        """Begin a step in ``compute``; the marks of one that was given up are forgotten."""
+        """Begin a step in phase ``compute``; marks of an abandoned step are dropped."""
         self._marks = []
         self.enter("compute")
 
     def enter(self, phase: str) -> None:
-        """End the phase before and begin this one; a name that is no phase ends the step."""
+        """End the previous phase and begin this one; a name that is not a phase ends the step."""
         mark: Any
         if self._events:
             mark = torch.cuda.Event(enable_timing=True)
@@ -52,7 +52,7 @@ class StepTimes:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Count nothing of what a block does: it is no part of the run's steps."""
+        """Exclude the time of a ``with`` block, which is not part of the run's steps."""
         marks, doing = self._marks, self.activity.doing
         self._marks = []
         try:
@@ -66,7 +66,7 @@ class StepTimes:
         return marks
 
     def seconds(self, marks: Marks) -> dict[str, float]:
-        """Return ``data_seconds``, ``compute_seconds``, ... of one step, which has to be over."""
+        """Return ``data_seconds``, ``compute_seconds``, ... of one step, which must be over."""
         spent = dict.fromkeys(PHASES, 0.0)
         for (phase, begin), (_, end) in pairwise(marks):
             spent[phase] += begin.elapsed_time(end) / 1e3 if self._events else end - begin

@@ -40,22 +40,22 @@ class Stepper:
 
     Args:
         clip: clips the gradients.
-        sam: takes every step from the gradient at perturbed weights; its micro-batches are held in
-            memory for their second pass.
-        seed: with the step's start, the rank and the micro-batch it seeds the device's generator,
-            so that dropout needs no state in a checkpoint.
-        leaves_out: whether samples may be left out that cannot be read, so that only the batches
-            know a step's weight.
-        ranks: process group whose ranks hold a ghost together; None: a ghost is one rank's.
-        half_life: of the norms' running statistics, in samples; None: they have a momentum.
-        coupling: works out losses that tie the samples of a step together; its passes are held in
-            memory.
+        sam: the SAM wrapper, which takes every step from the gradient at perturbed weights. A
+            step's micro-batches are then kept in memory for the second pass.
+        seed: seeds the device's generator, together with the step's start, the rank and the
+            micro-batch. So dropout needs no state in a checkpoint.
+        leaves_out: whether unreadable samples may be left out, so that a step's weight is known
+            only from its batches.
+        ranks: process group whose ranks hold a ghost together; None: each ghost is on one rank.
+        half_life: half-life of the norms' running statistics, in samples; None: momentum is used.
+        coupling: computes losses that tie the samples of a step together; a step's passes are then
+            kept in memory.
 
     Attributes:
-        clip_factor: of the last step, if gradients are clipped by their norm.
-        own_sums: of the last step, this rank's part of what :meth:`run` returns.
-        batch: of the last pass, for who watches, until the step's update.
-        replay: takes the last step's passes once more, for who watches and asked for it.
+        clip_factor: clip factor of the last step, if gradients are clipped by their norm.
+        own_sums: this rank's part of the sums that :meth:`run` returned for the last step.
+        batch: batch of the last pass, for instruments, until the step's update.
+        replay: repeats the last step's passes, for instruments that asked for it.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Stepper:
     def run(self, share: Share, stop: bool, watch: Watch | None = None) -> Tensor:
         """Take a step; return the float64 sums of all ranks ``[loss, figures..., weight, stop]``.
 
-        The last of them counts the ranks that were asked to stop, so all of them learn it in the
-        same step without a message of its own.
+        ``stop`` counts the ranks that were asked to stop. So all ranks learn of a request in the
+        same step, without a separate message.
 
         Args:
-            watch: called with ``gradients`` when the passes that the step is taken along are over,
-                and with ``exchanged`` before the update.
+            watch: called with ``gradients`` after the passes that give the step's gradient, and
+                with ``exchanged`` before the update.
         """
         self.times.begin()
         self._memory, self.replay = self._rows(), None
@@ -198,7 +198,7 @@ class Stepper:
         return sums, work
 
     def forward(self, share: Share, one: Pass, train: Forward | None = None) -> Any:
-        """Take a pass of a step forward, by ``train`` in place of the task's own."""
+        """Run a forward pass of a step, with ``train`` in place of the task's own function."""
         part = one.part
         self._generator.manual_seed(key(self.seed, DROPOUT, share.step.start, part.start))
         step = share.step.start
@@ -207,7 +207,7 @@ class Stepper:
 
     @contextmanager
     def memory_of(self, rows: dict[int, Tensor]) -> Iterator[None]:
-        """Let a block begin with memory as it was, and put back what there is."""
+        """Start a ``with`` block from stream memory ``rows``; restore the memory afterwards."""
         after = self._rows()
         self._remember(rows)
         try:
@@ -217,7 +217,7 @@ class Stepper:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Let a pass that is none of the run's leave statistics and memory as they were."""
+        """Leave running statistics and stream memory unchanged inside a ``with`` block."""
         with frozen_statistics(self.model), self.task.undisturbed():
             yield
 
@@ -227,7 +227,7 @@ class Stepper:
         return sums, self.engine.sum(sums)
 
     def retry(self) -> None:
-        """Drop what a step that ran out of memory has left behind."""
+        """Clean up after a step that ran out of memory."""
         discard_step(self.model)
         self._remember(self._memory)
         self.engine.begin()

@@ -1,7 +1,8 @@
-"""The memory of streams: gathered from the ranks that read them, handed to those that will.
+"""Save and restore the memory of streams (such as recurrent state) on any number of ranks.
 
-A rank reads the same streams in every step, since each step takes one window of each stream in
-their order. Another number of ranks shares them out otherwise, so checkpoints hold all of them.
+Each step takes one window of each stream in order, so a rank reads the same streams in every step.
+Another number of ranks divides the streams differently. So checkpoints hold the memory of all
+streams.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from largebatch.train.feed import Feed
 
 
 class StreamMemory:
-    """What the streams of a run remember, over all ranks.
+    """The memory of a run's streams, over all ranks.
 
     Args:
         carry: this rank's memory.
-        feed: says which streams this rank reads.
+        feed: tells which streams this rank reads.
     """
 
     def __init__(self, carry: Carry, feed: Feed, world: World, device: torch.device) -> None:
@@ -34,9 +35,9 @@ class StreamMemory:
         self._own = [stream for part in parts for stream in range(part.start, part.stop)]
 
     def capture(self) -> dict[str, Any] | None:
-        """Return the memory of all streams: their numbers and one row each; None if there is none.
+        """Return the memory of all streams: numbers and one row each; None without memory.
 
-        Every rank must call it.
+        Every rank must call this.
         """
         known = self._carry.rows()
         own = {stream: known[stream] for stream in self._own if stream in known}
@@ -56,10 +57,10 @@ class StreamMemory:
         return {"streams": streams, "rows": rows}
 
     def restore(self, state: Any) -> None:
-        """Go on with what :meth:`capture` returned, on any number of ranks.
+        """Restore a result of :meth:`capture`, on any number of ranks.
 
         Raises:
-            UserError: it is something else.
+            UserError: the state has another form.
         """
         if state is None:
             return

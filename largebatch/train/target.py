@@ -1,4 +1,4 @@
-"""The end of a run that is as good as it is to be."""
+"""End a run once a validation figure reaches its target."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Target(Instrument):
     """Ends the run at the first evaluation whose figure is as good as ``run.target`` says.
 
     Args:
-        figure: of a validation line, such as ``loss`` or ``ema_loss``.
-        value: to be reached.
+        figure: name of a figure in a validation line, such as ``loss`` or ``ema_loss``.
+        value: value to reach.
     """
 
     name = "target"
@@ -29,10 +29,10 @@ class Target(Instrument):
         self._known = task.known(figure)
 
     def measure(self, at: Moment) -> Mapping[str, Tensor]:
-        """Look at an evaluation.
+        """Check an evaluation against the target.
 
         Raises:
-            UserError: it has no such figure.
+            UserError: the evaluation has no such figure.
         """
         record, name = at.record, self._figure
         if record["split"] != "val":

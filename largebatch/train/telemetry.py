@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl: what they hold, and when they are worth their cost."""
+"""Write the lines of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ HELD_SECONDS = 0.25  # train lines are written together this often: formatting o
 class Telemetry:
     """Writes the lines of a run; silent until :meth:`open`, and on all ranks but 0.
 
-    A line's split says what it is of: ``train`` of a step; ``val`` of an evaluation on the
-    validation set; ``also`` of an evaluation from ``evaluate.also`` where that set is not due;
-    ``probes`` of what probes found at a step that has no train line; ``hardware`` of a rank.
+    A line's ``split`` tells its kind. ``train``: a step. ``val``: an evaluation on the validation
+    set. ``also``: an evaluation from ``evaluate.also`` at a time without a validation. ``probes``:
+    figures of probes at a step without a train line. ``hardware``: the hardware of a rank.
 
     Args:
         task: turns sums into figures.
@@ -34,8 +34,9 @@ class Telemetry:
         shown: whether this rank writes.
 
     Attributes:
-        watts: that all ranks' GPUs draw, None where that is not known.
-        train_seconds, train_samples: of the session, without evaluations.
+        watts: power of all ranks' GPUs together; None if not known.
+        train_seconds, train_samples: seconds and samples of training in the session, without
+            evaluations.
     """
 
     def __init__(self, task: Task[Any], every: Duration, clock: Clock, shown: bool = True) -> None:
@@ -53,11 +54,11 @@ class Telemetry:
         self.train_samples = 0
 
     def open(self, writers: Writers, progress: Progress | None = None) -> None:
-        """Begin a session: say where lines go from here on.
+        """Begin a session: set the destinations of lines from now on.
 
         Args:
-            writers: the metrics first.
-            progress: what a person sees; None: nothing.
+            writers: destinations of lines; the metrics file is first.
+            progress: display for the user; None: none.
         """
         self._writers = writers
         if progress is not None:
@@ -65,17 +66,17 @@ class Telemetry:
         self._last_time = time.perf_counter()
 
     def due(self, step: Step, number: int) -> bool:
-        """Whether a step gets a train line from this rank."""
+        """Return whether a step gets a train line from this rank."""
         return self._shown and self._every.due(step, number)
 
     def train(
         self, step: Step, number: int, sums: list[float], extra: dict[str, Any], now: float
     ) -> None:
-        """Take the train line of a step; it is written with others a moment later.
+        """Queue the train line of a step; lines are written together a moment later.
 
         Args:
             sums: loss sum, sums of the figures and weight over all ranks, in this order.
-            now: when the step was taken, by ``time.perf_counter``.
+            now: time of the step, by ``time.perf_counter``.
         """
         self._held.append((step, number, sums, extra, now))
         if now - self._written > HELD_SECONDS:
@@ -83,7 +84,7 @@ class Telemetry:
             self._written = now
 
     def flush(self) -> None:
-        """Write the train lines that are held back."""
+        """Write the queued train lines."""
         held, self._held = self._held, []
         for line in held:
             self._train(*line)
@@ -109,7 +110,7 @@ class Telemetry:
             self._progress.train(record)
 
     def place(self, split: str, samples: int, number: int) -> dict[str, Any]:
-        """Return what every line begins with: its split, and where in the run it is."""
+        """Return the begin of every line: its split and its position in the run."""
         epoch = round(samples / self._clock.epoch_samples, 6)
         return {"split": split, "samples": samples, "step": number, "epoch": epoch}
 
@@ -122,13 +123,13 @@ class Telemetry:
         self._last_time = time.perf_counter()
 
     def line(self, split: str, samples: int, number: int, values: Mapping[str, Any]) -> None:
-        """Write a line of another kind, after those held back."""
+        """Write a line of another kind, after the queued lines."""
         if self._shown:
             self.flush()
             self._write({**self.place(split, samples, number), **values})
 
     def sync(self) -> None:
-        """Put the lines on disk: a checkpoint counts on those before it."""
+        """Sync the lines to disk; needed before a checkpoint is saved."""
         self.flush()
         if self._writers:
             self._writers[0].sync()

@@ -1,4 +1,4 @@
-"""`largebatch init`: a config to start from, every key with what it means beside it."""
+"""The command `largebatch init`: write a config to start from, with a comment on every key."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def init(task: str | None, arguments: Sequence[str], output: Path) -> None:
     """Write a commented config.
 
     Args:
-        task: the task it is for, as ``task.name``; None: the default.
-        arguments: options of ``largebatch train``, which are set in it.
-        output: the file.
+        task: name of the task, as in ``task.name``; None: the default task.
+        arguments: options of ``largebatch train`` to set in the config.
+        output: path of the file to write.
 
     Raises:
         UserError: a key is unknown or wrong, keys contradict each other, the file is there already
@@ -45,7 +45,7 @@ def init(task: str | None, arguments: Sequence[str], output: Path) -> None:
 
 
 def commented(config: Config, name: str = "config.yaml") -> str:
-    """Return ``config`` as YAML with every key, those that say nothing new switched off."""
+    """Return ``config`` as YAML with every key; keys at their defaults are commented out."""
     table, values = key_table(type(config.task)), flat(config)
     about = section_texts(type(config.task))
     parts = [HEAD.format(file=name)]

@@ -1,4 +1,4 @@
-"""One run from its first sample to its summary; it can stop after any step and go on later."""
+"""The training loop of a run, which can stop after any step and continue later."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from largebatch.train.telemetry import Telemetry, Writers
 
 
 class Trainer:
-    """Trains what :func:`~largebatch.train.build.build` made.
+    """Trains the parts made by :func:`~largebatch.train.build.build`.
 
     Args:
-        directory: where results go; only rank 0 writes.
-        stop: set by a signal; the ranks agree on the step after which they stop.
-        heartbeat: of this rank; it carries the readings of its hardware to rank 0.
+        directory: directory for results; only rank 0 writes.
+        stop: request to stop, set by a signal; the ranks agree on the step after which they stop.
+        heartbeat: this rank's heartbeat, which carries hardware readings to rank 0.
 
     Raises:
-        UserError: a probe or an evaluation that the config names cannot be had.
+        UserError: a probe or an evaluation in the config is not possible for this run.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Trainer:
         """Continue from a checkpoint's state.
 
         Raises:
-            UserError: it does not fit, or holds what is not finite.
+            UserError: the state does not fit, or holds a value that is not finite.
         """
         total = self.schedule.total_samples
         self.position = Position(**self.state.restore(state, vars(self.position), total))
@@ -81,14 +81,14 @@ class Trainer:
         self._named.passed = self.position.samples
 
     def run(self, writers: Writers = ()) -> bool:
-        """Train to the end and return True, or False if a signal stopped the run before.
+        """Train to the end and return True; return False if a signal stopped the run.
 
         Args:
-            writers: of the metrics, on rank 0 only.
+            writers: destinations of metrics lines, on rank 0 only.
 
         Raises:
-            RunFailure: a checkpoint cannot be written, memory ran out at the smallest batch, or
-                loss, gradients or weights are not finite, see :class:`NonFinite`.
+            RunFailure: a checkpoint cannot be written; memory ran out with the smallest forward
+                pass; or loss, gradients or weights are not finite, see :class:`NonFinite`.
         """
         since = time.monotonic() - self.position.seconds
         position, total, main = self.position, self.schedule.total_samples, self.world.is_main

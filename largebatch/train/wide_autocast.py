@@ -1,8 +1,8 @@
-"""bfloat16 on a processor without its arithmetic: products of bfloat16 values, in float32.
+"""bfloat16 autocast for processors without bfloat16 arithmetic, computed in float32.
 
-There torch emulates a bfloat16 convolution, at a third of float32's speed. Arithmetic for bfloat16
-multiplies exactly and adds in float32; float32 on operands rounded to bfloat16 does the same, and
-results and gradients are rounded where autocast rounds them.
+On such processors torch emulates a bfloat16 convolution, at a third of float32's speed. bfloat16
+arithmetic multiplies exactly and adds in float32. float32 arithmetic on operands rounded to
+bfloat16 does the same. Results and gradients are rounded where autocast rounds them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def is_emulated() -> bool:
 
 
 class WideAutocast(TorchFunctionMode):
-    """Autocast to bfloat16 on a CPU, in which products of tensors take the way above."""
+    """Autocast to bfloat16 on a CPU, with products of tensors computed as described above."""
 
     def __init__(self) -> None:
         super().__init__()

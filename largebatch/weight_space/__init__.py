@@ -1,7 +1,7 @@
 """The loss as a function of the weights: directions, paths between networks, smoothing.
 
-Weights are mappings of names, as in ``state_dict``, to tensors. What judges them is a function from
-weights to a number, so that data, ranks and precision are the caller's.
+Weights are mappings from names, as in ``state_dict``, to tensors. A loss is a function from weights
+to a number, so that the caller decides about data, ranks and precision.
 """
 
 from __future__ import annotations

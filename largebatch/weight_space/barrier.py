@@ -1,4 +1,4 @@
-"""How far the loss rises between two networks."""
+"""The loss barrier between two networks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 def loss_barrier(places: Sequence[float], losses: Sequence[float]) -> float:
     """Return the largest excess of the loss over the line between the losses of the ends.
 
-    ``max_t L(w(t)) - ((1 - t) L(w(0)) + t L(w(1)))``, over the places given: at least 0, since the
-    ends are among them (Frankle et al. 2020, "Linear mode connectivity", section 2; Entezari et al.
-    2022, definition 2.2).
+    The result is ``max_t L(w(t)) - ((1 - t) L(w(0)) + t L(w(1)))`` over the given places. It is at
+    least 0, since the ends are among the places (Frankle et al. 2020, "Linear mode connectivity",
+    section 2; Entezari et al. 2022, definition 2.2).
 
     Args:
-        places: in [0, 1], with 0 and 1 among them. losses: at each.
+        places: places in [0, 1], with 0 and 1 among them.
+        losses: loss at each place.
 
     Raises:
         ValueError: an end is missing.

@@ -1,7 +1,7 @@
-"""A path that is trained: the expected loss along it is descended, its ends stay.
+"""Trained paths: minimise the expected loss along a path between two fixed networks.
 
-Garipov et al. 2018 (arXiv:1802.10026), section 3, algorithm 1: a place t is drawn uniformly for
-every step, and the bends between the ends get the gradient of the loss there.
+Garipov et al. 2018 (arXiv:1802.10026), section 3, algorithm 1. For every step a place t is drawn
+uniformly, and the bends between the ends get the gradient of the loss at this place.
 """
 
 from __future__ import annotations
@@ -26,33 +26,34 @@ CURVE = 0x43757276  # separates the stream of places from the run's others
 
 
 def curve_place(seed: int, step: int) -> float:
-    """Return the place in [0, 1) at which a step is taken: a function of its arguments alone."""
+    """Return the place in [0, 1) of a step, a function of seed and step only."""
     return float((key(seed, CURVE, step) >> 11) * 2.0**-53)
 
 
 class Curve(nn.Module):
     """A network whose weights lie on a path, and move with the bends between its fixed ends.
 
-    It is called as the network is. Inside a step of a run (``largebatch.nn.ghost_place`` says where
-    it begins) a forward pass in training draws the place from seed and step, the same on all ranks
-    and in all passes of it; else it is at :attr:`at`.
+    A curve is called like the network. Inside a step of a run (identified by
+    ``largebatch.nn.ghost_place``), a forward pass in training draws the place from seed and step.
+    The place is the same on all ranks and in all passes of the step. Otherwise the place is
+    :attr:`at`.
 
-    In evaluation batch norms normalise by the batch as well (by ghosts, where they have those): the
-    running statistics are those of many places, and of none.
+    Batch norms normalise by the batch (or by ghosts) in evaluation too, because running statistics
+    would mix many places.
 
-    The bends begin on the line between the ends, at equal distances. All of them are real copies of
-    the network, so that optimizers find the kinds of layers that they look for.
+    The bends begin on the line between the ends, at equal distances. All are full copies of the
+    network, so that optimizers recognise the kinds of layers.
 
     Attributes:
         at: the place, in [0, 1].
-        bends: the networks, of which the first and the last take no gradient.
+        bends: the networks; the first and the last take no gradient.
 
     Args:
-        model: of the architecture; its norms' settings are the curve's.
-        start, end: its weights at the ends, as :func:`weights_of` returns them.
-        coefficients: of the kind of path.
-        bends: networks that the path is made of, its ends among them: three in the paper.
-        seed: of the places.
+        model: a network of the architecture; the curve takes over its norms' settings.
+        start, end: weights at the ends, as :func:`weights_of` returns them.
+        coefficients: the kind of path, see :class:`WeightPath`.
+        bends: number of networks that the path is made of, its ends included; three in the paper.
+        seed: seed of the places.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Curve(nn.Module):
         self._left_out = set(norm_statistics(model))
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
-        """Return what the network returns with the weights of the place."""
+        """Return the network's output with the weights of the place."""
         place = current_place()
         t = self.at
         if self.training and place is not None and place.step is not None:
@@ -91,7 +92,7 @@ class Curve(nn.Module):
             return functional_call(runner, tensors, arguments, named)
 
     def path(self) -> WeightPath:
-        """Return the path as it is now: a copy."""
+        """Return a copy of the present path."""
         return WeightPath([weights_of(bend) for bend in self.bends], self.coefficients)
 
     def _tensors(self, bend: nn.Module) -> dict[str, Tensor]:
@@ -142,12 +143,12 @@ def train_curve(
     optimizer: torch.optim.Optimizer,
     rate: Callable[[int], float] | None = None,
 ) -> WeightPath:
-    """Train a curve by itself, a batch a step, and return the path: for networks without a run.
+    """Train a curve outside of a run, one batch per step; return the path.
 
     Args:
-        loss: the mean loss of a batch, 0-d, of the network that the curve stands for.
-        optimizer: over the curve's parameters.
-        rate: of a step's number, from 0; None: the optimizer's own.
+        loss: returns the mean loss of a batch, 0-d, for the curve called as a network.
+        optimizer: optimizer of the curve's parameters.
+        rate: learning rate as a function of the step's number, from 0; None: the optimizer's own.
     """
     for number, batch in enumerate(batches):
         curve.at = curve_place(curve.seed, number)

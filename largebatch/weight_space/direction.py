@@ -1,9 +1,9 @@
-"""Random directions whose filters are as long as the network's own.
+"""Filter-normalised random directions: each filter has the norm of the network's filter.
 
 Li, Xu, Taylor, Studer and Goldstein 2018, "Visualizing the loss landscape of neural nets"
 (arXiv:1712.09913), section 4: ``d_ij <- d_ij |w_ij| / |d_ij|``, filter j of layer i by filter. A
-ReLU network whose layer is multiplied by c and the next divided by it is the same function, and so
-is its picture; along plain Gaussian directions it is not.
+ReLU network with one layer multiplied by c and the next divided by c computes the same function.
+Along such directions its picture is the same too; along plain Gaussian directions it is not.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ OneDimensional: TypeAlias = Literal["zero", "weights"]
 def filter_normalized_direction(
     model: nn.Module, generator: torch.Generator, one_dimensional: OneDimensional = "zero"
 ) -> dict[str, Tensor]:
-    """Return a Gaussian direction over the parameters that are trained, filter by filter as long.
+    """Return a Gaussian direction over the trained parameters, normalised filter by filter.
 
     Args:
-        generator: on the CPU; what is drawn depends on it alone, and not on device or type.
-        one_dimensional: biases and the parameters of norms stay as they are (``zero``, as in the
-            figures of the paper), or the direction is the weights themselves there (``weights``,
-            the authors' other choice).
+        generator: generator on the CPU; the draws depend only on it, not on device or type.
+        one_dimensional: direction of biases and of the parameters of norms. ``zero``: they do not
+            move, as in the figures of the paper. ``weights``: the weights themselves, the authors'
+            other choice.
     """
     own = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     drawn = {
@@ -45,8 +45,8 @@ def normalize_filters(
 ) -> dict[str, Tensor]:
     """Return a direction whose filters have the lengths of those of ``weights``.
 
-    A filter is a slice along the first dimension: what one channel or unit of the output is
-    computed by. One of length 0 stays 0.
+    A filter is a slice along the first dimension: the weights of one output channel or unit. A
+    filter of length 0 remains 0.
     """
     found = {}
     for name, along in direction.items():

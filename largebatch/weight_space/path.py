@@ -2,8 +2,8 @@
 
 Garipov, Izmailov, Podoprikhin, Vetrov and Wilson 2018, "Loss surfaces, mode connectivity, and fast
 ensembling of DNNs" (arXiv:1802.10026), section 3: a path is a combination of a few networks, its
-bends, by coefficients that depend on the place t in [0, 1]; the first bend is at t = 0, the last at
-t = 1.
+bends. The coefficients depend on the place t in [0, 1]. The first bend is at t = 0, the last at t =
+1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Coefficients: TypeAlias = Callable[[int, float], list[float]]
 
 
 def polychain(bends: int, t: float) -> list[float]:
-    """Return the coefficients of a chain of lines from bend to bend; of two, of a line.
+    """Return the coefficients of a chain of lines from bend to bend; two bends make a line.
 
     >>> polychain(3, 0.75)
     [0.0, 0.5, 0.5]
@@ -32,7 +32,7 @@ def polychain(bends: int, t: float) -> list[float]:
 
 
 def bezier(bends: int, t: float) -> list[float]:
-    """Return the coefficients of a Bezier curve: of three, (1 - t)^2, 2 t (1 - t), t^2.
+    """Return the coefficients of a Bezier curve; for three bends (1 - t)^2, 2 t (1 - t), t^2.
 
     >>> bezier(3, 0.5)
     [0.25, 0.5, 0.25]
@@ -54,7 +54,7 @@ class WeightPath:
     """A path through given bends.
 
     Args:
-        bends: two networks of the same names and shapes, or more.
+        bends: two or more networks with the same names and shapes.
         coefficients: :func:`polychain` or :func:`bezier`.
     """
 

@@ -14,7 +14,7 @@ from largebatch.weight_space.weights import Loss, Weights, moved
 
 @dataclass(frozen=True)
 class Smoothed:
-    """A smoothed loss, and its standard error over the draws (infinite of one)."""
+    """A smoothed loss, and its standard error over the draws (infinite for one draw)."""
 
     value: float
     error: float
@@ -39,17 +39,17 @@ def smoothed_loss(
 ) -> Smoothed:
     """Return the loss convolved with a Gaussian: ``f^-1(mean over noise n of f(L(w + width n)))``.
 
-    With f the identity the mean, which of a quadratic is the quadratic itself plus half of
-    ``width^2 tr H``. With ``f = exp(-L / T)`` the local entropy of Chaudhari et al. 2017,
-    "Entropy-SGD", section 3, to which wide valleys count more. Every draw is taken on both sides
-    (antithetic), so that odd terms cancel exactly; with the same draws at every centre, differences
-    between centres have no noise of a quadratic.
+    With f the identity this is the mean. For a quadratic the mean is the quadratic itself plus half
+    of ``width^2 tr H``. With ``f = exp(-L / T)`` the result is the local entropy of Chaudhari et
+    al. 2017, "Entropy-SGD", section 3, which gives wide valleys more weight. Every draw is used
+    with both signs (antithetic), so that odd terms cancel exactly. With the same draws at every
+    centre, differences between centres of a quadratic have no noise.
 
     Args:
-        width: standard deviation, as a multiple of the noise; at 0 the loss itself.
-        draws: pairs of noise.
-        noise: of a draw's number, such as ``lambda k: gaussian_noise(weights, seed + k)``; other
-            shapes of the Gaussian, such as filter-normalised noise, are the caller's.
+        width: standard deviation, as a multiple of the noise; 0 gives the loss itself.
+        draws: number of pairs of noise.
+        noise: function of a draw's number, such as ``lambda k: gaussian_noise(weights, seed + k)``.
+            The caller may give other shapes of noise, such as filter-normalised noise.
         temperature: T; None: f is the identity.
     """
     if width == 0.0:

@@ -1,4 +1,4 @@
-"""Statistics of batch norms at weights that no training has been at."""
+"""Recompute the running statistics of batch norms at weights outside of any training."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ SET = {"training": True, "momentum": None, "running": "sequential", "over_ranks"
 def recompute_statistics(
     model: nn.Module, batches: Iterable[B], forward: Callable[[nn.Module, B], object]
 ) -> dict[str, Tensor]:
-    """Return the running statistics that a model's batch norms would have at its weights as now.
+    """Return the running statistics that fit a model's present weights.
 
-    The mean over batches (over ghosts, where norms have those) of each one's statistics, as
-    ``torch.optim.swa_utils.update_bn`` takes it (Izmailov et al. 2018; Garipov et al. 2018, section
-    3.3, for curves). All else of the model is as in evaluation; the model is as before afterwards.
+    The result is the mean of the statistics over batches (or over ghosts), as in
+    ``torch.optim.swa_utils.update_bn`` (Izmailov et al. 2018; Garipov et al. 2018, section 3.3, for
+    curves). All other modules are in evaluation mode. The model is restored afterwards.
 
     Args:
-        batches: of this rank: together the ranks have each once. All of them must call it.
+        batches: this rank's batches; together the ranks have each batch once. Every rank must call
+            this.
         forward: calls the model with a batch.
 
     Returns:
-        ``running_mean`` and ``running_var`` by their names in ``state_dict``; nothing of a model
+        ``running_mean`` and ``running_var`` by their names in ``state_dict``; empty for a model
         without batch norm.
     """
     norms = {

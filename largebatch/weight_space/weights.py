@@ -1,4 +1,4 @@
-"""Weights by name, and the statistics that norms keep beside them."""
+"""Get a model's weights and running statistics by name, and move weights along directions."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def norm_statistics(model: nn.Module) -> list[str]:
 
 
 def weights_of(model: nn.Module, statistics: bool = False) -> dict[str, Tensor]:
-    """Return copies of what of a model can be moved: parameters, and buffers of real numbers.
+    """Return copies of a model's movable tensors: parameters, and floating-point buffers.
 
-    Buffers are among them since a network may have weights that are not trained, such as a fixed
+    Buffers are included since a network may have weights that are not trained, such as a fixed
     classifier.
 
     Args:
-        statistics: whether the running statistics of norms are among them.
+        statistics: whether to include the running statistics of norms.
     """
     left_out = set() if statistics else set(norm_statistics(model))
     persistent = model.state_dict().keys()
@@ -48,10 +48,10 @@ def weights_of(model: nn.Module, statistics: bool = False) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def moved(weights: Weights, *steps: tuple[Weights, float]) -> dict[str, Tensor]:
-    """Return weights plus multiples of directions; what a direction does not name stays.
+    """Return weights plus multiples of directions; tensors that a direction does not name stay.
 
     Args:
-        steps: a direction and its multiple each.
+        steps: pairs of a direction and its multiple.
     """
     found = dict(weights)
     for direction, multiple in steps:
