@@ -16,6 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "docs" / "images"
 WIDTH, HEIGHT = 1280, 900
+DRAWN = """document.querySelector('.main-svg')
+  && [...document.querySelectorAll('.js-plotly-plot')].every(chart => chart.querySelector('.main-svg')
+    && chart.scrollWidth <= chart.parentElement.clientWidth)"""
 
 GHOSTS = "train --norm.kind=ghost --norm.ghost_size=32 --batch.micro=32 --schedule.length=8ep"
 NOISE = "'--probes=[{name: noise, every: 1st, source: passes, half_life: 2ep}]'"
@@ -34,8 +37,9 @@ PAGES = {
         " --seconds 2 --html page.html"
     ],
     "study": [
-        "study steps-to-target --recipe digits --batches=[32,64,128,256] --rates=[1] --seeds=2"
-        " '--target={loss: 0.2}' --schedule.length=10ep --folder asked --html page.html"
+        "study steps-to-target --recipe quadratic '--target={loss: 0.3}' --evaluate.every=64sa"
+        " --batches=[4,16,32,64] --scaling=sqrt --rates=[1] --seeds=3 --folder asked"
+        " --html page.html"
     ],
 }
 """The commands of each page, which the last of them writes."""
@@ -72,7 +76,7 @@ def photograph(page: Path, picture: Path) -> None:
         size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         browser.get(page.as_uri())
-        drawn = "return document.querySelectorAll('.main-svg').length > 0"
+        drawn = f"return {DRAWN}"
         WebDriverWait(browser, 30).until(lambda b: b.execute_script(drawn))
         picture.write_bytes(browser.get_screenshot_as_png())
     finally:

@@ -100,11 +100,16 @@ def fit_line(cells: Sequence[Cell]) -> Line:
     slope do not rule out. The quantile is Student's, with the degrees of freedom of the runs.
 
     Raises:
-        NoHyperbola: there are too few batches; or, within their errors, the samples do not grow
-            with the batch or grow in proportion to the batch.
+        NoHyperbola: there are too few batches, or all need the same; or, within their errors, the
+            samples do not grow with the batch or grow in proportion to the batch.
     """
     if len(cells) < FEWEST:
         raise NoHyperbola(f"{len(cells)} batches: a line needs {FEWEST} to be tested by")
+    if len({cell.mean for cell in cells}) == 1:
+        raise NoHyperbola(
+            f"every batch needs {cells[0].mean:,.0f}: what is counted in steps that coarse shows no"
+            " difference; evaluate more often (evaluate.every)"
+        )
     variance, known = variances(cells)
     solution, covariance, line, squares = _least_squares(cells, variance)
     freedom = len(cells) - 2

@@ -59,6 +59,7 @@ def test_more_scatter_than_the_runs_have_widens_the_interval() -> None:
 @pytest.mark.parametrize(
     ("needed", "words"),
     [
+        ([1442, 1442, 1442, 1442, 1442, 1442], "evaluate more often"),
         ([1000, 1005, 995, 1002, 998, 1001], "does not grow"),
         ([1000, 950, 900, 850, 800, 700], "does not grow"),
         ([80, 161, 319, 641, 1280, 2561], "grows in proportion"),
