@@ -15,6 +15,7 @@ CARDS = {
     "largebatch/nn/CONTRAST.md": "methods/contrastive.md",
     "largebatch/engine/README.md": "methods/engines.md",
     "largebatch/probes/README.md": "methods/noise.md",
+    "largebatch/probes/CURVATURE.md": "methods/curvature.md",
     "largebatch/tasks/README.md": "methods/tasks.md",
     "largebatch/study/README.md": "methods/studies.md",
     "largebatch/landscape/README.md": "methods/landscapes.md",
