@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "docs" / "images"
 WIDTH, HEIGHT = 1280, 900
 DRAWN = """document.querySelector('.main-svg')
-  && [...document.querySelectorAll('.js-plotly-plot')].every(chart => chart.querySelector('.main-svg')
-    && chart.scrollWidth <= chart.parentElement.clientWidth)"""
+  && [...document.querySelectorAll('.js-plotly-plot')].every(chart =>
+    chart.querySelector('.main-svg') && chart.scrollWidth <= chart.parentElement.clientWidth)"""
 
 GHOSTS = "train --norm.kind=ghost --norm.ghost_size=32 --batch.micro=32 --schedule.length=8ep"
 NOISE = "'--probes=[{name: noise, every: 1st, source: passes, half_life: 2ep}]'"

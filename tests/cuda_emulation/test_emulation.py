@@ -109,7 +109,7 @@ def test_addresses_and_undefined_behaviour(emulation: ModuleType) -> None:
 def test_no_two_threads_race(emulation: ModuleType, family: str) -> None:
     """ThreadSanitizer, with CUDA threads as its threads."""
     if family == "norms" and "LARGEBATCH_LONG_TESTS" not in os.environ:
-        pytest.skip("a quarter of an hour: set LARGEBATCH_LONG_TESTS")
+        pytest.skip("seven minutes and more: set LARGEBATCH_LONG_TESTS")
     done = run(emulation.build("-fsanitize=thread", "-g1", driver="driver.cpp"), family)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""
