@@ -203,11 +203,15 @@ def test_the_table_has_a_row_for_each_kind() -> None:
     ("what", "options"),
     [
         ("an optimizer", ["--optim.name=sign_sgd", "--optim.lr=0.002"]),
-        ("a norm", ["--norm.kind=rms_norm"]),
-        ("a model", ["--model.name=mlp"]),
-        ("a task", ["--task.name=one_hot", "--optim.lr=0.01"]),
-        ("a probe", ["--probes=[{name: gradient_norm, every: 2st}]"]),
-        ("an evaluation", ["--evaluate.also=[{name: confusion}]"]),
+        pytest.param("a norm", ["--norm.kind=rms_norm"], marks=pytest.mark.slow),
+        pytest.param("a model", ["--model.name=mlp"], marks=pytest.mark.slow),
+        pytest.param("a task", ["--task.name=one_hot", "--optim.lr=0.01"], marks=pytest.mark.slow),
+        pytest.param(
+            "a probe", ["--probes=[{name: gradient_norm, every: 2st}]"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "an evaluation", ["--evaluate.also=[{name: confusion}]"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_it_trains_resumes_and_is_evaluated(

@@ -28,6 +28,7 @@ from largebatch.train.telemetry import Telemetry
 PHASES = {f"{name}_seconds" for name in ("data", "compute", "communication", "optimizer")}
 
 
+@pytest.mark.slow
 def test_a_run_tells_where_its_time_goes_and_what_every_rank_does(begin: Any) -> None:
     port = free_port()
     run = begin(
