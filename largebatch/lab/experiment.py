@@ -27,8 +27,7 @@ class Check:
         claimed: the lecture's or the paper's figure or order.
         measured: our figure, with an interval or the range over seeds.
         holds: whether our figure agrees with the claim; None: these seeds cannot tell.
-        exact: whether the check is an identity of the algorithm, which tests assert; else it is an
-            empirical claim.
+        exact: an identity of the algorithm, which tests assert; else an empirical claim.
     """
 
     what: str

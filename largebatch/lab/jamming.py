@@ -1,8 +1,7 @@
 """Where a network can just fit its examples: jamming, in the way of Spigler, Geiger et al. 2018.
 
-Each example is a constraint y f(x) >= 1. A network of N parameters that meets all P constraints has
-loss 0, as loose grains have no contacts. Below N* some constraints stay broken, about as many as
-there are parameters.
+Each example is a constraint y f(x) >= 1. A network of N parameters that meets all P has loss 0, as
+loose grains have no contacts. Below N* about as many stay broken as there are parameters.
 """
 
 from __future__ import annotations

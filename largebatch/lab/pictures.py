@@ -52,10 +52,8 @@ def lines(
     """Draw curves with their bands.
 
     Args:
-        x, y: names of the axes.
-        log: the logarithmic axes: "", "x", "y" or "xy".
-        marks, levels: dotted vertical and horizontal lines, by their labels.
-        percent: whether y is a share.
+        x, y: names of the axes. log: the logarithmic ones: "", "x", "y" or "xy".
+        marks, levels: dotted vertical and horizontal lines, by label. percent: y is a share.
     """
 
     def draw() -> Figure:
