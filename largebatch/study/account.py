@@ -131,12 +131,15 @@ class Account:
             "high": self.limit.high,
             "plain B20": None if of_plain is None else of_plain.batch,
             "curves": curves,
-            "noise": noise_of(done[first.name()].directory),
+            # What the run itself has measured is of more steps than a branch takes.
+            "noise": noise_of(point.run, point.samples) or noise_of(done[first.name()].directory),
         }
 
 
 def duration(seconds: float) -> str:
     """Return a duration in words."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

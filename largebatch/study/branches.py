@@ -16,6 +16,7 @@ import torch
 from largebatch._errors import UserError
 from largebatch.engine import engines
 from largebatch.nn import ties_samples
+from largebatch.optim.averages import LEAST
 from largebatch.record import RunDirectory, read_metrics
 from largebatch.schedule import Duration
 from largebatch.study import quadratic
@@ -48,6 +49,11 @@ class Point:
     path: Path
     samples: int
     rate: float
+
+    @property
+    def run(self) -> Path:
+        """Directory of the run that kept the checkpoint."""
+        return self.path.parents[1]
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Branching:
 
     Attributes:
         total, window: samples in the run, and in a window.
+        half_life: half-life of the averaged weights, in samples.
         measurable: whether a branch on one rank with one pass a step can measure its noise scale.
 
     Raises:
@@ -109,27 +116,64 @@ class Branching:
                 f" {config.batch.size}"
             )
 
+        self.half_life = max(1, self.window // HALF_LIVES)
+
+    def require_batch(self, factor: int) -> None:
+        """Refuse a batch whose step would leave too little of the averaged weights.
+
+        Raises:
+            UserError: the message names the window that the batch needs.
+        """
+        size = factor * self.config.batch.size
+        if size > self.most:
+            needed = HALF_LIVES * math.ceil(size / math.log2(1 / LEAST))
+            raise UserError(
+                f"--batches={times(factor)}: steps of {size:,} samples are too long for the average"
+                f" in a window of {self.window:,}, which takes {self.most:,}; take smaller batches,"
+                f" or --window={needed}sa"
+            )
+
+    @property
+    def most(self) -> int:
+        """Return the most samples that a branch's step may have."""
+        if self.judge == "anneal":
+            return self.window
+        return int(self.half_life * math.log2(1 / LEAST))
+
     def rate(self, samples: int) -> float:
         """Return the run's learning rate after ``samples``."""
         return self._schedule.lr(samples)
+
+    def require_place(self, what: str, samples: int) -> None:
+        """Refuse to branch off where the schedule leaves no rate to scale.
+
+        Args:
+            what: the place in the user's words, which begin the message.
+
+        Raises:
+            UserError: the place is before the end of the warm-up, or at the run's end.
+        """
+        if samples < self._schedule.warmup_samples:
+            raise UserError(
+                f"{what}: within the warm-up, which ends at {self._schedule.warmup_samples:,}"
+                " samples: no rate to scale yet"
+            )
+        if samples >= self.total or not self._schedule.lr(min(samples, self.total - 1)) > 0:
+            raise UserError(f"{what}: the run ends there; branch off earlier")
+
+    def require_at(self, at: Duration) -> None:
+        """Refuse a place of a run that is still to be made, see :meth:`require_place`."""
+        self.require_place(f"--at={at}", at.samples(self._schedule.clock))
 
     def point(self, name: str, path: Path) -> Point:
         """Return a checkpoint as a :class:`Point` to branch off from.
 
         Raises:
-            UserError: the checkpoint is at the run's end, where the rate is 0, or before the end of
-                the warm-up.
+            UserError: see :meth:`require_place`.
         """
         samples = int(checkpoint.position_of(path)["samples"])
-        if samples < self._schedule.warmup_samples:
-            raise UserError(
-                f"{path}: within the warm-up, which ends at {self._schedule.warmup_samples:,}"
-                " samples: no rate to scale yet"
-            )
-        rate = self._schedule.lr(min(samples, self.total - 1))
-        if samples >= self.total or not rate > 0:
-            raise UserError(f"{path}: the run ends there; branch off earlier")
-        return Point(name, path, samples, rate)
+        self.require_place(str(path), samples)
+        return Point(name, path, samples, self._schedule.lr(samples))
 
     def reference(self, point: Point, seed: int) -> Branch:
         """Return the branch at the run's own batch, the reference of the other branches."""
@@ -177,7 +221,7 @@ class Branching:
                 warmup=Duration(start, "sa"),
                 warmup_start="reference",
             )
-        half_life = Duration(max(1, self.window // HALF_LIVES), "sa")
+        half_life = Duration(self.half_life, "sa")
         config = replace(
             config,
             run=replace(config.run, dir=None, name=None, target=None, nproc=1),
@@ -231,8 +275,12 @@ def curve_of(run: Path, point: Point, key: str) -> Curve:
     return Curve(samples - float(point.samples), losses.astype(np.float64), of_parts, weights)
 
 
-def noise_of(run: Path) -> dict[str, Any]:
-    """Return the last noise-scale figures that a branch has written, by name."""
+def noise_of(run: Path, until: float = math.inf) -> dict[str, Any]:
+    """Return the last noise-scale figures that a run has written, by name.
+
+    Args:
+        until: samples seen by then.
+    """
     lines = read_metrics(RunDirectory(run).metrics)
     for line in reversed(list(lines)):
         found = {
@@ -240,6 +288,6 @@ def noise_of(run: Path) -> dict[str, Any]:
             for key, value in line.items()
             if key.startswith("noise_scale") and isinstance(value, (int, float))
         }
-        if found:
+        if found and line["samples"] <= until:
             return found
     return {}

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from largebatch._errors import RunFailure, UserError
@@ -184,7 +185,8 @@ class _Session:
         place = child.place
         self._progress.ended(child.seconds)
         if self._survey.look(place):
-            outcome = self._survey.done[place.job.name]
+            outcome = replace(self._survey.done[place.job.name], seconds=child.seconds)
+            self._survey.done[place.job.name] = outcome
             words = outcome.lost or f"done, {headline(outcome.summary or {})}"
             self._progress.say(
                 f"{self._count()} {place.job.name}: {words} in {child.seconds:.0f} s"

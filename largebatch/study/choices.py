@@ -34,6 +34,7 @@ class Need:
         covariance: covariance of ``samples`` and ``steps``, (2, 2).
         scatter: relative standard deviation of one run about the fitted line.
         least, most: smallest and largest batch of the runs behind the fit.
+        freedom: degrees of freedom of ``covariance`` and ``scatter``; 0: they are known exactly.
     """
 
     samples: float
@@ -42,6 +43,7 @@ class Need:
     scatter: float
     least: float
     most: float
+    freedom: int = 0
 
     @property
     def critical(self) -> float:
@@ -90,16 +92,20 @@ class Chances:
 
     @staticmethod
     def of(need: Need) -> Chances:
-        """Draw a fitted line, a run's scatter about it, and a standard normal error of time."""
+        """Draw a fitted line, a run's scatter about it, and a standard normal error of time.
+
+        Errors that few runs tell are Student's: all of a draw's are wider by the same factor.
+        """
         generator = np.random.default_rng(0)
-        lines = generator.multivariate_normal(
-            [need.samples, need.steps], need.covariance, DRAWS, method="eigh"
-        )
+        off = generator.multivariate_normal([0.0, 0.0], need.covariance, DRAWS, method="eigh")
         scatter, time = generator.standard_normal((2, DRAWS))
+        wider = np.ones(DRAWS)
+        if need.freedom:
+            wider = np.sqrt(need.freedom / generator.chisquare(need.freedom, DRAWS))
         return Chances(
-            np.maximum(lines[:, 0], 0.0),
-            np.maximum(lines[:, 1], 0.0),
-            np.exp(need.scatter * scatter),
+            np.maximum(need.samples + wider * off[:, 0], 0.0),
+            np.maximum(need.steps + wider * off[:, 1], 0.0),
+            np.exp(need.scatter * wider * scatter),
             time,
         )
 

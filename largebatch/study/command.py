@@ -91,8 +91,9 @@ def _write(
         write_record(path, record)
         print(f"record: {path}")
     page = options.html or (folder and folder / "report.html")
-    if page is not None and study.draw(record, page):
-        print(f"page: {page}")
+    if page is not None:
+        drawn = study.draw(record, page)
+        print(f"page: {page}" if drawn else "page: none, this study draws no charts")
 
 
 def study_parser(name: str) -> argparse.ArgumentParser:

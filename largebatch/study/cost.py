@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from largebatch.record import RunDirectory, read_metrics
 from largebatch.study.job import Job
+from largebatch.train import Outcome
 
 
 @dataclass(frozen=True)
@@ -21,19 +19,42 @@ class Speed:
         sample: seconds of a sample in training.
         judged: seconds of an evaluation on the held-out set, including all other work besides
             training.
+        start: seconds of its process besides: before the first step and, where it was seen, at the
+            end.
     """
 
     sample: float
     judged: float
+    start: float
 
     @staticmethod
-    def of(run: RunDirectory, summary: dict[str, Any]) -> Speed:
-        """Read the speed from a finished run's summary and record."""
+    def of(outcome: Outcome, start: float) -> Speed:
+        """Read the speed from a finished run's summary and record.
+
+        Args:
+            start: seconds of a start, for runs of before that do not say theirs.
+        """
+        summary = outcome.summary or {}
         sample = 1 / max(float(summary["samples_per_second"]), 1e-9)
-        judged = sum(line.get("split") == "val" for line in read_metrics(run.metrics))
+        judged = sum(
+            line.get("split") == "val"
+            for line in read_metrics(RunDirectory(outcome.directory).metrics)
+        )
         passes = judged * (2 if any(key.startswith("ema_") for key in summary) else 1)
         rest = float(summary["wall_seconds"]) - sample * float(summary["samples"])
-        return Speed(sample, max(rest, 0.0) / max(passes, 1))
+        besides = took(outcome, start) - float(summary["wall_seconds"])
+        return Speed(sample, max(rest, 0.0) / max(passes, 1), besides)
+
+
+def took(outcome: Outcome, start: float) -> float:
+    """Return the seconds of a finished run with its start and, where a study saw it, its end.
+
+    Args:
+        start: seconds of a start, for runs of before that do not say theirs.
+    """
+    summary = outcome.summary or {}
+    own = float(summary["wall_seconds"]) + float(summary.get("start_seconds") or start)
+    return max(own, outcome.seconds or 0.0)
 
 
 @dataclass(frozen=True)
@@ -65,13 +86,6 @@ class Cost:
             count += 1
         return Cost(samples, passes, count)
 
-    def seconds(self, speed: Speed) -> tuple[float, float]:
-        """Return the seconds of training and of evaluation at a run's speed."""
-        return self.samples * speed.sample, self.passes * speed.judged
-
-
-def start_seconds() -> float:
-    """Return the age of this process in seconds: an estimate of a job's time to start."""
-    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    up = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
-    return up - float(fields[19]) / os.sysconf("SC_CLK_TCK")
+    def seconds(self, speed: Speed) -> tuple[float, float, float]:
+        """Return the seconds of training, of evaluation and of starts at a run's speed."""
+        return self.samples * speed.sample, self.passes * speed.judged, self.jobs * speed.start

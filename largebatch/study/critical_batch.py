@@ -15,19 +15,21 @@ from typing import Any
 
 from largebatch._errors import UserError
 from largebatch._paths import UserPath
+from largebatch.processes.age import process_seconds
 from largebatch.record import BenchmarkRecord, RunDirectory
 from largebatch.schedule import Duration
 from largebatch.study.account import Account, duration
 from largebatch.study.branches import Branch, Branching, Judge, Point
-from largebatch.study.cost import Cost, Speed, start_seconds
+from largebatch.study.cost import Cost, Speed, took
 from largebatch.study.critical_charts import draw_critical
 from largebatch.study.findings import Findings
 from largebatch.study.job import Job
 from largebatch.study.overhead import WINDOWS
-from largebatch.study.settings import Rule, base_config, rule_of
+from largebatch.study.settings import Rule, base_config, rule_of, times
 from largebatch.study.study import Done, Study, studies
 from largebatch.train import checkpoint, parse
 from largebatch.train.named import name_of
+from largebatch.train.outcome import outcome_of
 
 FORMULA = """\
 overhead = samples until a branch has the loss that the run's own batch has after a window / window
@@ -35,8 +37,8 @@ overhead = samples until a branch has the loss that the run's own batch has afte
   batches together, and that of the held-out samples, by leaving out each of 16 parts in turn
 B20 = batch with an overhead of 20%, in proportion between neighbours; [95%] of overheads drawn
   anew by their errors. plain: the same of the weights as they are, which flatters large batches
-noise scale = T / |G|^2 of the run's own batch there; if curvature is the same in all directions,
-  B20 is 0.2 times it"""
+noise scale = T / |G|^2 of the run's own batch there, as the run's probe `noise` measured it, else
+  from a branch's few steps; if curvature is the same in all directions, B20 is 0.2 times it"""
 MOST_FACTOR = 4096  # at which a doubling search ends
 RATES = {1: (1.0,), 3: (0.71, 1.0, 1.41)}
 LIKELY = (2, 4, 8, 16)  # the doublings that a cost is said of
@@ -104,12 +106,18 @@ class CriticalBatch(Study):
             self.at = list(at)
         self.rule = rule_of(config, scaling)
         self.branching = Branching(config, window, self.rule, self.judge)
+        for each in self.at:
+            self.branching.require_at(each)
         self.config = config
         self.factors = sorted({_factor(text) for text in batches})
+        self.branching.require_batch(self.factors[-1] if self.factors else 2)
+        most = self.branching.most // config.batch.size
+        self.likely = self.factors or [factor for factor in LIKELY if factor <= most]
+        self.most_factor = min(most, MOST_FACTOR)
         self.seeds = range(config.run.seed, config.run.seed + seeds)
         self.rates = RATES[rates]
         self.findings = Findings(self.branching, self.seeds, self.rates)
-        self._start = start_seconds()
+        self._start = process_seconds()
 
     def _of_run(self, run: RunDirectory) -> Any:
         if not run.config.exists():
@@ -172,7 +180,7 @@ class CriticalBatch(Study):
         if self.factors:
             return self.factors
         found, failed, factor = [], 0, 2
-        while failed < FAILURES and factor <= MOST_FACTOR:
+        while failed < FAILURES and factor <= self.most_factor:
             found.append(factor)
             tried = self.findings.overheads(point, found, done)
             passed = tried is not None and any(
@@ -186,14 +194,14 @@ class CriticalBatch(Study):
         """Return the cost of a branch, of a checkpoint and of everything, in shares of the run."""
         window, size = self.branching.window, self.config.batch.size
         total = self.branching.total
-        tried = len(self.rates) * (len(self.factors) or len(LIKELY))
+        tried = len(self.rates) * len(self.likely)
         # In branches of 1.2 windows; the reference is as long as it is compared.
         if self.judge == "anneal":
             many = len(self.seeds) * (1 + 1 / WINDOWS) * (1 + tried)
         else:
             many = len(self.seeds) * (1 / WINDOWS + tried)
         share = WINDOWS * window / total
-        what = f"{tried} batches" if self.factors else "the doublings if x4 passes and x8 does not"
+        what = f"{tried} batches" if self.factors else f"doublings to {times(self.likely[-1])}"
         yield (
             f"window {window:,} samples ({window // size} steps of {size}); a branch is"
             f" {share:.2%} of the run, a checkpoint {many * share:.1%} ({many:.3g} branches:"
@@ -205,7 +213,7 @@ class CriticalBatch(Study):
         cost = Cost.of(
             (self.branching.job(branch), point.samples)
             for point in points
-            for factor in (1, *(self.factors or LIKELY))
+            for factor in (1, *self.likely)
             for branch in self._branches(point, factor, {})
         )
         shares = f"{len(points)} checkpoints: {cost.samples / total:.1%} of the run"
@@ -213,20 +221,16 @@ class CriticalBatch(Study):
         if speed is None:
             yield f"{shares}; it is not finished, so its speed is not known"
             return
-        training, judging = cost.seconds(speed)
+        training, judging, starting = cost.seconds(speed)
         yield (
-            f"{shares}, {cost.samples:,} samples; at its speed {duration(training)} of training and"
-            f" {duration(judging)} of {cost.passes:,} passes over the held-out set, besides"
-            f" {cost.jobs} starts of about {self._start:.0f} s"
+            f"{shares}, {cost.samples:,} samples; at its speed {duration(training)} of training,"
+            f" {duration(judging)} of {cost.passes:,} passes over the held-out set and"
+            f" {duration(starting)} of {cost.jobs} starts: {duration(sum(cost.seconds(speed)))}"
         )
 
     def _speed(self, done: Done) -> Speed | None:
-        summary = self._summary(done)
-        run = self.run or RunDirectory(done["run"].directory)
-        return None if summary is None else Speed.of(run, summary)
-
-    def _summary(self, done: Done) -> dict[str, Any] | None:
-        return self.run.read_summary() if self.run is not None else done["run"].summary
+        outcome = done["run"] if self.run is None else outcome_of(self.run.path)
+        return None if outcome.summary is None else Speed.of(outcome, self._start)
 
     def conclude(self, done: Done) -> BenchmarkRecord:
         """Return one row per checkpoint and batch; the result of a checkpoint is in the notes."""
@@ -247,23 +251,23 @@ class CriticalBatch(Study):
         )
 
     def _cost(self, done: Done) -> str:
-        took, samples, seconds = [], 0, 0.0
+        made, samples, seconds = [], 0, 0.0
         for point in self.points(done):
             for factor in (1, *self._factors(point, done)):
                 for branch in self._branches(point, factor, done):
-                    summary = done[branch.name()].summary
-                    if summary is not None:
-                        took.append((self.branching.job(branch), point.samples))
-                        samples += int(summary["samples"]) - point.samples
-                        seconds += float(summary["wall_seconds"])
+                    outcome = done[branch.name()]
+                    if outcome.summary is not None:
+                        made.append((self.branching.job(branch), point.samples))
+                        samples += outcome.samples - point.samples
+                        seconds += took(outcome, self._start)
         share, speed = samples / self.branching.total, self._speed(done)
         said = (
             ""
             if speed is None
-            else f" ({duration(sum(Cost.of(took).seconds(speed)))} by its speed)"
+            else f" ({duration(sum(Cost.of(made).seconds(speed)))} by its speed)"
         )
         return (
-            f"{len(took)} branches took {share:.1%} of the run,"
+            f"{len(made)} branches took {share:.1%} of the run,"
             f" {share / len(self.points(done)):.1%} a checkpoint, in {duration(seconds)}{said}"
         )
 

@@ -225,6 +225,7 @@ def _of_targets(path: Path, record: BenchmarkRecord, task: str | None) -> tuple[
             each["scatter"],
             min(each["batches"]),
             max(each["batches"]),
+            each.get("freedom", 0),
         ),
         name,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from statistics import mean, stdev
 from typing import Any
@@ -13,7 +13,7 @@ from largebatch.record import BenchmarkRecord, RunDirectory
 from largebatch.study.job import Job
 from largebatch.study.study import Done, Study
 from largebatch.tasks import Figure
-from largebatch.train import Outcome, parse
+from largebatch.train import Outcome
 
 
 class GridStudy(Study):
@@ -54,9 +54,9 @@ class GridStudy(Study):
     @cached_property
     def _jobs(self) -> list[Job]:
         return [
-            Job(
+            Job.of(
                 self.job_name(cell, seed),
-                parse.parse([*self.base, *options, f"--run.seed={seed}"]),
+                [*self.base, *options, f"--run.seed={seed}"],
                 may_be_lost=True,
             )
             for cell, options in self.cells.items()
@@ -93,6 +93,26 @@ class GridStudy(Study):
         return BenchmarkRecord(
             self.name, formula, rows, notes=[*self.notes, *lost], details=details
         )
+
+    def charts(self, record: BenchmarkRecord) -> Iterator[tuple[str, str, Any]]:
+        """Draw every seed of every row, and their mean."""
+        from plotly.graph_objects import Scatter
+
+        from largebatch.report.record_page import blank_figure
+
+        figure, unit = record.details["figure"], ", %" * record.details["percent"]
+        rows = [row for row in record.rows if row["all"]]
+        drawn = blank_figure(f"{figure}{unit}", "")
+        drawn.update_layout(hovermode="closest", height=140 + 32 * len(rows))
+        drawn.update_yaxes(autorange="reversed", type="category", rangemode="normal")
+        seeds = [(value, row[self.column]) for row in rows for value in row["all"]]
+        for name, points, marker in (
+            ("a seed", seeds, {"size": 8, "opacity": 0.4}),
+            ("mean", [(row[figure], row[self.column]) for row in rows], {"size": 12}),
+        ):
+            x, y = zip(*points, strict=True) if points else ((), ())
+            drawn.add_trace(Scatter(x=x, y=y, name=name, mode="markers", marker=marker))
+        yield f"{figure}{unit}", "every seed, and the mean over seeds", drawn
 
     def known(self, done: Done) -> Figure:
         """Return the compared figure as the runs' task defines it.

@@ -149,6 +149,28 @@ def _least_squares(
     return solution / scale, covariance / np.outer(scale, scale), line, squares
 
 
+def scatter_of_runs(cells: Sequence[Cell], line: Line) -> tuple[float, int]:
+    """Return the relative standard deviation of a new run about the line, at a batch not yet tried.
+
+    Two variances add up: that of runs of one batch, and that of batches about the line, which is
+    what chi squared has above 1 (it counts in variances of means).
+
+    Returns:
+        the standard deviation and its degrees of freedom; 0 and 0 if no batch has two runs.
+    """
+    freedom = sum(len(cell.needed) - 1 for cell in cells)
+    if not freedom:
+        return 0.0, 0
+    squares = sum(
+        (cell.deviation / cell.mean) ** 2 * (len(cell.needed) - 1)
+        for cell in cells
+        if cell.deviation is not None
+    )
+    runs = sum(len(cell.needed) for cell in cells) / len(cells)
+    between = max(0.0, line.scatter - 1) / runs if line.misfit is not None else 0.0
+    return math.sqrt(squares / freedom * (1 + between)), freedom
+
+
 @dataclass(frozen=True)
 class Interpolated:
     """The batch that needs 20% more than the smallest ones, by interpolation.

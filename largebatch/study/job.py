@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +46,14 @@ class Job:
     nproc: int = 1
     may_be_lost: bool = False
 
+    @classmethod
+    def of(cls, name: str, options: Sequence[str], may_be_lost: bool = False) -> Job:
+        """Return a run with these options of ``largebatch train``.
+
+        The same options are parsed once, however often a study asks for the job.
+        """
+        return cls(name, _parsed(tuple(options)), may_be_lost=may_be_lost)
+
     def check(self) -> None:
         """Refuse a name that is not valid for a folder.
 
@@ -57,6 +67,11 @@ class Job:
             )
         if self.name == WORKPLACE:
             raise UserError(f"job {self.name!r}: that folder is the study's own")
+
+
+@cache
+def _parsed(options: tuple[str, ...]) -> Config:
+    return parse.parse(options)
 
 
 class Place:

@@ -1,14 +1,14 @@
 """`study steps-to-target`: steps and samples to a target at each batch, and the critical batch.
 
 Shallue et al. 2019, "Measuring the effects of data parallelism": at every batch the rate is tuned
-anew, and the steps to a target are counted.
+anew, and the steps to a target are counted. The run that found the rate was the luckiest of
+several, so that it does not count: other seeds do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +20,12 @@ from largebatch.study import quadratic
 from largebatch.study.convergence import Cell, Convergence, read_convergence
 from largebatch.study.hyperbola import (
     OVERHEAD,
+    Interpolated,
     NoHyperbola,
     account_of_misfit,
     fit_line,
     interpolate,
+    scatter_of_runs,
 )
 from largebatch.study.job import Job
 from largebatch.study.settings import Rule, at_batch, base_config, rule_of, times, with_seed
@@ -59,8 +61,9 @@ class StepsToTarget(Study):
         without: batches to leave out.
         batches: batches of the runs; unset: doublings from a quarter of the config's batch to 16
             times the config's batch.
-        rates: factors on the rate of the scaling rule, compared by the first seed at every batch.
-        seeds: number of runs at each batch.
+        rates: factors on the rate of the scaling rule. Several are compared at every batch by a run
+            each, with a seed of its own.
+        seeds: number of runs that count at each batch.
         target: name and value of a figure, such as {loss: 0.1}; unset: the config's ``run.target``.
         scaling: how the rate follows the batch; unset: as the config or the optimizer has it.
         base: settings of the runs.
@@ -91,10 +94,11 @@ class StepsToTarget(Study):
             raise UserError("study steps-to-target: at least one seed, and rates above 0")
         own = config.batch.size
         self.batches = sorted(set(batches)) or [max(1, own // 4) * 2**n for n in range(7)]
-        self.rates, self.seeds = sorted(set(rates)), seeds
+        self.rates = sorted(set(rates))
         self.config = replace(config, run=replace(config.run, target=dict(goal)))
         self.rule = rule_of(config, scaling)
-        first = config.run.seed
+        self.tuning = config.run.seed
+        first = self.tuning + (len(self.rates) > 1)
         self.numbers = range(first, first + seeds)
 
     def jobs(self, done: Done) -> Iterator[Job]:
@@ -103,16 +107,18 @@ class StepsToTarget(Study):
             return
         for batch in self.batches:
             for rate in self.rates:
-                yield self._job(batch, rate, self.numbers[0])
+                yield self._job(batch, rate, self.tuning)
         for batch in self.batches:
             best = self._best(batch, done)
             if best is not None:
-                for seed in self.numbers[1:]:
-                    yield self._job(batch, best, seed)
+                for seed in self.numbers:
+                    if seed != self.tuning:
+                        yield self._job(batch, best, seed)
 
     def says(self, done: Done) -> Iterable[str]:
         """Return in words how many runs there will be."""
-        tuning, rest = len(self.batches) * len(self.rates), len(self.batches) * (self.seeds - 1)
+        tuning = len(self.batches) * len(self.rates)
+        rest = len(self.batches) * sum(seed != self.tuning for seed in self.numbers)
         goal = " and ".join(f"{k} {v:g}" for k, v in (self.config.run.target or {}).items())
         yield (
             f"{tuning} runs to {goal} with one seed each, at most {rest} further ones at the best"
@@ -130,10 +136,9 @@ class StepsToTarget(Study):
 
     def _best(self, batch: int, done: Done) -> float | None:
         """Return the rate that needed fewest samples with the first seed; None: none is known."""
-        first = self.numbers[0]
-        if any(self._job(batch, rate, first).name not in done for rate in self.rates):
+        if any(self._job(batch, rate, self.tuning).name not in done for rate in self.rates):
             return None
-        tried = {rate: self._needed(batch, rate, first, done) for rate in self.rates}
+        tried = {rate: self._needed(batch, rate, self.tuning, done) for rate in self.rates}
         came = {rate: value for rate, value in tried.items() if value is not None}
         return min(came, key=lambda rate: came[rate]) if came else None
 
@@ -184,7 +189,7 @@ class StepsToTarget(Study):
         for cell in cells:
             rate = self._best(cell.batch, done)
             assert rate is not None
-            config = self._job(cell.batch, rate, self.numbers[0]).config
+            config = self._job(cell.batch, rate, self.tuning).config
             schedule = prepare(config, torch.device("cpu")).schedule
             most = schedule.total_samples
             needed = quadratic.samples_to(goal["loss"], cell.batch, schedule.lr, most)
@@ -230,6 +235,13 @@ def concluded(task: Convergence) -> tuple[dict[str, Any], list[str], dict[str, A
         line = fit_line(cells)
     except NoHyperbola as reason:
         said.append(f"refused: {reason}")
+        between = interpolate(cells) if len(cells) > 1 else Interpolated(None, None, None)
+        if between.batch is not None and between.low is not None and between.high is not None:
+            said.append(
+                f"though no line, by interpolation batch {figures(between.batch):,}"
+                f" [{figures(between.low):,}, {figures(between.high):,}] needs"
+                f" {OVERHEAD:.0%} more than the smallest"
+            )
         said += task.standing_out()
         return {**row, "verdict": "refused"}, said, detail
     between = interpolate(cells)
@@ -250,11 +262,12 @@ def concluded(task: Convergence) -> tuple[dict[str, Any], list[str], dict[str, A
     )
     if not fits and between.batch is None:
         said.append("no batch needs 20% more than the smallest: B20 is by the line all the same")
-    deviations = [cell.deviation / cell.mean for cell in cells if cell.deviation is not None]
+    scatter, freedom = scatter_of_runs(cells, line)
     detail |= {
         "line": [line.samples, line.steps],
         "covariance": line.covariance,
-        "scatter": fmean(deviations) if deviations else 0.0,
+        "scatter": scatter,
+        "freedom": freedom,
         "B20": headline,
     }
     row |= {

@@ -94,7 +94,7 @@ class Sweep(GridStudy):
     def _value(self, cell: str, exponent: int) -> float:
         """Return the value of the tuned key at an exponent of two."""
         assert self.tune is not None
-        config = parse.flat(parse.parse([*self.base, *self.cells[cell]]))
+        config = parse.flat(Job.of(plain(cell), [*self.base, *self.cells[cell]]).config)
         if not isinstance(config.get(self.tune), (int, float)):
             raise UserError(f"--tune={self.tune}: no key with a number to search by")
         return float(config[self.tune]) * 2.0**exponent
@@ -102,15 +102,15 @@ class Sweep(GridStudy):
     def _tuning_job(self, cell: str, exponent: int) -> Job:
         value = self._value(cell, exponent)
         own = [f"--{self.tune}={value!r}", f"--run.seed={TUNING_SEED}"]
-        config = parse.parse([*self.base, *self.cells[cell], *self.tuning, *own])
-        return Job(f"{plain(cell)}-tune-{value:g}", config, may_be_lost=True)
+        options = [*self.base, *self.cells[cell], *self.tuning, *own]
+        return Job.of(f"{plain(cell)}-tune-{value:g}", options, may_be_lost=True)
 
     def _finals(self, cell: str, exponent: int) -> Iterator[Job]:
         value = self._value(cell, exponent)
         for seed in self.seeds:
             own = [f"--{self.tune}={value!r}", f"--run.seed={seed}"]
-            config = parse.parse([*self.base, *self.cells[cell], *own])
-            yield Job(self.job_name(cell, seed), config, may_be_lost=True)
+            options = [*self.base, *self.cells[cell], *own]
+            yield Job.of(self.job_name(cell, seed), options, may_be_lost=True)
 
     def _tried(self, cell: str, done: Done) -> dict[int, float]:
         """Return the values found by now, higher the better, as far as the search would come."""
@@ -150,12 +150,11 @@ class Sweep(GridStudy):
         return record
 
     def charts(self, record: BenchmarkRecord) -> Iterator[tuple[str, str, Any]]:
-        """Draw a map for two keys, a line for one, or else one bar per row."""
-        from largebatch.report.record_page import bars, blank_figure
+        """Draw a map for two keys, a line for one, or else the seeds of every row."""
+        from largebatch.report.record_page import blank_figure
 
         figure, keys = record.details["figure"], record.details.get("keys", [])
         unit = ", %" * record.details["percent"]
-        rows = [row for row in record.rows if row[figure] != "lost"]
         titles = {place.get(self.column, "") for place in record.details.get("places", ())}
         if len(keys) == 2 and len(titles) == 1:
             yield f"{figure}{unit}", "mean over seeds", self._map(record, keys, figure)
@@ -164,6 +163,8 @@ class Sweep(GridStudy):
 
             drawn = blank_figure(keys[0], figure)
             drawn.update_yaxes(rangemode="normal")
+            if _is_wide(self.over[keys[0]]):
+                drawn.update_xaxes(type="log", tickvals=self.over[keys[0]])
             for title in sorted(titles):
                 of = [
                     (place[keys[0]], row)
@@ -181,9 +182,7 @@ class Sweep(GridStudy):
                 )
             yield f"{figure}{unit}", "mean and standard deviation over seeds", drawn
         else:
-            drawn = bars(rows, self.column, [figure], stacked=False)
-            drawn.update_xaxes(rangemode="normal")
-            yield f"{figure}{unit}", "mean over seeds", drawn
+            yield from super().charts(record)
 
     def _map(self, record: BenchmarkRecord, keys: Sequence[str], figure: str) -> Any:
         from plotly.graph_objects import Heatmap
@@ -201,6 +200,13 @@ class Sweep(GridStudy):
         drawn.update_xaxes(type="category")
         drawn.update_yaxes(type="category", rangemode="normal")
         return drawn
+
+
+def _is_wide(values: Sequence[Any]) -> bool:
+    """Return whether numbers span so much that a logarithmic axis shows them better."""
+    if not all(isinstance(value, (int, float)) and value > 0 for value in values):
+        return False
+    return bool(max(values) >= 10 * min(values))
 
 
 def _short(key: str) -> str:

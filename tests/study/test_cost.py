@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from largebatch.record import RunDirectory, json_text
 from largebatch.schedule import Duration
 from largebatch.study.cost import Cost, Speed
 from largebatch.study.job import Job
+from largebatch.train import Outcome
 from largebatch.train.config import EmaConfig
 from largebatch.train.parse import parse
 
@@ -27,9 +25,16 @@ def test_a_run_says_what_a_sample_and_a_pass_take(tmp_path: Path, averaged, pass
     ]
     run.metrics.write_text("".join(f"{json_text(line)}\n" for line in lines))
     summary = {"samples": 1000, "samples_per_second": 100.0, "wall_seconds": 14.0}
-    speed = Speed.of(run, {**summary, **({"ema_loss": 1.0} if averaged else {})})
+    summary["start_seconds"] = 3.0
+    summary |= {"ema_loss": 1.0} if averaged else {}
+    outcome = Outcome(tmp_path, True, 1000, 100, summary)
+    speed = Speed.of(outcome, 9.0)
     assert speed.sample == pytest.approx(0.01)
     assert speed.judged == pytest.approx(4.0 / passes), "what is left of 14 s after 10 of training"
+    assert speed.start == 3.0
+    assert Speed.of(replace(outcome, seconds=18.0), 9.0).start == 4.0, "and its end took another"
+    del summary["start_seconds"]
+    assert Speed.of(outcome, 9.0).start == 9.0
 
 
 def test_jobs_are_counted_by_their_samples_and_evaluations() -> None:
@@ -40,13 +45,4 @@ def test_jobs_are_counted_by_their_samples_and_evaluations() -> None:
     cost = Cost.of([(Job("a", plain), 1000), (Job("b", averaged), 1000)])
     # 120 samples are 8 steps of 16, and no step is followed by two evaluations.
     assert cost == Cost(240, 8 + 16, 2)
-    assert cost.seconds(Speed(0.5, 2.0)) == (120.0, 48.0)
-
-
-def test_a_process_knows_how_long_it_has_been_there() -> None:
-    code = "import time; time.sleep(.3)\nfrom largebatch.study.cost import start_seconds as s\n"
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code + "print(s())"], capture_output=True, text=True, check=True
-    )
-    assert 0.3 <= float(done.stdout) <= time.monotonic() - began + 0.02
+    assert cost.seconds(Speed(0.5, 2.0, 3.0)) == (120.0, 48.0, 6.0)

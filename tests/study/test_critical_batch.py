@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from largebatch.cli import main
-from largebatch.record import read_metrics, read_record
+from largebatch.record import json_text, read_metrics, read_record
+from largebatch.schedule import Duration
 from largebatch.study import account
+from largebatch.study.branches import noise_of
 from largebatch.study.critical_batch import CriticalBatch
 from largebatch.study.job import Place
 from largebatch.study.overhead import Curve
 from largebatch.train import Outcome, run
 from largebatch.train.parse import parse
 
+WINDOW = Duration(640, "sa")  # whose average, of 80 samples, takes steps of 265
 RECIPE = ["--recipe=quadratic", "--schedule.length=2048sa", "--checkpoint.at=[25%, 50%]"]
 
 
@@ -27,7 +30,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_branches_read_the_same_samples_and_differ_in_what_follows_the_batch(parent: Path) -> None:
-    study = CriticalBatch(run=str(parent), batches=["x4"], seeds=2, scaling="sqrt")
+    study = CriticalBatch(run=str(parent), batches=["x4"], seeds=2, scaling="sqrt", window=WINDOW)
     jobs = {job.name: job for job in study.jobs({})}
     assert len(jobs) == 8
     own = jobs["at-25%-batch-x1-rate-x1-seed-0-of-0.833"].config  # it is compared at a window
@@ -36,15 +39,13 @@ def test_branches_read_the_same_samples_and_differ_in_what_follows_the_batch(par
     assert own.optim.lr == pytest.approx(0.2 * 0.75**2, rel=2e-3)  # of the run's curve at a quarter
     assert other.optim.lr == pytest.approx(2 * own.optim.lr)
     assert own.run.seed == other.run.seed == 0
-    assert str(own.schedule.length) == "522sa" and str(other.schedule.length) == "524sa"
-    assert own.schedule.curve == "constant" and str(own.ema.half_life) == "1sa"
+    assert str(own.schedule.length) == "1152sa" and str(other.schedule.length) == "1280sa"
+    assert own.schedule.curve == "constant" and str(own.ema.half_life) == "80sa"
     assert [each["name"] for each in own.probes] == ["noise"] and other.probes == []
     assert jobs["at-25%-batch-x4-rate-x1-seed-1"].config.run.seed == 1
 
 
 def test_the_annealed_ones_hold_their_rate_and_fall_to_zero(parent: Path, tmp_path: Path) -> None:
-    from largebatch.schedule import Duration
-
     study = CriticalBatch(
         run=str(parent), at=[Duration.parse("25%")], batches=["x2"], seeds=1, anneal=True,
         window=Duration.parse("20%"),
@@ -63,7 +64,7 @@ def test_the_annealed_ones_hold_their_rate_and_fall_to_zero(parent: Path, tmp_pa
 
 
 def test_doublings_go_on_until_two_in_a_row_fail(parent: Path, monkeypatch) -> None:
-    study = CriticalBatch(run=str(parent), seeds=1)
+    study = CriticalBatch(run=str(parent), seeds=1, window=WINDOW)
     (point, _) = study.points({})
     good: set[int] = set()
     values = {True: 0.05, False: 0.5}
@@ -75,16 +76,18 @@ def test_doublings_go_on_until_two_in_a_row_fail(parent: Path, monkeypatch) -> N
     assert study._factors(point, {}) == [2, 4, 8, 16]
     good |= {16}
     assert study._factors(point, {}) == [2, 4, 8, 16, 32, 64]
+    good |= {32, 64}
+    assert study._factors(point, {}) == [2, 4, 8, 16, 32, 64]  # a window takes no more
 
 
 def test_a_run_that_makes_no_progress_is_undecided(parent: Path, monkeypatch) -> None:
-    study = CriticalBatch(run=str(parent), batches=["x2"], seeds=2)
+    study = CriticalBatch(run=str(parent), batches=["x2"], seeds=2, window=WINDOW)
     point, samples = study.points({})[0], np.arange(1.0, 12.0)
     falling = Curve(samples, 1 / samples)
     rising = Curve(samples, 1 + 0.01 * samples)
     curves = {0: falling, 1: rising}
     monkeypatch.setattr(study.findings, "curve", lambda branch, *_: curves[branch.seed])
-    monkeypatch.setattr(account, "noise_of", lambda _: {})
+    monkeypatch.setattr(account, "noise_of", lambda *_: {})
     done = {job.name: Outcome(parent, True, 1, 1, {}) for job in study.jobs({})}
     told = account.Account(study.findings, point, [2], done)
     assert {row["verdict"] for row in told.rows()} == {"undecided"}
@@ -94,18 +97,31 @@ def test_a_run_that_makes_no_progress_is_undecided(parent: Path, monkeypatch) ->
     assert {row["verdict"] for row in told.rows()} == {"as good"}
 
 
+def test_the_noise_scale_is_the_runs_own_where_it_has_one(tmp_path: Path) -> None:
+    """The last before the checkpoint: later ones are of later weights."""
+    lines = [
+        {"split": "train", "samples": samples, "noise_scale": value, "noise_scale_low": value / 2}
+        for samples, value in ((100, 5.0), (200, 10.0), (300, 40.0))
+    ]
+    lines.append({"split": "train", "samples": 310, "loss": 1.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json_text(line)}\n" for line in lines))
+    assert noise_of(tmp_path, 250) == {"noise_scale": 10.0, "noise_scale_low": 5.0}
+    assert noise_of(tmp_path, 50) == {}
+    assert noise_of(tmp_path) == {"noise_scale": 40.0, "noise_scale_low": 20.0}
+
+
 def test_the_cost_is_said_before(parent: Path) -> None:
-    study = CriticalBatch(run=str(parent), batches=["x2", "x4"], seeds=2)
+    study = CriticalBatch(run=str(parent), batches=["x2", "x4"], seeds=2, window=WINDOW)
     first, second = study.says({})
-    # Windows of 10 samples: 2 references, and 4 branches of 1.2 windows, at each of two places.
-    assert "a branch is 0.59% of the run, a checkpoint 3.3%" in first
-    assert second.startswith("2 checkpoints: 6.6% of the run, 136 samples; at its speed ")
-    # A reference takes 3 steps, x2 two and x4 one, each followed by plain and averaged weights.
-    assert "of 48 passes over the held-out set, besides 12 starts" in second
+    # Windows of 640 samples: 2 references, and 4 branches of 1.2 windows, at each of two places.
+    assert "a branch is 37.50% of the run, a checkpoint 212.5%" in first
+    assert second.startswith("2 checkpoints: 425.0% of the run, 8,704 samples; at its speed ")
+    # Every 40 samples, of plain and of averaged weights: 16 times in a reference, 20 in a branch.
+    assert "of 448 passes over the held-out set and " in second and " of 12 starts: " in second
 
 
 def test_a_batch_that_is_out_of_the_question_needs_one_seed(parent: Path, monkeypatch) -> None:
-    study = CriticalBatch(run=str(parent), batches=["x2", "x64"], seeds=3)
+    study = CriticalBatch(run=str(parent), batches=["x2", "x64"], seeds=3, window=WINDOW)
     (point, _) = study.points({})
     found = {2: 0.1, 64: 1.5}
     monkeypatch.setattr(
@@ -121,9 +137,15 @@ def test_a_batch_that_is_out_of_the_question_needs_one_seed(parent: Path, monkey
     [
         ([], "name one of a run's directory, or the training"),
         (["absent"], "absent: no run directory"),
-        (["RUN", "--at", "30%"], "--at=30%"),
+        (["RUN", "--at", "30%", "--window", "640sa"], "--at=30%"),
         (["RUN", "--batches", "x1"], "--batches: 'x1'"),
+        (["--recipe", "digits", "--at", "0.5ep"], "--at=0.5ep: within the warm-up, which ends at"),
+        (["--recipe", "digits", "--at", "2ep", "60ep"], "--at=60ep: the run ends there"),
         (["RUN", "--window", "1sa"], "less than a step of 4"),
+        (
+            ["RUN", "--batches", "x4000"],
+            "x4000: steps of 16,000 samples are too long for the average",
+        ),
         (["RUN", "--average", "--raw"], "one of --average, --anneal and --raw"),
         (["RUN", "--rates", "2"], "--rates 1 or 3"),
         (["RUN", "--recipe", "quadratic"], "name one of"),

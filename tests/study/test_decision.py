@@ -12,6 +12,7 @@ import pytest
 
 from largebatch.cli import main
 from largebatch.record import BenchmarkRecord, read_record, write_record
+from largebatch.study.account import duration
 from largebatch.study.choices import (
     Chances,
     Need,
@@ -22,6 +23,8 @@ from largebatch.study.choices import (
     front,
     marked,
 )
+from largebatch.study.convergence import Cell
+from largebatch.study.hyperbola import NoHyperbola, fit_line, scatter_of_runs
 from largebatch.study.timing import StepTime, Timed, fit_timing
 
 NEED = Need(4.3e7, 970.0, np.diag([1e12, 400.0]), 0.02, 1632, 67840)
@@ -50,6 +53,43 @@ def test_intervals_hold_what_they_say() -> None:
     assert 0.85 <= held / 400 <= 0.95
     for low, high in (choice.statistics, choice.timing):
         assert choice.both[0] < low < choice.hours < high < choice.both[1]
+
+
+@pytest.mark.parametrize("between", [0.0, 0.15])
+def test_few_runs_foretell_a_run_at_another_batch(between: float) -> None:
+    """Six batches of three runs, which scatter by 20%: the interval holds a new run in 9 of 10.
+
+    Batches lie off the line as well, by ``between``: a new one does too.
+    """
+    generator = np.random.default_rng(2)
+    batches, exact = (16, 32, 64, 128, 256, 512), StepTime(1, 1000.0, 0.0, 1, 1024, 0.0)
+
+    def runs(batch: int, many: int) -> tuple[float, ...]:
+        off = math.exp(between * generator.standard_normal())
+        each = off * (4000 + 60 * batch) * np.exp(0.2 * generator.standard_normal(many))
+        return tuple(each.tolist())
+
+    held, studies = 0, 0
+    for _ in range(300):
+        cells = [Cell(batch, runs(batch, 3)) for batch in batches]
+        try:
+            line = fit_line(cells)
+        except NoHyperbola:  # too few runs to see that need grows: nothing is foretold
+            continue
+        scatter, freedom = scatter_of_runs(cells, line)
+        need = Need(line.samples, line.steps, np.array(line.covariance), scatter, 16, 512, freedom)
+        low, high = choice_of(need, exact, 96, Chances.of(need)).both
+        held += low <= runs(96, 1)[0] / 1000 / 3600 <= high
+        studies += 1
+    assert studies > 250 and 0.86 <= held / studies <= 0.95
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2034, "0.2 s"), (9.94, "9.9 s"), (40.0, "40 s"), (240.0, "4 min"), (9000.0, "2.5 h")],
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
 
 
 def test_marked_points_and_the_front() -> None:

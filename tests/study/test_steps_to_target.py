@@ -13,7 +13,7 @@ import pytest
 from largebatch.cli import main
 from largebatch.record import read_record
 from largebatch.study.carry_out import carry_out
-from largebatch.study.convergence import read_convergence
+from largebatch.study.convergence import Cell, Convergence, read_convergence
 from largebatch.study.steps_to_target import StepsToTarget, concluded
 
 # Of mlcommons/logging, Apache-2.0.
@@ -119,6 +119,18 @@ def test_all_of_mlperf(tmp_path: Path, capsys) -> None:
     (row,) = read_record(record).rows
     within(row, 44_480, 39_200, 50_480)
     assert row["B20 by line"] == pytest.approx(8_900, rel=0.01) and row["runs"] == 130
+
+
+def test_flat_and_then_a_step_is_no_line_but_has_a_batch() -> None:
+    """Runs of F1: the same need up to 1,024, three times as much at 2,048."""
+    flat = [Cell(batch, (72_000.0, 72_400.0)) for batch in (64, 128, 256, 512, 1024)]
+    row, said, _ = concluded(Convergence("f1", (*flat, Cell(2048, (180_000.0, 250_000.0)))))
+    assert row["verdict"] == "refused" and "B20" not in row
+    (told,) = [line for line in said if line.startswith("though no line")]
+    # 20% of 72,200 is a tenth of the way to 215,000.
+    assert "by interpolation batch 1,128 [" in told
+    _, said, _ = concluded(Convergence("flat", tuple(flat)))
+    assert not any("though no line" in line for line in said)
 
 
 def test_the_newest_version_of_a_batch_counts(tmp_path: Path) -> None:

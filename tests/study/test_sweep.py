@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from largebatch.cli import main
-from largebatch.record import read_record
+from largebatch.record import BenchmarkRecord, read_record
 from largebatch.study.generalization_gap import GeneralizationGap, paired
 from largebatch.study.search import next_exponents
 from largebatch.study.sweep import Sweep
@@ -37,6 +38,39 @@ def test_keys_over_values_make_a_map(tmp_path: Path, capsys) -> None:
     assert "size: 16" in config and "lr: 0.1" in config
 
 
+def test_the_page_of_named_rows_shows_every_seed() -> None:
+    study = GeneralizationGap(["--recipe=hoffer-f1-mnist-small"], seeds=[0, 1])
+    rows: list[dict[str, Any]] = [
+        {"training": "small batch", "top1": 98.5, "all": [98.4, 98.6]},
+        {"training": "large batch", "top1": 98.0, "all": [98.0]},
+        {"training": "+ ghosts", "top1": "lost", "all": []},
+    ]
+    record = BenchmarkRecord("gap", "", rows, details={"figure": "top1", "percent": True})
+    ((title, _, figure),) = study.charts(record)
+    seeds, mean = figure.data
+    assert title == "top1, %"
+    assert list(zip(seeds.y, seeds.x, strict=True)) == [
+        ("small batch", 98.4),
+        ("small batch", 98.6),
+        ("large batch", 98.0),
+    ]
+    assert (mean.x, mean.y) == ((98.5, 98.0), ("small batch", "large batch"))
+
+
+def test_a_line_for_every_row_over_batches() -> None:
+    batches = [16, 64, 256]
+    study = Sweep(over={"batch.size": batches}, cells={"a": [], "b": []}, base=SHORT[:2], seeds=[0])
+    rows = [{"cell": cell, "top1": 90.0 + at, "sd": None} for at, cell in enumerate(study.cells)]
+    places = [study.places[cell] for cell in study.cells]
+    details = {"figure": "top1", "percent": True, "keys": ["batch.size"], "places": places}
+    ((_, _, figure),) = study.charts(BenchmarkRecord("sweep", "", rows, details=details))
+    assert {line.name: list(zip(line.x, line.y, strict=True)) for line in figure.data} == {
+        "a": [(16, 90.0), (64, 91.0), (256, 92.0)],
+        "b": [(16, 93.0), (64, 94.0), (256, 95.0)],
+    }
+    assert figure.layout.xaxis.type == "log" and list(figure.layout.xaxis.tickvals) == batches
+
+
 @pytest.mark.parametrize(
     "file",
     [
@@ -51,7 +85,7 @@ def test_the_sweeps_of_the_benchmarks_can_be_asked(file: Path, tmp_path: Path, c
     jobs = len((tmp_path / "runs" / "jobs" / "commands.txt").read_text().splitlines())
     assert f"{jobs} of {jobs} jobs to do" in capsys.readouterr().out
     expected = {"norms_f1_mnist": 42, "norms_cifar10": 9, "fixed_classifier_mnist": 9}
-    expected |= {"simclr_digits": 12, "simclr_cifar10": 12}
+    expected |= {"simclr_digits": 12, "simclr_cifar10": 12, "bert_shakespeare": 54}
     assert jobs == expected.get(file.stem, 36)
 
 
@@ -81,6 +115,13 @@ def test_every_cell_has_the_same_budget() -> None:
     rows = sweep.conclude(done).rows
     assert [row["optim.lr"] for row in rows] == [0.2, 0.2]
     assert not any(row["on the edge"] for row in rows)
+
+
+def test_options_are_parsed_once_however_often_a_study_is_asked(monkeypatch) -> None:
+    sweep = Sweep(cells={"a": ["--optim.lr=0.3"]}, base=SHORT, tune="optim.lr", budget=5)
+    first = list(sweep.jobs({}))
+    monkeypatch.setattr("largebatch.train.parse.parse", None)
+    assert list(sweep.jobs({})) == first and len(first) == 3
 
 
 def test_a_search_goes_on_until_the_best_has_neighbours() -> None:
