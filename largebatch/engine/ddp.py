@@ -81,7 +81,7 @@ class DataParallel(Engine):
     def watch_squares(self) -> Squares:
         """Return the squared norms of gradients; a bucket's are computed before it is sent."""
         if self.squares is None:
-            self.squares = Squares(self.optimizer.param_groups)
+            self.squares = Squares(group["params"] for group in self.optimizer.param_groups)
         return self.squares
 
     def begin(self) -> None:
@@ -165,7 +165,8 @@ class DataParallel(Engine):
     def _finish_squares(self) -> None:
         if self.squares is not None:
             # Under fp16 the gradients are scaled until the update.
-            self.squares.finish(None if self.alone else self._parameters, self.scale_now())
+            sums = None if self.alone else self.squares.grads()
+            self.squares.finish(sums, self.scale_now())
 
     def _launch(self, bucket: Bucket) -> None:
         if self.squares is not None:

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from largebatch.engine.config import DistributedConfig, Terms
 from largebatch.engine.deepspeed_config import KEY, resolve
 from largebatch.engine.engine import Engine
 from largebatch.optim import DeferredOptimizer, LayerwiseOptimizer, shard_for_deepspeed
+from largebatch.optim.squares import Apart, Squares
 from largebatch.processes.environment import World
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,6 +40,7 @@ class DeepSpeed(Engine):
     name = "deepspeed"
     lockstep = True  # stage 2 sums gradients in every pass
     repeats = False  # gradients are the library's, in partitions of its own
+    apart: tuple[Apart, ...] = ("first",)
 
     def __init__(
         self, model: nn.Module, world: World, config: DistributedConfig, terms: Terms
@@ -81,14 +84,31 @@ class DeepSpeed(Engine):
             raise UserError(f"{KEY}: DeepSpeed refuses: {first[0]}") from error
         self.module = self._engine
         self.optimizer, self.scaler = self._engine.basic_optimizer, scaler
+        if any(getattr(param, "use_muon", False) for param in self.model.parameters()):
+            self.apart = ()  # DeepSpeed's Muon puts its update in the place of the gradient
         if self.flattens and isinstance(self.optimizer, LayerwiseOptimizer):
             shard_for_deepspeed(self._engine)
         if self.flattens and scaler is not None:
             self._growth_interval = scaler.get_growth_interval()
             self._set_scale(scaler.get_scale())
 
+    def watch_squares(self) -> Squares:
+        """Return the squared norms of gradients, of each rank's first pass and of the sum.
+
+        ZeRO 2 sums the gradients of every pass, so those of the first are seen before it does.
+        """
+        if self.squares is None:
+            squares = Squares(self._groups, copies=1 if self.flattens else None)
+            squares.apart = "first"
+            for param in squares.params:
+                param.register_hook(partial(squares.found, param))
+            self.squares = squares
+        return self.squares
+
     def begin(self) -> None:
         """Clear the gradients."""
+        if self.squares is not None:
+            self.squares.begin()
         self._engine.zero_grad()
         self._engine.set_gradient_accumulation_boundary(False)
 
@@ -102,7 +122,17 @@ class DeepSpeed(Engine):
         self._engine.backward(scaled * factor, scale_wrt_gas=False)
 
     def finish(self) -> None:
-        """Do nothing: DeepSpeed has summed the gradients in the last backward pass."""
+        """Do nothing to gradients: DeepSpeed has summed them in the last backward pass."""
+        if self.squares is not None:
+            sums = self._pieces() if self.flattens else self.squares.grads()
+            self.squares.finish(sums, self.scale_now())
+
+    def _pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Walk the parameters of which this rank holds a piece, each with the piece of its sum."""
+        for param in self.model.parameters():
+            where = getattr(param, "_hp_mapping", None)
+            if where is not None:
+                yield param, where.get_lp_grad_fragment(param._index_in_param_group)  # type: ignore[attr-defined]
 
     def update(
         self, clip: Callable[[], Tensor | None], loss: Tensor | None = None

@@ -75,7 +75,7 @@ class FullySharded(Engine):
     def watch_squares(self) -> Squares:
         """Return the squared norms of gradients, of each rank's first pass and of the sum."""
         if self.squares is None:
-            groups = self.optimizer.param_groups
+            groups = [group["params"] for group in self.optimizer.param_groups]
             self._places_of = {module: list(_own(module)) for module in self._sharded}
             self.squares = Squares(groups, self._gradients, self._copies)
             self.squares.apart = "first"
@@ -110,7 +110,7 @@ class FullySharded(Engine):
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self.squares is not None:
-            self.squares.finish(self.squares.params, self.scale_now())
+            self.squares.finish(self.squares.grads(), self.scale_now())
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -19,6 +19,8 @@ from largebatch._ops.norm import keep_for_backward, norm_backward
 Observer = Callable[[Tensor], None]
 """Takes (2, ghosts, C): the gradients of weight and bias by every ghost of a forward."""
 
+_GHOST_NORM = torch.ops.largebatch.ghost_norm.default
+
 
 def observed_ghost_norm(
     x: Tensor,
@@ -59,7 +61,9 @@ class _Observed(torch.autograd.Function):
     # Not with setup_context: then torch looks at this signature at every call, for 0.3 ms.
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.largebatch.ghost_norm(*inputs[:-1])
+        # Straight to the kernel: a step of many norms has no time for the way through derivatives.
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs: tuple[Tensor, Tensor, Tensor] = _GHOST_NORM(*inputs[:-1])
         keep_for_backward(ctx, inputs[:-1], outputs)
         ctx.observer = inputs[-1]
         return outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -230,12 +230,18 @@ class LayerwiseOptimizer(ScaledStep, Optimizer):
             decay = 0.0
         return decay, not excluded
 
-    def excluded(self) -> list[Tensor]:
-        """Return the parameters without a trust ratio."""
+    def excluded(self, groups: Sequence[Sequence[Tensor]] | None = None) -> list[Tensor]:
+        """Return the parameters without a trust ratio.
+
+        Args:
+            groups: the parameters of each group, where flat partitions are stepped in their place;
+                None: those of ``param_groups``.
+        """
+        held = groups or [group["params"] for group in self.param_groups]
         return [
             param
-            for group in self.param_groups
-            for param in group["params"]
+            for group, params in zip(self.param_groups, held, strict=True)
+            for param in params
             if not self.treatment(group, param.ndim)[1]
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -151,10 +151,10 @@ class Offload(ScaledStep, Wrapper):
                 for host, number, norms in part.optimizer.layer_norms():
                     yield params[host], number, norms
 
-    def excluded(self) -> list[Tensor]:
-        """Return the parameters without a trust ratio."""
+    def excluded(self, groups: Sequence[Sequence[Tensor]] | None = None) -> list[Tensor]:
+        """Return the parameters without a trust ratio, of ``groups`` as LARS and LAMB have it."""
         wrapped = self.optimizer
-        return wrapped.excluded() if isinstance(wrapped, LayerwiseOptimizer) else []
+        return wrapped.excluded(groups) if isinstance(wrapped, LayerwiseOptimizer) else []
 
 
 def layer_rates(optimizer: torch.optim.Optimizer) -> LayerwiseOptimizer | Offload | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,12 +40,13 @@ class Squares:
             weight, the sum of the squares of these shares, and the number of parts.
         summed: (tensors,) float64, squared norms of the sum over all ranks; known after the
             exchange.
-        params: the tensors, in the optimizer's order.
+        groups: the tensors of each parameter group, in the optimizer's order.
+        params: the tensors of all groups.
         copies: None: ``summed`` is of whole gradients. Otherwise each rank holds parts of the
             gradients, the same parts as this many ranks, and ``summed`` is a share: sum over ranks.
 
     Args:
-        groups: ``optimizer.param_groups``.
+        groups: the tensors of each of ``optimizer.param_groups``.
         gradients: returns the parameters with this rank's gradients after a pass; None: read
             ``grad``.
         copies: see Attributes.
@@ -53,13 +54,14 @@ class Squares:
 
     def __init__(
         self,
-        groups: Sequence[Mapping[str, Any]],
+        groups: Iterable[Iterable[Tensor]],
         gradients: Callable[[], Gradients] | None = None,
         copies: int | None = None,
     ) -> None:
-        self.params = [p for group in groups for p in group["params"] if p.requires_grad]
+        self.groups = [[param for param in group if param.requires_grad] for group in groups]
+        self.params = [param for group in self.groups for param in group]
         self._place = {id(param): place for place, param in enumerate(self.params)}
-        self._gradients, self.copies = gradients or self._grads, copies
+        self._gradients, self.copies = gradients or self.grads, copies
         self.wanted = False
         self.apart: Apart = "ranks"
         self.passes = 0
@@ -73,8 +75,17 @@ class Squares:
         """Forget the gradients of earlier passes."""
         self._own: dict[int, Tensor] = {}
         self._apart: list[dict[int, Tensor]] = []
+        self._first: dict[int, Tensor] = {}
         self._kept: set[int] = set()
         self._shares: list[Tensor] = []
+
+    def found(self, param: Tensor, grad: Tensor) -> None:
+        """Record what the present pass adds to a gradient, under an engine that takes it at once.
+
+        Only a step's first pass is recorded.
+        """
+        if self.wanted and not self._shares:
+            self._first |= self._of([(param, grad)])
 
     def passed(self, weight: Tensor, step_weight: float, last: bool) -> None:
         """Record that a pass is over and its gradients are in this rank's sum.
@@ -88,7 +99,7 @@ class Squares:
             return
         self._shares.append(weight.double() / step_weight)
         if not last and self.apart == "first" and len(self._shares) == 1:
-            self._apart = [self._of(self._gradients())]
+            self._apart = [self._first or self._of(self._gradients())]
         elif not last and self.apart == "passes":
             self._apart.append(self._added(self.params))
             for param in self.params:
@@ -104,11 +115,11 @@ class Squares:
         if self.apart == "passes" and self._apart:
             self._apart.append(self._added(params))
 
-    def finish(self, params: Iterable[Tensor] | None, scale: Tensor | None = None) -> None:
+    def finish(self, sums: Gradients | None, scale: Tensor | None = None) -> None:
         """Record the gradients summed over all ranks.
 
         Args:
-            params: parameters whose ``grad`` is the sum; None: there is only this rank.
+            sums: parameters with their sums; None: there is only this rank.
             scale: the loss scale under fp16, 0-d.
         """
         if not self.wanted:
@@ -116,8 +127,8 @@ class Squares:
         self.wanted, self.passes = False, len(self._shares)
         self.own = self._row([self._own])
         self.summed = self.own
-        if params is not None:
-            self.summed = self._row([self._of((param, param.grad) for param in params)])
+        if sums is not None:
+            self.summed = self._row([self._of(sums)])
         if self.copies is not None:
             self.summed = self.summed / self.copies
         self.parts = self._row(self._apart) if self._apart else self.own
@@ -139,7 +150,8 @@ class Squares:
         count = torch.full_like(shares[0], len(shares))
         return torch.stack((shares.sum(), shares.square().sum(), count))
 
-    def _grads(self) -> Gradients:
+    def grads(self) -> Gradients:
+        """Return the tensors, each with its ``grad``."""
         return ((param, param.grad) for param in self.params)
 
     def _of(self, gradients: Gradients) -> dict[int, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from largebatch._ops import accumulate_dtype
 from largebatch.nn import observable_norms
 
 
@@ -31,12 +32,17 @@ class GhostSquares:
         self.names = list(found)
         self._norms, self._engine = list(found.values()), engine
         self._found: list[list[Tensor]] = []
+        like = next(self._norms[0].parameters())
+        self._like = torch.zeros(0, dtype=accumulate_dtype(like.dtype), device=like.device)
+        self._channels = torch.tensor([n.num_features for n in self._norms], device=like.device)
         learns = [
             [p is not None and p.requires_grad for p in (norm.weight, norm.bias)]
             for norm in self._norms
         ]
-        self._partial = not all(all(each) for each in learns)
-        self._learns = torch.tensor(learns, dtype=torch.float64).T.unsqueeze(1)  # (2, 1, norms)
+        self._learns: Tensor | None = None  # (2, 1, channels of all norms)
+        if not all(all(each) for each in learns):
+            row = torch.tensor(learns, dtype=torch.float64, device=like.device).T.unsqueeze(1)
+            self._learns = row.repeat_interleave(self._channels, 2)
 
     def open(self) -> None:
         """Start observing passes; forget earlier ones."""
@@ -51,36 +57,38 @@ class GhostSquares:
         """
         for norm in self._norms:
             norm.gradient_observer = None
-        channels = [norm.num_features for norm in self._norms]
-        device = next(self._norms[0].parameters()).device
-        if self._learns.device != device:
-            self._learns = self._learns.to(device, non_blocking=True)
-        counts = [sum(each.shape[1] for each in found) for found in self._found]
-        usual = Counter(counts).most_common(1)[0][0]
-        each = [
-            torch.cat(found, 1) if count == usual and usual else self._nothing(found, size, usual)
-            for found, count, size in zip(self._found, counts, channels, strict=True)
-        ]
-        self._found = []
         # All norms side by side: a few operations for all of them.
-        gradients = torch.cat([g.to(device) for g in each], 2).double()
-        if self._partial:
-            repeats = torch.tensor(channels)
-            gradients = gradients * self._learns.repeat_interleave(repeats, 2)
-        squares = gradients.square().sum((0, 1)).split(channels)
-        parts = torch.stack([of_norm.sum() for of_norm in squares])
+        gradients = self._side_by_side().double()
+        if self._learns is not None:
+            gradients = gradients * self._learns
+        parts = self._by_norm(gradients.square().sum((0, 1)))
         message = torch.cat([gradients.sum(1).flatten(), parts])
         work = self._engine.sum(message)
         if work is not None:
             work.wait()
-        whole = message[: -len(parts)].view(2, -1).square().sum(0).split(channels)
-        result = torch.stack([of_norm.sum() for of_norm in whole]), message[-len(parts) :]
-        scale = self._engine.scale_now()
+        count = len(parts)
+        whole = self._by_norm(message[:-count].view(2, -1).square().sum(0))
+        parts, scale = message[-count:], self._engine.scale_now()
         if scale is None:
-            return result
-        square = scale.double().square().to(device)
-        return result[0] / square, result[1] / square
+            return whole, parts
+        square = scale.double().square().to(whole.device)
+        return whole / square, parts / square
 
-    def _nothing(self, found: list[Tensor], size: int, ghosts: int) -> Tensor:
-        like = found[0] if found else next(self._norms[0].parameters())
-        return like.new_zeros(2, max(ghosts, 1), size)
+    def _side_by_side(self) -> Tensor:
+        """Return the gradients by every ghost, (2, ghosts, channels of all norms)."""
+        found, self._found = self._found, []
+        usual = Counter(map(len, found)).most_common(1)[0][0]
+        if not usual:
+            return self._like.new_zeros(2, 1, sum(norm.num_features for norm in self._norms))
+        others = [place for place, each in enumerate(found) if len(each) != usual]
+        if others:
+            model = next(each for each in found if len(each) == usual)
+            for place in others:
+                size = self._norms[place].num_features
+                found[place] = [self._like.new_zeros(2, each.shape[1], size) for each in model]
+        passes = [torch.cat(of_all, 2) for of_all in zip(*found, strict=True)]
+        return passes[0] if usual == 1 else torch.cat(passes, 1)
+
+    def _by_norm(self, row: Tensor) -> Tensor:
+        """Return the sums of a row over each norm's channels."""
+        return torch.segment_reduce(row, "sum", lengths=self._channels, unsafe=True)

@@ -87,6 +87,8 @@ class Instrument(ABC):
         resumes: whether the run's results depend on its state. A run cannot resume from a
             checkpoint without this state, or with a state that is not finite.
         every: which steps are measured; None: every step.
+        listed: whether ``config.probes`` names it. A session that measured none of its steps then
+            says so.
     """
 
     name = ""
@@ -95,6 +97,7 @@ class Instrument(ABC):
     replays = False
     resumes = False
     every: Every | None = None
+    listed = False
 
     def due(self, step: Step, number: int) -> bool:
         """Return whether to measure step ``number`` (from 1); must be the same on every rank."""

@@ -31,6 +31,7 @@ from largebatch.record import MetricsWriter, RunDirectory
 from largebatch.schedule import Clock, Duration, Every, Phase, Schedule, Step
 
 EVERY, HALF_LIFE, LAYERS = "16st", "10%", "1%"
+RENEWED = 64  # times at least within a half-life, or within a run that is shorter
 SPLIT = 32  # parts of a pass, of which one is taken once more
 SPLIT_EVERY = "100st"  # a pass costs a good part of a step, however few samples it has
 
@@ -91,6 +92,7 @@ class NoiseScale(Instrument):
         # Where a later phase makes one pass a step, that is split.
         self._splits = self.source == "split" or (source == "auto" and means.splits)
         self._ghosts: GhostSquares | None = None
+        self._known = (0, torch.empty(0))  # about the ghosts of a step, by its samples
         self._squares: Squares | None = None
         names = {id(param): name for name, param in model.named_parameters()}
         if self.source == "norms":
@@ -105,7 +107,7 @@ class NoiseScale(Instrument):
         self._adapts: NDArray[np.bool_] | None = None
         layerwise = layer_rates(optimizer)
         if layerwise is not None and self._squares is not None:
-            still = {id(param) for param in layerwise.excluded()}
+            still = {id(param) for param in layerwise.excluded(self._squares.groups)}
             self._adapts = np.array([id(param) not in still for param in self._squares.params])
         wrapped = getattr(optimizer, "optimizer", optimizer)
         self._kind = "lamb" if isinstance(wrapped, LAMB) else "lars"
@@ -139,12 +141,7 @@ class NoiseScale(Instrument):
         """
         if self._ghosts is not None:
             whole, parts = self._ghosts.take()
-            least = minimum_samples(self._model)
-            size = next(iter(observable_norms(self._model).values())).ghost_size
-            assert size is not None
-            shares = [each / at.step.size for each in ghost_sizes(at.step.size, size, least)]
-            known = (1.0, sum(share * share for share in shares), len(shares))
-            return {"row": torch.cat((parts, _filled(whole, known), whole))}
+            return {"row": torch.cat((parts, self._shares_of_ghosts(at.step.size, whole), whole))}
         squares = at.squares
         assert squares is not None
         whole, parts, shares_of = squares.summed, squares.parts, squares.shares
@@ -158,6 +155,7 @@ class NoiseScale(Instrument):
         sums = [parts, shares_of.to(parts.device)]
         rows, divided = [whole], squares.copies is not None
         if self._adapts is not None:
+            # Under ZeRO every rank has whole weights: the sum is too large, by one factor for all.
             lengths = [_ops.global_norm([local(p.detach())]).double() for p in squares.params]
             rows.append(torch.stack(lengths).square() / (squares.copies or 1))
         # What every rank holds whole is not to be added up.
@@ -168,6 +166,17 @@ class NoiseScale(Instrument):
         if work is not None:
             work.wait()
         return {"row": torch.cat([message, *([] if divided else rows)])}
+
+    def _shares_of_ghosts(self, samples: int, like: Tensor) -> Tensor:
+        """Return what is known of the shares of a step's ghosts: sum, sum of squares, number."""
+        if samples != self._known[0]:
+            size = next(iter(observable_norms(self._model).values())).ghost_size
+            assert size is not None
+            sizes = ghost_sizes(samples, size, minimum_samples(self._model))
+            shares = [each / samples for each in sizes]
+            known = (1.0, sum(share * share for share in shares), len(shares))
+            self._known = (samples, _filled(like, known))
+        return self._known[1]
 
     def _split(self, at: Moment, squares: Squares) -> tuple[Tensor, Tensor] | None:
         """Take the head of the only pass once more; the run's own gradients stay.
@@ -191,8 +200,8 @@ class NoiseScale(Instrument):
     def write(self, step: Step, number: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Record the terms of a step; return the updated estimate."""
         row, count = np.asarray(values["row"]), self.record.layers
-        parts, shares, whole, lengths = np.split(row, [count, count + 3, 2 * count + 3])
-        share, squares, groups = shares
+        parts, whole, lengths = row[:count], row[count + 3 : 2 * count + 3], row[2 * count + 3 :]
+        share, squares, groups = row[count : count + 3]
         if not np.isfinite(row).all() or share - squares < 1e-9:
             return {}
         signal, trace = noise_terms(whole, parts, share, squares, step.size)
@@ -208,6 +217,11 @@ class NoiseScale(Instrument):
             "noise_signal": float(signal.sum()),
             "noise_trace": float(trace.sum()),
         }
+        # Once for every hundredth or so of what the estimate looks back on.
+        span = min(step.end, self.record.half_life)
+        stretch = 1 << max(0, int(span // RENEWED).bit_length() - 1)  # the same in every session
+        if step.end // stretch == before // stretch:
+            return figures
         estimate = self.record.estimate()
         if estimate is not None:
             figures |= _figures("noise_scale", estimate)

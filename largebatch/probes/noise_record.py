@@ -32,7 +32,7 @@ class NoiseRecord:
 
     def __init__(self, layers: int, half_life: float) -> None:
         self.layers, self.half_life = layers, half_life
-        self._rows = np.empty((0, 2 + 2 * layers), dtype=np.float64)
+        self._hold(np.empty((0, 2 + 2 * layers), dtype=np.float64))
         self.lengths = np.ones(layers)
         self._merged = 1  # steps of a whole row
         self._open: list[NDArray[np.float64]] = []  # steps of a row that is not whole yet
@@ -42,15 +42,30 @@ class NoiseRecord:
         self._open.append(np.concatenate(([float(samples), 1.0], signal, trace)))
         if len(self._open) < self._merged:
             return
-        self._rows = np.vstack((self._rows, _mean(np.stack(self._open))))
+        self._append(self._open[0] if self._merged == 1 else _mean(np.stack(self._open)))
         self._open = []
-        old = self._rows[:, 0] < samples - REMEMBERED * self.half_life
-        self._rows = self._rows[~old]
-        if len(self._rows) > MOST:
-            even = self._rows[len(self._rows) % 2 :]
-            pairs = [_mean(pair) for pair in even.reshape(-1, 2, even.shape[1])]
-            self._rows = np.vstack((self._rows[: len(self._rows) % 2], *pairs))
+        self._first += int(self._rows[:, 0].searchsorted(samples - REMEMBERED * self.half_life))
+        rows = self._rows
+        if len(rows) > MOST:
+            odd = len(rows) % 2
+            pairs = [_mean(pair) for pair in rows[odd:].reshape(-1, 2, rows.shape[1])]
+            self._hold(np.vstack((rows[:odd], *pairs)))
             self._merged *= 2
+
+    @property
+    def _rows(self) -> NDArray[np.float64]:
+        return self._memory[self._first : self._end]
+
+    def _hold(self, rows: NDArray[np.float64]) -> None:
+        self._memory, self._first, self._end = rows, 0, len(rows)
+
+    def _append(self, row: NDArray[np.float64]) -> None:
+        if self._end == len(self._memory):  # room for many: a copy at each step would be slow
+            rows = self._rows
+            self._hold(np.concatenate((rows, np.empty((MOST, rows.shape[1])))))
+            self._end = len(rows)
+        self._memory[self._end] = row
+        self._end += 1
 
     @property
     def steps(self) -> int:
@@ -143,7 +158,7 @@ class NoiseRecord:
         """Restore a result of :meth:`state`; start anew if its layers differ (another source)."""
         if len(state["lengths"]) != self.layers:
             return
-        self._rows = state["rows"].double().numpy().copy()
+        self._hold(state["rows"].double().numpy().copy())
         self._open = list(state["open"].double().numpy().copy())
         self.lengths = state["lengths"].double().numpy().copy()
         self._merged = max(1, int(state["merged"]))

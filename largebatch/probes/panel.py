@@ -52,6 +52,8 @@ class Panel:
         watching = [i for name in OF_THE_GRADIENTS for i in self._at[name]]
         self._watching = watching + [i for i in self._stepped if i.replays]
         self._of_squares = [i for i in self._all if i.reads_squares]
+        self._idle = {i.name for i in self._all if i.listed and i.every is not None}
+        self._steps = 0
 
     def __iter__(self) -> Iterator[Instrument]:
         return iter(self._all)
@@ -86,7 +88,7 @@ class Panel:
             at.squares.wanted = any(i.due(step, number) for i in self._of_squares)
         if not self._watching:
             return None
-        due = [i for i in self._watching if i.due(step, number)]
+        due = [i for i in self._watching if self._due(i, step, number)]
         for instrument in due:
             instrument.before(at)
         return Watch(due, at, found) if due else None
@@ -94,8 +96,9 @@ class Panel:
     def stepped(self, at: Moment, found: Found) -> None:
         """Call the instruments that are due after a step; ``found`` collects their figures."""
         step, number = at.step, at.number
+        self._steps += 1
         for instrument in self._stepped:
-            if instrument.due(step, number):
+            if self._due(instrument, step, number):
                 values = instrument.measure(at)
                 if values:
                     found.append((instrument, values))
@@ -103,7 +106,7 @@ class Panel:
     def ask(self, moment: MomentName, at: Moment) -> dict[str, Any]:
         """Call the due instruments of ``evaluated`` or ``end`` and return their figures at once."""
         step, number = at.step, at.number
-        found = [(i, i.measure(at)) for i in self._at[moment] if i.due(step, number)]
+        found = [(i, i.measure(at)) for i in self._at[moment] if self._due(i, step, number)]
         return self.read(step, number, found)
 
     def read(self, step: Step, number: int, found: Found) -> dict[str, Any]:
@@ -120,6 +123,17 @@ class Panel:
             told = instrument.close()
             if told:
                 say(told)
+        for name in sorted(self._idle) if self._steps else ():
+            say(
+                f"probes: {name}: none of the {self._steps:,} steps of this session was measured;"
+                " set every, such as every: 1st"
+            )
+
+    def _due(self, instrument: Instrument, step: Step, number: int) -> bool:
+        due = instrument.due(step, number)
+        if due:
+            self._idle.discard(instrument.name)
+        return due
 
 
 def _numbers(values: Mapping[str, Tensor]) -> dict[str, Any]:

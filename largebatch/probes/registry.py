@@ -58,7 +58,7 @@ def build_probes(items: Sequence[Any], offers: Mapping[str, Any], clock: Clock) 
                 f"{listed.where}.name={listed.name!r}: returned a {type(instrument).__name__}, not"
                 " a largebatch.probes.Instrument"
             )
-        instrument.name = listed.name
+        instrument.name, instrument.listed = listed.name, True
         if every is not None:
             instrument.every = every
         made.append(instrument)

@@ -59,6 +59,7 @@ def conclude(
         "samples_per_second": trainer.telemetry.train_samples
         / max(trainer.telemetry.train_seconds, 1e-9),
         "wall_seconds": position.seconds,
+        "start_seconds": trainer.start_seconds,
         "pipeline": config.data.pipeline,
         "ops": _ops.face(),
         "device": parts.device.type,

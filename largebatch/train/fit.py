@@ -52,7 +52,8 @@ def check_position(found: Any, fresh: Mapping[str, Any], total: int) -> dict[str
         if not fits:
             raise misfit(f"position.{key}", f"{_short(value)} is no such thing")
     for key, value in (position.get("last") or {}).items():
-        if key != "split" and not isinstance(value, (int, float)):
+        figures = value if isinstance(value, list) else [value]  # a list: of the held-out parts
+        if key != "split" and not all(isinstance(each, (int, float)) for each in figures):
             raise misfit(f"position.last.{_short(key)}", f"{_short(value)} is no number")
     for key, most in (("samples", total), ("evaluated", position["samples"])):
         if position[key] > most:

@@ -23,6 +23,8 @@ class Outcome:
         samples, steps: samples seen and steps taken so far.
         summary: the figures of a finished run, as in summary.json; else None.
         lost: why the run cannot continue (it diverged, or ran out of memory); else ''.
+        seconds: of the process that ended the run, from its start to its end, as a study saw it;
+            None: a run that was there before.
     """
 
     directory: Path
@@ -31,6 +33,7 @@ class Outcome:
     steps: int
     summary: dict[str, Any] | None = None
     lost: str = ""
+    seconds: float | None = None
 
     def checkpoint(self, at: str | Duration) -> Path:
         """Return a checkpoint kept by ``checkpoint.at``, usable as ``start`` of other runs.

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -154,6 +155,8 @@ def _in_local_ranks(config: Config, start: Path | None, stop: StopRequest | None
     try:
         if start is not None:
             require_start(directory, start)
+        if directory.read_summary() is not None:  # ranks would start to find out
+            return _again(directory, what_is_there(config, directory)["summary"])
     finally:
         directory.release()
     path = UserPath(str(directory.path.absolute()))
@@ -194,12 +197,7 @@ def session(
         found = agreed(found, world)
         if found["summary"] is not None:
             if world.is_main:
-                say(f"{path}: this run is finished ({headline(found['summary'])})")
-                if not directory.report.exists():  # it was killed between its last two files
-                    from largebatch.report import write_report  # at the end: a start needs none
-
-                    write_report([path], directory.report)
-                say(f"report: {directory.report}")
+                return _again(directory, found["summary"])
             return finished(path, found["summary"])
         parts = together(lambda: build(config, world, device, around), world)
         trainer = Trainer(config, parts, directory, stop, heartbeat)
@@ -243,6 +241,18 @@ def session(
         return Outcome(path, False, trainer.position.samples, trainer.position.steps)
     finally:
         directory.release()
+
+
+def _again(directory: RunDirectory, summary: dict[str, Any]) -> Outcome:
+    """Say that a run is finished, and return its outcome."""
+    path = directory.path
+    say(f"{path}: this run is finished ({headline(summary)})")
+    if not directory.report.exists():  # it was killed between its last two files
+        from largebatch.report import write_report  # at the end: a start needs none
+
+        write_report([path], directory.report)
+    say(f"report: {directory.report}")
+    return finished(path, summary)
 
 
 @contextmanager

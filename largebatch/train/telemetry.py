@@ -14,6 +14,7 @@ from largebatch.train.prometheus import PrometheusEndpoint
 
 Writers: TypeAlias = (
     tuple[()]
+    | tuple[MetricsWriter]
     | tuple[MetricsWriter, TensorBoardMirror]
     | tuple[MetricsWriter, TensorBoardMirror, PrometheusEndpoint]
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from largebatch.optim import set_step
 from largebatch.probes.panel import Found
+from largebatch.processes.age import process_seconds
 from largebatch.processes.heartbeat import Heartbeat
 from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory
@@ -67,6 +68,7 @@ class Trainer:
         self._save_due = Every(config.checkpoint.every, self.clock).due
         self._named = Named(config.checkpoint.at, self.clock)
         self._switched = False
+        self.start_seconds = 0.0  # of this session: from its process to its first step
 
     def resume(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state.
@@ -90,6 +92,7 @@ class Trainer:
             RunFailure: a checkpoint cannot be written; memory ran out with the smallest forward
                 pass; or loss, gradients or weights are not finite, see :class:`NonFinite`.
         """
+        self.start_seconds = process_seconds()
         since = time.monotonic() - self.position.seconds
         position, total, main = self.position, self.schedule.total_samples, self.world.is_main
         self.telemetry.open(writers, Progress(self.parts.task, total, position.samples, main))

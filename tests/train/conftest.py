@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -155,3 +157,31 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             for process in [*one.ranks(), psutil.Process(one.process.pid)]:
                 process.kill()
             one.process.communicate()
+
+
+@pytest.fixture
+def goes_on(train: Train, begin: Callable[..., Running]) -> Callable[..., Finished]:
+    """Return a function that kills a run of three ranks, and has it go on with three and with two.
+
+    Three end with the bits of a run that was left alone, which is returned; two with its weights
+    and its loss to 1e-9.
+    """
+
+    def check(*options: str, step: int, killed: signal.Signals = signal.SIGKILL) -> Finished:
+        whole = train("whole", *options, nproc=3)
+        for name, nproc in (("same", 3), ("fewer", 2)):
+            run = begin(name, *options, nproc=3)
+            run.wait_for(lambda run=run: run.steps() >= step, f"step {step}")
+            run.process.send_signal(killed)
+            run.end()
+            again = train(name, *options, nproc=nproc)
+            assert "continuing at" in again.output
+            assert again.summary["steps"] == whole.summary["steps"]
+            assert again.summary["loss"] == pytest.approx(whole.summary["loss"], rel=1e-9)
+            for key, tensor in whole.weights.items():
+                assert torch.allclose(again.weights[key], tensor, rtol=1e-9, atol=1e-9), key
+            if nproc == 3:
+                assert again.summary["weights_sha256"] == whole.summary["weights_sha256"]
+        return whole
+
+    return check

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ from largebatch.train.precision import Precision
 from largebatch.train.trainer import Trainer
 
 if TYPE_CHECKING:
-    from tests.train.conftest import Train
+    from tests.train.conftest import Finished, Train
 
 CPU = torch.device("cpu")
 DOUBLE = (
@@ -152,3 +154,23 @@ def test_ranks_change_nothing(train: Train, keys: tuple[str, ...]) -> None:
             assert (a["knn_top1"], a["count"]) == (b["knn_top1"], b["count"])
         for name, tensor in one.weights.items():
             assert torch.allclose(many.weights[name], tensor, rtol=1e-9, atol=1e-9), name
+
+
+@pytest.mark.slow
+def test_it_goes_on_after_a_kill(goes_on: Callable[..., Finished]) -> None:
+    options = (*DOUBLE, "--batch.micro=32")  # two passes a step
+    whole = goes_on(*options, "--schedule.length=40st", "--checkpoint.every=5st", step=12)
+    assert whole.summary["steps"] == 40
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_deepspeed_trains_the_same(train: Train, stage: int) -> None:
+    options = (*DOUBLE, "--precision.compute=fp32", "--batch.micro=32")
+    one = train("one", *options)
+    engine = ("--distributed.engine=deepspeed", f"--distributed.zero_stage={stage}")
+    many = train("many", *options, *engine, nproc=2)
+    for a, b in zip(one.lines("train"), many.lines("train"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["order_hash"] == b["order_hash"]

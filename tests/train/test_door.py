@@ -126,7 +126,8 @@ import json, sys
 from largebatch.train import run
 from largebatch.train.parse import parse
 outcome = run(parse(sys.argv[1:]))
-print("outcome", json.dumps([outcome.finished, outcome.samples, outcome.summary["samples"]]))
+told = json.dumps([outcome.finished, outcome.samples, outcome.summary["samples"]])
+sys.stdout.write(f"outcome {told}\\n")  # One write: torchrun's ranks do not buffer what they print.
 """
 
 

@@ -78,6 +78,7 @@ CASES = [
     ("position/extra", 1),
     ("position/last", [1]),
     ("position/last", {"top1": "x"}),
+    ("position/last", {"top1": [0.5, "x"]}),
     ("position/reached", 3),
     ("scaler", [1]),
     ("exchange", {"bucket_mb": "x", "topology": ""}),

@@ -223,6 +223,16 @@ def test_what_probes_find_joins_the_lines(tmp_path: Path) -> None:
         assert trainer.position.last["seen"] == (2 if moment == "evaluated" else 1)
 
 
+def test_a_probe_that_was_never_due_says_so(tmp_path: Path, capsys: Any) -> None:
+    listed = [{"name": "curvature"}, {"name": "step_room", "every": "6st"}]
+    trained(config_of(probes=listed), tmp_path)
+    told = [line for line in capsys.readouterr().out.splitlines() if "none of the" in line]
+    assert told == [
+        "probes: curvature: none of the 12 steps of this session was measured; set every, such as"
+        " every: 1st"
+    ]
+
+
 def test_what_they_have_seen_goes_on_with_the_run(tmp_path: Path) -> None:
     config = config_of(probes=[{"name": "looks:Look"}])
     whole = trained(config, tmp_path / "whole")

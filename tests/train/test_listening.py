@@ -37,14 +37,18 @@ class Payload:
         return (os.system, (f"touch {self.path}",))
 
 
-def ports(process: psutil.Process) -> set[tuple[str, int]]:
-    """Return where a process and all that it started listen."""
+def listening(process: psutil.Process) -> set[tuple[str, int]]:
+    """Return where a process listens. Its other ports are its ends of connections to others."""
     return {
         (each.laddr.ip, each.laddr.port)
-        for one in (process, *process.children(recursive=True))
-        for each in one.net_connections("inet")
+        for each in process.net_connections("inet")
         if each.status == psutil.CONN_LISTEN
     }
+
+
+def ports(process: psutil.Process) -> set[tuple[str, int]]:
+    """Return where a process and all that it started listen."""
+    return set().union(*map(listening, (process, *process.children(recursive=True))))
 
 
 ATTACK = """
@@ -121,10 +125,8 @@ def test_ranks_of_one_host_listen_to_nobody_else_and_run_nothing(
 def test_a_verdict_of_a_stranger_prints_as_text(begin: Callable) -> None:
     run = begin("run", *RUN, nproc=2)
     run.wait_for(lambda: run.steps() > 3, "steps")
-    (launcher,) = psutil.Process(run.process.pid).net_connections("inet")[:1]
-    store = dist.TCPStore(
-        "127.0.0.1", launcher.laddr.port, is_master=False, timeout=timedelta(seconds=10)
-    )
+    ((_, port),) = listening(psutil.Process(run.process.pid))
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=10))
     beats = [key for key in store.list_keys() if key.endswith("largebatch/heartbeat/1")]
     assert len(beats) == 1
     store.set(beats[0].replace("largebatch/heartbeat/1", VERDICT), ESCAPES)

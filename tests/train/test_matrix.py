@@ -186,7 +186,7 @@ def of_task(name: str, **sections: Any) -> Config:
     task = kind(name)
     if data.augment == "views":  # easy ones: the loss is to fall within 14 steps
         data.least_area, data.jitter, task.temperature = 0.5, 0.2, 0.2
-        optim = OptimConfig(lr=0.5)
+        optim = OptimConfig(lr=0.05)
     model = ModelConfig(**wanted.get("model", {}))
     return make(**{"task": task, "norm": GHOST, "optim": optim, "data": data,
                    "model": model, **sections})  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,15 @@ def test_parts_add_up_and_branches_of_any_batch_have_the_same(tmp_path: Path) ->
     assert "of_parts" not in summary, "a summary is of figures"
     wide = lines(tmp_path / "c", "--evaluate.parts=16", "--batch.size=128")
     assert wide[-1]["weight_of_parts"] == parted[-1]["weight_of_parts"]
+
+
+def test_a_run_with_parts_goes_on(tmp_path: Path) -> None:
+    """Its checkpoint holds the last validation, and that has a figure a part."""
+    more = ("--evaluate.parts=16", "--checkpoint.every=8st")
+    whole = lines(tmp_path, *more)
+    (tmp_path / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "samples-000000000512")
+    assert lines(tmp_path, *more) == whole
 
 
 def test_none_are_refused() -> None:

@@ -14,7 +14,7 @@ from largebatch._errors import RunFailure, UserError
 from largebatch.processes.lifetime import StopRequest
 from largebatch.record import RunDirectory, read_metrics
 from largebatch.schedule import Duration, PhaseConfig
-from largebatch.train import Outcome, checkpoint, run
+from largebatch.train import Outcome, checkpoint, run, session
 from largebatch.train.branch import read_parent
 from largebatch.train.build import build
 from largebatch.train.config import Config
@@ -269,6 +269,18 @@ def test_a_damaged_note_of_the_parent_is_one_line(parent: Outcome, tmp_path: Pat
         (tmp_path / "branch" / "parent.json").write_text(text)
         with pytest.raises(UserError, match=r"parent.json: damaged"):
             run(made)
+
+
+def test_a_finished_run_starts_no_ranks(parent: Outcome, monkeypatch, capsys) -> None:
+    def never(*_: object) -> int:
+        raise AssertionError("ranks were started")
+
+    monkeypatch.setattr(session, "launch_local_ranks", never)
+    again = run(config(parent.directory, "--run.name=the-parent", "--run.nproc=2"))
+    assert again.finished and again.summary == parent.summary
+    assert "this run is finished (top1 " in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"optim.lr=0.1: .* was started with 0.05"):
+        run(config(parent.directory, "--run.name=the-parent", "--run.nproc=2", "--optim.lr=0.1"))
 
 
 @pytest.mark.slow

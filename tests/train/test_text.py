@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from largebatch.train.continuation import differences
 from largebatch.train.parse import parse
 
 if TYPE_CHECKING:
-    from tests.train.conftest import Finished, Running, Train
+    from tests.train.conftest import Finished, Train
 
 SIZES = ("--model.layers=2", "--model.heads=2", "--model.width=16")
 COMMON = (
@@ -170,21 +171,29 @@ def test_fsdp_trains_the_same(
 
 
 @pytest.mark.slow
-def test_streams_go_on_with_their_memory_after_a_kill(
-    train: Train, begin: Callable[..., Running], text: tuple[str, ...]
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize(
+    "options", [GPT, XL, (*MASKED, "--batch.micro=4")], ids=["gpt", "transformer_xl", "bert"]
+)
+def test_deepspeed_trains_the_same(
+    train: Train, text: tuple[str, ...], options: tuple[str, ...], stage: int
 ) -> None:
-    options = (*XL, *text, "--schedule.length=6ep", "--checkpoint.every=7st")
-    whole = train("whole", *options, nproc=3)
-    for name, nproc in (("same", 3), ("fewer", 2)):
-        run = begin(name, *options, nproc=3)
-        run.wait_for(lambda run=run: run.steps() >= 45, "step 45")  # in the second epoch
-        run.process.kill()
-        run.end()
-        again = train(name, *options, nproc=nproc)
-        assert again.summary["steps"] == whole.summary["steps"]
-        agree(again, whole)
-        if nproc == 3:
-            assert again.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    options = (*options, *text, "--precision.compute=fp32")
+    one = train("one", *options)
+    engine = ("--distributed.engine=deepspeed", f"--distributed.zero_stage={stage}")
+    many = train("many", *options, *engine, nproc=2)
+    for split in ("train", "val"):
+        for a, b in zip(one.lines(split), many.lines(split), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_streams_go_on_with_their_memory_after_a_kill(
+    goes_on: Callable[..., Finished], text: tuple[str, ...]
+) -> None:
+    # Step 45 is in the second epoch.
+    goes_on(*XL, *text, "--schedule.length=6ep", "--checkpoint.every=7st", step=45)
 
 
 REFUSED = {
