@@ -107,7 +107,7 @@ class Job:
 
     def ranks(self) -> dict[int, psutil.Process]:
         """Return the live processes of the ranks."""
-        found = {}
+        found: dict[int, psutil.Process] = {}
         for process in self.processes:
             if process.poll() is not None:
                 continue

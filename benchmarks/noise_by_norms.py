@@ -23,7 +23,6 @@ from largebatch.cli import main
 from largebatch.probes.noise_estimate import estimate_noise, student
 from largebatch.record import BenchmarkRecord, read_metrics
 from largebatch.study import Done, Job, Study
-from largebatch.train.parse import parse
 
 FORMULA = (
     "noise scale = sum T / sum |G|^2 over the measured steps of a part of the run and all seeds, in"
@@ -68,7 +67,7 @@ class ByNorms(Study):
         options = [*COMMON, *NETWORKS[network], f"--model.name={network}", f"--run.seed={seed}"]
         if network != "digits_cnn":
             options.append(f"--data.root={self.data}")
-        return Job(f"{network}-{source}-{seed}", parse([*options, f"--probes={probe}"]))
+        return Job.of(f"{network}-{source}-{seed}", [*options, f"--probes={probe}"])
 
     def jobs(self, done: Done) -> Iterable[Job]:
         """Return all runs."""

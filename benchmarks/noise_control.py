@@ -26,7 +26,6 @@ from largebatch.probes.noise_estimate import student
 from largebatch.record import BenchmarkRecord
 from largebatch.study import Done, Job, Study
 from largebatch.study.grid import value_of
-from largebatch.train.parse import parse
 
 FORMULA = (
     "steps = optimizer steps of a run of the same samples; saved = 1 - steps / steps of the best "
@@ -107,7 +106,7 @@ class NoiseControl(Study):
         options += [f"--optim.lr={rate}", f"--run.seed={seed}"]
         if arm.startswith("seesaw"):  # its own rule; the plan is made of the curve alone
             options.append("--optim.scaling=none")
-        return Job(self._name(optimizer, arm, seed), parse(options))
+        return Job.of(self._name(optimizer, arm, seed), options)
 
     def jobs(self, done: Done) -> Iterable[Job]:
         """Return the constant arms, and once they are done those that begin at the best of them."""

@@ -83,12 +83,12 @@ def cost(source: str, batch: int, pairs: int, turns: int) -> dict[str, Any]:
     finally:
         for side in sides.values():
             side.kill()
-    on, off = ([each[side][1] * 1e3 for each in found] for side in (True, False))
-    ratios = sorted(a / b - 1 for a, b in zip(on, off, strict=True))
+    with_it, without = ([each[side][1] * 1e3 for each in found] for side in (True, False))
+    ratios = sorted(a / b - 1 for a, b in zip(with_it, without, strict=True))
     distance = SOURCES[source][1]
     return {
         "source": source,
-        "CPU ms a step": round(median(off), 2),
+        "CPU ms a step": round(median(without), 2),
         "measured": f"{median(ratios):+.2%}",
         "least": f"{ratios[0]:+.2%}",
         "most": f"{ratios[-1]:+.2%}",

@@ -20,7 +20,7 @@ from largebatch.distributed.grid import Grid
 from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig
 from largebatch.record import BenchmarkRecord, write_record
-from largebatch.simulate import Cluster, Method, bucket, simulate, trace
+from largebatch.simulate import Cluster, Method, Trace, bucket, simulate, trace
 from largebatch.simulate.constants import device, link, published
 from largebatch.simulate.methods import BEST_GRID, FLAT, NCCL, PIPELINED, OnHosts
 
@@ -33,10 +33,10 @@ BERT_LARGE = 336_226_108  # parameters with both pretraining heads
 SERIAL = OnHosts("torus, serial", "torus", chunks=(1,))
 
 
-def resnet50(dtype: torch.dtype):
+def resnet50(dtype: torch.dtype) -> Trace:
     """Trace ResNet-50 on ImageNet."""
 
-    def build():
+    def build() -> torch.nn.Module:
         return build_model(ModelConfig(name="resnet50"), NormConfig(), image_offers(1000, SHAPE))
 
     return trace(build, SHAPE, dtype)
@@ -67,7 +67,7 @@ def sony() -> list[dict[str, Any]]:
 
     alone = seconds(Grid(1, 4), FLAT)
     name = "Sony, efficiency on 1,088 V100"
-    cases = [
+    cases: list[tuple[str, Grid, Method]] = [
         ("torus 34 x 32, serial, fp16 gradients", Grid(34, 32, per_host=4), SERIAL),
         ("torus 272 x 4, serial, fp16 gradients", Grid(272, 4), SERIAL),
         ("torus 272 x 4, pipelined, fp16 gradients", Grid(272, 4), PIPELINED),
@@ -75,7 +75,7 @@ def sony() -> list[dict[str, Any]]:
         ("flat ring, fp16 gradients", Grid(272, 4), FLAT),
         ("NCCL, fp16 gradients", Grid(272, 4), NCCL),
     ]
-    return [row(name, text, 0.9162, alone / seconds(*case)) for text, *case in cases]
+    return [row(name, text, 0.9162, alone / seconds(grid, method)) for text, grid, method in cases]
 
 
 def dgx() -> list[dict[str, Any]]:

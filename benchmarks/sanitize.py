@@ -44,7 +44,8 @@ def build(nvcc: str, capability: str) -> Path:
     codes = [job.wait() for _, job in jobs]
     if any(codes):
         raise SystemExit(1)
-    link = [nvcc, f"-arch=sm_{capability}", *(target for target, _ in jobs), "-o", driver]
+    objects: list[str | Path] = [target for target, _ in jobs]
+    link = [nvcc, f"-arch=sm_{capability}", *objects, "-o", driver]
     subprocess.run(link, check=True)
     return driver
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from largebatch import _ops
 from largebatch.processes import World
@@ -67,10 +68,12 @@ def main() -> int:
             shards = [torch.randn(count, device=device).to(dtype) for _ in range(SHARDS)]
             out = torch.empty(count, dtype=to, device=device)
 
-            def ours(shards=shards, out=out, squares=squares) -> None:
+            def ours(
+                shards: list[Tensor] = shards, out: Tensor = out, squares: bool = squares
+            ) -> None:
                 _ops.sum_shards(shards, out, divisor=SHARDS, squares=squares)
 
-            def peer(shards=shards, out=out) -> None:
+            def peer(shards: list[Tensor] = shards, out: Tensor = out) -> None:
                 total = shards[0].clone()
                 for shard in shards[1:]:
                     total += shard

@@ -206,13 +206,13 @@ def main() -> None:
             side.kill()
     rows = []
     for name, place in (("step ms", 0), ("CPU ms a step", 1)):
-        on, off = ([each[side][place] * 1e3 for each in pairs] for side in (True, False))
-        ratios = sorted(a / b - 1 for a, b in zip(on, off, strict=True))
+        with_it, without = ([each[side][place] * 1e3 for each in pairs] for side in (True, False))
+        ratios = sorted(a / b - 1 for a, b in zip(with_it, without, strict=True))
         rows.append(
             {
                 "figure": name,
-                "on": round(median(on), 3),
-                "off": round(median(off), 3),
+                "on": round(median(with_it), 3),
+                "off": round(median(without), 3),
                 "cost": f"{median(ratios):+.2%}",
                 "least": f"{ratios[0]:+.2%}",
                 "most": f"{ratios[-1]:+.2%}",

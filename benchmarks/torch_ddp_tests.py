@@ -19,6 +19,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 import unittest
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class Outcomes(unittest.TextTestResult):
 
     def _bad(self, test: unittest.TestCase, error: Any) -> None:
         self.ended[test.id().rpartition(".")[2]] = "failed"
-        print(test.id(), self._exc_info_to_string(error, test), file=sys.stderr)
+        print(test.id(), "".join(traceback.format_exception(*error)), file=sys.stderr)
 
 
 def run_here(chosen: list[str], file: Path) -> None:

@@ -113,7 +113,7 @@ def counted(suite: str, side: str, ended: dict[str, dict[str, str]]) -> list[dic
         owns.setdefault(what, set()).add(own)
     rows = []
     for what, count in sorted(counts.items()):
-        row = {"suite": suite, "what": what}
+        row: dict[str, Any] = {"suite": suite, "what": what}
         row |= {kind: count[kind] for kind in ("passed", "failed", "skipped")}
         if suite == "optimizers" and side == "ours":
             place = [t for t in ended["torch"] if f"_{PLACES[what]}_cpu" in t]

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torchvision.models import resnet18
 
 from largebatch._ops import torus_library
@@ -162,7 +163,7 @@ def main() -> None:
     os.environ["XDG_CACHE_HOME"] = str(options.json.parent)
     dist.init_process_group("gloo", timeout=TIMEOUT)
     world = detect()
-    store = dist.TCPStore(
+    store = TCPStore(
         world.address, world.port + 1, world.world_size, world.is_main, timeout=TIMEOUT
     )
     flat = dist.distributed_c10d._get_default_group()
@@ -173,9 +174,9 @@ def main() -> None:
     reducers: dict[str, AllReduce] = {}
     for line in options.lines:
         batch, algorithm, *rest = line.split(":")
-        wire = rest[0] if rest else "fp32"
+        wire: Any = rest[0] if rest else "fp32"
         if wire not in reducers:
-            own = dist.PrefixStore(wire, store)
+            own = PrefixStore(wire, store)
             reducers[wire] = AllReduce(own, flat, TIMEOUT, CPU, Preference("auto", wire=wire))
             probes = [Probe(reducers[wire]).run() for _ in range(PROBES)]
             found["probes"][wire] = [

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from largebatch._ops import torus_library
 from largebatch.distributed.all_reduce import AllReduce
@@ -29,13 +30,13 @@ KINDS = {
 }
 
 
-def measure(arguments: argparse.Namespace, world: World, store: dist.Store) -> None:
+def measure(arguments: argparse.Namespace, world: World, store: Store) -> None:
     """Time every kind on every size, one after the other in every round; rank 0 writes JSON."""
     timeout = timedelta(seconds=arguments.timeout)
     place = (world.rank, world.world_size, timeout, CPU)
-    flat = connect(dist.PrefixStore("flat", store), *place)
+    flat = connect(PrefixStore("flat", store), *place)
     kinds = {
-        kind: AllReduce(dist.PrefixStore(kind, store), flat, timeout, CPU, KINDS[kind])
+        kind: AllReduce(PrefixStore(kind, store), flat, timeout, CPU, KINDS[kind])
         for kind in arguments.kinds
     }
     records: list[dict[str, Any]] = []
@@ -81,10 +82,10 @@ def rounds_for(megabytes: float) -> int:
     return round(min(5.0, max(1.0, 8 / megabytes)))
 
 
-def until_failure(arguments: argparse.Namespace, world: World, store: dist.Store) -> None:
+def until_failure(arguments: argparse.Namespace, world: World, store: Store) -> None:
     """Reduce until something fails; write what was said and how long the last call took."""
     timeout = timedelta(seconds=arguments.timeout)
-    flat = connect(dist.PrefixStore("flat", store), world.rank, world.world_size, timeout, CPU)
+    flat = connect(PrefixStore("flat", store), world.rank, world.world_size, timeout, CPU)
     reduce = AllReduce(store, flat, timeout, CPU, KINDS[arguments.kinds[0]])
     tensor = torch.zeros(int(arguments.sizes[0] * 1e6) // 4)
     flat.barrier().wait()
@@ -114,7 +115,7 @@ def main() -> None:
     # What the probe measured at another rate must not be taken for this one's.
     os.environ["XDG_CACHE_HOME"] = str(Path(arguments.json).parent)
     world = detect()
-    store = dist.TCPStore(
+    store = TCPStore(
         world.address, world.port + 1, world.world_size, world.is_main,
         timeout=timedelta(seconds=600),
     )  # fmt: skip

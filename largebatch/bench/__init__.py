@@ -72,7 +72,16 @@ def _contrastive(options: argparse.Namespace) -> BenchmarkRecord:
 
 def _scaling(options: argparse.Namespace) -> tuple[BenchmarkRecord, Charts]:
     from largebatch.bench import scaling
+    from largebatch.train.parse import parse
 
+    base = [f"--config={options.config}"] if options.config else []
+    base += [f"--recipe={options.recipe}"] if options.recipe else []
+    if base and (len(base) > 1 or options.models or options.image_size):
+        raise UserError(
+            "largebatch bench scaling: one of --recipe, --config, and --models with --image-size"
+        )
+    if base and options.root is not None:
+        base.append(f"--data.root={options.root}")
     settings = scaling.Settings(
         model=_one_model(options, "resnet18"),
         image_size=options.image_size or 64,
@@ -80,6 +89,7 @@ def _scaling(options: argparse.Namespace) -> tuple[BenchmarkRecord, Charts]:
         rounds=options.rounds,
         price=options.price,
         epochs=options.epochs,
+        config=parse(base) if base else None,
     )
     record = scaling.run(options.ranks or [1, 2, 4], options.batches or [16, 32], settings)
     return record, scaling.charts(record)
@@ -140,7 +150,12 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--root",
         type=UserPath,
-        help="data: loop takes MNIST's folder, data and imagenet an ImageNet sample",
+        help="data: loop takes MNIST's folder, data and imagenet an ImageNet sample, scaling those"
+        " of a recipe",
+    )
+    parser.add_argument("--recipe", help="scaling: time the steps of this recipe, on its own data")
+    parser.add_argument(
+        "--config", type=UserPath, help="scaling: the same of a config, such as that of a run"
     )
     parser.add_argument("--workers", type=int, default=2, help="worker processes (data, imagenet)")
     parser.add_argument("--seconds", type=float, help="length of one measurement")

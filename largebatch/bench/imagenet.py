@@ -159,7 +159,7 @@ def _measure(
         if reference is not None:
             ratios = [a / b for a, b in zip(found[contender.name], reference, strict=True)]
             row[f"times {REFERENCE}"] = round(median(ratios), 3)
-        phases = breakdown(contender)  # before the profiled step, which is slower
+        phases = breakdown(contender, found[contender.name])
         rows.append(row | phases | _limit(phases) | _shares(contender))
     return rows + [
         {"contender": name, "batch": batch, "precision": precision, "images/s": f"not run: {why}"}

@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from largebatch.bench.throughput import (
     trainer,
     windows,
 )
-from largebatch.data import DataConfig
+from largebatch.data import DataConfig, Source, build_source
 from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig
 from largebatch.optim import OptimConfig
@@ -35,7 +35,8 @@ from largebatch.processes import World
 from largebatch.processes.environment import free_port
 from largebatch.processes.group import choose_device, process_group
 from largebatch.record import BenchmarkRecord, json_text
-from largebatch.schedule import BatchConfig, Duration, ScheduleConfig
+from largebatch.schedule import Duration, ScheduleConfig
+from largebatch.tasks import Classification, build_task
 from largebatch.train.config import Config
 
 EPOCH = 1_281_167  # ImageNet's training images
@@ -45,7 +46,7 @@ efficiency, weak = images/s on N ranks / (N x images/s on one rank), the same ba
 efficiency, strong = the same with one global batch for any N
 predicted images/s = global batch / (step of one rank + all-reduce of the gradients alone): nothing
   overlaps; on a CPU one rank has all the cores that N share, and its step counts N times
-hours an epoch = 1,281,167 / images/s / 3600; cost = hours x N x price of a rank's device an hour"""
+hours an epoch = its images / images/s / 3600; cost = hours x N x price of a device an hour"""
 OURS, DDP = "largebatch", "PyTorch DDP"
 
 
@@ -66,6 +67,7 @@ class Settings:
         seconds, rounds: seconds of a window, and number of windows per contender.
         price: price of a rank's device for an hour.
         epochs: epochs to the target accuracy.
+        config: a run whose steps are timed, on its own data; None: ``model`` on synthetic images.
     """
 
     model: str = "resnet18"
@@ -74,6 +76,7 @@ class Settings:
     rounds: int = 5
     price: float = 0.0
     epochs: float = 90.0
+    config: Config | None = None
 
 
 def cases(ranks: Sequence[int], batches: Sequence[int]) -> list[Case]:
@@ -96,6 +99,8 @@ def cases(ranks: Sequence[int], batches: Sequence[int]) -> list[Case]:
 def run(ranks: Sequence[int], batches: Sequence[int], settings: Settings) -> BenchmarkRecord:
     """Measure every case on ranks of this machine: one process each, on its own GPU if any."""
     every = cases(ranks, batches)
+    source = None if settings.config is None else _images(settings.config)
+    epoch = EPOCH if source is None else len(source)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for count in ranks:
@@ -104,11 +109,20 @@ def run(ranks: Sequence[int], batches: Sequence[int], settings: Settings) -> Ben
             arguments = (count, free_port(), mine, settings, file)
             spawn(_rank_main, arguments, nprocs=count)
             rows += json.loads(file.read_text())
-    _compare(rows, settings)
+    _compare(rows, settings, epoch)
     shared = "" if torch.cuda.is_available() else f", which share {usable_cores()} cores"
-    notes = [
+    what = (
         f"{settings.model}, synthetic images of {settings.image_size} x {settings.image_size} on"
-        f" the device, fp32, SGD with momentum; ranks of one machine{shared}",
+        " the device, fp32, SGD with momentum"
+    )
+    if settings.config is not None:
+        what = (
+            f"{settings.config.model.name} on {settings.config.data.name} as the run is configured"
+            f" ({settings.config.optim.name}); PyTorch DDP: plain batch norm, SGD, one batch of"
+            " noise on the device"
+        )
+    notes = [
+        f"{what}; ranks of one machine{shared}; {epoch:,} images an epoch",
         f"{settings.rounds} windows of about {settings.seconds:g} s each, contenders in turn",
     ]
     return BenchmarkRecord("scaling", FORMULA, rows, notes=notes)
@@ -143,39 +157,61 @@ def _measure(
             "contender": contender.name,
             **spread(found[contender.name]),
             **({"all-reduce ms": round(1e3 * alone, 1)} if contender.name == OURS else {}),
-            **breakdown(contender),
+            **breakdown(contender, found[contender.name]),
         }
         for contender in contenders
     ]
 
 
+def _images(config: Config) -> Source:
+    """Open a run's data.
+
+    Raises:
+        UserError: they are no labelled images, or the run changes its batch itself.
+    """
+    if config.batch.plan or config.batch.control != "none":
+        raise UserError("bench scaling: the run changes its batch; name one of a constant batch")
+    source = build_source(config.data, "train", config.model.num_classes)
+    if not isinstance(build_task(config.task, source.offers()), Classification):
+        raise UserError(
+            f"bench scaling: task.name={config.task.name} on data.name={config.data.name}: it"
+            " times classification of images"
+        )
+    return source
+
+
 def _ours(case: Case, settings: Settings, world: World, device: torch.device) -> Contender:
     total = case.batch * case.ranks
     size = settings.image_size
-    config = Config(
+    config = settings.config or Config(
         model=ModelConfig(name=settings.model),
         data=DataConfig(name="synthetic", image_size=size, limit=64 * total),
-        batch=BatchConfig(size=total),
         optim=OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4),
         norm=NormConfig(kind="ghost", ghost_size=case.batch),
+    )
+    config = replace(
+        config,
+        batch=replace(config.batch, size=total),
         schedule=ScheduleConfig(length=Duration.parse("100000ep"), curve="constant"),
     )
     return trainer(OURS, config, world, device)
 
 
 def _ddp(case: Case, settings: Settings, world: World, device: torch.device) -> Contender:
-    size = settings.image_size
-    model: nn.Module = build_model(
-        ModelConfig(name=settings.model), NormConfig(), image_offers(1000, (3, size, size)), seed=0
-    )
+    config, size = settings.config, settings.image_size
+    named = ModelConfig(name=settings.model) if config is None else config.model
+    offers = image_offers(1000, (3, size, size)) if config is None else _images(config).offers()
+    model: nn.Module = build_model(named, NormConfig(), offers, seed=0)
     model = model.to(device).to(memory_format=torch.channels_last)
     if world.world_size > 1:
         model = DistributedDataParallel(model)
-    images = torch.randn(case.batch, 3, size, size, device=device)
+    images = torch.randn(case.batch, *offers["image_shape"], device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (case.batch,), device=device)
+    labels = torch.randint(0, offers["num_classes"], (case.batch,), device=device)
     total = case.batch * case.ranks
-    return plain(DDP, model, lambda: (images, labels), total, torch.float32, metrics=False)
+    bf16 = config is not None and config.precision.compute == "bf16"
+    precision = torch.bfloat16 if bf16 else torch.float32
+    return plain(DDP, model, lambda: (images, labels), total, precision, metrics=False)
 
 
 def _all_reduce_seconds(numbers: int, world: World, device: torch.device) -> float:
@@ -193,7 +229,7 @@ def _all_reduce_seconds(numbers: int, world: World, device: torch.device) -> flo
     return min(spent)
 
 
-def _compare(rows: list[dict[str, Any]], settings: Settings) -> None:
+def _compare(rows: list[dict[str, Any]], settings: Settings, epoch: int) -> None:
     """Add to every row its efficiency, prediction and cost, from the rows of one rank."""
     single = {
         (row["contender"], row["global batch"]): row["images/s"]
@@ -210,7 +246,7 @@ def _compare(rows: list[dict[str, Any]], settings: Settings) -> None:
                 crowd = 1 if torch.cuda.is_available() else row["ranks"]
                 step = row["batch"] / own * crowd + row["all-reduce ms"] / 1e3
                 row["predicted images/s"] = round(row["global batch"] / step, 2)
-        hours = EPOCH / row["images/s"] / 3600
+        hours = epoch / row["images/s"] / 3600
         row["hours an epoch"] = round(hours, 3)
         if settings.price:
             row["cost an epoch"] = round(hours * row["ranks"] * settings.price, 2)
@@ -240,7 +276,7 @@ def charts(record: BenchmarkRecord) -> list[tuple[str, str, Any]]:
         ("Predicted and measured", "images/s of largebatch",
          bars([row for row in named if "predicted images/s" in row], "case",
               ("images/s", "predicted images/s"), stacked=False)),
-        ("Hours an epoch of ImageNet", "at the measured images/s",
+        ("Hours an epoch", "at the measured images/s",
          lines(weak, "ranks", "hours an epoch", ("contender", "batch"))),
     ]  # fmt: skip
     if any("cost an epoch" in row for row in rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -31,8 +31,10 @@ class Contender:
     Attributes:
         images: images in a step over all ranks; for text, tokens.
         step: takes a training step.
-        times: the phases of its steps' time, if it is our trainer.
         model: the trained model.
+        times: the phases of its steps' time, if it is our trainer.
+        settle: waits until the times of all steps taken are known.
+        phases: seconds a step of each phase, a row a window; without ``times`` no rows.
     """
 
     name: str
@@ -40,6 +42,21 @@ class Contender:
     step: Callable[[], object]
     model: nn.Module
     times: StepTimes | None = None
+    settle: Callable[[], object] = lambda: None
+    phases: list[dict[str, float]] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Begin a window: what was measured before does not count."""
+        if self.times is not None:
+            self.settle()
+            self.times.totals, self.times.steps = dict.fromkeys(PHASES, 0.0), 0
+
+    def end(self) -> None:
+        """End a window."""
+        if self.times is not None:
+            self.settle()
+            totals = self.times.totals
+            self.phases.append({phase: totals[phase] / self.times.steps for phase in PHASES})
 
 
 def trainer(name: str, config: Config, world: World, device: torch.device) -> Contender:
@@ -56,7 +73,8 @@ def trainer(name: str, config: Config, world: World, device: torch.device) -> Co
 
     walk = steps()
     times = parts.stepper.times
-    return Contender(name, config.batch.size, lambda: next(walk), parts.model, times)
+    settle = made.ledger.settle
+    return Contender(name, config.batch.size, lambda: next(walk), parts.model, times, settle)
 
 
 def plain(
@@ -101,7 +119,7 @@ def windows(
     """Return images/s of every contender's windows; ranks in step, contenders in turn.
 
     Each window has enough steps to last about ``seconds``, at least two. The phases of our own
-    steps are counted from the first window on.
+    steps are those of the same windows.
     """
     device = next(contenders[0].model.parameters()).device
     counts = {}
@@ -117,13 +135,11 @@ def windows(
         if world.world_size > 1:
             dist.broadcast(agreed, 0)
         counts[contender.name] = int(agreed)
-        if contender.times is not None:
-            contender.times.totals = dict.fromkeys(PHASES, 0.0)
-            contender.times.steps = 0
     found: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for number in range(rounds):
         for contender in contenders if number % 2 == 0 else contenders[::-1]:
             count = counts[contender.name]
+            contender.begin()
             if world.world_size > 1:
                 dist.barrier()
             begun = time.perf_counter()
@@ -131,6 +147,7 @@ def windows(
                 contender.step()
             synchronize(device)
             spent = time.perf_counter() - begun
+            contender.end()
             found[contender.name].append(count * contender.images / spent)
     return found
 
@@ -146,12 +163,13 @@ def spread(values: Sequence[float], unit: str = "images/s") -> dict[str, float]:
     }
 
 
-def breakdown(contender: Contender) -> dict[str, float]:
-    """Return the milliseconds of each phase of our steps; empty for other contenders."""
-    times = contender.times
-    if times is None or not times.steps:
+def breakdown(contender: Contender, rates: Sequence[float]) -> dict[str, float]:
+    """Return the milliseconds of each phase in the window of the median rate; empty for others."""
+    if not contender.phases:
         return {}
-    return {f"{phase} ms": round(1e3 * times.totals[phase] / times.steps, 1) for phase in PHASES}
+    order = sorted(range(len(rates)), key=rates.__getitem__)
+    middle = contender.phases[order[(len(order) - 1) // 2]]
+    return {f"{phase} ms": round(1e3 * seconds, 1) for phase, seconds in middle.items()}
 
 
 def synchronize(device: torch.device) -> None:

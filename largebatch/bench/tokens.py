@@ -137,7 +137,7 @@ def _measure(
             | {"parameters": count}
             | spread(rates, UNIT)
             | {f"times {REFERENCE}": round(median(ratios), 3)}
-            | breakdown(contender)
+            | breakdown(contender, found[contender.name])
         )
     return rows + [
         {"contender": name, "batch": batch, "precision": kind, UNIT: f"not run: {why}"}

@@ -9,7 +9,8 @@ import pytest
 from largebatch._errors import UserError
 from largebatch.bench import scaling
 from largebatch.bench.scaling import DDP, EPOCH, OURS, Case, Settings, cases
-from largebatch.record import BenchmarkRecord
+from largebatch.cli import main
+from largebatch.record import BenchmarkRecord, read_record
 from largebatch.report.record_page import write_page
 
 SETTINGS = Settings("resnet18", image_size=32, seconds=0.01, rounds=1, price=2.0, epochs=10)
@@ -75,3 +76,35 @@ def test_the_page_is_drawn_offline(record: BenchmarkRecord, browser: Any, tmp_pa
     assert browser.get_log("browser") == []
     wide = browser.execute_script("return document.documentElement.scrollWidth > innerWidth")
     assert not wide
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_run(tmp_path: Any, capsys: Any) -> None:
+    """A recipe is timed with its own model, images, norms and optimizer; so is a run's config."""
+    file = tmp_path / "scaling.json"
+    common = ["--ranks", "1", "--batches", "16", "--seconds", "0.01", "--rounds", "1"]
+    common += ["--json", str(file)]
+    assert main(["bench", "scaling", "--recipe", "digits", *common]) == 0
+    record = read_record(file)
+    assert {each["contender"] for each in record.rows} == {OURS, DDP}
+    assert "digits_cnn on digits as the run is configured (sgd)" in record.notes[0]
+    assert "1,442 images an epoch" in record.notes[0]
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {name: digits_cnn}\ndata: {name: digits}\noptim: {name: lars}\n")
+    assert main(["bench", "scaling", "--config", str(config), *common]) == 0
+    assert "(lars)" in read_record(file).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--recipe", "digits", "--models", "resnet18"], "one of --recipe, --config, and --models"),
+        (["--recipe", "digits", "--config", "x.yaml"], "one of --recipe, --config, and --models"),
+        (["--recipe", "char"], "it times classification of images"),
+        (["--recipe", "didgits"], "did you mean"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_runs_that_are_not_timed(capsys: Any, more: list[str], words: str) -> None:
+    assert main(["bench", "scaling", *more]) == 2
+    assert words in capsys.readouterr().err
