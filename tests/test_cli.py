@@ -176,6 +176,7 @@ def test_a_run_leaves_what_the_design_promises(finished):
         "world_size",
         "samples_per_second",
         "wall_seconds",
+        "start_seconds",
         "pipeline",
         "ops",
         "weights_sha256",

@@ -9,15 +9,15 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "benchmarks/results/hoffer_f1_mnist.json"
+RECORD = ROOT / "benchmarks/results/generalization_gap_mnist.json"
 PICTURE = ROOT / "docs/images/gap.svg"
 
 LABELS = {
-    "hoffer-f1-mnist-small": "batch 128",
-    "hoffer-f1-mnist-large": "batch 4,096, nothing adapted",
-    "hoffer-f1-mnist-sqrt": "+ square-root learning rate",
-    "hoffer-f1-mnist-ghost": "+ ghost batch norm of 128",
-    "hoffer-f1-mnist-regime": "+ regime adaptation (a fifth)",
+    "small batch": "batch 128",
+    "large batch": "batch 4,096, nothing adapted",
+    "+ rate by the root": "+ square-root learning rate",
+    "+ ghosts": "+ ghost batch norm of 128",
+    "+ regime": "+ regime adaptation (a fifth)",
 }
 LEFT, WIDTH, ROW, TOP = 250, 560, 40, 44
 LOW, HIGH = 97.8, 99.0  # top-1 in % at the ends of the axis
@@ -54,7 +54,7 @@ def gap_svg() -> str:
     parts.append(f'<line class="z" x1="{small}" y1="{TOP - 8}" x2="{small}" y2="{bottom}"/>')
     for number, row in enumerate(rows):
         y, mean = TOP + ROW * number + 16, place(row["top1"])
-        parts.append(f'<text x="12" y="{y + 5}">{LABELS[row["recipe"]]}</text>')
+        parts.append(f'<text x="12" y="{y + 5}">{LABELS[row["training"]]}</text>')
         if row["gap"]:
             parts += [
                 f'<line class="g" x1="{mean}" y1="{y}" x2="{small}" y2="{y}"/>',
