@@ -2,10 +2,13 @@
 
     python tests/check_wheel.py                      # the newest torch, and 2.13.0
     python tests/check_wheel.py --torch 2.11.0 newest --wheel dist/largebatch-*.whl
+    python tests/check_wheel.py --torch here 2.13.0  # what is here builds it, and runs it first
 
 Each version gets a fresh environment with torch, the wheel and the test tools, nothing else, and
-``LARGEBATCH_OPS=compiled``, so that a library that does not load fails. The wheel is built once, by
-``pip wheel``, with whichever torch the build requirements give. Exit status 0 if all pass.
+``LARGEBATCH_OPS=compiled``, so that a library that does not load fails. The version ``here`` is
+that of this interpreter, which gets the wheel in a folder before all others. The wheel is built
+once, by ``pip wheel``, with the torch of ``here`` if that is among the versions, otherwise with the
+one that the build requirements give. Exit status 0 if all pass.
 """
 
 from __future__ import annotations
@@ -73,24 +76,28 @@ def build_wheel(folder: Path, isolated: bool = True) -> Path:
 
 def check(wheel: Path, version: str, folder: Path) -> bool:
     """Install ``wheel`` beside one version of torch and run tests/test_ops.py."""
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / "bin" / "python"
-    wanted = "torch" if version == "newest" else f"torch=={version}"
-    pip = [str(python), "-m", "pip", "install", "-q"]
-    subprocess.run([*pip, wanted, *TOOLS], check=True)
-    subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
-    tests = shutil.copy(ROOT / "tests" / "test_ops.py", folder)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["LARGEBATCH_OPS"] = "compiled"
+    install = ["-m", "pip", "install", "-q"]
+    if version == "here":
+        python, target = sys.executable, ["--target", str(folder / "site")]
+        environment["PYTHONPATH"] = str(folder / "site")
+    else:
+        venv.create(folder / "venv", with_pip=True)
+        python, target = str(folder / "venv" / "bin" / "python"), []
+        wanted = "torch" if version == "newest" else f"torch=={version}"
+        subprocess.run([python, *install, wanted, *TOOLS], check=True)
+    subprocess.run([python, *install, "--no-deps", *target, str(wheel)], check=True)
+    tests = shutil.copy(ROOT / "tests" / "test_ops.py", folder)
     shown = "import torch, largebatch._ops as o; print(torch.__version__, o.face(), o.__file__)"
-    command = [str(python), "-c", shown]
+    command = [python, "-c", shown]
     state = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=True
     )
     print(state.stdout.strip(), flush=True)
     assert str(folder) in state.stdout, "the tests would not see the installed wheel"
     done = subprocess.run(
-        [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "markers=gpu", tests],
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "markers=gpu", tests],
         cwd=folder,
         env=environment,
     )
@@ -106,7 +113,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        wheel = arguments.wheel or build_wheel(folder)
+        wheel = arguments.wheel or build_wheel(folder, isolated="here" not in arguments.torch)
         print(f"wheel: {wheel.name}", flush=True)
         results = []
         for version in arguments.torch:

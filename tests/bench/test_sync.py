@@ -93,4 +93,4 @@ def rank_main(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_peer_computes_the_same_and_a_graph_sends_the_same(tmp_path: Path) -> None:
-    mp.spawn(rank_main, (tmp_path,), nprocs=2)
+    mp.start_processes(rank_main, (tmp_path,), nprocs=2, start_method="forkserver")

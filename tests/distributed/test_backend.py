@@ -158,7 +158,9 @@ def both(rank: int, folder: str, ports: tuple[int, int]) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(both, (str(folder), (free_port(), free_port())), nprocs=RANKS)
+    mp.start_processes(
+        both, (str(folder), (free_port(), free_port())), nprocs=RANKS, start_method="forkserver"
+    )
     return {
         kind: [torch.load(folder / f"{kind}-{rank}.pt", weights_only=True) for rank in range(RANKS)]
         for kind in ("torus", "gloo")

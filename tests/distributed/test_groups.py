@@ -154,7 +154,12 @@ def unusual(rank: int, folder: str, ports: list[int]) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("groups")
-    mp.spawn(unusual, (str(folder), [free_port() for _ in range(5)]), nprocs=RANKS)
+    mp.start_processes(
+        unusual,
+        (str(folder), [free_port() for _ in range(5)]),
+        nprocs=RANKS,
+        start_method="forkserver",
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
@@ -197,7 +202,7 @@ def alone(rank: int, folder: str, port: int) -> None:
 
 
 def test_one_rank_alone_has_every_operation(tmp_path):
-    mp.spawn(alone, (str(tmp_path), free_port()), nprocs=1)
+    mp.start_processes(alone, (str(tmp_path), free_port()), nprocs=1, start_method="forkserver")
     assert (tmp_path / "done").exists()
 
 

@@ -145,7 +145,7 @@ def twice(state: object, bucket: object) -> torch.futures.Future:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(rank_main, (folder,), nprocs=RANKS)
+    mp.start_processes(rank_main, (folder,), nprocs=RANKS, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -142,7 +142,7 @@ def rank_main(rank: int, folder: Path) -> None:
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
 )
 def test_deepspeed_equals_ddp(tmp_path: Path) -> None:
-    mp.spawn(rank_main, (tmp_path,), nprocs=RANKS)
+    mp.start_processes(rank_main, (tmp_path,), nprocs=RANKS, start_method="forkserver")
     every = torch.load(tmp_path / "found", weights_only=True)
     assert len(every) == len(CASES)
     for case in CASES:

@@ -98,7 +98,7 @@ def rank_main(rank: int, folder: Path, shard_ranks: int | None) -> None:
 
 @pytest.mark.parametrize("shard_ranks", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_fsdp_equals_one_process(tmp_path: Path, shard_ranks: int | None) -> None:
-    mp.spawn(rank_main, (tmp_path, shard_ranks), nprocs=RANKS)
+    mp.start_processes(rank_main, (tmp_path, shard_ranks), nprocs=RANKS, start_method="forkserver")
     model = net()
     loss_of(model, samples()).backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]

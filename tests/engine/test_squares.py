@@ -113,7 +113,7 @@ def rank_main(rank: int, folder: Path) -> None:
 
 
 def test_on_two_ranks_they_are_of_the_parts_and_of_the_sum(tmp_path: Path) -> None:
-    mp.spawn(rank_main, (tmp_path,), nprocs=2)
+    mp.start_processes(rank_main, (tmp_path,), nprocs=2, start_method="forkserver")
     model = make()
     alone = engine_of(World())
     total: list[torch.Tensor] = []

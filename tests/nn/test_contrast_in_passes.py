@@ -170,4 +170,4 @@ def rank_main(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_with_different_passes_are_one_process(tmp_path: Path) -> None:
-    mp.spawn(rank_main, (tmp_path,), nprocs=3)
+    mp.start_processes(rank_main, (tmp_path,), nprocs=3, start_method="forkserver")

@@ -307,12 +307,12 @@ def rank_main(rank: int, folder: Path, size: int) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    mp.spawn(rank_main, (tmp_path, 2), nprocs=2)
+    mp.start_processes(rank_main, (tmp_path, 2), nprocs=2, start_method="forkserver")
 
 
 @pytest.mark.slow
 def test_one_to_four_ranks_are_one_process(tmp_path: Path) -> None:
-    mp.spawn(rank_main, (tmp_path, 4), nprocs=4)
+    mp.start_processes(rank_main, (tmp_path, 4), nprocs=4, start_method="forkserver")
 
 
 def test_large_batches_go_round_a_ring() -> None:

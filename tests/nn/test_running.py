@@ -163,7 +163,9 @@ def rank_main(rank, address, results):
 
 
 def test_ranks_equal_one_process(tmp_path):
-    mp.spawn(rank_main, (tmp_path / "store", tmp_path), nprocs=3)
+    mp.start_processes(
+        rank_main, (tmp_path / "store", tmp_path), nprocs=3, start_method="forkserver"
+    )
     for world in (2, 3):
         for running, momentum in MODES:
             merged = torch.load(tmp_path / f"{world}-{running}-{momentum}.pt")

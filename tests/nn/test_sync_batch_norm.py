@@ -153,7 +153,7 @@ def rank_main(rank: int, folder: Path) -> None:
 
 
 def test_three_ranks_are_one_process(tmp_path: Path) -> None:
-    mp.spawn(rank_main, (tmp_path,), nprocs=RANKS)
+    mp.start_processes(rank_main, (tmp_path,), nprocs=RANKS, start_method="forkserver")
 
 
 def test_alone_it_is_batch_norm() -> None:

@@ -93,4 +93,4 @@ def sharded_rank(rank: int, world: int, folder: Path) -> None:
 
 
 def test_fsdp_equals_one_process(tmp_path: Path) -> None:
-    mp.spawn(sharded_rank, (2, tmp_path), nprocs=2)
+    mp.start_processes(sharded_rank, (2, tmp_path), nprocs=2, start_method="forkserver")

@@ -85,7 +85,7 @@ def one_rank(rank: int, stage: int, folder: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_zero_equals_ddp(stage: int, tmp_path: Path) -> None:
-    mp.spawn(one_rank, (stage, tmp_path), nprocs=WORLD)
+    mp.start_processes(one_rank, (stage, tmp_path), nprocs=WORLD, start_method="forkserver")
     held = [torch.load(tmp_path / f"held{rank}", weights_only=True) for rank in range(WORLD)]
     assert all(map(any, zip(*held, strict=True)))
     assert any(a and b for a, b in zip(*held, strict=True))  # a tensor lies on both ranks

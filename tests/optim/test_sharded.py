@@ -123,7 +123,9 @@ def _part(grad: Tensor, param: DTensor) -> Tensor:
     ("world", "replicas"), [(3, 1), pytest.param(4, 2, marks=pytest.mark.slow)]
 )
 def test_fsdp_equals_one_process(world, replicas, tmp_path):
-    mp.spawn(fsdp_rank, (world, replicas, tmp_path), nprocs=world)
+    mp.start_processes(
+        fsdp_rank, (world, replicas, tmp_path), nprocs=world, start_method="forkserver"
+    )
     for name in MAKE:
         full, sizes, tensors, state = torch.load(tmp_path / name, weights_only=True)
         for found, expected in zip(full, unsharded(name), strict=True):
@@ -169,7 +171,7 @@ def flat_run(rank: int, world: int, name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_flat_partitions_equal_one_process(world, tmp_path):
-    mp.spawn(flat_rank, (world, tmp_path), nprocs=world)
+    mp.start_processes(flat_rank, (world, tmp_path), nprocs=world, start_method="forkserver")
     for name in MAKE:
         parts = [torch.load(tmp_path / f"{name}{rank}", weights_only=True) for rank in range(world)]
         straddling = [set(a[1]) & set(b[1]) for a, b in itertools.pairwise(parts)]
@@ -206,7 +208,7 @@ def whole_rank(rank: int, world: int, folder: Path) -> None:
 
 
 def test_torchs_zero_redundancy_optimizer_gives_each_rank_whole_tensors(tmp_path):
-    mp.spawn(whole_rank, (2, tmp_path), nprocs=2)
+    mp.start_processes(whole_rank, (2, tmp_path), nprocs=2, start_method="forkserver")
 
 
 def test_one_rank_with_fragments_steps_as_with_tensors(tmp_path):

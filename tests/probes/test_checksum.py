@@ -50,7 +50,7 @@ def rank_main(rank: int, port: int, folder: str) -> None:
 
 
 def test_the_rank_that_differs_is_named_on_every_rank(tmp_path: Path) -> None:
-    mp.spawn(rank_main, (free_port(), str(tmp_path)), nprocs=3)
+    mp.start_processes(rank_main, (free_port(), str(tmp_path)), nprocs=3, start_method="forkserver")
     for rank in range(3):
         said = (tmp_path / f"{rank}").read_text()
         expected = f"after 20 steps rank 2 on {os.uname().nodename} holds other parameters than 2"

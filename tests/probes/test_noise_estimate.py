@@ -56,7 +56,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_terms_are_unbiased(case):
+def test_terms_are_unbiased(case, record_property):
     scale, sizes, spectrum, tails, factors, known = CASES[case]
     rng = np.random.default_rng(0)
     draw = None if tails is None else student(rng, tails)
@@ -65,13 +65,14 @@ def test_terms_are_unbiased(case):
     share = np.asarray(sizes) / sum(sizes)
     # T is B times the variance of the whole sum.
     mix = 1.0 if factors is None else float((np.asarray(factors) * share).sum())
-    for values, truth in ((signal, 1.0), (trace, scale * mix)):
+    for name, values, truth in (("signal", signal, 1.0), ("trace", trace, scale * mix)):
         error = values.std() / math.sqrt(len(values))
+        record_property(name, f"{values.mean():.4f} +- {error:.4f}, truth {truth:.4f}")
         assert abs(values.mean() - truth) < 4 * error
         assert error < 0.01 * truth
 
 
-def test_groups_that_differ_are_what_the_formula_before_got_wrong():
+def test_groups_that_differ_are_what_the_formula_before_got_wrong(record_property):
     """[8] * 7 + [3], the last with four times the variance: 0.786 for 1 by equal covariances."""
     scale, sizes, spectrum, _, factors, _ = CASES["unequal groups"]
     rng = np.random.default_rng(1)
@@ -85,13 +86,14 @@ def test_groups_that_differ_are_what_the_formula_before_got_wrong():
     old_trace = ((each * batch**2 / counts).sum(1) / batch - large) * batch / (len(sizes) - 1)
     old = (large - old_trace / batch).mean()
     signal, trace = noise_terms(large, each.sum(1), 1.0, np.square(share).sum(), batch)
+    record_property("signal", f"before {old:.3f}, now {signal.mean():.3f}, truth 1")
     assert abs(old - 1) > 0.1
     assert signal.mean() == pytest.approx(1.0, abs=0.02)
     one = noise_terms_of(torch.from_numpy(groups[0]), sizes)
     assert [float(x) for x in one] == pytest.approx([signal[0], trace[0]], rel=1e-9)
 
 
-def test_without_replacement_it_is_that_of_the_population():
+def test_without_replacement_it_is_that_of_the_population(record_property):
     """N = 200 samples: the set's |G|^2 comes back with T / N, of the set itself."""
     rng = np.random.default_rng(2)
     data = rng.standard_normal((200, 30)) * 1.5 + 0.3
@@ -104,6 +106,9 @@ def test_without_replacement_it_is_that_of_the_population():
         found.append(noise_terms(whole, parts, 1.0, 1 / 8, 64))
     signal, trace = np.asarray(found).T
     error = signal.std() / math.sqrt(len(found))
+    truth = np.square(mean).sum()
+    of_set_signal = (signal + trace / 200).mean()
+    record_property("signal of the set", f"{of_set_signal:.4f} +- {error:.4f}, truth {truth:.4f}")
     assert abs(signal.mean() - (np.square(mean).sum() - spread / 200)) < 4 * error
     assert abs((signal + trace / 200).mean() - np.square(mean).sum()) < 4 * error
     estimate = estimate_noise(signal, trace)
@@ -112,7 +117,7 @@ def test_without_replacement_it_is_that_of_the_population():
 
 
 @pytest.mark.parametrize(("groups", "x"), [(8, 0.8), (2, 0.8), (8, 3.0)])
-def test_the_error_is_that_of_the_formula(groups, x):
+def test_the_error_is_that_of_the_formula(groups, x, record_property):
     """relSE^2 = [2/(m-1) + 4x(1 + 1/(m-1)) + 2m/(m-1) x^2] / (K d), equal Gaussian groups."""
     rng = np.random.default_rng(3)
     steps, dimensions = 100, 40
@@ -124,13 +129,14 @@ def test_the_error_is_that_of_the_formula(groups, x):
     m = groups
     formula = 2 / (m - 1) + 4 * x * (1 + 1 / (m - 1)) + 2 * m / (m - 1) * x * x
     expected = x * BATCH * math.sqrt(formula / (steps * dimensions))
+    record_property("deviation over formula", f"{values.std() / expected:.3f}")
     assert values.std() == pytest.approx(expected, rel=0.1)
     assert np.mean([one.error for one in found]) == pytest.approx(expected, rel=0.15)
     assert values.mean() == pytest.approx(x * BATCH, rel=0.01)
 
 
 @pytest.mark.parametrize("passes", [4, 8])
-def test_the_first_pass_alone_costs_little(passes):
+def test_the_first_pass_alone_costs_little(passes, record_property):
     """From a noise scale of three batches on its standard error is at most 1.7 times theirs."""
     rng = np.random.default_rng(11)
     found = {}
@@ -140,6 +146,7 @@ def test_the_first_pass_alone_costs_little(passes):
         )
         each = [estimate_noise(s, t) for s, t in zip(signal, trace, strict=True)]
         found[known is None] = np.std([one.value for one in each])
+    record_property("standard errors, first over all", f"{found[False] / found[True]:.3f}")
     assert 1.2 < found[False] / found[True] < 1.7
 
 
@@ -154,22 +161,24 @@ def correlated(rng, shape):
 @pytest.mark.parametrize("steps", [50, 200])
 @pytest.mark.parametrize("groups", [2, 8])
 @pytest.mark.parametrize("x", [0.8, 8.0])
-def test_intervals_cover(x, groups, steps):
+def test_intervals_cover(x, groups, steps, record_property):
     rng = np.random.default_rng(4)
     signal, trace = terms(
         rng, (400, steps), x * BATCH, [BATCH // groups] * groups, 1 / np.arange(1, 31)
     )
     found = [estimate_noise(s, t) for s, t in zip(signal, trace, strict=True)]
     covered = np.mean([one.low <= x * BATCH <= one.high for one in found])
+    record_property("covered", f"{covered:.4f}")
     assert 0.91 <= covered <= 0.985, covered
 
 
-def test_intervals_cover_correlated_steps():
+def test_intervals_cover_correlated_steps(record_property):
     rng = np.random.default_rng(5)
     draws = correlated(rng, (400, 200, 2))
     signal, trace = 1 + 0.8 * draws[..., 0], 50 + 20 * draws[..., 1]
     found = [estimate_noise(s, t) for s, t in zip(signal, trace, strict=True)]
     covered = np.mean([one.low <= 50 <= one.high for one in found])
+    record_property("covered", f"{covered:.4f}")
     assert 0.91 <= covered <= 0.98, covered
     assert np.mean([one.correlation for one in found]) == pytest.approx(0.49, abs=0.03)
 
@@ -219,7 +228,7 @@ def test_weights_are_worth_fewer_steps():
     assert 0.91 <= np.mean([one.low <= 50 <= one.high for one in found]) <= 0.98
 
 
-def test_of_layers_against_steps_themselves():
+def test_of_layers_against_steps_themselves(record_property):
     """Five layers with noise scales from 14 to 10,900: half of the gain of an endless batch."""
     rng = np.random.default_rng(9)
     dimensions = np.array([40, 30, 20, 30, 40])
@@ -241,6 +250,7 @@ def test_of_layers_against_steps_themselves():
     batches = found * np.array([0.8, 0.9, 1.0, 1.1, 1.25])
     shares = np.array([(gain(batch) / most) ** 2 for batch in batches])
     crossed = float(np.exp(np.interp(0.5, shares, np.log(batches))))
+    record_property("LARS", f"closed form {found:.1f}, steps drawn {crossed:.1f}")
     assert found == pytest.approx(crossed, rel=0.05)
     plain = trace.sum() / signal.sum()
     assert abs(plain / found - 1) > 0.2, "it is not the plain one"

@@ -43,7 +43,9 @@ def rank_main(rank: int, port: int, announces: bool, folder: str) -> None:
 
 @pytest.mark.parametrize("announces", [True, False])
 def test_a_lost_rank_means_what_it_announced(tmp_path, announces):
-    mp.spawn(rank_main, (free_port(), announces, str(tmp_path)), nprocs=2)
+    mp.start_processes(
+        rank_main, (free_port(), announces, str(tmp_path)), nprocs=2, start_method="forkserver"
+    )
     assert (tmp_path / "1").read_text() == "UserError: a mistake only rank 1 met"
     said = (tmp_path / "0").read_text()
     if announces:
@@ -63,7 +65,9 @@ def differing_main(rank: int, port: int, folder: str) -> None:
 
 
 def test_what_differs_is_named_on_every_rank(tmp_path):
-    mp.spawn(differing_main, (free_port(), str(tmp_path)), nprocs=2)
+    mp.start_processes(
+        differing_main, (free_port(), str(tmp_path)), nprocs=2, start_method="forkserver"
+    )
     host = socket.gethostname()
     for rank in range(2):
         assert (tmp_path / f"{rank}").read_text() == (
@@ -121,7 +125,9 @@ def values_main(rank: int, port: int, folder: str) -> None:
 
 
 def test_values_arrive_as_they_were(tmp_path):
-    mp.spawn(values_main, (free_port(), str(tmp_path)), nprocs=2)
+    mp.start_processes(
+        values_main, (free_port(), str(tmp_path)), nprocs=2, start_method="forkserver"
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
 
 
@@ -147,7 +153,9 @@ def evil_main(rank: int, port: int, folder: str, claimed: int) -> None:
     ("claimed", "said"), [(0, "sent what is no JSON"), (2**40, "1099511627776 bytes")]
 )
 def test_what_a_peer_sends_is_never_unpickled(tmp_path, claimed, said):
-    mp.spawn(evil_main, (free_port(), str(tmp_path), claimed), nprocs=2)
+    mp.start_processes(
+        evil_main, (free_port(), str(tmp_path), claimed), nprocs=2, start_method="forkserver"
+    )
     assert "rank 1 " in (tmp_path / "0").read_text() and said in (tmp_path / "0").read_text()
     assert not (tmp_path / FLAG).exists()
 
