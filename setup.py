@@ -195,7 +195,8 @@ def ninja_file(cxx: str, nvcc: str | None) -> str:
             f"  command = $cxx {shared} $in -o $out " + " ".join(link),
         ]
     objects = []
-    for source in sources("*.cpp") + (sources("*.cu") if nvcc else []):
+    # The longest first: all cores are busy to the end, and an nvcc that fails does so at once.
+    for source in (sources("*.cu") if nvcc else []) + sources("*.cpp"):
         name = source.relative_to(CSRC).as_posix().replace("/", "_") + ".o"
         rule = "nvcc" if source.suffix == ".cu" else "cxx"
         lines.append(f"build {name}: {rule} {escape(source)}")

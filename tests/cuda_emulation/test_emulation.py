@@ -130,7 +130,9 @@ def test_threads_that_race_are_reported(emulation: ModuleType, driver: Path) -> 
     watched = emulation.build("-fsanitize=thread", "-g1", driver="driver.cpp")
     reported = [
         "WARNING: ThreadSanitizer: data race"
-        in run(watched, "others", CUDA_EMULATION_SKIP=barrier).stderr
+        in run(
+            watched, "others", CUDA_EMULATION_SKIP=barrier, TSAN_OPTIONS="halt_on_error=1"
+        ).stderr
         for barrier in barriers
     ]
     # The one between the rows of a block takes more rows than the driver has here.
