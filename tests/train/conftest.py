@@ -131,7 +131,7 @@ def command_main(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     sys.argv[1:] = arguments
@@ -155,7 +155,7 @@ def train(tmp_path: Path) -> Train:
             returned, output = done.returncode, done.stdout + done.stderr
         else:
             said = tmp_path / f"{name}.txt"
-            said.unlink(missing_ok=True)
+            said.write_text("")
             process = multiprocessing.get_context("forkserver").Process(
                 target=command_main, args=(line[3:], Path.cwd(), variables, said)
             )
