@@ -18,7 +18,12 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ranks that tests start are forked from a process that has imported torch: seconds less for each.
-multiprocessing.set_forkserver_preload(["torch.distributed.fsdp", "largebatch.train.trainer"])
+multiprocessing.set_forkserver_preload(
+    [
+        *("torch.distributed.fsdp", "torch.fx.experimental.symbolic_shapes"),
+        *("torch.utils.tensorboard", "largebatch.train.session"),
+    ]
+)
 # A suite under nohup would hand its deafness to SIGHUP on to every run that it starts.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     with suppress(ValueError):  # not the main thread
@@ -72,6 +77,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
         cuda = pytest.param("cuda", marks=pytest.mark.slow) if is_slow else "cuda"
         metafunc.parametrize("kernels", ["cpu", cuda], indirect=True, scope="module")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is marked as long, unless the environment asks for it."""
+    if "LARGEBATCH_LONG_TESTS" not in os.environ:
+        reason = pytest.mark.skip(reason="takes many minutes: set LARGEBATCH_LONG_TESTS")
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(reason)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from largebatch.optim.state import exactly
+from largebatch.optim.uncompiled import uncompiled
 
 
 class _Exact(torch.optim.Optimizer):
@@ -33,7 +34,7 @@ def exact(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     """
     if kind not in _MADE:
         members = {"base": kind, "__doc__": kind.__doc__}
-        _MADE[kind] = type(kind.__name__, (_Exact, kind), members)
+        _MADE[kind] = type(kind.__name__, (_Exact, uncompiled(kind)), members)
     return _MADE[kind]
 
 

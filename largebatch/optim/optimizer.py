@@ -15,6 +15,7 @@ from torch import Tensor
 
 from largebatch.optim.foreign import Foreign, translate
 from largebatch.optim.state import check_state, exactly
+from largebatch.optim.uncompiled import without_compiler
 
 
 class Portable(torch.optim.Optimizer):
@@ -25,6 +26,11 @@ class Portable(torch.optim.Optimizer):
     """
 
     carried: ClassVar[tuple[str, ...]] = ()
+
+    add_param_group = without_compiler("add_param_group")
+    load_state_dict = without_compiler("load_state_dict")
+    state_dict = without_compiler("state_dict")
+    zero_grad = without_compiler("zero_grad")
 
     def __getstate__(self) -> dict[str, Any]:
         held: dict[str, Any] = super().__getstate__()

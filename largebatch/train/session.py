@@ -261,4 +261,5 @@ def _determinism_as_before() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        if torch.are_deterministic_algorithms_enabled() != before:  # setting it loads the compiler
+            torch.use_deterministic_algorithms(before)

@@ -113,11 +113,11 @@ def test_addresses_and_undefined_behaviour(emulation: ModuleType) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.long if f == "norms" else ()) for f in FAMILIES]
+)
 def test_no_two_threads_race(emulation: ModuleType, family: str) -> None:
     """ThreadSanitizer, with CUDA threads as its threads."""
-    if family == "norms" and "LARGEBATCH_LONG_TESTS" not in os.environ:
-        pytest.skip("seven minutes and more: set LARGEBATCH_LONG_TESTS")
     done = run(emulation.build("-fsanitize=thread", "-g1", driver="driver.cpp"), family)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""

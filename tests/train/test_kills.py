@@ -1,7 +1,11 @@
-"""Thirty kill -9s at random moments, each followed by the same command (minutes: slow)."""
+"""Kill -9 at random moments, each followed by the same command (minutes: slow).
+
+Six among three ranks; with LARGEBATCH_LONG_TESTS set thirty, among two and three.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from contextlib import suppress
@@ -21,6 +25,9 @@ RUN = [
     "--checkpoint.every=9st",
 ]
 STEPS, THIRDS = 120, 3
+KILLS = {"launcher": 2, "rank": 1, "all": 1, "write": 2}
+if "LARGEBATCH_LONG_TESTS" in os.environ:
+    KILLS = {"launcher": 5, "rank": 4, "all": 3, "write": 3}
 
 
 def kill_rank(run, rng):
@@ -50,11 +57,11 @@ def kill_all(run, rng):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("nproc", [2, 3])
+@pytest.mark.parametrize("nproc", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_killed_runs_end_as_undisturbed_ones(train, begin, nproc):
     rng = random.Random(nproc)
     expected = train("undisturbed", *RUN, nproc=nproc).summary["weights_sha256"]
-    plans = ["launcher"] * 5 + ["rank"] * 4 + ["all"] * 3 + ["write"] * 3
+    plans = [plan for plan, times in KILLS.items() for _ in range(times)]
     rng.shuffle(plans)
     rows = []
     for chain in range(0, len(plans), THIRDS):  # a run each: killed in every third of its steps
@@ -83,5 +90,5 @@ def test_killed_runs_end_as_undisturbed_ones(train, begin, nproc):
     landed = sum(1 <= step < STEPS for _, step, _ in rows)
     inside = sum(half_written for _, _, half_written in rows)
     print(f"{landed} of {len(rows)} between the first and the last step, {inside} inside a write")
-    assert landed >= 12
-    assert inside >= 3
+    assert landed >= 0.8 * len(rows)
+    assert inside >= len(rows) // 5

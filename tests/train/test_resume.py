@@ -28,9 +28,9 @@ RUN = [
     ("nproc", "whom"),
     [
         (1, "launcher"),
-        pytest.param(2, "one rank", marks=pytest.mark.slow),
+        pytest.param(2, "one rank", marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param(3, "one rank", marks=pytest.mark.slow),
-        pytest.param(4, "launcher", marks=pytest.mark.slow),
+        pytest.param(4, "launcher", marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
 def test_a_signal_saves_and_the_same_command_ends_bit_identical(train, begin, nproc, whom):
