@@ -191,7 +191,10 @@ def check_same(expected: Path, found: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("lost", [0, 2], ids=["the first", "the last"])
+@pytest.mark.parametrize(
+    "lost",
+    [pytest.param(0, id="the first"), pytest.param(2, id="the last", marks=pytest.mark.long)],
+)
 def test_a_host_is_lost_and_another_joins(lost, undisturbed, hosts):
     hosts.add(held=True)  # rank 0 is not where the rendezvous is kept
     hosts.add()

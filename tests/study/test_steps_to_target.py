@@ -195,7 +195,7 @@ def test_mistakes(capsys, arguments: list[str], words: str) -> None:
 def test_runs_to_a_target(tmp_path: Path) -> None:
     study = StepsToTarget(
         batches=[4, 16, 64],
-        rates=[1.0, 2.0],
+        rates=[0.5, 1.0],
         seeds=2,
         target={"loss": 0.2},
         base=["--recipe=quadratic", "--schedule.curve=constant", "--evaluate.every=64sa"],
