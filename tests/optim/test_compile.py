@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,21 +140,3 @@ def test_a_captured_step_replays_with_new_rates_and_gradients(name: str) -> None
         plain_step(index, 0.1 / index)
     for a, b in zip(captured.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
-RUNS = """
-import sys
-from largebatch.train import run
-from largebatch.train.parse import parse
-for name in ("sgd", "adamw"):
-    options = [f"--optim.name={name}", "--schedule.length=4st", "--data.limit=64"]
-    first = run(parse([f"--run.dir={name}", "--checkpoint.at=[2st]", *options]))
-    second = run(parse([f"--run.dir={name}-from-2", *options]), start=first.checkpoint("2st"))
-    assert second.steps == first.steps == 4
-sys.exit("torch._dynamo" in sys.modules)
-"""
-
-
-def test_runs_do_not_load_the_compiler(tmp_path: Path) -> None:
-    """It takes longer than all of torch, and torch's optimizers load it as they are made."""
-    subprocess.run([sys.executable, "-c", RUNS], cwd=tmp_path, check=True, timeout=300)
