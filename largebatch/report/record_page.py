@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 GREY = "#8a8f98"
+LONG = 32  # letters of a text that may take several lines
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def write_page(
     )
     page = environment.get_template("record_page.html.j2").render(
         title=title or f"bench {record.name}",
-        heads=list(dict.fromkeys(name for row in record.rows for name in row)),
+        columns=_columns(record.rows),
         rows=record.rows,
         tiles=tiles,
         lead=lead,
@@ -71,6 +72,16 @@ def write_page(
         write_atomically(Path(output), page)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the kind of each column: words if a value is long, else number (on the right)."""
+    kinds: dict[str, str] = {}
+    for row in rows:
+        for name, value in row.items():
+            long = isinstance(value, str) and len(value) > LONG
+            kinds[name] = "words" if long or kinds.get(name) == "words" else "number"
+    return kinds
 
 
 def lines(
