@@ -234,6 +234,7 @@ def test_the_operators_are_clean_under_sanitizers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_one_wheel_serves_the_newest_torch_and_2_13(tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "tests" / "check_wheel.py"), "--torch", "here", "2.13.0"]

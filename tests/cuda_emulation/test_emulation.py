@@ -116,7 +116,7 @@ def test_addresses_and_undefined_behaviour(emulation: ModuleType) -> None:
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(family, marks=pytest.mark.long if family in ("norms", "optimizers") else ())
+        pytest.param(family, marks=() if family in ("spreads", "slabs") else pytest.mark.long)
         for family in FAMILIES
     ],
 )

@@ -178,10 +178,13 @@ def prepared(folder: Path) -> Path:
 
 
 RUN = [page for page in PAGES if any(b.language == "sh" and b.is_run for b in blocks_in(page))]
+LONG = {f"docs/tutorials/{name}.md" for name in ("contrastive", "critical_batch", "language_lamb")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.long if page in LONG else ()) for page in RUN]
+)
 def test_a_page_runs_from_top_to_bottom(page: str, prepared: Path) -> None:
     printed = ""
     for block in blocks_in(page):
