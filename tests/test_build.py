@@ -173,6 +173,7 @@ def test_without_a_compiler_the_package_installs_and_trains(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_failing_nvcc_is_reported_and_leaves_the_cpu_kernels(tmp_path: Path) -> None:
     folder = sources(tmp_path)  # its path has a space in it
@@ -195,6 +196,7 @@ def test_a_failing_nvcc_is_reported_and_leaves_the_cpu_kernels(tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_operators_are_clean_under_sanitizers(tmp_path: Path) -> None:
     folder = sources(tmp_path)

@@ -178,7 +178,10 @@ def prepared(folder: Path) -> Path:
 
 
 RUN = [page for page in PAGES if any(b.language == "sh" and b.is_run for b in blocks_in(page))]
-LONG = {f"docs/tutorials/{name}.md" for name in ("contrastive", "critical_batch", "language_lamb")}
+LONG = {
+    f"docs/tutorials/{name}.md"
+    for name in ("contrastive", "critical_batch", "language_lamb", "lost_host", "own_loop")
+}
 
 
 @pytest.mark.slow

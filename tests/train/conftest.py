@@ -131,6 +131,7 @@ def command_main(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
+    sys.path[:0] = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
@@ -150,7 +151,7 @@ def train(tmp_path: Path) -> Train:
         directory = tmp_path / name
         line = command(directory, *arguments, nproc=nproc)
         variables = environment(**changes)
-        if variables != AT_THE_START:
+        if {**variables, "PYTHONPATH": ""} != {**AT_THE_START, "PYTHONPATH": ""}:
             done = subprocess.run(line, capture_output=True, text=True, env=variables, timeout=300)
             returned, output = done.returncode, done.stdout + done.stderr
         else:

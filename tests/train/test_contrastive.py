@@ -135,8 +135,11 @@ def test_it_is_judged_by_neighbours_and_by_a_linear_classifier(train: Train) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
-    [(), ("--task.negatives=48",), ("--norm.kind=sync",)],
-    ids=["step", "negatives", "sync"],
+    [
+        pytest.param((), id="step"),
+        pytest.param(("--task.negatives=48",), id="negatives", marks=pytest.mark.long),
+        pytest.param(("--norm.kind=sync",), id="sync", marks=pytest.mark.long),
+    ],
 )
 def test_ranks_change_nothing(train: Train, keys: tuple[str, ...]) -> None:
     """In every third step one rank of three has no sample, and takes part."""
@@ -157,6 +160,7 @@ def test_ranks_change_nothing(train: Train, keys: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_goes_on_after_a_kill(goes_on: Callable[..., Finished]) -> None:
     options = (*DOUBLE, "--batch.micro=32")  # two passes a step
     whole = goes_on(*options, "--schedule.length=40st", "--checkpoint.every=5st", step=12)

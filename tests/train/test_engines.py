@@ -65,6 +65,7 @@ def test_fsdp(train):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_hybrid_sharding(train):
     engine = ["--distributed.engine=fsdp", "--distributed.shard_ranks=2"]

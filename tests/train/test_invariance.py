@@ -136,6 +136,7 @@ def apart(a, b) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_in_float32_ranks_differ_no_more_than_threads(train):
     # All samples: the few of `limit` are learned before rounding has grown to a measure.
     single = [a for a in DOUBLE if not any(key in a for key in ("precision", "length", "limit"))]

@@ -1,6 +1,6 @@
 """Kill -9 at random moments, each followed by the same command (minutes: slow).
 
-Six among three ranks; with LARGEBATCH_LONG_TESTS set thirty, among two and three.
+Three among three ranks; with LARGEBATCH_LONG_TESTS set thirty, among two and three.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RUN = [
     "--checkpoint.every=9st",
 ]
 STEPS, THIRDS = 120, 3
-KILLS = {"launcher": 2, "rank": 1, "all": 1, "write": 2}
+KILLS = {"launcher": 1, "rank": 1, "write": 1}
 if "LARGEBATCH_LONG_TESTS" in os.environ:
     KILLS = {"launcher": 5, "rank": 4, "all": 3, "write": 3}
 

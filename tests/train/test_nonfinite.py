@@ -458,7 +458,7 @@ def test_a_rate_that_is_far_too_high_ends_in_failure(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compute", ["fp32", "fp16"])
+@pytest.mark.parametrize("compute", [pytest.param("fp32", marks=pytest.mark.long), "fp16"])
 def test_sharded_ranks_leave_out_the_same_step(compute: str, train: Any, folder: Path) -> None:
     arguments = ["--data.name=blobs:one", "--model.name=blobs:net", "--data.workers=0"]
     arguments += [f"--batch.size={BATCH}", "--norm.kind=ghost", "--norm.ghost_size=8"]

@@ -28,8 +28,8 @@ RUN = [
     ("nproc", "whom"),
     [
         (1, "launcher"),
-        pytest.param(2, "one rank", marks=[pytest.mark.slow, pytest.mark.long]),
-        pytest.param(3, "one rank", marks=pytest.mark.slow),
+        pytest.param(2, "one rank", marks=pytest.mark.slow),
+        pytest.param(3, "one rank", marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param(4, "launcher", marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
@@ -69,7 +69,7 @@ def samples(step: int) -> int:
     return step // 3 * 330 + step % 3 * 128
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize(("before", "after"), [pytest.param(2, 1, marks=pytest.mark.long), (3, 2)])
 @pytest.mark.slow
 def test_another_world_size_sees_the_same_samples(train, begin, before, after):
     double = [*RUN, "--precision.compute=fp64", "--model.drop=0"]
