@@ -25,7 +25,7 @@ RUN = [
     "--checkpoint.every=9st",
 ]
 STEPS, THIRDS = 120, 3
-KILLS = {"launcher": 1, "rank": 1, "write": 1}
+KILLS = {"launcher": 1, "write": 2}
 if "LARGEBATCH_LONG_TESTS" in os.environ:
     KILLS = {"launcher": 5, "rank": 4, "all": 3, "write": 3}
 
@@ -91,4 +91,4 @@ def test_killed_runs_end_as_undisturbed_ones(train, begin, nproc):
     inside = sum(half_written for _, _, half_written in rows)
     print(f"{landed} of {len(rows)} between the first and the last step, {inside} inside a write")
     assert landed >= 0.8 * len(rows)
-    assert inside >= len(rows) // 5
+    assert inside >= max(1, len(rows) // 5)
