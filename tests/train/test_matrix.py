@@ -298,7 +298,10 @@ def test_a_network_without_norms_learns_and_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=() if k in ("batch", "ghost") else pytest.mark.long) for k in NORMS],
+)
 def test_every_norm_compiles(kind: str, tmp_path: Path) -> None:
     check_compiled(NORMS[kind], ModelConfig(), tmp_path)
 
