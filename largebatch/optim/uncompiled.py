@@ -37,17 +37,22 @@ def uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]
         for name in METHODS
         if getattr(kind, name) is getattr(torch.optim.Optimizer, name)
     }
-    # As it is made, an optimizer's class gets hooks around its step: the subclass has its own.
-    step = inspect.unwrap(kind.step, stop=lambda step: not getattr(step, "hooked", False))
+    step = _unhooked(kind)
     if getattr(step, "__code__", None) is _DIFFERENTIABLE:
         members["step"] = _step(step)
     return type(kind.__name__, (kind,), members)
 
 
+def _unhooked(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    """Return a class's step without the hooks that it got as an optimizer of it was made.
+
+    A subclass gets hooks of its own.
+    """
+    return inspect.unwrap(kind.step, stop=lambda step: not getattr(step, "hooked", False))
+
+
 # The wrapper that torch puts around the steps of its optimizers: the same code for all.
-_DIFFERENTIABLE = inspect.unwrap(
-    torch.optim.Adam.step, stop=lambda step: not getattr(step, "hooked", False)
-).__code__
+_DIFFERENTIABLE = _unhooked(torch.optim.Adam).__code__
 
 
 def _step(method: Callable[..., Any]) -> Callable[..., Any]:
