@@ -354,3 +354,20 @@ def test_what_is_listed_is_covered(tmp_path: Path) -> None:
         for test in row.tests:
             passed = [each for each in printed.splitlines() if each.startswith(test)]
             assert any(row.name in each and "PASSED" in each for each in passed), (row.name, test)
+
+
+def test_the_command_pytest_alone_starts_runs(tmp_path: Path) -> None:
+    """Unlike ``python -m pytest`` it does not put the folder on the path of what tests fork."""
+    command = [
+        str(Path(sys.executable).with_name("pytest")),
+        "-n",
+        "0",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += [f"--basetemp={tmp_path / 'pytest'}"]
+    command += ["tests/train/test_engines.py::test_absent_deepspeed_is_one_line"]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
