@@ -39,7 +39,7 @@ class CifarResNet(nn.Module):
     """ResNet of ``depth`` = 6n + 2 layers: three stages of n blocks, 16, 32 and 64 channels wide.
 
     Args:
-        depth: 20, 32, 44, 56, ...
+        depth: 8, 20, 32, 44, 56, ...
         width: factor on the channels.
         num_classes: outputs.
         in_channels: channels of the images (N, in_channels, H, W).
@@ -105,7 +105,7 @@ def _register(name: str, depth: int, width: int, summary: str, source: str) -> N
         )
 
 
-for _depth, _count in ((20, "272 k"), (32, "467 k"), (44, "661 k"), (56, "856 k")):
+for _depth, _count in ((8, "78 k"), (20, "272 k"), (32, "467 k"), (44, "661 k"), (56, "856 k")):
     _register(
         f"cifar_resnet{_depth}",
         _depth,

@@ -31,6 +31,7 @@ NAMES = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ())
 OF_TEXT = {e.name for e in models if "vocabulary" in inspect.signature(e.factory).parameters}
 
 COUNTS = {
+    "cifar_resnet8": (78_042, 10),
     "cifar_resnet56": (855_770, 10),
     "f1": (1_462_794, 10),
     "c1": (1_757_834, 10),
