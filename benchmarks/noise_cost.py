@@ -121,15 +121,16 @@ def main() -> None:
             per_sample = side.turn()[1] / batch  # CPU time: others may be at work as well
             batch = max(16, round(TARGET_SECONDS / per_sample / 16) * 16)
             side.kill()
-    rows = [cost(source, batch, options.pairs, options.turns) for source in options.sources]
     note = (
         f"cifar_resnet20, batch {batch} in ghosts of {max(2, batch // 8)}, one thread, a pair: "
         f"{options.turns} turns of {TURN_STEPS} steps each; first, passes and doubling in 4 passes"
     )
-    record = BenchmarkRecord("noise-cost", FORMULA, rows, notes=[note])
+    record = BenchmarkRecord("noise-cost", FORMULA, [], notes=[note])
+    for source in options.sources:
+        record.rows.append(cost(source, batch, options.pairs, options.turns))
+        if options.json is not None:  # minutes a source: what is found is kept
+            write_record(options.json, record)
     print(record.table())
-    if options.json is not None:
-        write_record(options.json, record)
 
 
 if __name__ == "__main__":
