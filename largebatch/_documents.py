@@ -43,6 +43,15 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = _RESOLVERS
     name = ""
 
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        # Refused here too: the scanner reads a thousand characters ahead of the first bracket,
+        # and every token it reads costs as much as there are brackets open.
+        if self.flow_level > MOST_LEVELS:
+            raise UserError(
+                f"{self.name}: line {self.line + 1}: nested deeper than {MOST_LEVELS} levels"
+            )
+        super().fetch_flow_collection_start(TokenClass)
+
     def construct_document(self, node: yaml.Node) -> Any:
         _Expansion(self).size(node, "", 0)
         return super().construct_document(node)

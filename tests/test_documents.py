@@ -46,7 +46,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (f"run:\n  name: {'x' * 2**20}\n", ["larger than"]),
         ("optim: &o {options: *o}\n", ["optim.options", "line 1"]),
         (f"optim: {'[' * 200}{']' * 200}\n", ["nested deeper"]),
-        (f"optim: {'[' * 20_000}\n", ["nested"]),
+        (f"optim: {'[' * 20_000}\n", ["line 1", "nested deeper"]),
         ("optim: !!python/object/apply:os.system ['true']\n", ["line 1", "malformed"]),
         ("optim: {lr: 1}\n---\noptim: {lr: 2}\n", ["another document"]),
     ],
