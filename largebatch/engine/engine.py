@@ -84,7 +84,8 @@ class Engine(ABC):
     def backward(self, loss: Tensor, factor: float) -> None:
         """Add the gradient of ``factor`` x ``loss`` (0-d) to this rank's gradients."""
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
-        scaled.backward(torch.full_like(loss, factor))
+        # Not backward(factor): to check that, torch imports its symbolic shapes for half a second.
+        (scaled * factor).backward()
 
     @abstractmethod
     def finish(self) -> None:
