@@ -17,6 +17,7 @@ from typing import Any
 
 from largebatch.cli import main
 from largebatch.record import BenchmarkRecord, RunDirectory, read_metrics, read_record, write_record
+from largebatch.study.steps_to_target import figures
 
 FORMULA = """\
 hours = steps to the target x seconds of a step / 3600, without evaluations and checkpoints
@@ -28,16 +29,15 @@ STUDY = ["--batches=[16,32,64,128,256,512]", "--seeds=3", f"--target={TARGET}"]
 SCALING = ["--ranks", "1", "2", "--batches", "16", "32", "64", "128", "256"]
 SCALING += ["--seconds", "0.5", "--rounds", "5"]
 POINTS = [(48, 1), (192, 2)]  # batch and ranks
-RATE, REFERENCE = 0.05, 32  # of the recipe; rates go with the batch
 SEEDS = (11, 12, 13)  # none of the study's
 PHASES = ("data_seconds", "compute_seconds", "communication_seconds", "optimizer_seconds")
 
 
-def measured(folder: Path, batch: int, ranks: int, seed: int) -> float | None:
+def measured(folder: Path, batch: int, ranks: int, rate: float, seed: int) -> float | None:
     """Train to the target; return the hours of its steps, None if it never came there."""
     run = RunDirectory(folder / f"{batch}-on-{ranks}-seed-{seed}")
     options = [*BASE, f"--run.dir={run.path}", f"--run.nproc={ranks}", f"--run.seed={seed}"]
-    options += [f"--batch.size={batch}", f"--optim.lr={RATE * batch / REFERENCE}"]
+    options += [f"--batch.size={batch}", f"--optim.lr={rate}"]
     options += ["--telemetry.every=1st", f"--run.target={TARGET}"]
     subprocess.run([sys.executable, "-m", "largebatch", "train", *options], check=True)
     summary = run.read_summary() or {}
@@ -71,12 +71,14 @@ def run(folder: Path) -> BenchmarkRecord:
     for batch, ranks in POINTS:
         choice = choices[batch, ranks]
         low, high = choice["both"]
-        hours = [measured(folder, batch, ranks, seed) for seed in SEEDS]
+        rate = choice["learning_rate"]
+        hours = [measured(folder, batch, ranks, rate, seed) for seed in SEEDS]
         came = [each for each in hours if each is not None]
         rows.append(
             {
                 "batch": batch,
                 "ranks": ranks,
+                "learning rate": figures(rate),
                 "foretold ms": round(3.6e6 * choice["hours"], 1),
                 "low": round(3.6e6 * low, 1),
                 "high": round(3.6e6 * high, 1),

@@ -10,7 +10,7 @@ The minimum is (sqrt(Emin / (P r)) + sqrt(Smin c))^2.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +35,7 @@ class Need:
         scatter: relative standard deviation of one run about the fitted line.
         least, most: smallest and largest batch of the runs behind the fit.
         freedom: degrees of freedom of ``covariance`` and ``scatter``; 0: they are known exactly.
+        learning_rates: peak rate of the runs, by batch; empty: not known.
     """
 
     samples: float
@@ -44,6 +45,7 @@ class Need:
     least: float
     most: float
     freedom: int = 0
+    learning_rates: Mapping[float, float] = field(default_factory=dict)
 
     @property
     def critical(self) -> float:
@@ -53,6 +55,13 @@ class Need:
     def measured(self, batch: float) -> bool:
         """Return whether the batch lies within the batches of the runs."""
         return self.least <= batch <= self.most
+
+    def learning_rate(self, batch: float) -> float | None:
+        """Return the rate for a batch: a line through the logarithms, level beyond the runs."""
+        if not self.learning_rates:
+            return None
+        batches, rates = np.log(sorted(self.learning_rates.items())).T
+        return float(np.exp(np.interp(math.log(batch), batches, rates)))
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Choice:
         kilowatt_hours: energy; None if no watts were given.
         extrapolated: whether the batch lies outside of the measured range, of runs or of step
             times.
+        learning_rate: peak rate to train at; None: not known.
     """
 
     ranks: int
@@ -79,6 +89,7 @@ class Choice:
     cost: float
     kilowatt_hours: float | None
     extrapolated: bool
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,7 @@ def choice_of(
         cost,
         None if watts is None else hours * time.ranks * watts / 1000,
         not (need.measured(batch) and time.measured(batch)),
+        need.learning_rate(batch),
     )
 
 

@@ -33,11 +33,13 @@ class Cell:
     Attributes:
         needed: what each run needed, in the unit of the :class:`Convergence`.
         diverged: number of runs that never reached the target.
+        learning_rate: peak rate of the runs; None: not known.
     """
 
     batch: int
     needed: tuple[float, ...]
     diverged: int = 0
+    learning_rate: float | None = None
 
     @property
     def mean(self) -> float:

@@ -35,6 +35,7 @@ from largebatch.study.timing import StepTime, fit_timing, read_timing
 FORMULA = """\
 hours = steps x seconds of a step / 3600; steps = Smin + Emin / batch, from the study of runs
 seconds of a step = batch / (GPUs x rate) + fixed, a line through the timed steps
+learning rate: of the runs, between their batches by a line through the logarithms
 cost = hours x GPUs x price of a GPU an hour; kWh = hours x GPUs x watts / 1000
 fewest hours on P GPUs: batch = sqrt(critical batch x fixed x P x rate), hours = (sqrt(Emin / (P
   rate)) + sqrt(Smin x fixed))^2 / 3600
@@ -123,10 +124,12 @@ class Decision(Study):
         return BenchmarkRecord("decision", FORMULA, rows, notes=notes, details=details)
 
     def _row(self, name: str, choice: Choice) -> dict[str, Any]:
+        rate = choice.learning_rate
         return {
             "point": name,
             "GPUs": choice.ranks,
             "batch": choice.batch,
+            **({} if rate is None else {"learning rate": figures(rate)}),
             "hours": figures(choice.hours),
             "statistics": _interval(choice.statistics),
             "timing": _interval(choice.timing),
@@ -216,6 +219,7 @@ def _of_targets(path: Path, record: BenchmarkRecord, task: str | None) -> tuple[
     if not each["line"]:
         raise UserError(f"--task={name}: its runs were refused: they show no critical batch")
     unit = np.array([each["samples"], each["samples"]])
+    rates = each.get("learning_rates") or [None] * len(each["batches"])
     samples, steps = np.array(each["line"]) * unit
     return (
         Need(
@@ -226,6 +230,7 @@ def _of_targets(path: Path, record: BenchmarkRecord, task: str | None) -> tuple[
             min(each["batches"]),
             max(each["batches"]),
             each.get("freedom", 0),
+            {b: rate for b, rate in zip(each["batches"], rates, strict=True) if rate},
         ),
         name,
     )
@@ -272,6 +277,8 @@ def _words(choice: Choice, price: float | None) -> tuple[str, list[str]]:
         f" {duration(3600 * high)} (90%)",
         f"costs {cost}",
     ]
+    if choice.learning_rate is not None:
+        lines.insert(0, f"at a learning rate of {figures(choice.learning_rate)}")
     if choice.kilowatt_hours is not None:
         lines.append(f"{choice.kilowatt_hours:,.4g} kWh")
     if choice.extrapolated:

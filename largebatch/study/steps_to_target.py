@@ -167,7 +167,8 @@ class StepsToTarget(Study):
                 continue
             needed = [self._needed(batch, best, seed, done) for seed in self.numbers]
             came = tuple(value for value in needed if value is not None)
-            cells.append(Cell(batch, came, len(needed) - len(came)))
+            rate = self._job(batch, best, self.tuning).config.optim.lr
+            cells.append(Cell(batch, came, len(needed) - len(came), rate))
             if len(self.rates) > 1 and best in (self.rates[0], self.rates[-1]):
                 said.append(
                     f"batch {batch:,}: the best rate, {times(best)} of the rule, is the"
@@ -223,6 +224,7 @@ def concluded(task: Convergence) -> tuple[dict[str, Any], list[str], dict[str, A
         "unit": task.unit,
         "samples": task.samples,
         "batches": [cell.batch for cell in cells],
+        "learning_rates": [cell.learning_rate for cell in cells],
         "means": [cell.mean for cell in cells],
         "errors": [
             0.0 if cell.deviation is None else 1.96 * cell.deviation / len(cell.needed) ** 0.5

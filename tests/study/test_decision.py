@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,34 @@ def test_a_page_is_written_from_two_records(tmp_path: Path, record: Path, capsys
     assert "fewest hours at batch sqrt(" in text
     outside = text.replace("http://www.w3.org", "")
     assert "http://" not in outside and "https://" not in outside
+
+
+def test_rates_follow_the_runs() -> None:
+    """Between two batches as a power of the batch, so that a rule of linear or root is kept."""
+    need = replace(NEED, learning_rates={64: 0.4, 16: 0.1, 32: 0.2, 256: 0.8})
+    assert need.learning_rate(48) == pytest.approx(0.3)
+    assert need.learning_rate(128) == pytest.approx(0.4 * math.sqrt(2))
+    assert need.learning_rate(8) == pytest.approx(0.1)
+    assert need.learning_rate(4096) == pytest.approx(0.8)
+    assert NEED.learning_rate(48) is None
+    assert [each.learning_rate for each in choices(need, [TIME], [64, 256])] == [
+        pytest.approx(0.4),
+        pytest.approx(0.8),
+    ]
+
+
+def test_the_page_says_at_which_rate(tmp_path: Path, record: Path, capsys) -> None:
+    """Where the study knows: a table of published runs has no rates, nor has a batch without."""
+    assert "learning rate of" not in decide(tmp_path, record).read_text()
+    assert "learning rate" not in read_record(tmp_path / "d.json").rows[0]
+    found = read_record(record)
+    found.details["tasks"][0]["learning_rates"] = [0.8, None, 1.6, 2.4, 3.2]
+    write_record(record, found)
+    text = decide(tmp_path, record, "--batches=[16,32]").read_text()
+    rates = {16: 1.131, 32: 1.6}
+    for row in read_record(tmp_path / "d.json").rows[:3]:  # the cards
+        assert row["learning rate"] == rates[row["batch"]]
+        assert f"at a learning rate of {row['learning rate']}" in text
 
 
 def test_branches_decide_as_well(tmp_path: Path, record: Path, capsys) -> None:

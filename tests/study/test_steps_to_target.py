@@ -203,6 +203,9 @@ def test_runs_to_a_target(tmp_path: Path) -> None:
     record = carry_out(study, tmp_path)
     (row,) = record.rows
     assert row["batches"] == 3 and row["runs"] == 6
+    task, unit = record.details["tasks"][0], study.config.optim.lr / study.config.batch.size
+    for batch, rate in zip(task["batches"], task["learning_rates"], strict=True):
+        assert rate / (unit * batch) in (pytest.approx(0.5), pytest.approx(1.0))
     lost = [note for note in record.notes if "is not finite" in note]
     assert lost, "the largest rate diverges at the largest batch, which is said"
     assert carry_out(study, tmp_path).rows == record.rows
