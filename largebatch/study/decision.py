@@ -219,7 +219,7 @@ def _of_targets(path: Path, record: BenchmarkRecord, task: str | None) -> tuple[
     if not each["line"]:
         raise UserError(f"--task={name}: its runs were refused: they show no critical batch")
     unit = np.array([each["samples"], each["samples"]])
-    rates = each.get("learning_rates") or [None] * len(each["batches"])
+    rates = zip(each["batches"], each.get("learning_rates", ()), strict=False)
     samples, steps = np.array(each["line"]) * unit
     return (
         Need(
@@ -230,7 +230,7 @@ def _of_targets(path: Path, record: BenchmarkRecord, task: str | None) -> tuple[
             min(each["batches"]),
             max(each["batches"]),
             each.get("freedom", 0),
-            {b: rate for b, rate in zip(each["batches"], rates, strict=True) if rate},
+            {batch: rate for batch, rate in rates if rate},
         ),
         name,
     )
