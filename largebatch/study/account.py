@@ -10,6 +10,7 @@ from typing import Any
 from largebatch.study.branches import Point, noise_of
 from largebatch.study.findings import Findings
 from largebatch.study.overhead import Limit, Overhead, limit_of
+from largebatch.study.settings import rate_of
 from largebatch.study.steps_to_target import figures
 from largebatch.study.study import Done
 
@@ -124,6 +125,13 @@ class Account:
             "samples": point.samples,
             "own": self._size,
             "batches": [each.batch for each in found],
+            "learning_rates": [  # of the run's own batch first
+                rate_of(self._findings.config),
+                *(
+                    self._findings.peak_rate(point, each.batch // self._size, done)
+                    for each in found
+                ),
+            ],
             "overheads": [each.mean for each in found],
             "bounds": [each.bound for each in found],
             "B20": self.limit.batch,

@@ -250,6 +250,7 @@ def _of_branches(path: Path, record: BenchmarkRecord) -> tuple[Need, str]:
     # The run's own need is known: what is not is how it divides into Emin and Smin B.
     off = samples * own / (own + critical) * error
     covariance = np.array([[off**2, -(off**2) / own], [-(off**2) / own, (off / own) ** 2]])
+    batches = (own, *map(float, point["batches"]))
     return (
         Need(
             samples,
@@ -257,7 +258,8 @@ def _of_branches(path: Path, record: BenchmarkRecord) -> tuple[Need, str]:
             covariance,
             0.0,
             own,
-            float(max([own, *point["batches"]])),
+            max(batches),
+            learning_rates=dict(zip(batches, point.get("learning_rates", ()), strict=False)),
         ),
         f"branches at {point['at']}",
     )

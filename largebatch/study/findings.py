@@ -22,6 +22,7 @@ from largebatch.study.overhead import (
     overhead_of,
     overheads,
 )
+from largebatch.study.settings import rate_of
 from largebatch.study.study import Done
 
 
@@ -159,6 +160,10 @@ class Findings:
         }
         best = min(totals, key=lambda rate: totals[rate])
         return self.branching.job(Branch(point, factor, best, self.seeds[0])).config.optim.lr
+
+    def peak_rate(self, point: Point, factor: int, done: Done) -> float:
+        """Return the peak rate of a whole run at a batch whose rate here is the branch's best."""
+        return self.rate(point, factor, done) / point.rate * rate_of(self.config)
 
     def exact(self, point: Point, factors: Sequence[int]) -> Limit | None:
         """Return the B20 of the expected losses, if these are known exactly."""

@@ -80,6 +80,17 @@ def test_doublings_go_on_until_two_in_a_row_fail(parent: Path, monkeypatch) -> N
     assert study._factors(point, {}) == [2, 4, 8, 16, 32, 64]  # a window takes no more
 
 
+def test_the_best_rate_of_a_branch_is_told_as_the_peak_of_a_whole_run(
+    parent: Path, monkeypatch
+) -> None:
+    """Branches hold the rate that the curve has at their checkpoint; a run starts at its peak."""
+    study = CriticalBatch(run=str(parent), rates=3, seeds=1, scaling="sqrt", window=WINDOW)
+    found = {0.71: 0.3, 1.0: 0.2, 1.41: 0.1}
+    monkeypatch.setattr(study.findings, "values", lambda point, factor, rate, *rest: [found[rate]])
+    for point in study.points({}):
+        assert study.findings.peak_rate(point, 4, {}) == pytest.approx(0.2 * 2 * 1.41)
+
+
 def test_a_run_that_makes_no_progress_is_undecided(parent: Path, monkeypatch) -> None:
     study = CriticalBatch(run=str(parent), batches=["x2"], seeds=2, window=WINDOW)
     point, samples = study.points({})[0], np.arange(1.0, 12.0)
@@ -172,6 +183,7 @@ def test_from_a_run_to_the_page(parent: Path, tmp_path: Path, capsys) -> None:
     assert "took 1" in record.notes[-1] and "by its speed)" in record.notes[-1]
     (point,) = record.details["points"]
     assert point["samples"] == 512 and len(point["curves"]) >= 2
+    assert point["learning_rates"] == pytest.approx([0.2, 0.4, 3.2])
     text = (tmp_path / "f" / "report.html").read_text()
     assert "Overhead against batch" in text and "Branches at 25%" in text
     assert main(arguments) == 0

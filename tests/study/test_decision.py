@@ -203,6 +203,13 @@ def test_branches_decide_as_well(tmp_path: Path, record: Path, capsys) -> None:
     decide(tmp_path, record)
     printed = capsys.readouterr().out
     assert "branches at 25%: at least 30,000 samples and 93.75 steps, critical batch 320" in printed
+    assert "learning rate" not in read_record(tmp_path / "d.json").rows[0]
+    point["learning_rates"] = [0.1, 0.2, 0.3]
+    write_record(record, BenchmarkRecord("critical-batch", "", [], details=details))
+    decide(tmp_path, record, "--batches=[32,64,128]")
+    rates = {32: 0.1, 64: 0.2, 128: 0.3}
+    for row in read_record(tmp_path / "d.json").rows[:3]:
+        assert row["learning rate"] == rates[row["batch"]]
 
 
 @pytest.mark.parametrize(
