@@ -7,6 +7,7 @@ A figure is taken from its record when the page is made, so that the page cannot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,9 @@ def _counts(rows: list[Row], claim: Claim) -> Iterator[Row]:
 
 
 def _sentence(text: str) -> str:
-    said = " ".join(text.split()).rstrip(".")
+    """Return a formula as a sentence; a line that is not indented begins a new part of it."""
+    parts = re.split(r";?\n(?! )", text.strip())
+    said = "; ".join(" ".join(part.split()) for part in parts).rstrip(".")
     return f"{said[0].upper()}{said[1:]}."
 
 

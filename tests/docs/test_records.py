@@ -50,3 +50,7 @@ def test_a_bar_is_judged(records: ModuleType) -> None:
     )
     with pytest.raises(AssertionError, match="no row"):
         records._bar(record, {"row": {"a": 3}, "column": "ratio", "least": 1.0})
+
+
+def test_the_lines_of_a_formula_are_told_apart(records: ModuleType) -> None:
+    assert records._sentence("a = b /\n  c\nd = e;\nf: g\n") == "A = b / c; d = e; f: g."
