@@ -7,8 +7,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -124,14 +124,37 @@ def read_record(path: str | Path) -> BenchmarkRecord:
         UserError: the file is absent or not a record.
     """
     try:
-        record = BenchmarkRecord(**parse_json(read_file(Path(path))))
+        found = parse_json(read_file(Path(path)))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not a benchmark record ({error})") from None
-    if not isinstance(record.rows, list) or not all(isinstance(row, dict) for row in record.rows):
-        raise UserError(f"{path}: not a benchmark record (rows are no list of mappings)")
-    return record
+    for wrong in _mistakes(found):
+        raise UserError(f"{path}: not a benchmark record ({wrong})")
+    return BenchmarkRecord(**found)
+
+
+def _mistakes(found: Any) -> Iterator[str]:
+    """Yield what keeps a JSON value from being a record, in words."""
+    if not isinstance(found, dict):
+        yield "no mapping"
+        return
+    known = {each.name: each for each in fields(BenchmarkRecord)}
+    for name in found.keys() - known.keys():
+        yield f"unknown key {name!r}"
+    for name in ("name", "formula", "rows"):
+        if name not in found:
+            yield f"{name} is missing"
+        elif name != "rows" and not isinstance(found[name], str):
+            yield f"{name} is no text"
+    rows, notes = found.get("rows"), found.get("notes", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        yield "rows are no list of mappings"
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        yield "notes are no list of texts"
+    for name in ("environment", "details"):
+        if not isinstance(found.get(name, {}), dict):
+            yield f"{name}: no mapping"
 
 
 def cpu_model() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from largebatch._errors import UserError
 from largebatch.record.files import read_file
@@ -68,7 +68,7 @@ def read_object(path: Path, remedy: str) -> dict[str, Any] | None:
     return found
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a value read from JSON is a number that fits a float (not 1e999 or true)."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False

@@ -160,6 +160,11 @@ class Branching:
             )
         if samples >= self.total or not self._schedule.lr(min(samples, self.total - 1)) > 0:
             raise UserError(f"{what}: the run ends there; branch off earlier")
+        if samples + self.window > self.total:
+            raise UserError(
+                f"{what}: the run ends within a window of {self.window:,} samples from there;"
+                " branch off earlier, or take a shorter --window"
+            )
 
     def require_at(self, at: Duration) -> None:
         """Refuse a place of a run that is still to be made, see :meth:`require_place`."""

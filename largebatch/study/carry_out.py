@@ -10,7 +10,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from largebatch.study.job import WORKPLACE, Place
 from largebatch.study.progress import Progress
 from largebatch.study.study import Study
 from largebatch.train import Outcome
+from largebatch.train.check import check
 from largebatch.train.continuation import headline
 
 POLL_SECONDS = 0.1
@@ -42,7 +43,8 @@ def carry_out(
             passed on.
 
     Raises:
-        UserError: a job's config is refused, or differs from the run in its directory.
+        UserError: a job's config is refused, or differs from the run in its directory. Of jobs that
+            are asked for later on, the job itself says so.
         RunFailure: jobs have failed, or the study was stopped. The same call continues the study.
     """
     if at_a_time < 1:
@@ -84,6 +86,19 @@ class Survey:
         return outcome is not None
 
 
+def require_runnable(waiting: Iterable[Place]) -> None:
+    """Refuse jobs whose settings cannot run, before any of them starts.
+
+    Raises:
+        UserError: the message names the job, the key and what is allowed.
+    """
+    for place in waiting:
+        try:
+            check(place.config)
+        except UserError as error:
+            raise UserError(f"job {place.job.name}: {error}") from None
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Lock a study's folder for a ``with`` block, so that two commands cannot start one job twice.
@@ -120,6 +135,7 @@ class _Session:
         """Return the outcomes once all jobs are done."""
         try:
             waiting = self._ask()
+            require_runnable(waiting)
             ready = len(self._survey.done)
             self._progress.say(f"{len(self._survey.places)} jobs, {ready} of them done")
             while waiting:

@@ -10,12 +10,13 @@ The minimum is (sqrt(Emin / (P r)) + sqrt(Smin c))^2.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from largebatch.study.need import Need
 from largebatch.study.timing import StepTime
 
 DRAWS = 2000
@@ -26,45 +27,6 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Need:
-    """Samples to the target as a function of the batch, with errors.
-
-    Attributes:
-        samples, steps: Emin and Smin, in samples and steps.
-        covariance: covariance of ``samples`` and ``steps``, (2, 2).
-        scatter: relative standard deviation of one run about the fitted line.
-        least, most: smallest and largest batch of the runs behind the fit.
-        freedom: degrees of freedom of ``covariance`` and ``scatter``; 0: they are known exactly.
-        learning_rates: peak rate of the runs, by batch; empty: not known.
-    """
-
-    samples: float
-    steps: float
-    covariance: NDArray[np.float64]
-    scatter: float
-    least: float
-    most: float
-    freedom: int = 0
-    learning_rates: Mapping[float, float] = field(default_factory=dict)
-
-    @property
-    def critical(self) -> float:
-        """The critical batch, Emin / Smin, in samples."""
-        return self.samples / self.steps
-
-    def measured(self, batch: float) -> bool:
-        """Return whether the batch lies within the batches of the runs."""
-        return self.least <= batch <= self.most
-
-    def learning_rate(self, batch: float) -> float | None:
-        """Return the rate for a batch: a line through the logarithms, level beyond the runs."""
-        if not self.learning_rates:
-            return None
-        batches, rates = np.log(sorted(self.learning_rates.items())).T
-        return float(np.exp(np.interp(math.log(batch), batches, rates)))
-
-
-@dataclass(frozen=True)
 class Choice:
     """One batch on one number of GPUs.
 
@@ -72,7 +34,8 @@ class Choice:
         hours: hours to the target.
         statistics, timing: 90% intervals of the hours, from the errors of the runs and from those
             of the step time.
-        both: 90% interval from all errors together, for a run that is still to be made.
+        both: 90% interval from all errors together, for a run that is still to be made. Like
+            ``statistics`` None if the errors of the runs are not known.
         cost: hours x GPUs x price; in GPU-hours without a price.
         kilowatt_hours: energy; None if no watts were given.
         extrapolated: whether the batch lies outside of the measured range, of runs or of step
@@ -83,9 +46,9 @@ class Choice:
     ranks: int
     batch: int
     hours: float
-    statistics: Interval
+    statistics: Interval | None
     timing: Interval
-    both: Interval
+    both: Interval | None
     cost: float
     kilowatt_hours: float | None
     extrapolated: bool
@@ -99,7 +62,8 @@ class Chances:
     samples: NDArray[np.float64]
     steps: NDArray[np.float64]
     scatter: NDArray[np.float64]
-    time: NDArray[np.float64] = field(repr=False)
+    time: NDArray[np.float64]
+    known: bool  # whether the errors of the line are
 
     @staticmethod
     def of(need: Need) -> Chances:
@@ -108,7 +72,8 @@ class Chances:
         Errors that few runs tell are Student's: all of a draw's are wider by the same factor.
         """
         generator = np.random.default_rng(0)
-        off = generator.multivariate_normal([0.0, 0.0], need.covariance, DRAWS, method="eigh")
+        covariance = np.zeros((2, 2)) if need.covariance is None else need.covariance
+        off = generator.multivariate_normal([0.0, 0.0], covariance, DRAWS, method="eigh")
         scatter, time = generator.standard_normal((2, DRAWS))
         wider = np.ones(DRAWS)
         if need.freedom:
@@ -118,6 +83,7 @@ class Chances:
             np.maximum(need.steps + wider * off[:, 1], 0.0),
             np.exp(need.scatter * wider * scatter),
             time,
+            need.covariance is not None,
         )
 
 
@@ -165,9 +131,9 @@ def choice_of(
         time.ranks,
         batch,
         hours,
-        _interval(steps * seconds / 3600),
+        _interval(steps * seconds / 3600) if chances.known else None,
         _interval(hours * slower),
-        _interval(steps * chances.scatter * seconds / 3600 * slower),
+        _interval(steps * chances.scatter * seconds / 3600 * slower) if chances.known else None,
         cost,
         None if watts is None else hours * time.ranks * watts / 1000,
         not (need.measured(batch) and time.measured(batch)),

@@ -12,7 +12,7 @@ from largebatch._output import forgive_lost_output
 from largebatch._paths import user_path
 from largebatch._registry import this_folder_last
 from largebatch.record import BenchmarkRecord, write_record
-from largebatch.study.carry_out import Survey, carry_out, owned
+from largebatch.study.carry_out import Survey, carry_out, owned, require_runnable
 from largebatch.study.commands import write_commands
 from largebatch.study.grid import plain
 from largebatch.study.options import described, read_options
@@ -54,7 +54,7 @@ def run_study(factory: Callable[..., Study], name: str, arguments: Sequence[str]
     """
     parser = study_parser(name)
     parser.epilog = inspect.getdoc(factory)
-    options, rest = parser.parse_known_args(list(arguments))
+    options, rest = _divided(parser, arguments)
     study = _made(factory, name, rest)
     folder: Path = options.folder or Path("studies") / plain(name)
     if not list(study.jobs({})):  # all that it asks is known
@@ -64,6 +64,7 @@ def run_study(factory: Callable[..., Study], name: str, arguments: Sequence[str]
         with owned(folder):
             survey = Survey(study, folder)
             waiting = survey.ask()
+            require_runnable(waiting)
             for line in study.says(survey.done):
                 print(line)
             if waiting:
@@ -79,6 +80,27 @@ def run_study(factory: Callable[..., Study], name: str, arguments: Sequence[str]
         record = carry_out(study, folder, options.at_a_time)
     _write(study, record, folder, options)
     return 0
+
+
+def _divided(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parse what every study has; return it and the rest.
+
+    argparse takes an option that it does not know for a value if there is a space in it, so that it
+    is shown its own options and their values alone.
+    """
+    known = {f"--{name.replace('_', '-')}" for name in vars(parser.parse_args([]))}
+    known |= {"-h", "--help"}
+    own: list[str] = []
+    rest: list[str] = []
+    into = rest
+    for argument in arguments:
+        if argument.startswith("--") or argument in known:
+            into = own if argument.partition("=")[0] in known else rest
+        into.append(argument)
+    options, left = parser.parse_known_args(own)
+    return options, [*left, *rest]
 
 
 def _write(

@@ -13,6 +13,7 @@ from typing import Any
 
 from largebatch._errors import UserError
 from largebatch.record import is_number, parse_json, read_file
+from largebatch.train.keys import short
 
 PUBLISHED = "Epochs to converge"  # of MLPerf, whatever the unit
 # Of MLPerf's unit: its name and how many samples it is. Not listed: samples.
@@ -22,6 +23,9 @@ UNITS = {
     "maskrcnn": ("epochs", 117_266.0),
     "gpt3": ("tokens", 1 / 2048),
 }
+MOST_BATCH, MOST_NEED = 10**12, 10**18  # beyond which a figure is a mistake
+BATCHES = "a whole number from 1 to 10^12"
+NEEDS = "a number above 0, at most 10^18"
 FAR = math.log(2)  # of a run from the median of its batch, or of a batch from its neighbours
 DEVIATIONS = 6.0  # robust ones, that an outlier is off besides
 
@@ -168,7 +172,7 @@ def _version(path: Path) -> tuple[int, ...]:
 
 def _text(path: Path) -> str:
     try:
-        return read_file(path).decode()
+        return read_file(path).decode("utf-8-sig")  # spreadsheets begin with a mark of order
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
         raise UserError(f"--from {path}: {reason}") from None
@@ -185,11 +189,11 @@ def _published(path: Path) -> Iterator[tuple[str, Cell]]:
         if not isinstance(entry, dict) or not {"Benchmark", "BS", PUBLISHED} <= set(entry):
             continue
         batch, needed = entry["BS"], entry[PUBLISHED]
-        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-            raise UserError(f"--from {path}: {name}: BS={batch!r}: a whole number from 1")
+        if not is_number(batch) or not _is_batch(batch):
+            raise UserError(f"--from {path}: {name}: BS={short(batch)}: {BATCHES}")
         if not isinstance(needed, list) or not all(_is_needed(value) for value in needed):
-            raise UserError(f"--from {path}: {name}: {PUBLISHED}: a list of numbers above 0")
-        found.setdefault((str(entry["Benchmark"]), batch), []).extend(map(float, needed))
+            raise UserError(f"--from {path}: {name}: {PUBLISHED}: a list, each {NEEDS}")
+        found.setdefault((str(entry["Benchmark"]), int(batch)), []).extend(map(float, needed))
     if not any(found.values()):
         raise UserError(
             f"--from {path}: holds no reference convergence points (Benchmark, BS, {PUBLISHED})"
@@ -200,29 +204,34 @@ def _published(path: Path) -> Iterator[tuple[str, Cell]]:
 
 
 def _table(path: Path) -> Iterator[tuple[str, Cell]]:
-    lines = csv.DictReader(_text(path).splitlines())
-    names = [name.strip() for name in lines.fieldnames or ()]
-    if not {"batch", "samples"} <= set(names):
-        raise UserError(
-            f"--from {path}: its first line names {', '.join(names) or 'nothing'}; expected"
-            " batch, seed, samples"
-        )
-    lines.fieldnames = names
+    lines = csv.reader(_text(path).splitlines())
+    names: list[str] = []
     found: dict[int, list[float]] = {}
     diverged: dict[int, int] = {}
-    for line in lines:
-        where = f"--from {path}, line {lines.line_num}"
-        batch = _number(line["batch"])
-        if batch is None or batch != int(batch) or batch < 1:
-            raise UserError(f"{where}: batch={line['batch']!r}: a whole number from 1")
-        needed = _number(line["samples"])
-        own = found.setdefault(int(batch), [])
-        if needed is not None and needed > 0:
-            own.append(needed)
-        elif (line["samples"] or "").strip().lower() in ("", "diverged", "nan", "inf"):
-            diverged[int(batch)] = diverged.get(int(batch), 0) + 1
-        else:
-            raise UserError(f"{where}: samples={line['samples']!r}: a number above 0, or diverged")
+    try:
+        names = [name.strip() for name in next(lines, [])]
+        if not {"batch", "samples"} <= set(names) or len(set(names)) < len(names):
+            raise UserError(
+                f"--from {path}: its first line names {', '.join(names) or 'nothing'}; expected"
+                " batch, seed, samples"
+            )
+        for words in filter(None, lines):
+            where = f"--from {path}, line {lines.line_num}"
+            if len(words) != len(names):
+                raise UserError(f"{where}: {len(words)} values, the first line names {len(names)}")
+            line = dict(zip(names, words, strict=True))
+            batch, needed = _number(line["batch"]), _number(line["samples"])
+            if batch is None or not _is_batch(batch):
+                raise UserError(f"{where}: batch={short(line['batch'])}: {BATCHES}")
+            own = found.setdefault(int(batch), [])
+            if needed is not None and _is_needed(needed):
+                own.append(needed)
+            elif line["samples"].strip().lower() in ("", "diverged", "nan", "inf"):
+                diverged[int(batch)] = diverged.get(int(batch), 0) + 1
+            else:
+                raise UserError(f"{where}: samples={short(line['samples'])}: {NEEDS}, or diverged")
+    except csv.Error as error:
+        raise UserError(f"--from {path}, line {lines.line_num}: no table ({error})") from None
     if not found:
         raise UserError(f"--from {path}: holds no runs")
     for batch in found:
@@ -237,8 +246,12 @@ def _off(before: Cell, cell: Cell, after: Cell) -> float:
     return abs(math.log(cell.mean) - between)
 
 
+def _is_batch(value: float) -> bool:
+    return 1 <= value <= MOST_BATCH and value == int(value)
+
+
 def _is_needed(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value) and value > 0
+    return is_number(value) and 1 / MOST_NEED <= value <= MOST_NEED
 
 
 def _number(text: str | None) -> float | None:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from largebatch._errors import UserError
 from largebatch._paths import UserPath
-from largebatch.record import BenchmarkRecord, read_record
+from largebatch.record import BenchmarkRecord
 from largebatch.report.record_page import Tile, write_page
 from largebatch.schedule import Duration
 from largebatch.study.account import duration
 from largebatch.study.choices import (
     Choice,
-    Need,
+    Interval,
     choices,
     fastest_batch,
     fastest_hours,
     front,
     marked,
 )
+from largebatch.study.convergence import MOST_BATCH
 from largebatch.study.decision_charts import draw_decision
-from largebatch.study.hyperbola import OVERHEAD
 from largebatch.study.job import Job
+from largebatch.study.need import read_need
 from largebatch.study.steps_to_target import figures
 from largebatch.study.study import Done, Study, studies
 from largebatch.study.timing import StepTime, fit_timing, read_timing
@@ -81,12 +79,12 @@ class Decision(Study):
         if (scaling is None) == (rate is None):
             raise UserError("study decision: one of --scaling FILE and --rate SAMPLES_A_SECOND")
         for name, value in (("rate", rate), ("price", price), ("watts", watts)):
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name}={value}: a number above 0")
-        if not 0 <= fixed < math.inf:
-            raise UserError(f"--fixed={fixed}: seconds, from 0")
-        if any(each < 1 for each in (*gpus, *batches)):
-            raise UserError("study decision: --gpus and --batches from 1")
+            if value is not None and not 1e-12 <= value <= 1e12:
+                raise UserError(f"--{name}={value}: a number above 0, at most 10^12")
+        if not 0 <= fixed <= 1e6:
+            raise UserError(f"--fixed={fixed}: seconds, from 0 to 10^6")
+        if any(not 1 <= each <= MOST_BATCH for each in (*gpus, *batches)):
+            raise UserError("study decision: --gpus and --batches from 1 to 10^12")
         if within.unit != "%":
             raise UserError(f"--within={within}: a share, such as 10%")
         self.need, self.source = read_need(Path(from_), task)
@@ -141,11 +139,12 @@ class Decision(Study):
 
     def _notes(self) -> Iterator[str]:
         need = self.need
+        yield from need.remarks
         critical = f"{figures(need.critical):,}"
         yield (
             f"{self.source}: at least {figures(need.samples):,} samples and"
             f" {figures(need.steps):,} steps, critical batch {critical}, runs at batches"
-            f" {figures(need.least):,} to {figures(need.most):,}"
+            f" {need.least:,.6g} to {need.most:,.6g}"
         )
         for time in self.times:
             batch, hours = fastest_batch(need, time), fastest_hours(need, time)
@@ -184,99 +183,22 @@ class Decision(Study):
         return True
 
 
-def read_need(path: Path, task: str | None = None) -> tuple[Need, str]:
-    """Read what a target needs from the record of a study; return it with the task's name.
-
-    Branches of critical-batch go to no target. For them the target is the end of the run: the run's
-    own batch needs the run's length, and the smallest B20 along the run is a fifth of the critical
-    batch.
-
-    Raises:
-        UserError: the record is of another kind, or gives no critical batch.
-    """
-    record = read_record(path)
-    if record.name == "steps-to-target":
-        return _of_targets(path, record, task)
-    if record.name == "critical-batch":
-        return _of_branches(path, record)
-    raise UserError(
-        f"--from {path}: a record of {record.name!r}; expected steps-to-target or critical-batch"
-    )
-
-
-def _of_targets(path: Path, record: BenchmarkRecord, task: str | None) -> tuple[Need, str]:
-    tasks = {each["task"]: each for each in record.details.get("tasks", ())}
-    usable = [name for name, each in tasks.items() if each["line"]]
-    if task is not None and task not in tasks:
-        raise UserError(f"--task={task}: {path} has {', '.join(tasks)}")
-    if task is None and len(usable) != 1:
-        raise UserError(
-            f"--from {path}: {len(usable)} tasks with a critical batch"
-            + (f"; name one by --task: {', '.join(usable)}" if usable else "")
-        )
-    name = task or usable[0]
-    each = tasks[name]
-    if not each["line"]:
-        raise UserError(f"--task={name}: its runs were refused: they show no critical batch")
-    unit = np.array([each["samples"], each["samples"]])
-    rates = zip(each["batches"], each.get("learning_rates", ()), strict=False)
-    samples, steps = np.array(each["line"]) * unit
-    return (
-        Need(
-            float(samples),
-            float(steps),
-            np.array(each["covariance"]) * np.outer(unit, unit),
-            each["scatter"],
-            min(each["batches"]),
-            max(each["batches"]),
-            each.get("freedom", 0),
-            {batch: rate for batch, rate in rates if rate},
-        ),
-        name,
-    )
-
-
-def _of_branches(path: Path, record: BenchmarkRecord) -> tuple[Need, str]:
-    details = record.details
-    known = [point for point in details.get("points", ()) if point["B20"] is not None]
-    if not known:
-        raise UserError(f"--from {path}: no B20: all batches that were tried are as good")
-    point = min(known, key=lambda each: float(each["B20"]))
-    own, critical = float(point["own"]), point["B20"] / OVERHEAD
-    low = (point["low"] or point["B20"]) / OVERHEAD
-    high = (point["high"] or point["B20"]) / OVERHEAD
-    samples = details["total"] / (1 + own / critical)
-    error = math.log(high / low) / (2 * 1.96)  # of the logarithm of the critical batch
-    # The run's own need is known: what is not is how it divides into Emin and Smin B.
-    off = samples * own / (own + critical) * error
-    covariance = np.array([[off**2, -(off**2) / own], [-(off**2) / own, (off / own) ** 2]])
-    batches = (own, *map(float, point["batches"]))
-    return (
-        Need(
-            samples,
-            samples / critical,
-            covariance,
-            0.0,
-            own,
-            max(batches),
-            learning_rates=dict(zip(batches, point.get("learning_rates", ()), strict=False)),
-        ),
-        f"branches at {point['at']}",
-    )
-
-
-def _interval(interval: tuple[float, float]) -> str:
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return "not known"
     return f"{figures(interval[0], 3)} to {figures(interval[1], 3)}"
 
 
 def _words(choice: Choice, price: float | None) -> tuple[str, list[str]]:
     """Return the value of a card and its lines."""
     gpus = f"{choice.ranks} GPU{'s' * (choice.ranks > 1)}"
-    low, high = choice.both
+    hours = f"{duration(3600 * choice.hours)} to the target"
+    if choice.both is not None:
+        low, high = choice.both
+        hours += f", a run {duration(3600 * low)} to {duration(3600 * high)} (90%)"
     cost = f"{choice.cost:,.4g}" + (" GPU-hours" if price is None else " at the price given")
     lines = [
-        f"{duration(3600 * choice.hours)} to the target, a run {duration(3600 * low)} to"
-        f" {duration(3600 * high)} (90%)",
+        hours if choice.both is not None else f"{hours}; how surely is not known",
         f"costs {cost}",
     ]
     if choice.learning_rate is not None:

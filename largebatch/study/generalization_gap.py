@@ -47,7 +47,8 @@ class GeneralizationGap(GridStudy):
 
     formula = (
         "mean and standard deviation over seeds of the last validation's {figure}{unit}; gap = by"
-        " how much the small batch is better; p of a paired t test over seeds, two-sided"
+        " how much the small batch is better; p of a paired t test, two-sided; both over the seeds"
+        " of which neither run was lost"
     )
 
     def __init__(
@@ -64,9 +65,9 @@ class GeneralizationGap(GridStudy):
         large = TIMES * small if large is None else large
         if large <= small:
             raise UserError(f"--large={large}: above the small batch, {small}")
-        if part is not None and part.unit != "%":
+        if part is not None and (part.unit != "%" or not 0 < part.value <= 100):
             raise UserError(f"--part={part}: a share of the regime, such as 20%")
-        ghost = ghost or min(small, large)
+        ghost = small if ghost is None else ghost
         at_large = [f"--batch.size={large}", "--optim.scaling=none"]
         rate = [f"--batch.size={large}", f"--batch.reference={small}", "--optim.scaling=sqrt"]
         ghosts = [*rate, "--norm.kind=ghost", f"--norm.ghost_size={ghost}"]
@@ -96,16 +97,17 @@ class GeneralizationGap(GridStudy):
         )
 
     def further(
-        self, cell: str, values: Mapping[str, Sequence[float]], known: Figure
+        self, cell: str, values: Mapping[str, Mapping[int, float]], known: Figure
     ) -> dict[str, Any]:
         """Return the gap to the small batch, and the probability of so large a gap by chance."""
-        if not values[cell] or not values[SMALL]:
+        both = [seed for seed in values[cell] if seed in values[SMALL]]
+        if not both:
             return {}
+        small, own = ([values[name][seed] for seed in both] for name in (SMALL, cell))
         sign = 1 if known.better == "higher" else -1
-        gap = sign * (mean(values[SMALL]) - mean(values[cell]))
-        found: dict[str, Any] = {"gap": round(gap, 4)}
-        if cell != SMALL and len(values[cell]) == len(values[SMALL]):
-            p = paired(values[SMALL], values[cell])
+        found: dict[str, Any] = {"gap": round(sign * (mean(small) - mean(own)), 4)}
+        if cell != SMALL:
+            p = paired(small, own)
             found["p"] = None if p is None else float(f"{p:.2g}")
         return found
 

@@ -48,7 +48,13 @@ class GridStudy(Study):
         self.figure, self.percent, self.column, self.name = figure, percent, column, name
 
     def jobs(self, done: Done) -> Iterable[Job]:
-        """Return the runs of all cells; all are known from the start."""
+        """Return the runs of all cells; all are known from the start.
+
+        Raises:
+            UserError: a run that is done has no such figure.
+        """
+        if (outcome := _finished(done)) is not None:  # before the others are made
+            value_of(outcome.summary or {}, known_figure(outcome, self.figure).name)
         return self._jobs
 
     @cached_property
@@ -72,17 +78,17 @@ class GridStudy(Study):
         known = self.known(done)
         percent = known.percent if self.percent is None else self.percent
         values = {
-            cell: [
-                value_of(done[name].summary or {}, known.name, percent)
-                for name in (self.job_name(cell, seed) for seed in self.seeds)
+            cell: {
+                seed: value_of(done[name].summary or {}, known.name, percent)
+                for seed, name in ((seed, self.job_name(cell, seed)) for seed in self.seeds)
                 if not done[name].lost
-            ]
+            }
             for cell in self.cells
         }
         rows = [
             {
                 self.column: cell,
-                **spread(each, known.name, digits=2 if percent else 4),
+                **spread(list(each.values()), known.name, digits=2 if percent else 4),
                 **self.further(cell, values, known),
             }
             for cell, each in values.items()
@@ -120,16 +126,21 @@ class GridStudy(Study):
         Raises:
             UserError: no run has finished.
         """
-        outcome = next((each for each in done.values() if each.summary), None)
+        outcome = _finished(done)
         if outcome is None:
             raise UserError(f"study {self.name}: every run was lost; see FOLDER/jobs/*.log")
         return known_figure(outcome, self.figure)
 
     def further(
-        self, cell: str, values: Mapping[str, Sequence[float]], known: Figure
+        self, cell: str, values: Mapping[str, Mapping[int, float]], known: Figure
     ) -> dict[str, Any]:
-        """Return further columns of the row of ``cell``, from the values of all cells."""
+        """Return further columns of the row of ``cell``, from the values of all cells by seed."""
         return {}
+
+
+def _finished(done: Done) -> Outcome | None:
+    """Return a run that was not lost, None if there is none."""
+    return next((each for each in done.values() if each.summary), None)
 
 
 def known_figure(outcome: Outcome, name: str | None) -> Figure:

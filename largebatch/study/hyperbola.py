@@ -25,6 +25,7 @@ OVERHEAD = 0.2  # of samples, at B20: Zhang et al. 2024's bound of an efficient 
 CONFIDENCE = 0.95
 DOES_NOT_FIT = 0.01  # p of the lack of fit, below which the line is no headline
 FEWEST = 3  # batches: two fit any line
+MOST_RATIO = 1e9  # of needs, which no batches explain and arithmetic does not resolve
 DRAWS = 400
 TOLD = 0.75  # of the line's scatter: a flat part that leaves less is worth telling
 
@@ -104,12 +105,16 @@ def fit_line(cells: Sequence[Cell]) -> Line:
             samples do not grow with the batch or grow in proportion to the batch.
     """
     if len(cells) < FEWEST:
-        raise NoHyperbola(f"{len(cells)} batches: a line needs {FEWEST} to be tested by")
+        count = f"{len(cells)} batch{'es' * (len(cells) != 1)}"
+        raise NoHyperbola(f"{count}: a line needs {FEWEST} to be tested by")
     if len({cell.mean for cell in cells}) == 1:
         raise NoHyperbola(
             f"every batch needs {cells[0].mean:,.0f}: what is counted in steps that coarse shows no"
             " difference; evaluate more often (evaluate.every)"
         )
+    ratio = max(cell.mean for cell in cells) / min(cell.mean for cell in cells)
+    if ratio > MOST_RATIO:
+        raise NoHyperbola(f"what batches need differs by a factor of {ratio:.2g}: a mistaken unit?")
     variance, known = variances(cells)
     solution, covariance, line, squares = _least_squares(cells, variance)
     freedom = len(cells) - 2

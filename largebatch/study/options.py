@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from largebatch._documents import dump_yaml, read_yaml
+from largebatch._documents import dump_yaml, parse_yaml, read_yaml
 from largebatch._errors import UserError, nearest
 from largebatch._paths import UserPath
 from largebatch.record import json_text
@@ -136,7 +136,10 @@ def _text(where: str, words: list[str], hint: Any) -> str:
     """Return values as one of the config's YAML: several, or one of a list, are a list."""
     kinds = options(hint)
     item = next((get_args(kind) for kind in kinds if _is_list(kind)), None)
-    if item is None or (len(words) == 1 and words[0].startswith("[")):
+    texts = item is not None and item[:1] in ((str,), (UserPath,))  # may look like anything else
+    if texts and len(words) == 1 and words[0].startswith("["):
+        words = [as_option(each) for each in parse_yaml(words[0], where)]
+    elif item is None or (len(words) == 1 and words[0].startswith("[")):
         if not words and bool in kinds:
             return "true"
         if len(words) != 1:
@@ -144,7 +147,6 @@ def _text(where: str, words: list[str], hint: Any) -> str:
         return words[0]
     if not words:
         raise UserError(f"{where}: at least one value")
-    texts = item[:1] in ((str,), (UserPath,))  # they may look like anything else
     return f"[{', '.join(json_text(word) if texts else word for word in words)}]"
 
 

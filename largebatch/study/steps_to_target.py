@@ -15,9 +15,9 @@ import torch
 
 from largebatch._errors import UserError
 from largebatch._paths import UserPath
-from largebatch.record import BenchmarkRecord
+from largebatch.record import BenchmarkRecord, RunDirectory, is_number
 from largebatch.study import quadratic
-from largebatch.study.convergence import Cell, Convergence, read_convergence
+from largebatch.study.convergence import MOST_NEED, Cell, Convergence, read_convergence
 from largebatch.study.hyperbola import (
     OVERHEAD,
     Interpolated,
@@ -31,6 +31,7 @@ from largebatch.study.job import Job
 from largebatch.study.settings import Rule, at_batch, base_config, rule_of, times, with_seed
 from largebatch.study.study import Done, Study, studies
 from largebatch.train.config import Config
+from largebatch.train.keys import short
 from largebatch.train.prepare import prepare
 
 if TYPE_CHECKING:
@@ -83,8 +84,10 @@ class StepsToTarget(Study):
         self.without = without
         self.published = list(read_convergence(from_)) if from_ else None
         if self.published is not None:
-            if base or batches:
+            if base or batches or target or scaling:
                 raise UserError("--from: figures of runs that were made; leave out what makes runs")
+            there = {cell.batch for task in self.published for cell in task.cells}
+            self._require_there(there)
             return
         config = base_config(base, "steps-to-target")
         goal = target or config.run.target
@@ -94,12 +97,18 @@ class StepsToTarget(Study):
             raise UserError("study steps-to-target: at least one seed, and rates above 0")
         own = config.batch.size
         self.batches = sorted(set(batches)) or [max(1, own // 4) * 2**n for n in range(7)]
+        self._require_there(set(self.batches))
         self.rates = sorted(set(rates))
         self.config = replace(config, run=replace(config.run, target=dict(goal)))
         self.rule = rule_of(config, scaling)
         self.tuning = config.run.seed
         first = self.tuning + (len(self.rates) > 1)
         self.numbers = range(first, first + seeds)
+
+    def _require_there(self, batches: set[int]) -> None:
+        for batch in sorted(set(self.without) - batches):
+            known = ", ".join(map(str, sorted(batches)))
+            raise UserError(f"--without={batch}: no runs of that batch; there are {known}")
 
     def jobs(self, done: Done) -> Iterator[Job]:
         """Return every rate with the first seed, and each batch's best rate with the others."""
@@ -131,8 +140,17 @@ class StepsToTarget(Study):
 
     def _needed(self, batch: int, rate: float, seed: int, done: Done) -> float | None:
         """Return the samples to the target, None of a run that never came there."""
-        reached = (done[self._job(batch, rate, seed).name].summary or {}).get("target")
-        return float(reached["samples"]) if reached else None
+        outcome = done[self._job(batch, rate, seed).name]
+        reached = (outcome.summary or {}).get("target")
+        if reached is None:
+            return None
+        samples = reached.get("samples") if isinstance(reached, dict) else None
+        if not is_number(samples) or not 1 <= samples <= MOST_NEED:
+            raise UserError(
+                f"{RunDirectory(outcome.directory).summary}: target={short(reached)}: damaged;"
+                " delete it to run again"
+            )
+        return float(samples)
 
     def _best(self, batch: int, done: Done) -> float | None:
         """Return the rate that needed fewest samples with the first seed; None: none is known."""

@@ -20,6 +20,11 @@ from largebatch.study.study import Done, studies
 from largebatch.train import parse
 
 TUNING_SEED = 100
+OWN = {  # keys that no cell can have for itself, and what does that instead
+    "run.seed": "; --seeds=[0, 1, 2] names the seeds of every cell",
+    "run.dir": ", which gives every run a folder in --folder",
+    "checkpoint.resume": ", which continues every run",
+}
 
 
 @studies.register(
@@ -65,6 +70,9 @@ class Sweep(GridStudy):
         if tune is not None and budget < LEAST:
             raise UserError(f"--budget={budget}: at least {LEAST} runs to find the best {tune}")
         self.over = over or {}
+        for key in self.over:
+            if key in OWN:
+                raise UserError(f"--over={{{key}: ...}}: {key} is the study's own{OWN[key]}")
         self.places: dict[str, dict[str, Any]] = {}
         found: dict[str, list[str]] = {}
         for (title, options), values in product(

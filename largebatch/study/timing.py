@@ -12,9 +12,12 @@ import numpy as np
 
 from largebatch._errors import UserError
 from largebatch.record import BenchmarkRecord, is_number, read_record
+from largebatch.study.convergence import MOST_BATCH
+from largebatch.train.keys import short
 
 OURS = "largebatch"  # of the contenders of `bench scaling`
 P90 = 1.645  # normal quantile: half of what lies between p5 and p95
+MOST_SPREAD = 10.0  # relative, of the windows of one step time
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,10 @@ def read_timing(path: Path) -> list[Timed]:
         UserError: the file is no such record.
     """
     record = read_record(path)
-    found = list(_measured(record)) or list(_planned(record))
+    try:
+        found = list(_measured(record)) or list(_planned(record))
+    except ValueError as error:
+        raise UserError(f"--scaling {path}: {error}; measure or plan it again") from None
     if not found:
         raise UserError(
             f"--scaling {path}: a record of {record.name!r}; expected one of largebatch bench"
@@ -149,11 +155,12 @@ def _measured(record: BenchmarkRecord) -> Iterable[Timed]:
     for row in record.rows:
         if row.get("contender", OURS) != OURS or not is_number(row.get("images/s")):
             continue
-        ranks, batch, rate = row["ranks"], row["global batch"], row["images/s"]
+        ranks, batch = _whole(row, "ranks"), _whole(row, "global batch")
+        rate = _positive(row, "images/s")
         spread = 0.0
         if is_number(row.get("p5")) and is_number(row.get("p95")):
-            spread = (row["p95"] - row["p5"]) / (2 * P90 * rate)
-        yield Timed(int(ranks), int(batch), batch / rate, spread)
+            spread = min(abs(row["p95"] - row["p5"]) / (2 * P90 * rate), MOST_SPREAD)
+        yield Timed(ranks, batch, batch / rate, spread)
 
 
 def _planned(record: BenchmarkRecord) -> Iterable[Timed]:
@@ -161,4 +168,19 @@ def _planned(record: BenchmarkRecord) -> Iterable[Timed]:
     methods = [row.get("method") for row in rows]
     for row in rows:
         if row.get("method") == methods[-1]:  # the best for each message, which is listed last
-            yield Timed(int(row["ranks"]), int(row["global_batch"]), float(row["step_seconds"]))
+            ranks, batch = _whole(row, "ranks"), _whole(row, "global_batch")
+            yield Timed(ranks, batch, _positive(row, "step_seconds"))
+
+
+def _whole(row: dict[str, Any], key: str) -> int:
+    value = row.get(key)
+    if not is_number(value) or not 1 <= value <= MOST_BATCH or value != int(value):
+        raise ValueError(f"{key}={short(value)}: a whole number from 1 to {MOST_BATCH:,}")
+    return int(value)
+
+
+def _positive(row: dict[str, Any], key: str) -> float:
+    value = row.get(key)
+    if not is_number(value) or not 1e-12 <= value <= 1e12:
+        raise ValueError(f"{key}={short(value)}: a number above 0, at most 10^12")
+    return float(value)

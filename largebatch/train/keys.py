@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from functools import lru_cache, partial
@@ -142,7 +142,7 @@ def expected(hint: Any) -> str:
             words += [str(choice) for choice in get_args(option)]
         elif option is Duration:
             words.append(f"a duration ({DURATION_FORM})")
-        elif get_origin(option) in (list, tuple):
+        elif get_origin(option) in (list, tuple, Sequence):
             item = get_args(option)[0]
             count = f"{len(get_args(option))} of them, " if get_origin(option) is tuple else ""
             names = [f.name for f in fields(item)] if item in dataclasses_in(item) else ()

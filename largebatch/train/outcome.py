@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from largebatch._errors import RunFailure
-from largebatch.record import RunDirectory
+from largebatch._errors import RunFailure, UserError
+from largebatch.record import RunDirectory, is_number
 from largebatch.schedule import Duration
 from largebatch.train import checkpoint
 from largebatch.train.named import name_of
@@ -63,6 +63,9 @@ def outcome_of(path: Path) -> Outcome:
     directory = RunDirectory(path)
     summary = directory.read_summary()
     if summary is not None:
+        for key in ("samples", "steps"):
+            if not is_number(summary.get(key)):
+                raise UserError(f"{directory.summary}: damaged (no {key}); delete it to run again")
         return finished(path, summary)
     name = checkpoint.latest_name(directory.checkpoints)
     lost = directory.read_lost() or ""

@@ -117,11 +117,29 @@ def test_a_sweep_by_its_name(here: Path, capsys) -> None:
         (["sweep", "--folder", "r"], ["--over={optim.lr: [0.1, 0.2]}", "--cells="]),
         (["sweep", "--folder", "r", "--cells={a: []}", "--seeds=[]"], ["at least one cell"]),
         (["sweep", "--folder", "r", "--cells={a: [--optim.lrr=1]}"], ["optim.lrr", "optim.lr"]),
+        (["sweep", "--folder", "r", "--over={run.seed: [0, 1]}"], ["--seeds=[0, 1, 2]"]),
+        (["sweep", "--folder", "r", "--over={run.dir: [a]}"], ["run.dir", "--folder"]),
+        (["sweep", "--folder", "r", "--over={optim.lr: [-1]}"], ["job lr-1-0: ", "optim.lr=-1"]),
+        (["sweep", "--folder", "r", "--over={optim.lr: [1]}", "--seeds=[-1]"], ["run.seed=-1"]),
+        (["sweep", "--folder", "r", "--over={optim.lr: [-1]}", "--commands"], ["optim.lr=-1"]),
+        (["generalization-gap", "--recipe=digits", "--ghost=0"], ["ghosts-0: ", "ghost_size=0"]),
+        (["generalization-gap", "--recipe=digits", "--part=0%"], ["--part=0%"]),
+        (["generalization-gap", "--recipe=digits", "--part=120%"], ["--part=120%"]),
+        (["critical-batch", "--recipe=digits", "--at=abc"], ["--at=[abc]", "each a duration"]),
+        (["critical-batch", "--recipe=digits", "--batches=[3.5]"], ["'3.5'", "such as x2 x4"]),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(here: Path, capsys, arguments, words) -> None:
     line = refused(capsys, *arguments)
     assert all(word in line for word in words), line
+
+
+def test_an_option_with_a_space_after_one_without_a_value(here: Path, capsys) -> None:
+    """argparse takes it for the value, being no option that it knows."""
+    arguments = ["--folder", "r", "--commands", "--over={optim.lr: [0.1, 0.2]}", "--seeds", "0"]
+    assert main(["study", "sweep", *arguments]) == 0
+    assert "2 of 2 jobs to do" in capsys.readouterr().out
+    assert (here / "r" / "jobs" / "commands.txt").exists()
 
 
 def test_the_list(capsys) -> None:

@@ -149,6 +149,7 @@ def test_a_batch_that_is_out_of_the_question_needs_one_seed(parent: Path, monkey
         ([], "name one of a run's directory, or the training"),
         (["absent"], "absent: no run directory"),
         (["RUN", "--at", "30%", "--window", "640sa"], "--at=30%"),
+        (["RUN", "--at", "50%", "--window", "1500sa"], "the run ends within a window of 1,500"),
         (["RUN", "--batches", "x1"], "--batches: 'x1'"),
         (["--recipe", "digits", "--at", "0.5ep"], "--at=0.5ep: within the warm-up, which ends at"),
         (["--recipe", "digits", "--at", "2ep", "60ep"], "--at=60ep: the run ends there"),

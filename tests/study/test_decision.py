@@ -16,7 +16,6 @@ from largebatch.record import BenchmarkRecord, read_record, write_record
 from largebatch.study.account import duration
 from largebatch.study.choices import (
     Chances,
-    Need,
     choice_of,
     choices,
     fastest_batch,
@@ -26,6 +25,7 @@ from largebatch.study.choices import (
 )
 from largebatch.study.convergence import Cell
 from largebatch.study.hyperbola import NoHyperbola, fit_line, scatter_of_runs
+from largebatch.study.need import Need
 from largebatch.study.timing import StepTime, Timed, fit_timing
 
 NEED = Need(4.3e7, 970.0, np.diag([1e12, 400.0]), 0.02, 1632, 67840)

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from largebatch._errors import UserError
 from largebatch.cli import main
 from largebatch.record import read_record
 from largebatch.study.carry_out import carry_out
 from largebatch.study.convergence import Cell, Convergence, read_convergence
 from largebatch.study.steps_to_target import StepsToTarget, concluded
+from largebatch.train import Outcome
 
 # Of mlcommons/logging, Apache-2.0.
 LLAMA = {
@@ -157,12 +159,20 @@ def test_a_table(tmp_path: Path) -> None:
     ("name", "text", "words"),
     [
         ("a.csv", "batch,seed\n1,2", "its first line names batch, seed"),
-        ("a.csv", "batch,samples\n0,2", "line 2: batch='0'"),
-        ("a.csv", "batch,samples\n8,-2", "line 2: samples='-2'"),
+        ("a.csv", "batch,samples\n0,2", "line 2: batch=0: a whole number"),
+        ("a.csv", "batch,samples\n8,-2", "line 2: samples=-2: a number above"),
+        ("a.csv", "batch,samples\n8,1e308", "line 2: samples=1e308"),
+        ("a.csv", "batch,samples\n8,1e-300", "line 2: samples=1e-300"),
+        ("a.csv", "batch,samples\n1e300,8", "line 2: batch=1e300"),
+        ("a.csv", "batch,samples\n8,4\n8", "line 3: 1 values, the first line names 2"),
+        ("a.csv", "batch,samples\n8,4,5", "line 2: 3 values, the first line names 2"),
+        ("a.csv", "batch,samples,batch\n8,4,5", "its first line names batch, samples, batch"),
+        ("a.csv", f"batch,samples\n8,{'4' * 200_000}", "line 2: no table"),
         ("a.csv", "batch,samples", "holds no runs"),
         ("a.json", "{", "no JSON"),
         ("a.json", "{}", "no reference convergence points"),
         ("a.json", '{"x": {"Benchmark": "b", "BS": 0, "Epochs to converge": [1]}}', "BS=0"),
+        ("a.json", json.dumps(entries("b", {10**400: [1]})), "BS=1000"),
         ("a.json", '{"x": {"Benchmark": "b", "BS": 8, "Epochs to converge": ["1"]}}', "above 0"),
     ],
 )
@@ -209,3 +219,46 @@ def test_runs_to_a_target(tmp_path: Path) -> None:
     lost = [note for note in record.notes if "is not finite" in note]
     assert lost, "the largest rate diverges at the largest batch, which is said"
     assert carry_out(study, tmp_path).rows == record.rows
+
+
+def test_a_table_of_a_spreadsheet(tmp_path: Path) -> None:
+    """It begins with a mark of byte order, and may have empty lines."""
+    text = "batch,seed,samples\n8,0,100\n\n16,0,diverged\n"
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8-sig")
+    (task,) = read_convergence([tmp_path / "a.csv"])
+    assert task.cells == (Cell(8, (100.0,)), Cell(16, (), 1))
+
+
+def test_needs_that_no_batch_explains() -> None:
+    task = Convergence("x", (Cell(8, (1.0,)), Cell(16, (2.0,)), Cell(32, (1e15,))))
+    row, said, _ = concluded(task)
+    assert row["verdict"] == "refused" and "a mistaken unit" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--without=999"], "--without=999: no runs of that batch; there are 8, 16"),
+        (["--target={loss: 0.3}"], "leave out what makes runs"),
+        (["--scaling=linear"], "leave out what makes runs"),
+    ],
+)
+def test_options_that_published_figures_have_no_use_for(
+    tmp_path: Path, capsys, more: list[str], words: str
+) -> None:
+    (tmp_path / "a.csv").write_text("batch,samples\n8,100\n16,120\n")
+    assert main(["study", "steps-to-target", "--from", str(tmp_path / "a.csv"), *more]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["x", {"samples": "x"}, {"samples": -5}, {"samples": 0}, {}])
+def test_a_damaged_summary_is_named(tmp_path: Path, target: Any) -> None:
+    study = StepsToTarget(
+        base=["--recipe=quadratic"], batches=[4], rates=[1.0], seeds=1, target={"loss": 0.3}
+    )
+    (job,) = study.jobs({})
+    done = {job.name: Outcome(tmp_path, True, 8, 2, {"target": target})}
+    with pytest.raises(UserError, match=r"summary.json: target=.*delete it to run again"):
+        study.conclude(done)
+    done = {job.name: Outcome(tmp_path, True, 8, 2, {"target": None})}
+    assert study.conclude(done).rows[0]["runs"] == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from largebatch._errors import UserError
 from largebatch.cli import main
 from largebatch.record import BenchmarkRecord, read_record
 from largebatch.study.generalization_gap import GeneralizationGap, paired
@@ -157,6 +158,34 @@ def test_the_gap_and_its_remedies() -> None:
     rows = study.conclude(done).rows
     assert rows[0]["gap"] == 0 and "p" not in rows[0]
     assert rows[1]["gap"] > 0 and 0 < rows[1]["p"] < 0.05
+
+
+def test_seeds_are_compared_with_themselves_where_runs_were_lost() -> None:
+    """Two rows that lost one run each have as many runs left, but not of the same seeds."""
+    study = GeneralizationGap(["--recipe=hoffer-f1-mnist-small"], seeds=[0, 1, 2])
+    done = {}
+    for cell in study.cells:
+        for seed in study.seeds:
+            name = study.job_name(cell, seed)
+            done[name] = finished(name, "top1", 0.9 - 0.01 * seed)
+    lost = Outcome(Path("x"), False, 0, 0, lost="diverged")
+    done["small-batch-0"] = done["ghosts-2"] = done["regime-1"] = done["regime-2"] = lost
+    for seed, value in ((0, 0.5), (1, 0.8)):
+        done[f"ghosts-{seed}"] = finished(f"ghosts-{seed}", "top1", value)
+    for seed, value in ((1, 0.88), (2, 0.85)):
+        done[f"large-batch-{seed}"] = finished(f"large-batch-{seed}", "top1", value)
+    rows = {row["training"]: row for row in study.conclude(done).rows}
+    assert rows["+ ghosts"]["gap"] == pytest.approx(0.09) and rows["+ ghosts"]["p"] is None
+    assert rows["large batch"]["gap"] == pytest.approx(0.02)
+    assert rows["large batch"]["p"] == pytest.approx(paired([0.89, 0.88], [0.88, 0.85]), abs=0.01)
+    assert "gap" not in rows["+ regime"]  # seed 0 alone is left, which the small batch has lost
+
+
+def test_a_figure_that_runs_do_not_have_is_told_after_the_first() -> None:
+    sweep = Sweep(over={"optim.lr": [0.1, 0.2]}, base=SHORT, figure="zzz")
+    first = next(iter(sweep.jobs({})))
+    with pytest.raises(UserError, match=r"figure=zzz: .* there are"):
+        sweep.jobs({first.name: finished(first.name, "top1", 0.9)})
 
 
 def test_a_paired_test() -> None:
