@@ -121,12 +121,12 @@ class BlindSpots(Experiment):
 
     def measure(self, scale: Scale) -> Findings:
         """Train the network and the simple method on the same images of every signal."""
-        epochs = scale.pick(0.1, 3.0)
+        copies, epochs = scale.pick((3, 0.1), (4, 3.0))
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in SIGNALS}
         clean = []
         for seed in scale.seeds:
             rng = np.random.default_rng(seed)
-            (x, y), (hx, hy) = noisy("train", 4, rng), noisy("val", 1, rng)
+            (x, y), (hx, hy) = noisy("train", copies, rng), noisy("val", 1, rng)
             clean.append(cnn(x, y, (hx, hy), epochs, seed))
             for name, signal in SIGNALS.items():
                 shown, held = (signal.hide(i.copy(), c, rng) for i, c in ((x, y), (hx, hy)))

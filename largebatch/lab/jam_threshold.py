@@ -26,13 +26,13 @@ class Jamming(Experiment):
     def measure(self, scale: Scale) -> Findings:
         """Look for N* of random labels; then ask the logistic loss the same at one P."""
         counts = scale.pick((64, 128, 256), (64, 128, 256, 512))
-        steps, nets, between = scale.pick((500, 3, (0,)), (3000, 4, (0, 1)))
+        steps, nets, between, most = scale.pick((300, 3, (0,), 1.5), (3000, 4, (0, 1), 1.1))
         rows, curves, jumps = [], [], []
         found: list[tuple[float, float]] = []
         zero = True
         for seed in scale.seeds:
             for count in counts:
-                shapes, data = _shapes(count, between), random_data(count, seed)
+                shapes, data = _shapes(count, between, most), random_data(count, seed)
                 scanned = scan(shapes, data, nets, steps, seed, downwards=True)
                 zero &= all(bool(((s.losses == 0) == (s.broken == 0)).all()) for s in scanned)
                 critical, jump = threshold(scanned), None
@@ -48,17 +48,11 @@ class Jamming(Experiment):
                     shares = [float(s.broken.float().mean()) / s.size for s in scanned]
                     curves.append(Series(f"P = {count}", sizes, shares, mode="lines+markers"))
         across, up = [count for count, _ in found], [critical for _, critical in found]
-        logs = [[math.log(value) for value in each] for each in (across, up)]
-        exponent, _, error, _ = straight_line(*logs)
-        per, offset, _, r2 = straight_line(across, up)
-        shapes, data = _shapes(counts[0], between), random_data(counts[0], 0)
+        shapes, data = _shapes(counts[0], between, most), random_data(counts[0], 0)
         soft = [float(s.losses.min()) for s in scan(shapes, data, nets, steps, 0, loss=_logistic)]
-        line = (
-            f"N* = {offset:.0f} + {per:.2f} P, R² {r2:.3f}; N* ~ P^({exponent:.2f} ± {error:.2f})"
-        )
         always = "loss 0 where no constraint is broken, and only there"
         checks = [
-            Check("N* against P", "linear", line, r2 > 0.95 and abs(exponent - 1) < 0.25),
+            Check("N* against P", "linear", *_law(across, up)),
             Check(
                 "constraints broken just below N*, of N",
                 "a jump from 0, of order 1",
@@ -86,11 +80,25 @@ class Jamming(Experiment):
         return Findings(checks, rows, charts, notes)
 
 
-def _shapes(count: int, between: Sequence[int]) -> list[tuple[int, int]]:
-    """Return shapes with N about P/2, in order of N; the second layer is wider by ``between``."""
+def _law(across: Sequence[float], up: Sequence[float]) -> tuple[str, bool | None]:
+    """Return N* against P in words, and whether it is linear; None: too few were found."""
+    if len(across) < 3 or len(set(across)) < 2:
+        return f"{len(across)} found, too few for a line", None
+    logs = [[math.log(value) for value in each] for each in (across, up)]
+    exponent, _, error, _ = straight_line(*logs)
+    per, offset, _, r2 = straight_line(across, up)
+    line = f"N* = {offset:.0f} + {per:.2f} P, R² {r2:.3f}; N* ~ P^({exponent:.2f} ± {error:.2f})"
+    return line, r2 > 0.95 and abs(exponent - 1) < 0.25
+
+
+def _shapes(count: int, between: Sequence[int], most: float) -> list[tuple[int, int]]:
+    """Return shapes of 0.3 to ``most`` times P parameters, in order of N.
+
+    The second layer is wider by ``between``.
+    """
     every = [(h, h + more) for h in range(1, 40) for more in between]
     sizes = {shape: Nets(shape, 1, 0).size for shape in every}
-    return [shape for shape in every if 0.3 * count < sizes[shape] < 1.1 * count]
+    return [shape for shape in every if 0.3 * count < sizes[shape] < most * count]
 
 
 def _logistic(margins: Tensor) -> Tensor:

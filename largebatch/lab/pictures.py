@@ -108,10 +108,13 @@ def heat(
 
 
 def scatter(x: str, y: str, series: Sequence[Series], log: str = "", fit: bool = True) -> Drawing:
-    """Draw points, and through each series of three or more the straight line of its axes."""
+    """Draw points, and the straight line of its axes through each series of three or more.
+
+    There is no line where all are above one place.
+    """
     drawn = [Series(each.name, each.x, each.y, mode="markers") for each in series]
     for each in series:
-        if not fit or len(each.x) < 3:
+        if not fit or len(each.x) < 3 or len(set(each.x)) < 2:
             continue
         across = [ln(a) if "x" in log else a for a in each.x]
         up = [ln(b) if "y" in log else b for b in each.y]

@@ -71,7 +71,7 @@ class UltraSlow(Experiment):
             )  # fmt: skip
             mean = np.mean(means, axis=0).tolist()
             curves.append(Series(f"g = {exponent}", mean, (at + 1.0).tolist()))
-        checks.append(_walked(scale.pick(2000, 20000), rng))
+        checks.append(_walked(scale.pick(800, 20000), rng))
         slopes, fitted, charted = [], [], []
         for seed in scale.seeds:
             slopes.append(_rise(seed))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from largebatch.record import RunDirectory, read_metrics
+from largebatch.record import RunDirectory, is_number, read_metrics
 from largebatch.study.job import Job
 from largebatch.train import Outcome
 
@@ -35,15 +36,27 @@ class Speed:
             start: seconds of a start, for runs of before that do not say theirs.
         """
         summary = outcome.summary or {}
-        sample = 1 / max(float(summary["samples_per_second"]), 1e-9)
-        judged = sum(
-            line.get("split") == "val"
-            for line in read_metrics(RunDirectory(outcome.directory).metrics)
-        )
+        lines = read_metrics(RunDirectory(outcome.directory).metrics)
+        judged = sum(line.get("split") == "val" for line in lines)
         passes = judged * (2 if any(key.startswith("ema_") for key in summary) else 1)
+        sample = _sample_seconds(lines) or 1 / max(float(summary["samples_per_second"]), 1e-9)
         rest = float(summary["wall_seconds"]) - sample * float(summary["samples"])
         besides = took(outcome, start) - float(summary["wall_seconds"])
         return Speed(sample, max(rest, 0.0) / max(passes, 1), besides)
+
+
+def _sample_seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Return the seconds of a sample over all sessions of a run; 0 without lines of training.
+
+    The summary's rate is of the last session, which may have been much faster than the others.
+    """
+    samples, seconds, before = 0, 0.0, None
+    for line in lines:
+        rate = line.get("samples_per_second")
+        if line.get("split") == "train" and is_number(rate) and rate > 0:
+            since = line["samples"] - before if before is not None else line["batch_size"]
+            samples, seconds, before = samples + since, seconds + since / rate, line["samples"]
+    return seconds / max(samples, 1)
 
 
 def took(outcome: Outcome, start: float) -> float:

@@ -37,6 +37,21 @@ def test_a_run_says_what_a_sample_and_a_pass_take(tmp_path: Path, averaged, pass
     assert Speed.of(outcome, 9.0).start == 9.0
 
 
+def test_a_run_of_two_sessions_has_the_speed_of_both(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    # 400 samples at 10 a second, then 600 at 100 a second: 40 s and 6 s, in lines of 100 samples.
+    lines = [
+        {"split": "train", "samples": n, "batch_size": 100, "samples_per_second": rate}
+        for n, rate in zip(range(100, 1100, 100), [10.0] * 4 + [100.0] * 6, strict=True)
+    ]
+    lines += [{"split": "val", "samples": n, "loss": 1.0} for n in (500, 1000)]
+    run.metrics.write_text("".join(f"{json_text(line)}\n" for line in lines))
+    summary = {"samples": 1000, "samples_per_second": 100.0, "wall_seconds": 50.0}
+    speed = Speed.of(Outcome(tmp_path, True, 1000, 10, summary), 1.0)
+    assert speed.sample == pytest.approx(0.046)
+    assert speed.judged == pytest.approx(2.0), "not the 34 s by which the first was slower"
+
+
 def test_jobs_are_counted_by_their_samples_and_evaluations() -> None:
     config = parse(["--recipe=quadratic", "--batch.size=16", "--evaluate.every=10sa"])
     schedule = replace(config.schedule, length=Duration(1120, "sa"))
