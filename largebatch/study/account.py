@@ -148,9 +148,9 @@ def duration(seconds: float) -> str:
     """Return a duration in words."""
     if seconds < 10:
         return f"{seconds:.2g} s"
-    if seconds < 120:
+    if seconds < 119.5:  # rounded, two minutes are no longer seconds
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 7170 else f"{seconds / 3600:.1f} h"
 
 
 def _noise_scales(

@@ -58,6 +58,8 @@ def run_study(factory: Callable[..., Study], name: str, arguments: Sequence[str]
     study = _made(factory, name, rest)
     folder: Path = options.folder or Path("studies") / plain(name)
     if not list(study.jobs({})):  # all that it asks is known
+        if options.commands is not None:
+            raise UserError(f"study {name}: it has no jobs to write; leave --commands out")
         _write(study, study.conclude({}), options.folder, options)
         return 0
     if options.commands is not None:

@@ -18,6 +18,7 @@ from largebatch.models import ModelConfig, build_model, image_offers
 from largebatch.nn import NormConfig, SyncBatchNorm
 from largebatch.processes.ending import end_group
 
+pytestmark = pytest.mark.slow
 MODEL = "digits_cnn"
 
 
@@ -91,6 +92,5 @@ def rank_main(rank: int, folder: Path) -> None:
     end_group()
 
 
-@pytest.mark.slow
 def test_the_peer_computes_the_same_and_a_graph_sends_the_same(tmp_path: Path) -> None:
     mp.start_processes(rank_main, (tmp_path,), nprocs=2, start_method="forkserver")

@@ -164,3 +164,9 @@ def test_every_study_is_listed_with_its_options(name: str, capsys) -> None:
     entry = studies.entry(name)
     assert f"\n{name} " in f"\n{printed}" and entry.summary in printed
     assert all(f"--{spoken(k)}=" in printed for k in inspect.signature(entry.factory).parameters)
+
+
+def test_a_study_without_jobs_has_no_commands_to_write(here: Path, capsys) -> None:
+    (here / "known.csv").write_text("batch,seed,samples\n8,0,1000\n16,0,1200\n32,0,1600\n")
+    line = refused(capsys, "steps-to-target", "--from=known.csv", "--commands")
+    assert "steps-to-target: it has no jobs to write; leave --commands out" in line

@@ -87,7 +87,10 @@ def test_few_runs_foretell_a_run_at_another_batch(between: float) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.2034, "0.2 s"), (9.94, "9.9 s"), (40.0, "40 s"), (240.0, "4 min"), (9000.0, "2.5 h")],
+    [
+        *((0.2034, "0.2 s"), (9.94, "9.9 s"), (40.0, "40 s"), (119.4, "119 s"), (119.6, "2 min")),
+        *((240.0, "4 min"), (7169.0, "119 min"), (7171.0, "2.0 h"), (9000.0, "2.5 h")),
+    ],
 )
 def test_durations_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words

@@ -229,7 +229,7 @@ def test_the_room_of_a_step_is_that_of_a_dense_line_search(folder: Path) -> None
 @pytest.mark.parametrize(
     ("model", "ranks", "engine"),
     [
-        ("normed", 2, "ddp"),
+        pytest.param("normed", 2, "ddp", marks=pytest.mark.slow),
         pytest.param("plain_net", 3, "ddp", marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("normed", 3, "ddp", marks=pytest.mark.slow),
         pytest.param("plain_net", 2, "fsdp", marks=[pytest.mark.slow, pytest.mark.long]),

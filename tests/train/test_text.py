@@ -133,9 +133,8 @@ def test_windows_grow_at_equal_tokens_with_a_warm_up_of_their_own(
     assert rates == pytest.approx([1.0] * 5 + [0.0, 0.25, 0.5, 0.75] + [1.0] * (len(lines) - 9))
 
 
-@pytest.mark.parametrize(
-    "memory", [12, *(pytest.param(length, marks=pytest.mark.slow) for length in (0, 20))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [0, 12, 20])
 def test_streams_are_the_same_on_any_ranks_and_passes(
     train: Train, text: tuple[str, ...], memory: int
 ) -> None:
