@@ -33,7 +33,8 @@ from largebatch.nn import NormConfig
 from largebatch.optim import OptimConfig
 from largebatch.processes import World
 from largebatch.processes.environment import free_port
-from largebatch.processes.group import choose_device, process_group
+from largebatch.processes.freed_memory import keep_freed_memory
+from largebatch.processes.group import choose_device, process_group, set_threads
 from largebatch.record import BenchmarkRecord, json_text
 from largebatch.schedule import Duration, ScheduleConfig
 from largebatch.tasks import Classification, build_task
@@ -133,10 +134,11 @@ def _rank_main(
 ) -> None:
     world = World(rank, ranks, rank, ranks, "mpirun", port=port)
     device = choose_device(world)
+    set_threads(world)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, usable_cores() // ranks))
+        keep_freed_memory()
     with process_group(world, "auto", 600.0, device):
         rows = [row for case in mine for row in _measure(case, settings, world, device)]
     if rank == 0:
@@ -146,8 +148,12 @@ def _rank_main(
 def _measure(
     case: Case, settings: Settings, world: World, device: torch.device
 ) -> list[dict[str, Any]]:
-    contenders = [_ours(case, settings, world, device), _ddp(case, settings, world, device)]
-    found = windows(contenders, settings.seconds, settings.rounds, world)
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = [
+            _ours(case, settings, world, device, Path(folder)),
+            _ddp(case, settings, world, device),
+        ]
+        found = windows(contenders, settings.seconds, settings.rounds, world)
     gradients = sum(p.numel() for p in contenders[0].model.parameters() if p.requires_grad)
     alone = _all_reduce_seconds(gradients, world, device)
     return [
@@ -180,7 +186,9 @@ def _images(config: Config) -> Source:
     return source
 
 
-def _ours(case: Case, settings: Settings, world: World, device: torch.device) -> Contender:
+def _ours(
+    case: Case, settings: Settings, world: World, device: torch.device, folder: Path
+) -> Contender:
     total = case.batch * case.ranks
     size = settings.image_size
     config = settings.config or Config(
@@ -194,7 +202,7 @@ def _ours(case: Case, settings: Settings, world: World, device: torch.device) ->
         batch=replace(config.batch, size=total),
         schedule=ScheduleConfig(length=Duration.parse("100000ep"), curve="constant"),
     )
-    return trainer(OURS, config, world, device)
+    return trainer(OURS, config, world, device, folder)
 
 
 def _ddp(case: Case, settings: Settings, world: World, device: torch.device) -> Contender:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from largebatch.processes import World
 from largebatch.processes.lifetime import StopRequest
-from largebatch.record import RunDirectory
+from largebatch.record import MetricsWriter, RunDirectory
 from largebatch.train.build import build
 from largebatch.train.config import Config
 from largebatch.train.step_times import PHASES, StepTimes
@@ -59,10 +59,19 @@ class Contender:
             self.phases.append({phase: totals[phase] / self.times.steps for phase in PHASES})
 
 
-def trainer(name: str, config: Config, world: World, device: torch.device) -> Contender:
-    """Return our own trainer's step for the run in ``config``."""
+def trainer(
+    name: str, config: Config, world: World, device: torch.device, folder: Path | None = None
+) -> Contender:
+    """Return our own trainer's step for the run in ``config``.
+
+    Args:
+        folder: where rank 0 writes the lines of metrics.jsonl, as in any run; None: nowhere.
+    """
     parts = build(config, world, device)
-    made = Trainer(config, parts, RunDirectory(Path("unused")), StopRequest())
+    directory = RunDirectory(folder or Path("unused"))
+    made = Trainer(config, parts, directory, StopRequest())
+    if folder is not None and world.is_main:
+        made.telemetry.open((MetricsWriter(directory.metrics),))
     parts.model.train()
 
     def steps() -> Iterator[None]:
