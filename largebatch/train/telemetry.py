@@ -47,21 +47,24 @@ class Telemetry:
         self._writers: Writers = ()
         self._progress = Progress(task, 0, 0, shown=False)
         self._last_time = time.perf_counter()
-        self._last_samples: int | None = None
+        self._last_samples = 0
+        self._paused = 0.0
         self._held: list[tuple[Step, int, list[float], dict[str, Any], float]] = []
         self._written = 0.0
         self.watts: float | None = None
         self.train_seconds = 0.0
         self.train_samples = 0
 
-    def open(self, writers: Writers, progress: Progress | None = None) -> None:
+    def open(self, writers: Writers, progress: Progress | None = None, samples: int = 0) -> None:
         """Begin a session: set the destinations of lines from now on.
 
         Args:
             writers: destinations of lines; the metrics file is first.
             progress: display for the user; None: none.
+            samples: the run's samples so far.
         """
         self._writers = writers
+        self._last_samples = samples
         if progress is not None:
             self._progress = progress
         self._last_time = time.perf_counter()
@@ -93,7 +96,7 @@ class Telemetry:
     def _train(
         self, step: Step, number: int, sums: list[float], extra: dict[str, Any], now: float
     ) -> None:
-        since = step.end - (step.start if self._last_samples is None else self._last_samples)
+        since = step.end - self._last_samples
         record: dict[str, Any] = {
             **self.place("train", step.end, number),
             **self.task.read(sums),
@@ -115,13 +118,17 @@ class Telemetry:
         epoch = round(samples / self._clock.epoch_samples, 6)
         return {"split": split, "samples": samples, "step": number, "epoch": epoch}
 
+    def pause(self) -> None:
+        """Begin an evaluation: the time from now on is not training time."""
+        self._paused = time.perf_counter()
+
     def evaluation(self, record: dict[str, Any]) -> None:
-        """Write the line of an evaluation; the time until now is not training time."""
+        """Write the line of an evaluation, and end it: training goes on."""
         self.flush()
         self._write(record)
         if record["split"] == "val":
             self._progress.validation(record)
-        self._last_time = time.perf_counter()
+        self._last_time += time.perf_counter() - self._paused
 
     def line(self, split: str, samples: int, number: int, values: Mapping[str, Any]) -> None:
         """Write a line of another kind, after the queued lines."""

@@ -95,7 +95,8 @@ class Trainer:
         self.start_seconds = process_seconds()
         since = time.monotonic() - self.position.seconds
         position, total, main = self.position, self.schedule.total_samples, self.world.is_main
-        self.telemetry.open(writers, Progress(self.parts.task, total, position.samples, main))
+        progress = Progress(self.parts.task, total, position.samples, main)
+        self.telemetry.open(writers, progress, position.samples)
         try:
             self.panel.begin(position.samples, position.steps, say)
             return self._loop(since)
@@ -198,6 +199,7 @@ class Trainer:
         """Write the line of the evaluations; return True if a signal came before its end."""
         position, at = self.position, self._at
         self.heartbeat.activity.doing = "evaluation"
+        self.telemetry.pause()
         figures = self.evaluations.run(step, position.steps, self._ends_at(step))
         if figures is None:
             return True

@@ -21,6 +21,7 @@ from largebatch.processes.heartbeat import Heartbeat
 from largebatch.record import read_metrics
 from largebatch.schedule import BatchConfig, Duration, Schedule, ScheduleConfig
 from largebatch.tasks import Classification, ClassificationConfig
+from largebatch.train import telemetry as telemetry_module
 from largebatch.train.hardware_lines import HardwareLines
 from largebatch.train.step_times import StepTimes
 from largebatch.train.telemetry import Telemetry
@@ -72,6 +73,31 @@ def test_a_run_tells_where_its_time_goes_and_what_every_rank_does(begin: Any) ->
     assert fields >= {"samples", "step", "epoch", "rank", "host", *PHASES}
     assert fields >= {"host_cpu_utilization", "host_memory_bytes", "process_memory_bytes"}
     assert not any(name.startswith("gpu") for name in fields)
+
+
+@pytest.mark.parametrize("begin", [0, 600])
+def test_the_rate_leaves_out_evaluations_wherever_they_fall(monkeypatch, begin: int) -> None:
+    """Lines every fourth step, evaluations after every third: 0.5 s a step, 7 s each of these."""
+    now = 100.0
+    monkeypatch.setattr(telemetry_module, "time", SimpleNamespace(perf_counter=lambda: now))
+    length = ScheduleConfig(length=Duration.parse("30st"))
+    schedule = Schedule(length, BatchConfig(size=100), 0.1, "none", 3000, 1, None)
+    lines: list[dict[str, Any]] = []
+    task = Classification(ClassificationConfig(), num_classes=2)
+    telemetry = Telemetry(task, Duration.parse("4st"), schedule.clock)
+    telemetry.open((SimpleNamespace(write=lines.append),), samples=begin)  # type: ignore[arg-type]
+    for number, step in enumerate(schedule.plan.steps(begin), begin // 100 + 1):
+        now += 0.5
+        if telemetry.due(step, number):
+            telemetry.train(step, number, [1.0, 1.0, 100.0], {}, now)
+        if number % 3 == 0:
+            telemetry.pause()
+            now += 7.0
+            telemetry.evaluation({"split": "also", "samples": step.end})
+    telemetry.flush()
+    rates = [line["samples_per_second"] for line in lines if line["split"] == "train"]
+    assert rates == pytest.approx([200.0] * len(rates)) and len(rates) >= 6
+    assert telemetry.train_samples / telemetry.train_seconds == pytest.approx(200.0)
 
 
 def test_samples_per_joule_count_a_shared_gpu_once(tmp_path: Path) -> None:
