@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -16,12 +17,14 @@ from largebatch._errors import UserError, nearest
 from largebatch._paths import UserPath
 from largebatch.record import json_text
 from largebatch.study.study import Study
+from largebatch.train.config import Config
 from largebatch.train.keys import expected, options
 from largebatch.train.parse import FILES, options_of
 
 BASE = "base"
 FILE = "options"  # of a study, in YAML
 WHERE = "run"  # the argument that a word before all options is
+OF_TRAIN = {*FILES, *(field.name for field in fields(Config))}  # its options without a dot
 
 
 def spoken(parameter: str) -> str:
@@ -53,7 +56,7 @@ def read_options(
             given[WHERE] = words[0]
         elif key in known:
             given[known[key]] = _text(f"study {name}: --{option}", words, hints.get(known[key]))
-        elif BASE in known and ("." in option or option in FILES):
+        elif BASE in known and ("." in option or option in OF_TRAIN):
             if len(words) != 1:
                 raise UserError(f"--{option}: one value, write --{option}=VALUE")
             base.append(f"--{option}={words[0]}")

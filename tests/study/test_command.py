@@ -13,7 +13,8 @@ import pytest
 from largebatch.cli import main
 from largebatch.record import read_record
 from largebatch.study import studies
-from largebatch.study.options import spoken
+from largebatch.study.critical_batch import CriticalBatch
+from largebatch.study.options import read_options, spoken
 
 LONG = "--steps=600"  # as the undisturbed study
 
@@ -170,3 +171,9 @@ def test_a_study_without_jobs_has_no_commands_to_write(here: Path, capsys) -> No
     (here / "known.csv").write_text("batch,seed,samples\n8,0,1000\n16,0,1200\n32,0,1600\n")
     line = refused(capsys, "steps-to-target", "--from=known.csv", "--commands")
     assert "steps-to-target: it has no jobs to write; leave --commands out" in line
+
+
+@pytest.mark.parametrize("option", ["--probes=[{name: noise, every: 1st}]", "--optim.lr=0.1"])
+def test_every_option_of_training_is_taken(option: str) -> None:
+    read = read_options(CriticalBatch, "critical-batch", ["--recipe=digits", option])
+    assert read == {"base": ["--recipe=digits", option]}
