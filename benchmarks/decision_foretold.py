@@ -37,6 +37,7 @@ def measured(folder: Path, batch: int, ranks: int, rate: float, seed: int) -> fl
     run = RunDirectory(folder / f"{batch}-on-{ranks}-seed-{seed}")
     options = [*BASE, f"--run.dir={run.path}", f"--run.nproc={ranks}", f"--run.seed={seed}"]
     options += [f"--batch.size={batch}", f"--optim.lr={rate}", f"--run.target={TARGET}"]
+    options += ["--checkpoint.at=[]"]  # samples a second leave evaluations out, but no checkpoints
     subprocess.run([sys.executable, "-m", "largebatch", "train", *options], check=True)
     summary = run.read_summary() or {}
     if not summary.get("target"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from largebatch.lab.experiment import Check, Experiment, Findings, Scale, experiments, spread
 from largebatch.lab.jamming import Nets, random_data, scan, threshold
 from largebatch.lab.pictures import Series, lines, scatter
-from largebatch.report.log_fit import straight_line
+from largebatch.report.log_fit import determines_line, straight_line
 
 
 @experiments.register("jam-N*")
@@ -82,7 +82,7 @@ class Jamming(Experiment):
 
 def _law(across: Sequence[float], up: Sequence[float]) -> tuple[str, bool | None]:
     """Return N* against P in words, and whether it is linear; None: too few were found."""
-    if len(across) < 3 or len(set(across)) < 2:
+    if not determines_line(across):
         return f"{len(across)} found, too few for a line", None
     logs = [[math.log(value) for value in each] for each in (across, up)]
     exponent, _, error, _ = straight_line(*logs)

@@ -9,7 +9,7 @@ from math import log as ln
 from typing import TYPE_CHECKING
 
 from largebatch.lab.experiment import Drawing
-from largebatch.report.log_fit import straight_line
+from largebatch.report.log_fit import determines_line, straight_line
 from largebatch.report.record_page import GREY, blank_figure
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def scatter(x: str, y: str, series: Sequence[Series], log: str = "", fit: bool =
     """
     drawn = [Series(each.name, each.x, each.y, mode="markers") for each in series]
     for each in series:
-        if not fit or len(each.x) < 3 or len(set(each.x)) < 2:
+        if not fit or not determines_line(each.x):
             continue
         across = [ln(a) if "x" in log else a for a in each.x]
         up = [ln(b) if "y" in log else b for b in each.y]

@@ -47,8 +47,16 @@ def log_fit(steps: Sequence[float], distances: Sequence[float]) -> LogFit | None
     return LogFit(slope, intercept, error, r2, exponent)
 
 
+def determines_line(x: Sequence[float]) -> bool:
+    """Return whether :func:`straight_line` can be fitted: three points, at two places or more."""
+    return len(x) >= 3 and len(set(x)) >= 2
+
+
 def straight_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float, float]:
-    """Fit a line to three points or more; return slope, intercept, slope's standard error, R^2."""
+    """Fit a line; return slope, intercept, slope's standard error, R^2.
+
+    The points are to satisfy :func:`determines_line`.
+    """
     count = len(x)
     centre, height = sum(x) / count, sum(y) / count
     spread = sum((a - centre) ** 2 for a in x)
