@@ -19,6 +19,7 @@ from largebatch.distributed.statistics import record
 from largebatch.distributed.topology import Topology
 from largebatch.distributed.torus_face import TorusFace, make_torus
 from largebatch.processes.connect import connect
+from largebatch.processes.ending import let_gloo_rest
 
 # Added as they are; the other unsigned types are added as the signed ones, which have their bits.
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -145,8 +146,10 @@ class Algorithms:
 
 def _close(torus: TorusFace | None, ending: set[Pending], process: int) -> None:
     """Wait until what has begun is done, and end the torus' threads; a forked child has neither."""
-    for pending in tuple(ending) if os.getpid() == process else ():
-        pending.settle()
+    if os.getpid() == process:
+        for pending in tuple(ending):
+            pending.settle()
+        let_gloo_rest()
     if torus is not None and not torus.close():
         # A callback on one of its threads dropped the last owner: the interpreter's end, which the
         # thread must not outlive, is the next occasion.

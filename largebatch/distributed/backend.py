@@ -6,9 +6,13 @@ change. From torch 2.15 on an entry point makes the import unnecessary.
 
 from __future__ import annotations
 
+import atexit
+import os
+import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -25,6 +29,7 @@ from largebatch.distributed.pending import together
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.topology import Topology
 from largebatch.processes.connect import BackendType, add_backend, connect
+from largebatch.processes.ending import WAIT_SECONDS, let_gloo_rest
 
 SUM, AVG = dist.ReduceOp.SUM, dist.ReduceOp.AVG
 KINDS = {"cpu": BackendType.GLOO, "cuda": BackendType.NCCL}
@@ -91,7 +96,10 @@ class TorusGroup(dist.ProcessGroup):
             self._set_default_backend(KINDS[device.type])
         self._preference = preference
         self._reducers: dict[str, AllReduce] = {}
-        self._begun: deque[dist.Work] = deque()  # all-reduces that a barrier is to wait for
+        # All-reduces that a barrier is to wait for, and the end of this process.
+        self._begun: deque[dist.Work] = deque()
+        self._process = os.getpid()
+        _groups.add(self)
 
     def reducer(self, device: torch.device) -> AllReduce:
         """Return the all-reduce for tensors on ``device``; the first call is a collective one."""
@@ -118,7 +126,7 @@ class TorusGroup(dist.ProcessGroup):
         if not isinstance(opts, dist.AllreduceOptions):
             options = dist.AllreduceOptions()
             options.reduceOp = operation
-        return on_contiguous(self.flat.allreduce, given, options)
+        return self._remember(on_contiguous(self.flat.allreduce, given, options))
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
         """Reduce several tensors in place; the work's value is all of them.
@@ -154,6 +162,17 @@ class TorusGroup(dist.ProcessGroup):
         while self._begun:
             self._begun.popleft().wait()
 
+    def end(self) -> None:
+        """Wait for all-reduces begun earlier, for ``WAIT_SECONDS`` at most, done or failed.
+
+        A forked child waits for none: its threads are its parent's.
+        """
+        until = time.monotonic() + WAIT_SECONDS
+        while self._begun and os.getpid() == self._process:
+            with suppress(RuntimeError):
+                left = max(until - time.monotonic(), 0.001)
+                self._begun.popleft().wait(timedelta(seconds=left))
+
     def getBackendName(self) -> str:
         """Return the name given to ``init_process_group``."""
         return "torus"
@@ -174,6 +193,17 @@ class TorusGroup(dist.ProcessGroup):
     def group_name(self) -> Any:
         """Return the name under which torch knows the group."""
         return self._name
+
+
+_groups: weakref.WeakSet[TorusGroup] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_groups() -> None:
+    """End what the groups have begun: a thread that still needs the interpreter would abort it."""
+    for group in list(_groups):
+        group.end()
+    let_gloo_rest()
 
 
 def process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:

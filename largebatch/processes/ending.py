@@ -1,7 +1,13 @@
-"""End a process group: wait until gloo's threads are at rest before the interpreter ends."""
+"""Wait until gloo's threads are at rest, so that no interpreter ends under one of them.
+
+A thread of gloo reports a collective as done before it runs the callbacks and releases the tensors,
+and needs the interpreter for both. A thread that asks for an interpreter which is ending aborts the
+whole process ("terminate called without an active exception"). Under load this is no rare case.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -15,12 +21,17 @@ WAIT_SECONDS = 5.0
 def end_group() -> None:
     """Destroy the default process group, and wait until gloo's threads are at rest.
 
-    A thread of gloo reports a collective as done before it releases the collective's tensors, and
-    needs the interpreter to release them. Under load this may happen only while the interpreter is
-    ending. Then the whole process aborts ("terminate called without an active exception"). The
-    threads outlive the group as long as a model or a mesh refers to the group.
+    The threads outlive the group as long as a model or a mesh refers to the group.
     """
     dist.destroy_process_group()
+    let_gloo_rest()
+
+
+def let_gloo_rest() -> None:
+    """Wait, for ``WAIT_SECONDS`` at most, until no thread of gloo has something to do.
+
+    A thread that waits for another rank counts as one at rest: wait for its collective before.
+    """
     until = time.monotonic() + WAIT_SECONDS
     time.sleep(0.001)  # a thread that waits for the interpreter gets it
     while _at_work() and time.monotonic() < until:
@@ -28,10 +39,12 @@ def end_group() -> None:
 
 
 def _at_work() -> bool:
-    """Return whether a thread of gloo has something to do; False where /proc is absent."""
+    """Return whether another thread of gloo has something to do; False where /proc is absent."""
     if not TASKS.is_dir():
         return False
     for task in TASKS.iterdir():
+        if task.name == str(threading.get_native_id()):
+            continue  # a callback on this very thread let the last owner go
         try:
             name, _, rest = (task / "stat").read_text(encoding="utf-8").rpartition(")")
         except (FileNotFoundError, ProcessLookupError):

@@ -24,18 +24,26 @@ torch.set_num_threads(1)
 torus_library.load()
 SUM, AVG = dist.ReduceOp.SUM, dist.ReduceOp.AVG
 
-def begin(count=6, numel=100_000, op=SUM, group=None):
-    return [dist.all_reduce(torch.ones(numel), op, group, async_op=True) for _ in range(count)]
+def begin(count=6, numel=100_000, op=SUM, group=None, ones=torch.ones):
+    return [dist.all_reduce(ones(numel), op, group, async_op=True) for _ in range(count)]
 
-def listen(works):
+def listen(works, turns=0):
     for work in works:
-        work.get_future().then(lambda done: [tensor.sum() for tensor in done.value()])
+        work.get_future().then(
+            lambda done: ([tensor.sum() for tensor in done.value()], sum(range(turns)))
+        )
 
 def no_destroy():
     listen(begin())
 
 def no_destroy_of_a_flat_mean():
     listen(begin(op=AVG))
+
+def no_destroy_of_a_flat_sum():
+    listen(begin(), turns=1_000_000)  # longer than a thread may hold the interpreter at a time
+
+def no_destroy_of_a_flat_maximum_in_strides():
+    listen(begin(op=dist.ReduceOp.MAX, ones=lambda numel: torch.ones(100, 100).t()), 1_000_000)
 
 def a_callback_is_the_last_owner():
     [work] = begin(1, 4_000_000)
@@ -62,8 +70,9 @@ def a_forked_child_ends():
     assert os.waitpid(child, 0)[1] == 0
     dist.destroy_process_group()
 
-CASES = [no_destroy, no_destroy_of_a_flat_mean, a_callback_is_the_last_owner, groups_come_and_go,
-         a_forked_child_ends]
+CASES = [no_destroy, no_destroy_of_a_flat_mean, no_destroy_of_a_flat_sum,
+         no_destroy_of_a_flat_maximum_in_strides, a_callback_is_the_last_owner,
+         groups_come_and_go, a_forked_child_ends]
 
 for case in CASES:
     os.environ["LARGEBATCH_ALLREDUCE"] = "flat" if "flat" in case.__name__ else "torus"
@@ -96,6 +105,6 @@ def test_ranks_end_in_good_order(tmp_path, ops):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 5 and all(line.endswith("[0, 0]") for line in lines), (
+    assert len(lines) == 7 and all(line.endswith("[0, 0]") for line in lines), (
         done.stdout + done.stderr
     )
