@@ -64,20 +64,19 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
   // Waits for what has begun, unless that could be for ever: after a failure a thread may wait for
   // a dead rank yet. Returns false, having done nothing, on one of the threads, where a callback
   // may drop an owner: another is to close, unless this one was the `last`. A forked child has none
-  // of the threads, and its locks may be held by nobody.
+  // of the threads, and its locks may be held by nobody. May be called from several threads at once.
   bool close(bool last) {
-    if (threads_.empty()) return true;
+    if (process_ == 0) return true;
     if (getpid() != process_) {
       new std::vector<std::thread>(std::move(threads_));
       new std::shared_ptr<Schedule>(shared_from_this());
       threads_.clear();
       return true;
     }
-    bool inside = false;
-    for (const std::thread& thread : threads_) {
-      inside = inside || thread.get_id() == std::this_thread::get_id();
-    }
+    const bool inside = serving_ == this;
     if (inside && !last) return false;
+    const std::lock_guard<std::mutex> lock(closing_);
+    if (threads_.empty()) return true;
     inboxes_[0].put(nullptr);
     const bool failed = failure() != nullptr;
     if (failed) new std::shared_ptr<Schedule>(shared_from_this());
@@ -116,6 +115,7 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
   }
 
   void serve(int stage) {
+    serving_ = this;
     while (ChunkPtr chunk = inboxes_[stage].get()) {
       const bool last = stage + 1 == kSteps;
       if (!last) slots_[stage].acquire();
@@ -156,7 +156,9 @@ class Schedule : public std::enable_shared_from_this<Schedule> {
   std::optional<c10::Stream> stream_;
   int64_t sequence_ = 0;
   std::vector<std::thread> threads_;
-  pid_t process_ = 0;  // that the threads belong to
+  std::mutex closing_;
+  pid_t process_ = 0;  // that the threads belong to; 0: none was started
+  inline static thread_local const Schedule* serving_ = nullptr;  // whose thread this one is
   std::array<Inbox, kSteps> inboxes_;
   std::array<Slots, kSteps - 1> slots_;
   std::mutex mutex_;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import weakref
 from datetime import timedelta
@@ -72,6 +73,7 @@ class Algorithms:
                 column_store = PrefixStore(f"column {place.column[0]}", store)
                 self.column = connect(column_store, at, rows, timeout, device)
             self.torus = make_torus(self.topology, self.rank, self.row, self.column, device)
+            _open.add(self.torus)
         self._ending: set[Pending] = set()
         # When it is collected, at the latest before the interpreter ends: no thread may call Python
         # after that, and a callback that still had to would end the process in an abort.
@@ -144,16 +146,25 @@ class Algorithms:
         return pending
 
 
+# Schedules whose threads have not ended. A callback on one of the threads may drop the last owner
+# and cannot end them; the interpreter, which they must not outlive, then ends them from here.
+_open: set[TorusFace] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    for torus in tuple(_open):
+        torus.close()
+
+
 def _close(torus: TorusFace | None, ending: set[Pending], process: int) -> None:
     """Wait until what has begun is done, and end the torus' threads; a forked child has neither."""
+    for pending in tuple(ending) if os.getpid() == process else ():
+        pending.settle()
+    if torus is not None and torus.close():
+        _open.discard(torus)
     if os.getpid() == process:
-        for pending in tuple(ending):
-            pending.settle()
         let_gloo_rest()
-    if torus is not None and not torus.close():
-        # A callback on one of its threads dropped the last owner: the interpreter's end, which the
-        # thread must not outlive, is the next occasion.
-        weakref.finalize(Algorithms, torus.close)
 
 
 def _numbers(tensor: Tensor, mean: bool) -> Tensor:

@@ -14,11 +14,12 @@ from largebatch.distributed import torus_face
 
 SCRIPT = '''
 """Every case on two ranks, forked since that is quick; each then ends as an interpreter does."""
-import os, sys, tempfile, traceback
+import os, sys, tempfile, time
 import torch
 import torch.distributed as dist
 import largebatch.distributed
 from largebatch._ops import torus_library
+from largebatch.distributed import algorithms
 
 torch.set_num_threads(1)
 torus_library.load()
@@ -53,6 +54,10 @@ def a_callback_is_the_last_owner():
     dist.destroy_process_group()
     done.wait()
 
+def a_callback_is_the_last_owner_and_takes_its_time():
+    algorithms.let_gloo_rest = lambda: time.sleep(0.5)  # where its thread ends what it owned
+    a_callback_is_the_last_owner()
+
 def groups_come_and_go():
     for number in range(15):
         group = dist.new_group(range(2) if number % 2 else [0])
@@ -72,7 +77,7 @@ def a_forked_child_ends():
 
 CASES = [no_destroy, no_destroy_of_a_flat_mean, no_destroy_of_a_flat_sum,
          no_destroy_of_a_flat_maximum_in_strides, a_callback_is_the_last_owner,
-         groups_come_and_go, a_forked_child_ends]
+         a_callback_is_the_last_owner_and_takes_its_time, groups_come_and_go, a_forked_child_ends]
 
 for case in CASES:
     os.environ["LARGEBATCH_ALLREDUCE"] = "flat" if "flat" in case.__name__ else "torus"
@@ -105,6 +110,6 @@ def test_ranks_end_in_good_order(tmp_path, ops):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 7 and all(line.endswith("[0, 0]") for line in lines), (
+    assert len(lines) == 8 and all(line.endswith("[0, 0]") for line in lines), (
         done.stdout + done.stderr
     )
