@@ -75,9 +75,8 @@ class Algorithms:
             self.torus = make_torus(self.topology, self.rank, self.row, self.column, device)
             _open.add(self.torus)
         self._ending: set[Pending] = set()
-        # When it is collected, at the latest before the interpreter ends: no thread may call Python
-        # after that, and a callback that still had to would end the process in an abort.
         self.close = weakref.finalize(self, _close, self.torus, self._ending, os.getpid())
+        _made.add(self)
 
     def start_torus(
         self, tensor: Tensor, chunks: int, *, mean: bool = False, squares: Tensor | None = None
@@ -146,6 +145,15 @@ class Algorithms:
         return pending
 
 
+def _close(torus: TorusFace | None, ending: set[Pending], process: int) -> None:
+    """Wait until what has begun is done, and end the torus' threads; a forked child has neither."""
+    for pending in tuple(ending) if os.getpid() == process else ():
+        pending.settle()
+    if torus is not None and torus.close():
+        _open.discard(torus)
+
+
+_made: weakref.WeakSet[Algorithms] = weakref.WeakSet()
 # Schedules whose threads have not ended. A callback on one of the threads may drop the last owner
 # and cannot end them; the interpreter, which they must not outlive, then ends them from here.
 _open: set[TorusFace] = set()
@@ -153,18 +161,15 @@ _open: set[TorusFace] = set()
 
 @atexit.register
 def _close_all() -> None:
-    for torus in tuple(_open):
+    """Close what is left: no thread may call Python after the interpreter's end.
+
+    A callback that still had to would end the process in an abort.
+    """
+    for made in list(_made):
+        made.close()
+    for torus in list(_open):
         torus.close()
-
-
-def _close(torus: TorusFace | None, ending: set[Pending], process: int) -> None:
-    """Wait until what has begun is done, and end the torus' threads; a forked child has neither."""
-    for pending in tuple(ending) if os.getpid() == process else ():
-        pending.settle()
-    if torus is not None and torus.close():
-        _open.discard(torus)
-    if os.getpid() == process:
-        let_gloo_rest()
+    let_gloo_rest()
 
 
 def _numbers(tensor: Tensor, mean: bool) -> Tensor:

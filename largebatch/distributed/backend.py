@@ -29,7 +29,7 @@ from largebatch.distributed.pending import together
 from largebatch.distributed.preference import Preference
 from largebatch.distributed.topology import Topology
 from largebatch.processes.connect import BackendType, add_backend, connect
-from largebatch.processes.ending import WAIT_SECONDS, let_gloo_rest
+from largebatch.processes.ending import WAIT_SECONDS
 
 SUM, AVG = dist.ReduceOp.SUM, dist.ReduceOp.AVG
 KINDS = {"cpu": BackendType.GLOO, "cuda": BackendType.NCCL}
@@ -169,7 +169,7 @@ class TorusGroup(dist.ProcessGroup):
         """
         until = time.monotonic() + WAIT_SECONDS
         while self._begun and os.getpid() == self._process:
-            with suppress(RuntimeError):
+            with suppress(Exception):  # nobody is left who could be told
                 left = max(until - time.monotonic(), 0.001)
                 self._begun.popleft().wait(timedelta(seconds=left))
 
@@ -200,10 +200,9 @@ _groups: weakref.WeakSet[TorusGroup] = weakref.WeakSet()
 
 @atexit.register
 def _end_groups() -> None:
-    """End what the groups have begun: a thread that still needs the interpreter would abort it."""
+    """End what the groups have begun, before their algorithms close."""
     for group in list(_groups):
         group.end()
-    let_gloo_rest()
 
 
 def process_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
