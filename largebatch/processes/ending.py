@@ -7,7 +7,6 @@ whole process ("terminate called without an active exception"). Under load this 
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 
@@ -39,12 +38,10 @@ def let_gloo_rest() -> None:
 
 
 def _at_work() -> bool:
-    """Return whether another thread of gloo has something to do; False where /proc is absent."""
+    """Return whether a thread of gloo has something to do; False where /proc is absent."""
     if not TASKS.is_dir():
         return False
     for task in TASKS.iterdir():
-        if task.name == str(threading.get_native_id()):
-            continue  # a callback on this very thread let the last owner go
         try:
             name, _, rest = (task / "stat").read_text(encoding="utf-8").rpartition(")")
         except (FileNotFoundError, ProcessLookupError):
